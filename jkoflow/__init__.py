@@ -1,0 +1,11 @@
+"""Exact densities and samples from neural-ODE flows trained block by block on fused kernels."""
+
+from __future__ import annotations
+
+from jkoflow._version import __version__
+from jkoflow.block import Block
+from jkoflow.flow import JKOFlow
+from jkoflow.ops import FallbackWarning, Integrated, integrate
+from jkoflow.velocity import MLPVelocity
+
+__all__ = ["Block", "FallbackWarning", "Integrated", "JKOFlow", "MLPVelocity", "__version__", "integrate"]

@@ -1,0 +1,86 @@
+"""Activations of the velocity network and the derivatives that an exact divergence needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Activation:
+    r"""A smooth activation :math:`\sigma` with its slope :math:`\sigma'`.
+
+    Arguments:
+        name: One of ``"tanh"``, ``"softplus"``, ``"silu"``, ``"gelu"``, ``"sin"``.
+        beta: Sharpness of ``softplus``, :math:`\log(1 + e^{\beta z}) / \beta`; 1 for the others.
+    """
+
+    name: str
+    beta: float = 1.0
+
+    def value(self, z: Tensor) -> Tensor:
+        r"""Returns :math:`\sigma(z)`, with the shape of ``z``."""
+        return _TABLE[self.name][0](z, self.beta)
+
+    def slope(self, z: Tensor) -> Tensor:
+        r"""Returns :math:`\sigma'(z)`, with the shape of ``z``; autograd gives :math:`\sigma''`."""
+        return _TABLE[self.name][1](z, self.beta)
+
+    def __str__(self) -> str:
+        return f"softplus({self.beta:g})" if self.name == "softplus" else self.name
+
+
+def parse_activation(text: str | Activation) -> Activation:
+    """Reads ``"tanh"``, ``"silu"``, ``"softplus"``, ``"softplus(5)"``, ``"gelu"`` or ``"sin"``.
+
+    Raises:
+        ValueError: For an unknown name, a kinked activation such as relu, or a beta that is not positive.
+    """
+    if isinstance(text, Activation):
+        return text
+    if text in ("relu", "leaky_relu", "elu", "hardtanh"):
+        raise ValueError(
+            f"activation must be smooth, got {text!r}: its second derivative is zero or undefined, so the "
+            f"divergence would not train; use one of {', '.join(_TABLE)}"
+        )
+    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
+    if match is None or match[1] not in _TABLE or (match[2] is not None and match[1] != "softplus"):
+        raise ValueError(f"activation must be one of {', '.join(_TABLE)} or 'softplus(BETA)', got {text!r}")
+    try:
+        beta = float(match[2]) if match[2] is not None else 1.0
+    except ValueError:
+        beta = math.nan
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"softplus needs a positive finite beta, got {text!r}")
+    return Activation(match[1], beta)
+
+
+def _tanh_slope(z: Tensor, beta: float) -> Tensor:
+    h = torch.tanh(z)
+    return 1 - h * h
+
+
+def _silu_slope(z: Tensor, beta: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_slope(z: Tensor, beta: float) -> Tensor:
+    cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+_TABLE: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
+    "tanh": (lambda z, beta: torch.tanh(z), _tanh_slope),
+    # threshold=inf-like: PyTorch's softplus turns linear at beta * z > threshold, which would break float64 parity
+    "softplus": (lambda z, beta: functional.softplus(z, beta, 700.0), lambda z, beta: torch.sigmoid(beta * z)),
+    "silu": (lambda z, beta: functional.silu(z), _silu_slope),
+    "gelu": (lambda z, beta: functional.gelu(z), _gelu_slope),
+    "sin": (lambda z, beta: torch.sin(z), lambda z, beta: torch.cos(z)),
+}

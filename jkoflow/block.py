@@ -1,0 +1,104 @@
+"""One invertible block of a flow: a velocity and its time grid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from jkoflow.ops import integrate
+from jkoflow.velocity import MLPVelocity
+
+
+class Block(nn.Module):
+    r"""One JKO step: the map :math:`x(t_0) \mapsto x(t_1)` along a velocity.
+
+    Arguments:
+        velocity: The velocity field.
+        num_steps: Runge-Kutta steps inside the block that training uses.
+        method: Runge-Kutta method, see `jkoflow.integrate`.
+        t0: Start of the time interval.
+        t1: End of the time interval.
+        step_size: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
+    """
+
+    def __init__(
+        self,
+        velocity: MLPVelocity,
+        num_steps: int = 3,
+        method: str = "rk4",
+        t0: float = 0.0,
+        t1: float = 1.0,
+        step_size: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.num_steps = num_steps
+        self.method = method
+        self.t0 = t0
+        self.t1 = t1
+        self.step_size = step_size
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Carries x towards the noise.
+
+        Arguments:
+            x: Positions, with shape (B, d).
+            context: Conditioning variables, with shape (B, c).
+            num_steps: Runge-Kutta steps; None means those of training.
+
+        Returns:
+            The image of x (B, d) and the log abs det of the map's Jacobian (B,).
+        """
+        return self._integrate(x, context, num_steps, self.t0, self.t1)
+
+    def inverse(
+        self, y: Tensor, context: Tensor | None = None, num_steps: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Carries y back towards the data; shapes as in `forward`, logdet that of the inverse map."""
+        return self._integrate(y, context, num_steps, self.t1, self.t0)
+
+    def _integrate(
+        self, x: Tensor, context: Tensor | None, num_steps: int | None, start: float, end: float
+    ) -> tuple[Tensor, Tensor]:
+        result = integrate(
+            self.velocity,
+            x,
+            context=context,
+            t0=start,
+            t1=end,
+            num_steps=self.num_steps if num_steps is None else num_steps,
+            method=self.method,
+            keep_path=False,
+        )
+        return result.x, result.logdet
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the parameters, as JSON values; `from_description` builds the block again."""
+        velocity = self.velocity
+        return {
+            "velocity": {
+                "dim": velocity.dim,
+                "hidden": list(velocity.hidden),
+                "activation": str(velocity.activation),
+                "time": velocity.time,
+                "context_dim": velocity.context_dim,
+                "linear": velocity.linear is not None,
+            },
+            "num_steps": self.num_steps,
+            "method": self.method,
+            "t0": self.t0,
+            "t1": self.t1,
+            "step_size": None if math.isinf(self.step_size) else self.step_size,
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Block:
+        """Builds a block with fresh parameters from what `describe` returned."""
+        rest = {key: value for key, value in description.items() if key != "velocity"}
+        if rest["step_size"] is None:
+            rest["step_size"] = math.inf
+        return cls(MLPVelocity(**description["velocity"]), **rest)

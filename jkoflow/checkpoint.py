@@ -1,0 +1,94 @@
+"""Tensors and their JSON description in one safetensors file, versioned and written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """The file is missing, damaged, of another kind or of an unknown version."""
+
+
+def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; a crash at any moment leaves the old file or the new one, never a part.
+
+    Arguments:
+        path: The file to write.
+        kind: What the file holds, such as ``"flow"``; `load` refuses another kind.
+        tensors: Named tensors.
+        description: Anything JSON can hold (numbers keep their full precision).
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    header = {"format_version": FORMAT_VERSION, "kind": kind, "description": description}
+    payload = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"jkoflow": json.dumps(header)},
+    )
+    write_atomically(path, payload)
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save` wrote.
+
+    Returns:
+        The tensors (on the CPU) and the description.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of another kind or of an unknown version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["jkoflow"]) if "jkoflow" in metadata else None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow")
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this jkoflow reads {FORMAT_VERSION}; "
+            "load it with the jkoflow release that wrote it, or upgrade jkoflow"
+        )
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}")
+    return tensors, header["description"]
+
+
+def write_atomically(path: str | Path, payload: bytes) -> None:
+    """Writes a file through a temporary one beside it, flushed to disk, then renamed over it."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

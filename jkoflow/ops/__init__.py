@@ -1,0 +1,189 @@
+"""The one door to the integrators: checks the arguments and picks the backend."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from jkoflow.ops import native, reference
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPField
+
+__all__ = ["FallbackWarning", "Integrated", "integrate"]
+
+Backend = Literal["auto", "cpu", "cuda", "reference"]
+Divergence = Literal["exact", "hutchinson", "none"]
+
+
+class FallbackWarning(UserWarning):
+    """``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
+
+
+class Integrated(NamedTuple):
+    """The result of `integrate`."""
+
+    x: Tensor
+    """x at t1, with shape (B, d)."""
+    logdet: Tensor
+    """Integral of the divergence, with shape (B,)."""
+    path: Tensor | None
+    """x at every step, with shape (num_steps + 1, B, d); None if ``keep_path=False``."""
+
+
+@runtime_checkable
+class _HasField(Protocol):
+    def field(self) -> MLPField | None: ...
+
+
+def integrate(
+    velocity: Callable[..., Tensor],
+    x: Tensor,
+    *,
+    context: Tensor | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    num_steps: int = 3,
+    method: str = "rk4",
+    divergence: Divergence = "exact",
+    noise: Tensor | None = None,
+    backend: Backend = "auto",
+    precision: str = "fp32",
+    keep_path: bool = True,
+) -> Integrated:
+    r"""Integrates dx/dt = v(x, t) and the divergence of v with a fixed-step Runge-Kutta method.
+
+    .. math:: x(t_1) = x(t_0) + \int_{t_0}^{t_1} v(x, t)\, dt, \qquad
+              \mathrm{logdet} = \int_{t_0}^{t_1} \mathrm{tr}\, \partial_x v(x, t)\, dt
+
+    Gradients of x, logdet and path with respect to the input, the context and the parameters are the exact
+    derivatives of the discrete map.
+
+    Arguments:
+        velocity: An `MLPVelocity` (fused kernels), or any callable ``velocity(x, t, context)`` that maps (B, d) to
+            (B, d) row by row (PyTorch reference).
+        x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
+        context: Conditioning variables, with shape (B, c).
+        t0: Start time.
+        t1: End time; ``t1 < t0`` integrates backwards.
+        num_steps: Number of Runge-Kutta steps.
+        method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` (the 3/8 rule, as in torchdiffeq) or
+            ``"rk4_classic"``.
+        divergence: ``"exact"``, ``"hutchinson"`` (:math:`\epsilon^T J \epsilon` with one fixed probe) or ``"none"``
+            (logdet is zero). Exact costs one extra product per stage for up to two hidden layers, and a factor of
+            1 + d for deeper networks.
+        noise: The probe of ``"hutchinson"``, with shape (B, d).
+        backend: ``"auto"`` picks the fused kernel for the device of x and falls back to the reference with a
+            `FallbackWarning`; ``"cpu"``, ``"cuda"`` and ``"reference"`` force one.
+        precision: ``"fp32"``: products in the precision of x. Others are for CUDA.
+        keep_path: Whether to return x at every step.
+
+    Returns:
+        x at t1 (B, d), logdet (B,) and path (num_steps + 1, B, d).
+
+    Raises:
+        ValueError: If an argument has the wrong shape, dtype or value.
+        RuntimeError: If the backend asked for by name cannot run the request.
+
+    References:
+        | FFJORD: Free-form continuous dynamics for scalable reversible generative models (Grathwohl et al., 2018)
+        | https://arxiv.org/abs/1810.01367
+
+    Example:
+        >>> velocity = jkoflow.MLPVelocity(2)
+        >>> z, logdet, path = jkoflow.integrate(velocity, torch.randn(5, 2))
+        >>> path.shape
+        torch.Size([4, 5, 2])
+    """
+    field = velocity.field() if isinstance(velocity, _HasField) else None
+    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
+    kept = None
+    if backend in ("auto", "cpu", "cuda"):
+        reason = native.unsupported(field, x, divergence, backend)
+        if reason is None:
+            assert field is not None
+            kept = native.integrate_mlp(field, x, context, t0, t1, num_steps, method, divergence, keep_path)
+        elif backend != "auto":
+            raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
+        else:
+            _warn_fallback(reason)
+    if kept is None:
+        rhs = (
+            reference.autograd_rhs(velocity, context, divergence, noise)
+            if field is None
+            else reference.mlp_rhs(field, context, divergence, noise)
+        )
+        kept = reference.integrate_steps(rhs, x, t0, t1, num_steps, TABLEAUX[method])
+    end, logdet, path = kept
+    return Integrated(end, logdet, path if keep_path else None)
+
+
+def _check(
+    field: MLPField | None,
+    x: Tensor,
+    context: Tensor | None,
+    t0: float,
+    t1: float,
+    num_steps: int,
+    method: str,
+    divergence: str,
+    noise: Tensor | None,
+    backend: str,
+    precision: str,
+) -> None:
+    if x.dim() != 2 or x.shape[1] < 1 or (field is not None and x.shape[1] != field.dim):
+        expected = f"(B, {field.dim}) to match velocity.dim" if field is not None else "(B, d)"
+        raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, got {x.dtype}; convert it with x.float()")
+    if field is not None:
+        parameter = field.weights[0]
+        if parameter.dtype != x.dtype or parameter.device != x.device:
+            raise ValueError(
+                f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
+                f"({x.dtype}, {x.device}); convert one with .to(...)"
+            )
+        wanted = (x.shape[0], field.context_dim)
+        if (context is None) != (field.context_dim == 0) or (context is not None and context.shape != wanted):
+            expected = f"have shape {wanted} to match velocity.context_dim" if field.context_dim else "be None"
+            got = "None" if context is None else str(tuple(context.shape))
+            raise ValueError(f"context must {expected}, got {got}")
+    if context is not None and (context.dtype != x.dtype or context.device != x.device):
+        raise ValueError(
+            f"context must match x's dtype and device ({x.dtype}, {x.device}), got ({context.dtype}, {context.device})"
+        )
+    if not (isinstance(num_steps, int) and num_steps >= 1):
+        raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
+    if not all(isinstance(t, (int, float)) and abs(t) < float("inf") for t in (t0, t1)):
+        raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
+    for name, value, known in (
+        ("method", method, tuple(TABLEAUX)),
+        ("divergence", divergence, ("exact", "hutchinson", "none")),
+        ("backend", backend, ("auto", "cpu", "cuda", "reference")),
+        ("precision", precision, ("fp32", "tf32x3", "tf32")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if precision != "fp32":
+        raise ValueError(f"precision must be 'fp32' outside the CUDA kernels, got {precision!r}")
+    if (noise is not None) != (divergence == "hutchinson"):
+        raise ValueError(
+            f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "
+            f"divergence={divergence!r}"
+        )
+    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype):
+        raise ValueError(
+            f"noise must have shape {tuple(x.shape)} and dtype {x.dtype} as x, got {tuple(noise.shape)}, {noise.dtype}"
+        )
+
+
+_warned: set[str] = set()
+
+
+def _warn_fallback(reason: str) -> None:
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(f"using the PyTorch reference: {reason}", FallbackWarning, stacklevel=3)

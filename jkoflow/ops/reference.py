@@ -1,0 +1,132 @@
+"""The readable PyTorch twin of the kernels: their oracle in float64, and the fallback on any device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jkoflow.ops.tableau import Tableau
+from jkoflow.velocity import MLPField
+
+RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+"""Maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
+
+
+def integrate_steps(
+    rhs: RightHandSide, x: Tensor, t0: float, t1: float, num_steps: int, tableau: Tableau
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integrates dx/dt and the divergence with one explicit Runge-Kutta method.
+
+    Returns:
+        x at t1 (B, d), logdet (B,) and the path of x at every step (num_steps + 1, B, d).
+    """
+    dt = (t1 - t0) / num_steps
+    logdet = x.new_zeros(x.shape[0])
+    path = [x]
+    for step in range(num_steps):
+        t = t0 + step * dt
+        slopes: list[Tensor] = []
+        for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
+            stage_x = x
+            for a, slope in zip(row, slopes, strict=True):
+                if a != 0.0:
+                    stage_x = stage_x + (dt * a) * slope
+            velocity, divergence = rhs(stage_x, t + c * dt)
+            slopes.append(velocity)
+            if b != 0.0:
+                logdet = logdet + (dt * b) * divergence
+        for b, slope in zip(tableau.b, slopes, strict=True):
+            if b != 0.0:
+                x = x + (dt * b) * slope
+        path.append(x)
+    return x, logdet, torch.stack(path)
+
+
+def coupling(field: MLPField) -> Tensor:
+    r"""What the closed-form divergence needs of the weights, built once per integration.
+
+    With one hidden layer :math:`c_a = \sum_i W^1_{ai} W^2_{ia}`, so that div = c . s_1, shape (H1,);
+    with two :math:`M = W^2 \circ (W^1_x W^3)^T`, so that div = s_2^T M s_1, shape (H2, H1).
+    """
+    first_x = field.weights[0][:, : field.dim]
+    if len(field.weights) == 2:
+        return (first_x * field.weights[1].T).sum(1)
+    first, middle, last = first_x, field.weights[1], field.weights[2]
+    return middle * (first @ last).T
+
+
+def mlp_rhs(
+    field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None
+) -> RightHandSide:
+    """The velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
+    sigma, weights, biases = field.activation, field.weights, field.biases
+    first_x = weights[0][:, : field.dim]
+    offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
+    closed_form = divergence == "exact" and len(weights) <= 3
+    coupled = coupling(field) if closed_form else None
+    trace = torch.trace(field.linear) if field.linear is not None else 0.0
+
+    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        z = x @ first_x.T + offset
+        if field.time:
+            z = z + t * weights[0][:, field.dim]
+        pre_activations = [z]
+        h = sigma.value(z)
+        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+            z = h @ weight.T + bias
+            pre_activations.append(z)
+            h = sigma.value(z)
+        velocity = h @ weights[-1].T + biases[-1]
+        if field.linear is not None:
+            velocity = velocity + x @ field.linear.T
+        if divergence == "none":
+            return velocity, x.new_zeros(x.shape[0])
+        slopes = [sigma.slope(z) for z in pre_activations]
+        if coupled is not None:
+            if len(slopes) == 1:
+                return velocity, slopes[0] @ coupled + trace
+            return velocity, ((slopes[0] @ coupled.T) * slopes[1]).sum(1) + trace
+        # Tangents: columns of the Jacobian of each layer, (directions, B, H); all d of them, or the one along the noise.
+        if divergence == "exact":
+            tangents = slopes[0] * first_x.T.unsqueeze(1)
+        else:
+            assert noise is not None
+            tangents = (slopes[0] * (noise @ first_x.T)).unsqueeze(0)
+        for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
+            tangents = slope * (tangents @ weight.T)
+        if divergence == "exact":
+            return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
+        jacobian_noise = tangents[0] @ weights[-1].T
+        if field.linear is not None:
+            jacobian_noise = jacobian_noise + noise @ field.linear.T
+        return velocity, (noise * jacobian_noise).sum(1)
+
+    return rhs
+
+
+def autograd_rhs(
+    velocity: Callable[..., Tensor], context: Tensor | None, divergence: str, noise: Tensor | None
+) -> RightHandSide:
+    """Any differentiable velocity(x, t, context) with the divergence by reverse-mode autograd: d products, or one."""
+
+    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        if divergence == "none":
+            return velocity(x, t, context), x.new_zeros(x.shape[0])
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            v = velocity(x, t, context)
+            if not v.requires_grad:  # constant in x
+                return v, x.new_zeros(x.shape[0])
+            directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if noise is None else noise.unsqueeze(0)
+            total = x.new_zeros(x.shape[0])
+            for direction in directions:
+                (row,) = torch.autograd.grad(
+                    v, x, direction.expand_as(v), create_graph=keep_graph, retain_graph=True, materialize_grads=True
+                )
+                total = total + (row * direction).sum(1)
+        return (v, total) if keep_graph else (v.detach(), total.detach())
+
+    return rhs
