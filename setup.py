@@ -1,0 +1,76 @@
+"""Builds the extension through CMake; everything else about the package is in pyproject.toml.
+
+Environment variables: ``CMAKE_ARGS`` (more arguments for CMake), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL``
+(parallel compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Configures with Ninja, builds and copies the module to where setuptools expects it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Builds one extension; the build folder is kept, so that a second build is incremental."""
+        build_type = "Debug" if os.environ.get("DEBUG", "0") not in ("", "0") else "Release"
+        extra = os.environ.get("CMAKE_ARGS", "")
+        # CMake remembers its arguments, so builds with different ones get different folders.
+        suffix = f"-{zlib.crc32(extra.encode()):08x}" if extra else ""
+        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{build_type.lower()}{suffix}"
+        _remove_if_moved(folder)
+        pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
+        # Paths of the build environment are passed on every run: pip's isolated ones change and the cached are gone.
+        configure = [
+            _tool("cmake"),
+            *("-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+            f"-DCMAKE_BUILD_TYPE={build_type}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11}",
+            *shlex.split(extra),
+        ]
+        build = [_tool("cmake"), "--build", str(folder), "--target", "_C"]
+        if jobs := os.environ.get("MAX_JOBS"):
+            build += ["--parallel", jobs]
+        for command in (configure, build):
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:
+                # The traceback would hide the compiler's message, which stands just above.
+                raise SystemExit(f"jkoflow: {shlex.join(command)} failed with status {error.returncode}") from None
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)  # a running process may have the old one mapped
+        shutil.copy2(folder / output.name, output)
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise SystemExit(
+            f"jkoflow: {name} was not found; build with isolation (plain `pip install .`) or `pip install {name}`"
+        )
+    return path
+
+
+def _remove_if_moved(folder: Path) -> None:
+    """CMake refuses a build folder that was configured at another place, so start it anew."""
+    cache = folder / "CMakeCache.txt"
+    if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text(errors="replace"):
+        shutil.rmtree(folder)
+
+
+setup(ext_modules=[Extension("jkoflow._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
