@@ -58,7 +58,8 @@ class CMakeBuild(build_ext):
 
 
 def _tool(name: str) -> str:
-    path = shutil.which(name)
+    # The interpreter's own folder comes last: an isolated build has its tools on PATH.
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if path is None:
         raise SystemExit(
             f"jkoflow: {name} was not found; build with isolation (plain `pip install .`) or `pip install {name}`"

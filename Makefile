@@ -1,0 +1,73 @@
+# Everything README names. A fresh clone needs python3 (3.11 or newer), a C++ compiler and pip; the rest goes into .venv.
+#   PYTHON=python3.12   the interpreter that .venv is made with
+#   WERROR=ON           compiler warnings are errors (CI does so)
+#   CMAKE_ARGS=...      more arguments for CMake; DEBUG=1 for an unoptimised build
+PYTHON ?= python3
+WERROR ?= OFF
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS := runs/demo
+DEMO_SECONDS ?= 75
+
+NATIVE := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+
+# The constraints hold for pip's isolated build environments too; newer releases of pip read the second name.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_ARGS := $(strip $(CMAKE_ARGS) $(if $(filter ON,$(WERROR)),-DJKOFLOW_WERROR=ON))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench package clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/installed-cli  ## train on the gas-turbine data and on a 2-D density, write a report of each (6 minutes)
+	rm -rf $(RUNS)
+	mkdir -p $(RUNS)
+	$(BIN)/jkoflow train rose --out $(RUNS)/rose --time-budget $(DEMO_SECONDS)
+	$(BIN)/jkoflow train gasturbine --out $(RUNS)/gasturbine --time-budget $(DEMO_SECONDS)
+	@test -s $(RUNS)/rose/report.html && test -s $(RUNS)/gasturbine/report.html
+	@printf '\nReports, to open in a browser:\n  %s\n  %s\n' $(CURDIR)/$(RUNS)/rose/report.html $(CURDIR)/$(RUNS)/gasturbine/report.html
+
+test: $(VENV)/installed-test  ## build and run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-lint $(VENV)/installed-test  ## ruff, pyright, clang-format: report, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(if $(NATIVE),$(BIN)/clang-format --dry-run --Werror $(NATIVE))
+
+format: $(VENV)/installed-lint  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
+
+bench: $(VENV)/installed-test  ## measure the CPU kernels against this machine's matrix product
+	$(BIN)/python benchmarks/cpu_floor.py $(BENCH_ARGS)
+
+package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated and without torch
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	@unzip_list="$$($(BIN)/python -m zipfile -l build/wheel/jkoflow-*.whl)"; \
+	for file in 'jkoflow/_C\.' 'jkoflow/py\.typed' 'jkoflow/data/gasturbine\.npz'; do \
+	  echo "$$unzip_list" | grep -q "$$file" || { echo "the wheel lacks $$file"; exit 1; }; \
+	done; ls -l build/wheel
+
+clean:  ## remove the virtual environment, builds, caches and demo runs
+	rm -rf $(VENV) build dist $(RUNS) jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Installed editable and without isolation, so that a change of csrc recompiles only what it touches.
+$(VENV)/installed-%: $(VENV)/created $(BUILD_FILES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+$(VENV)/created: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jkoflow needs Python 3.11 or newer, got " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet setuptools cmake ninja pybind11
+	@touch $@
