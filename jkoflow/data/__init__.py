@@ -1,0 +1,170 @@
+"""Data to train on: two-dimensional shapes, bundled real data and files, checked and split."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jkoflow.data.bundled import gasturbine
+from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features, warn_about_columns
+from jkoflow.data.dataset import Dataset, require_batch
+from jkoflow.data.optional import MissingExtraError, require
+from jkoflow.data.readers import PARTS, READERS, Table, read_table
+from jkoflow.data.shapes import SHAPES, draw
+from jkoflow.data.splits import split_rows, to_float32
+from jkoflow.data.writers import check_output, write_table
+
+__all__ = [
+    "BUILT_IN",
+    "DataError",
+    "DataWarning",
+    "Dataset",
+    "MissingExtraError",
+    "check_output",
+    "draw",
+    "load_dataset",
+    "load_rows",
+    "read_table",
+    "require",
+    "require_batch",
+    "split_rows",
+    "write_table",
+]
+
+BUILT_IN = (*SHAPES, "gasturbine")
+"""Names that `load_dataset` knows without a file."""
+
+SHAPE_ROWS = (20_000, 4_000, 4_000)
+"""Training, validation and test rows of a two-dimensional shape."""
+
+
+def load_dataset(source: str | Path, seed: int = 0) -> Dataset:
+    """Loads data to train on.
+
+    Arguments:
+        source: One of `BUILT_IN`, or a file as in `read_table`. A file without parts of its own is split 80/10/10.
+        seed: Seed of the points of a shape, and of the split of a file.
+
+    Returns:
+        The data in their own units.
+
+    Raises:
+        DataError: If the name or the file is unknown or the data cannot be used; the message tells the fix.
+        MissingExtraError: If pandas or pyarrow is needed and not installed.
+
+    Example:
+        >>> load_dataset("moons").train.shape
+        torch.Size([20000, 2])
+    """
+    source = _known(source)
+    if isinstance(source, str):
+        return gasturbine() if source == "gasturbine" else _shape(source, seed)
+    table = read_table(source)
+    try:
+        if not table.is_split:
+            rows = table.parts["all"]
+            data = split_rows(rows, seed, source.stem, table.features)
+        else:
+            for part, rows in table.parts.items():
+                check_finite(rows, table.features, part)
+            rows = table.parts["train"]
+            check_varies(rows, table.features, "train")
+            train, val, test = (to_float32(table.parts[part]) for part in PARTS)
+            data = Dataset(source.stem, train, val, test, table.features)
+        warn_about_columns(rows, table.features)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    return data
+
+
+def load_rows(
+    source: str | Path, split: str | None = None, seed: int = 0, features: tuple[str, ...] | None = None
+) -> Tensor:
+    """Loads rows to score.
+
+    Arguments:
+        source: As in `load_dataset`.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; None means the test part of data that come in
+            parts, and every row, in the file's order, of a file that does not.
+        seed: As in `load_dataset`: with that of the training, the parts are the same.
+        features: Names of the columns wanted. A file with names of its own is looked up by them, in any order; one
+            without is taken in its order.
+
+    Returns:
+        Finite rows, float32, with shape (N, d).
+
+    Raises:
+        DataError: If the data cannot be read, hold NaN or inf, or do not have the columns wanted.
+
+    Example:
+        >>> load_rows("moons").shape
+        torch.Size([4000, 2])
+    """
+    if split not in (None, "all", *PARTS):
+        raise DataError(f"split must be one of {', '.join(PARTS)}, all, got {split!r}")
+    source = _known(source)
+    if isinstance(source, str):
+        data = load_dataset(source, seed)
+        table = Table({part: getattr(data, part).numpy() for part in PARTS}, data.features)
+    else:
+        table = read_table(source)
+    columns = _columns(table.features, features, source)
+    if split in PARTS and not table.is_split:
+        return getattr(load_dataset(source, seed), split)[:, columns].contiguous()
+    if split == "all" or not table.is_split:
+        wanted = table.parts
+    else:
+        wanted = {part: table.parts[part] for part in [split or "test"]}
+    names = tuple(table.features[column] for column in columns)
+    found = []
+    for part, rows in wanted.items():
+        kept = rows[:, columns]
+        try:
+            check_finite(kept, names, "" if part == "all" else part)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+        found.append(to_float32(kept))
+    return torch.cat(found)
+
+
+def _known(source: str | Path) -> str | Path:
+    """A built-in name as it is, a file as a Path; anything else is an error that shows the way."""
+    if isinstance(source, str) and source in BUILT_IN:
+        return source
+    path = Path(source)
+    if path.suffix or path.exists() or path.parent != Path():
+        return path
+    near = difflib.get_close_matches(str(source), BUILT_IN, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise DataError(
+        f"unknown data {str(source)!r}: {hint}Built in are {', '.join(BUILT_IN)}; files end in {', '.join(READERS)}"
+    )
+
+
+def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str | Path) -> list[int]:
+    """Where the wanted columns are: by name where both sides have names, else by position."""
+    if wanted is None:
+        return list(range(len(have)))
+    if default_features(len(have)) != have and default_features(len(wanted)) != wanted:
+        missing = [name for name in wanted if name not in have]
+        if missing:
+            raise DataError(
+                f"{source} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+                f"it has {', '.join(have)}"
+            )
+        return [have.index(name) for name in wanted]
+    if len(have) != len(wanted):
+        raise DataError(
+            f"{source} has {len(have)} column{'s' if len(have) > 1 else ''}, expected {len(wanted)} "
+            f"({', '.join(wanted)}); give the columns that the flow was trained on"
+        )
+    return list(range(len(have)))
+
+
+def _shape(name: str, seed: int) -> Dataset:
+    points = draw(name, sum(SHAPE_ROWS), seed)
+    train, val, test = points.split(SHAPE_ROWS)
+    return Dataset(name, train, val, test, ("x", "y"))

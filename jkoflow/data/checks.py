@@ -1,0 +1,117 @@
+"""What can be wrong with a table of numbers, each said in one line that tells the fix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 1e18
+"""Values beyond it overflow float32 when they are squared."""
+
+FEW_VALUES = 20
+"""A column with no more distinct values than these is taken for a discrete one."""
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one line and tells the fix."""
+
+
+class DataWarning(UserWarning):
+    """The data can be used, but something about them deserves a look."""
+
+
+def default_features(dim: int) -> tuple[str, ...]:
+    """Names for the columns of a table without any: x0, x1, ..."""
+    return tuple(f"x{column}" for column in range(dim))
+
+
+def column_label(features: Sequence[str], column: int) -> str:
+    """How messages call a column: by name, or by number (from 0) where there are no names."""
+    named = tuple(features) != default_features(len(features))
+    return f"column {features[column]!r}" if named else f"column {column}"
+
+
+def check_finite(rows: NDArray[Any], features: Sequence[str], part: str = "") -> None:
+    """Refuses NaN, inf and values beyond `LARGEST`.
+
+    Arguments:
+        rows: Numbers, with shape (N, d).
+        features: Names of the d columns.
+        part: The part of the data that the rows are, such as ``"train"``.
+
+    Raises:
+        DataError: If there are such values; the first one's row (from 0) and column are named, all are counted.
+    """
+    with np.errstate(invalid="ignore"):
+        usable = np.abs(rows) <= LARGEST  # False for NaN
+    if usable.all():
+        return
+    row, column = np.argwhere(~usable)[0].tolist()
+    value = float(rows[row, column])
+    where = f"row {row}{f' of {part}' if part else ''} (counting from 0), {column_label(features, column)}"
+    count = int((~usable).sum())
+    if np.isfinite(value):
+        raise DataError(f"value {value:g} in {where} is beyond {LARGEST:g} ({count} such values); rescale the column")
+    raise DataError(
+        f"{'NaN' if np.isnan(value) else value} in {where} ({count} such value{'s' if count > 1 else ''}); "
+        "drop or impute these rows"
+    )
+
+
+def check_varies(rows: NDArray[Any], features: Sequence[str], part: str = "") -> None:
+    """Refuses columns that hold one value only, also those that do so once they are stored in float32.
+
+    Raises:
+        DataError: If a column is constant; it is named.
+    """
+    # float32 already for a Dataset: the second look finds what the conversion destroyed in a file's float64
+    exact = (rows != rows[:1]).any(0)
+    stored = rows.astype(np.float32)
+    varies = (stored != stored[:1]).any(0)
+    where = f" in {part}" if part else ""
+    constant = np.flatnonzero(~exact).tolist()
+    if constant:
+        names = ", ".join(column_label(features, column) for column in constant)
+        raise DataError(
+            f"{names} {'is' if len(constant) == 1 else 'are'} constant{where} (value {rows[0, constant[0]]:g}), "
+            "so no density exists; remove it from the data"
+        )
+    lost = np.flatnonzero(~varies).tolist()
+    if lost:
+        raise DataError(
+            f"{column_label(features, lost[0])} is constant{where} once stored in float32 (all values are near "
+            f"{rows[0, lost[0]]:g}); subtract a constant from it"
+        )
+
+
+def warn_about_columns(rows: NDArray[Any], features: Sequence[str]) -> None:
+    """Warns of columns with few distinct values and of columns that lose their digits in float32.
+
+    Arguments:
+        rows: Finite numbers in the precision of their file, with shape (N, d).
+        features: Names of the d columns.
+    """
+    for column in range(rows.shape[1]):
+        values = rows[:, column]
+        label = column_label(features, column)
+        if len(values) >= 10 * FEW_VALUES and len(np.unique(values[:5000])) <= FEW_VALUES:
+            distinct = len(np.unique(values))
+            if distinct <= FEW_VALUES:
+                _warn(
+                    f"{label} takes only {distinct} distinct values: its density is unbounded and the likelihood "
+                    "will say little; remove it, or add noise of its rounding step"
+                )
+        spacing = float(np.spacing(np.float32(np.abs(values).max())))
+        if float(values.std()) < 100 * spacing:
+            _warn(
+                f"{label} loses digits in float32: values near {np.abs(values).max():g} are stored in steps of "
+                f"{spacing:.1g}, its spread is {float(values.std()):.1g}; subtract a constant from it"
+            )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DataWarning, stacklevel=3)
