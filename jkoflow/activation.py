@@ -33,7 +33,8 @@ class Activation:
         return _TABLE[self.name][1](z, self.beta)
 
     def __str__(self) -> str:
-        return f"softplus({self.beta:g})" if self.name == "softplus" else self.name
+        # repr, so that a saved flow gets the very same beta back
+        return f"softplus({self.beta!r})".replace(".0)", ")") if self.name == "softplus" else self.name
 
 
 def parse_activation(text: str | Activation) -> Activation:

@@ -40,9 +40,7 @@ class Block(nn.Module):
         self.t1 = t1
         self.step_size = step_size
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Carries x towards the noise.
 
         Arguments:
@@ -55,9 +53,7 @@ class Block(nn.Module):
         """
         return self._integrate(x, context, num_steps, self.t0, self.t1)
 
-    def inverse(
-        self, y: Tensor, context: Tensor | None = None, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Carries y back towards the data; shapes as in `forward`, logdet that of the inverse map."""
         return self._integrate(y, context, num_steps, self.t1, self.t0)
 

@@ -69,6 +69,8 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         )
     if header.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}")
+    if not isinstance(header.get("description"), dict):
+        raise CheckpointError(f"{path} is damaged: it has no description")
     return tensors, header["description"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,20 +87,34 @@ class JKOFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.standardize = Standardize(
-            torch.zeros(dim) if mean is None else mean, torch.ones(dim) if std is None else std
-        )
         self.blocks = nn.ModuleList(blocks)
         self.eval_num_steps = eval_num_steps
+        # Without a block this is PyTorch's default dtype and device.
+        like = next(self.blocks.parameters(), torch.empty(0))
+        self.standardize = Standardize(
+            torch.zeros(dim, dtype=like.dtype, device=like.device) if mean is None else mean,
+            torch.ones(dim, dtype=like.dtype, device=like.device) if std is None else std,
+        )
         if self.standardize.mean.shape != (dim,):
             raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
-        for block in self.blocks:
+        for block in self._stack:
             if block.velocity.dim != dim:
                 raise ValueError(f"every block must have velocity.dim {dim}, got {block.velocity.dim}")
+        dtypes = {tensor.dtype for tensor in (*self.parameters(), *self.buffers())}
+        if len(dtypes) != 1:
+            raise ValueError(
+                f"mean, std and the parameters of every block must have one dtype, got "
+                f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
+            )
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def _stack(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
+    def _steps(self, num_steps: int | None) -> int | None:
+        return self.eval_num_steps if num_steps is None else num_steps
+
+    def forward(self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Carries data to noise.
 
         Arguments:
@@ -116,19 +130,17 @@ class JKOFlow(nn.Module):
         """
         self._check(x, "x")
         z, logdet = self.standardize(x)
-        for block in self.blocks:
-            z, increment = block(z, context, num_steps or self.eval_num_steps)
+        for block in self._stack:
+            z, increment = block(z, context, self._steps(num_steps))
             logdet = logdet + increment
         return z, logdet
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Carries noise to data: arguments as in `forward`; returns x (B, d) and the inverse map's logdet (B,)."""
         self._check(z, "z")
         x, logdet = z, z.new_zeros(z.shape[0])
-        for block in reversed(self.blocks):
-            x, increment = block.inverse(x, context, num_steps or self.eval_num_steps)
+        for block in reversed(self._stack):
+            x, increment = block.inverse(x, context, self._steps(num_steps))
             logdet = logdet + increment
         x, increment = self.standardize.inverse(x)
         return x, logdet + increment
@@ -187,9 +199,9 @@ class JKOFlow(nn.Module):
         point = x if inverse else self.standardize(x)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
-        for block in reversed(self.blocks) if inverse else self.blocks:
+        for block in reversed(self._stack) if inverse else self._stack:
             step = block.inverse if inverse else block
-            point, increment = step(point, context, num_steps or self.eval_num_steps)
+            point, increment = step(point, context, self._steps(num_steps))
             logdet = logdet + increment
             stages.append((point, logdet))
         if inverse:
@@ -206,7 +218,7 @@ class JKOFlow(nn.Module):
             "dim": self.dim,
             "eval_num_steps": self.eval_num_steps,
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
-            "blocks": [block.describe() for block in self.blocks],
+            "blocks": [block.describe() for block in self._stack],
         }
         checkpoint.save(path, "flow", self.state_dict(), description)
 
@@ -225,7 +237,7 @@ class JKOFlow(nn.Module):
             flow = cls(description["dim"], blocks, eval_num_steps=description["eval_num_steps"])
             flow = flow.to(getattr(torch, description["dtype"]))
             flow.load_state_dict(tensors)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
         return flow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class MLPVelocity(nn.Module):
         self.time = time
         self.context_dim = context_dim
         widths = (dim + int(time) + context_dim, *self.hidden, dim)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         self.linear = nn.Linear(dim, dim, bias=False) if linear else None
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)

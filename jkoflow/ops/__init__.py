@@ -98,7 +98,7 @@ def integrate(
         >>> path.shape
         torch.Size([4, 5, 2])
     """
-    field = velocity.field() if isinstance(velocity, _HasField) else None
+    field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
     kept = None
     if backend in ("auto", "cpu", "cuda"):
@@ -119,6 +119,10 @@ def integrate(
         kept = reference.integrate_steps(rhs, x, t0, t1, num_steps, TABLEAUX[method])
     end, logdet, path = kept
     return Integrated(end, logdet, path if keep_path else None)
+
+
+def _field(velocity: object) -> MLPField | None:
+    return velocity.field() if isinstance(velocity, _HasField) else None
 
 
 def _check(

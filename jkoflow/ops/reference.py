@@ -57,15 +57,13 @@ def coupling(field: MLPField) -> Tensor:
     return middle * (first @ last).T
 
 
-def mlp_rhs(
-    field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None
-) -> RightHandSide:
+def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
     """The velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
     sigma, weights, biases = field.activation, field.weights, field.biases
     first_x = weights[0][:, : field.dim]
     offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
-    closed_form = divergence == "exact" and len(weights) <= 3
-    coupled = coupling(field) if closed_form else None
+    depth = len(weights)
+    coupled = coupling(field) if divergence == "exact" and depth <= 3 else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
     def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -88,15 +86,11 @@ def mlp_rhs(
             if len(slopes) == 1:
                 return velocity, slopes[0] @ coupled + trace
             return velocity, ((slopes[0] @ coupled.T) * slopes[1]).sum(1) + trace
-        # Tangents: columns of the Jacobian of each layer, (directions, B, H); all d of them, or the one along the noise.
-        if divergence == "exact":
-            tangents = slopes[0] * first_x.T.unsqueeze(1)
-        else:
-            assert noise is not None
-            tangents = (slopes[0] * (noise @ first_x.T)).unsqueeze(0)
+        # Tangents: columns of each layer's Jacobian, (directions, B, H); all d of them, or the one along the noise.
+        tangents = slopes[0] * (first_x.T.unsqueeze(1) if noise is None else (noise @ first_x.T).unsqueeze(0))
         for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
             tangents = slope * (tangents @ weight.T)
-        if divergence == "exact":
+        if noise is None:
             return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
         jacobian_noise = tangents[0] @ weights[-1].T
         if field.linear is not None:
@@ -113,13 +107,19 @@ def autograd_rhs(
 
     def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         if divergence == "none":
-            return velocity(x, t, context), x.new_zeros(x.shape[0])
+            return _checked(velocity(x, t, context), x), x.new_zeros(x.shape[0])
         keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # Inference mode records no graph at all: the divergence would come out as zero.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = _recordable(x)
             x = x if x.requires_grad else x.detach().requires_grad_()
-            v = velocity(x, t, context)
-            if not v.requires_grad:  # constant in x
-                return v, x.new_zeros(x.shape[0])
+            v = _checked(velocity(x, t, None if context is None else _recordable(context)), x)
+            if not v.requires_grad:
+                raise ValueError(
+                    "velocity must be differentiable in x for its divergence, but its output has no autograd graph "
+                    "(is it computed under torch.no_grad, or constant?); return v + 0 * x for a constant velocity, or "
+                    'pass divergence="none"'
+                )
             directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if noise is None else noise.unsqueeze(0)
             total = x.new_zeros(x.shape[0])
             for direction in directions:
@@ -130,3 +130,13 @@ def autograd_rhs(
         return (v, total) if keep_graph else (v.detach(), total.detach())
 
     return rhs
+
+
+def _checked(v: Tensor, x: Tensor) -> Tensor:
+    if v.shape != x.shape:  # would broadcast silently
+        raise ValueError(f"velocity must return the shape of x, {tuple(x.shape)}, got {tuple(v.shape)}")
+    return v
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
