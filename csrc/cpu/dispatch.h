@@ -1,0 +1,25 @@
+// The CPU backend: picks the kernels of the best instruction set that this processor runs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace jkoflow::cpu {
+
+// Instruction sets in this build that this processor runs, best first.
+std::vector<std::string> available_isas();
+
+// The one in use: the best, or the one that the environment variable JKOFLOW_ISA names.
+// Throws std::runtime_error if that one is not available.
+const CpuKernels& kernels();
+
+// Threads of OpenMP are used if the build found it.
+bool has_openmp();
+
+// Run one integration or its adjoint; all tensors of the description must be set. Not reentrant within a thread.
+void forward(const Problem& problem);
+void backward(const Problem& problem, const Adjoint& adjoint);
+
+}  // namespace jkoflow::cpu

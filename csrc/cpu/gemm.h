@@ -1,0 +1,217 @@
+// Matrix products of the tile kernel: register-blocked, on packed weights and feature-major tiles.
+#pragma once
+
+#include "simd.h"
+
+namespace jkoflow::JKOFLOW_ISA {
+namespace {
+
+// A tile holds kTileVectors vectors of samples; every row of a tile buffer has this fixed stride.
+constexpr int kTileVectors = 3;
+template <class Real>
+constexpr int kTile = kTileVectors * kLanes<Real>;
+
+// Rows of weights that one panel product computes together.
+constexpr int kPanelRows = kManyRegisters ? 8 : 4;
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// acc[i][j] += sum_k weights[k][i] * input[k][j], i over the rows of the panel, j over vectors of samples.
+template <class Real, int Rows, int Vectors>
+JKOFLOW_INLINE void panel_product(int depth, const Real* __restrict weights, const Real* __restrict input,
+                                  Vector<Real> (&acc)[Rows][Vectors]) {
+  for (int k = 0; k < depth; ++k) {
+    Vector<Real> in[Vectors];
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) in[j] = load(input + j * kLanes<Real>);
+    JKOFLOW_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      JKOFLOW_UNROLL
+      for (int j = 0; j < Vectors; ++j) acc[i][j] += weights[i] * in[j];
+    }
+    weights += Rows;
+    input += kTile<Real>;
+  }
+}
+
+template <class Real, int Rows, int Vectors, class Epilogue>
+JKOFLOW_INLINE void panel(int row, int depth, const Real* weights, const Real* input, Epilogue&& epilogue) {
+  Vector<Real> acc[Rows][Vectors];
+  JKOFLOW_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) acc[i][j] = Vector<Real>{};
+  }
+  panel_product<Real, Rows, Vectors>(depth, weights + static_cast<ptrdiff_t>(row) * depth, input, acc);
+  epilogue(Constant<Rows>{}, row, acc);
+}
+
+// weights (rows, depth) packed by pack(), times input [depth][kTile]; rows is a multiple of kPanelRows.
+// epilogue(Constant<R>, first_row, acc[R][Vectors]) consumes each panel while it is in registers.
+template <class Real, int Vectors, class Epilogue>
+JKOFLOW_INLINE void product(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+  for (int row = 0; row < rows; row += kPanelRows) {
+    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, epilogue);
+  }
+}
+
+// The same for any number of rows: the rest goes in panels of 4, 2 and 1.
+template <class Real, int Vectors, class Epilogue>
+JKOFLOW_INLINE void product_any_rows(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+  int row = 0;
+  for (; row + kPanelRows <= rows; row += kPanelRows) {
+    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, epilogue);
+  }
+  if (kPanelRows > 4 && row + 4 <= rows) {
+    panel<Real, 4, Vectors>(row, depth, weights, input, epilogue);
+    row += 4;
+  }
+  if (row + 2 <= rows) {
+    panel<Real, 2, Vectors>(row, depth, weights, input, epilogue);
+    row += 2;
+  }
+  if (row < rows) panel<Real, 1, Vectors>(row, depth, weights, input, epilogue);
+}
+
+// Packs element(m, k), m < rows, into panels [panel][depth][panel rows]; rows from `rows` to `padded_rows` are zero.
+// Panels have kPanelRows rows, then 4, 2, 1 as in product_any_rows. Only panels with index = part (mod parts) are
+// written, so that threads share the work.
+template <class Real, class Element>
+JKOFLOW_INLINE void pack(Real* packed, int rows, int padded_rows, int depth, int part, int parts, Element&& element) {
+  int height = kPanelRows;
+  for (int row = 0, index = 0; row < padded_rows; row += height, ++index) {
+    while (row + height > padded_rows) height /= 2;
+    if (index % parts != part) continue;
+    Real* out = packed + static_cast<ptrdiff_t>(row) * depth;
+    for (int k = 0; k < depth; ++k) {
+      for (int i = 0; i < height; ++i) *out++ = row + i < rows ? element(row + i, k) : Real(0);
+    }
+  }
+}
+
+// ---- Outer products over samples, for the gradients of the weights.
+
+// Widest column panel, in vectors; rows per block so that accumulators fill the registers.
+constexpr int kOuterVectors = kManyRegisters ? 4 : 2;
+constexpr int outer_rows(int vectors) {
+  return kManyRegisters ? (vectors == 4 ? 6 : vectors == 1 ? 16 : 8) : (vectors == 1 ? 8 : 6);
+}
+template <class Real>
+constexpr int kOuterWidth = kOuterVectors * kLanes<Real>;
+
+// gradient[i][n] += sum over stages and samples of left[stage][i][sample] * right[stage][sample][n].
+template <class Real, int Rows, int Vectors>
+JKOFLOW_INLINE void outer_block(const Real* __restrict left, ptrdiff_t stage_stride, int stages, int samples,
+                                const Real* __restrict right, Real* gradient, ptrdiff_t gradient_stride) {
+  // From zero, then added once: a running sum over the whole batch loses several times the accuracy.
+  Vector<Real> acc[Rows][Vectors];
+  JKOFLOW_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) acc[i][j] = Vector<Real>{};
+  }
+  for (int stage = 0; stage < stages; ++stage) {
+    const Real* l = left + stage * stage_stride;
+    const Real* r = right + static_cast<ptrdiff_t>(stage) * kTile<Real> * Vectors * kLanes<Real>;
+    for (int k = 0; k < samples; ++k) {
+      Vector<Real> in[Vectors];
+      JKOFLOW_UNROLL
+      for (int j = 0; j < Vectors; ++j) in[j] = load(r + j * kLanes<Real>);
+      JKOFLOW_UNROLL
+      for (int i = 0; i < Rows; ++i) {
+        JKOFLOW_UNROLL
+        for (int j = 0; j < Vectors; ++j) acc[i][j] += l[i * kTile<Real> + k] * in[j];
+      }
+      r += Vectors * kLanes<Real>;
+    }
+  }
+  JKOFLOW_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) add_to(gradient + i * gradient_stride + j * kLanes<Real>, acc[i][j]);
+  }
+}
+
+template <class Real, int Rows, int Vectors>
+JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff_t stage_stride, int stages, int samples,
+                                    const Real* right, Real* gradient, ptrdiff_t gradient_stride) {
+  for (; row + Rows <= rows; row += Rows) {
+    outer_block<Real, Rows, Vectors>(left + row * kTile<Real>, stage_stride, stages, samples, right,
+                                     gradient + row * gradient_stride, gradient_stride);
+  }
+  if constexpr (Rows > 1) {
+    constexpr int kNext = Rows > 8 ? 8 : Rows > 4 ? 4 : Rows / 2;
+    outer_rows_from<Real, kNext, Vectors>(row, rows, left, stage_stride, stages, samples, right, gradient,
+                                          gradient_stride);
+  }
+}
+
+// gradient (rows, columns) += left [stages][rows][kTile] times right, columns a multiple of the lanes and right in
+// panels [column panel][stages][kTile][panel width] as transpose_panels() and scatter_panels() write them.
+template <class Real>
+__attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages, int samples,
+                                             const Real* right, int columns, Real* gradient) {
+  for (int column = 0; column < columns; column += kOuterWidth<Real>) {
+    const Real* r = right + static_cast<ptrdiff_t>(column) * stages * kTile<Real>;
+    Real* g = gradient + column;
+    const auto run = [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      outer_rows_from<Real, outer_rows(kVectors), kVectors>(0, rows, left, stage_stride, stages, samples, r, g, columns);
+    };
+    const int left_over = columns - column;
+    if (left_over >= kOuterWidth<Real>) {
+      run(Constant<kOuterVectors>{});
+    } else if (left_over == 1 * kLanes<Real>) {
+      run(Constant<1>{});
+    } else if (left_over == 2 * kLanes<Real>) {
+      run(Constant<(kOuterVectors > 2 ? 2 : 1)>{});
+    } else {
+      run(Constant<(kOuterVectors > 3 ? 3 : 1)>{});
+    }
+  }
+}
+
+// Where element (sample, column) of a stage lies in the panels that outer_product reads.
+template <class Real>
+JKOFLOW_INLINE ptrdiff_t panel_offset(int column, int columns, int stage, int stages, int sample) {
+  const int first = column / kOuterWidth<Real> * kOuterWidth<Real>;
+  const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
+  return (static_cast<ptrdiff_t>(first) * stages + 0) * kTile<Real> +
+         (static_cast<ptrdiff_t>(stage) * kTile<Real> + sample) * width + (column - first);
+}
+
+// Writes source [columns][kTile] of one stage into the panels; columns is a multiple of the lanes.
+template <class Real, int Vectors>
+void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
+  constexpr int n = kLanes<Real>;
+  for (int column = 0; column < columns; column += n) {
+    const int first = column / kOuterWidth<Real> * kOuterWidth<Real>;
+    const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
+    for (int j = 0; j < Vectors; ++j) {
+      Vector<Real> block[n];
+      JKOFLOW_UNROLL
+      for (int i = 0; i < n; ++i) block[i] = load(source + (column + i) * kTile<Real> + j * n);
+      transpose<Real>(block);
+      Real* out = panels + panel_offset<Real>(column, columns, stage, stages, j * n);
+      JKOFLOW_UNROLL
+      for (int i = 0; i < n; ++i) store<Real>(out + i * width, block[i]);
+    }
+  }
+}
+
+// The same for a few rows whose number is no multiple of the lanes; the columns from `rows` on stay as they are.
+template <class Real>
+void scatter_panels(const Real* source, int rows, int columns, int stage, int stages, int samples, Real* panels) {
+  for (int row = 0; row < rows; ++row) {
+    const int first = row / kOuterWidth<Real> * kOuterWidth<Real>;
+    const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
+    Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
+    for (int k = 0; k < samples; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
+  }
+}
+
+}  // namespace
+}  // namespace jkoflow::JKOFLOW_ISA

@@ -1,0 +1,19 @@
+// Entry points of one instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "../problem.h"
+
+namespace jkoflow {
+
+struct CpuKernels {
+  const char* isa;
+  // Bytes of 64-byte aligned memory that a call needs; its contents may be anything.
+  size_t (*forward_bytes)(const Problem&);
+  size_t (*backward_bytes)(const Problem&);
+  void (*forward)(const Problem&, char* memory);
+  void (*backward)(const Problem&, const Adjoint&, char* memory);
+};
+
+}  // namespace jkoflow

@@ -1,0 +1,189 @@
+// Memory of one call: packed weights, and the buffers of each thread's tile. Sizes and pointers come from one code path.
+#pragma once
+
+#include "../problem.h"
+#include "gemm.h"
+
+namespace jkoflow::JKOFLOW_ISA {
+namespace {
+
+// Hands out aligned pieces of a block of memory; with a null block it only counts.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class Real>
+  Real* take(ptrdiff_t count) {
+    char* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (static_cast<size_t>(count) * sizeof(Real) + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<Real*>(piece);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  char* base_;
+  size_t used_ = 0;
+};
+
+template <class Real>
+constexpr int padded_width(int width) {
+  constexpr int kMultiple = kLanes<Real> > kPanelRows ? kLanes<Real> : kPanelRows;
+  return (width + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+// The network of a Problem with weights packed for the panel products. Hidden widths are padded with zero weights.
+template <class Real>
+struct Network {
+  int dim, inputs;  // inputs: columns of layer 1 without t
+  int hidden;       // hidden layers
+  int width[kMaxHidden], padded[kMaxHidden];
+  bool exact;       // whether the divergence is wanted
+  bool has_linear;  // whether the velocity has the term A x
+  ActivationKind activation;
+  Real beta;
+
+  Real *first, *middle = nullptr, *last, *linear = nullptr;
+  Real* coupling = nullptr;  // packed (H2, H1), or padded (H1,)
+  Real *bias[kMaxHidden], *bias_last, *time;
+  Real *first_t, *middle_t, *coupling_t, *last_t, *linear_t;  // transposed, for the adjoint
+
+  Network(const Problem& p, Arena& arena, bool adjoint)
+      : dim(p.dim),
+        inputs(p.dim + p.context_dim),
+        hidden(p.hidden_layers),
+        exact(p.coupling != nullptr),
+        has_linear(p.linear != nullptr),
+        activation(p.activation),
+        beta(static_cast<Real>(p.beta)) {
+    for (int l = 0; l < hidden; ++l) {
+      width[l] = p.width[l];
+      padded[l] = padded_width<Real>(width[l]);
+      bias[l] = arena.take<Real>(padded[l]);
+    }
+    const ptrdiff_t top = padded[hidden - 1];
+    time = arena.take<Real>(padded[0]);
+    bias_last = arena.take<Real>(dim);
+    first = arena.take<Real>(padded[0] * inputs);
+    last = arena.take<Real>(dim * top);
+    if (has_linear) linear = arena.take<Real>(dim * dim);
+    if (hidden == 2) middle = arena.take<Real>(padded[1] * padded[0]);
+    if (exact) coupling = arena.take<Real>(hidden == 2 ? padded[1] * padded[0] : padded[0]);
+    if (!adjoint) return;
+    first_t = arena.take<Real>(inputs * padded[0]);
+    last_t = arena.take<Real>(top * dim);
+    if (has_linear) linear_t = arena.take<Real>(dim * dim);
+    if (hidden == 2) {
+      middle_t = arena.take<Real>(padded[0] * padded[1]);
+      if (exact) coupling_t = arena.take<Real>(padded[0] * padded[1]);
+    }
+  }
+
+  // Thread `part` of `parts` packs its share.
+  void pack_weights(const Problem& p, bool adjoint, int part, int parts) const {
+    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
+    const Real* w1 = static_cast<const Real*>(p.weight[0]);
+    const Real* w_last = static_cast<const Real*>(p.weight[hidden]);
+    const Real* a = static_cast<const Real*>(p.linear);
+    const int top = width[hidden - 1];
+    const auto give = [&](Real* packed, int rows, int padded_rows, int depth, auto&& element) {
+      pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
+    };
+    give(first, width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
+    give(last, dim, dim, top, [=](int m, int k) { return w_last[m * top + k]; });
+    if (a != nullptr) give(linear, dim, dim, dim, [=, d = dim](int m, int k) { return a[m * d + k]; });
+    if (adjoint) {
+      give(first_t, inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
+      give(last_t, top, padded[hidden - 1], dim, [=](int m, int k) { return w_last[k * top + m]; });
+      if (a != nullptr) give(linear_t, dim, dim, dim, [=, d = dim](int m, int k) { return a[k * d + m]; });
+    }
+    if (hidden == 2) {
+      const auto square = [&](const void* source, Real* packed, Real* packed_t) {
+        const Real* w = static_cast<const Real*>(source);
+        const int h1 = width[0];
+        give(packed, width[1], padded[1], h1, [=](int m, int k) { return w[m * h1 + k]; });
+        if (adjoint) give(packed_t, h1, padded[0], width[1], [=](int m, int k) { return w[k * h1 + m]; });
+      };
+      square(p.weight[1], middle, middle_t);
+      if (exact) square(p.coupling, coupling, coupling_t);
+    }
+    if (part != 0) return;
+    for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
+    copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
+    copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
+    if (exact && hidden == 1) {
+      copy_padded(coupling, static_cast<const Real*>(p.coupling), 1, width[0], padded[0]);
+    }
+  }
+
+ private:
+  static void copy_padded(Real* out, const Real* source, int stride, int count, int padded_count) {
+    for (int i = 0; i < padded_count; ++i) out[i] = i < count ? source[static_cast<ptrdiff_t>(i) * stride] : Real(0);
+  }
+};
+
+// What one stage keeps: its input and, per hidden layer, sigma, sigma' and sigma'' as [width][kTile].
+// After the divergence, the last layer's sigma'' holds sigma'' times the derivative of the divergence by its slope.
+template <class Real>
+struct Stage {
+  Real* input;
+  Real *value[kMaxHidden], *slope[kMaxHidden], *curvature[kMaxHidden];
+
+  Stage() = default;
+  Stage(const Network<Real>& net, Arena& arena, bool keep) {
+    input = arena.take<Real>(net.inputs * kTile<Real>);
+    for (int l = 0; l < net.hidden; ++l) {
+      value[l] = arena.take<Real>(net.padded[l] * kTile<Real>);
+      slope[l] = arena.take<Real>(net.padded[l] * kTile<Real>);
+      curvature[l] = keep ? arena.take<Real>(net.padded[l] * kTile<Real>) : nullptr;
+    }
+  }
+};
+
+// Buffers to carry a tile through Runge-Kutta steps.
+template <class Real>
+struct ForwardSpace {
+  Real *x, *bias;
+  Real* velocity[kMaxStages];
+  Stage<Real> stage[kMaxStages];
+
+  // Without `keep` all stages share one set of buffers.
+  ForwardSpace(const Network<Real>& net, int stages, Arena& arena, bool keep) {
+    x = arena.take<Real>(net.dim * kTile<Real>);
+    bias = arena.take<Real>(net.padded[0]);
+    for (int s = 0; s < stages; ++s) {
+      velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
+      stage[s] = s == 0 || keep ? Stage<Real>(net, arena, keep) : stage[0];
+    }
+  }
+};
+
+// Sums of one thread over its tiles; sums over samples that stay vectors have kLanes columns.
+template <class Real>
+struct GradientSums {
+  int first_columns, last_columns;  // padded to the lanes
+  Real *first, *time, *bias[kMaxHidden], *middle = nullptr, *coupling = nullptr, *last, *bias_last, *linear = nullptr;
+  Real* begin;
+  ptrdiff_t count;
+
+  GradientSums(const Network<Real>& net, Arena& arena)
+      : first_columns((net.inputs + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>),
+        last_columns((net.dim + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>) {
+    const size_t start = arena.used();
+    begin = first = arena.take<Real>(net.padded[0] * first_columns);
+    time = arena.take<Real>(net.padded[0] * kLanes<Real>);
+    for (int l = 0; l < net.hidden; ++l) bias[l] = arena.take<Real>(net.padded[l] * kLanes<Real>);
+    last = arena.take<Real>(net.padded[net.hidden - 1] * last_columns);
+    bias_last = arena.take<Real>(net.dim * kLanes<Real>);
+    if (net.hidden == 2) middle = arena.take<Real>(net.padded[1] * net.padded[0]);
+    if (net.exact) {
+      coupling = arena.take<Real>(net.padded[0] * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
+    }
+    if (net.has_linear) linear = arena.take<Real>(net.dim * first_columns);
+    count = static_cast<ptrdiff_t>((arena.used() - start) / sizeof(Real));
+  }
+};
+
+}  // namespace
+}  // namespace jkoflow::JKOFLOW_ISA

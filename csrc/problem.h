@@ -1,0 +1,57 @@
+// What one integration is: sizes, numbers and raw pointers. Every backend reads this description.
+#pragma once
+
+#include <cstdint>
+
+#include "activation.h"
+#include "tableau.h"
+
+namespace jkoflow {
+
+constexpr int kMaxHidden = 2;
+
+// dx/dt = MLP([x, t, context]) + A x over [t0, t1]. Tensors are dense, row-major, all of one floating-point type.
+struct Problem {
+  bool float64 = false;
+  int64_t batch = 0;
+  int dim = 0;
+  int context_dim = 0;
+  bool time = false;
+  int hidden_layers = 0;
+  int width[kMaxHidden] = {};
+  ActivationKind activation = ActivationKind::kTanh;
+  double beta = 1.0;
+  double t0 = 0.0;
+  double t1 = 1.0;
+  int num_steps = 1;
+  Tableau tableau;
+  int threads = 1;
+
+  const void* x = nullptr;                       // (batch, dim)
+  const void* context = nullptr;                 // (batch, context_dim)
+  const void* weight[kMaxHidden + 1] = {};       // layer 1 reads the columns x, t, context
+  const void* bias[kMaxHidden + 1] = {};
+  // Closed-form divergence: c (H1,) with div = c . s1, or M (H2, H1) with div = s2^T M s1; null: none.
+  const void* coupling = nullptr;
+  const void* linear = nullptr;                  // A (dim, dim) or null; its trace is added by the caller
+
+  void* x_end = nullptr;                         // out: (batch, dim)
+  void* logdet = nullptr;                        // out: (batch,)
+  void* path = nullptr;                          // out, or null: (num_steps + 1, batch, dim); in for the adjoint
+};
+
+// The vector-Jacobian product of one integration; reads Problem::path. Null cotangents are zero.
+struct Adjoint {
+  const void* x_end = nullptr;                   // in: cotangents
+  const void* logdet = nullptr;
+  const void* path = nullptr;
+
+  void* x = nullptr;                             // out, with the shapes of the primal tensors
+  void* context = nullptr;
+  void* weight[kMaxHidden + 1] = {};
+  void* bias[kMaxHidden + 1] = {};
+  void* coupling = nullptr;
+  void* linear = nullptr;
+};
+
+}  // namespace jkoflow
