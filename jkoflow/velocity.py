@@ -100,7 +100,9 @@ class MLPVelocity(nn.Module):
         """
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"x must have shape (*, {self.dim}) to match velocity.dim, got {tuple(x.shape)}")
-        if (context is None) != (self.context_dim == 0):
+        if (context is None) != (self.context_dim == 0) or (
+            context is not None and context.shape[-1:] != (self.context_dim,)
+        ):
             expected = f"with shape (*, {self.context_dim})" if self.context_dim else "None"
             raise ValueError(f"context must be {expected} to match velocity.context_dim, got {_shape(context)}")
         columns = [x]

@@ -1,0 +1,140 @@
+"""Imports point one way, and `import jkoflow` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jkoflow
+
+PACKAGE = Path(jkoflow.__file__).parent
+
+# A module may import only from modules before it (and, in a sub-package, from its own). A new module belongs here,
+# right after the last one that it imports.
+LAYERS = [
+    "_version",
+    "activation",
+    "velocity",
+    "_C",  # the compiled kernels
+    "ops",
+    "checkpoint",
+    "block",
+    "flow",
+    "objective",
+    "schedule",
+    "metrics",
+    "data",
+    "environment",
+    "adam",
+    "config",
+    "guard",
+    "progress",
+    "pushed",
+    "evaluation",
+    "fit",
+    "run",
+    "training",
+    "figures",
+    "report",
+    "cli",
+    "__main__",
+]
+
+
+def module_of(path: Path) -> str:
+    """The dotted name below jkoflow: ``ops.reference``, ``ops`` for ops/__init__.py, empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
+    """Full names of everything imported anywhere in the source, inside functions too."""
+    package = ["jkoflow", *module.split(".")] if module else ["jkoflow"]
+    if not is_package:
+        package.pop()
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What breaks the rules, one line each."""
+    layer = module.split(".")[0]
+    if layer and layer not in LAYERS:
+        return [f"jkoflow.{layer} has no layer: add it to LAYERS in tests/test_layers.py, after the last it imports"]
+    found = []
+    tree = ast.parse(source)
+    for name in imports(tree, module, is_package):
+        root, target = [*name.split("."), ""][:2]
+        if root == "jkoflow" and layer not in ("", "cli", "__main__") and not is_module(target):
+            found.append(f"{module} imports {name} from the package itself: import it from the module that defines it")
+        elif root == "jkoflow" and layer and target in LAYERS and LAYERS.index(target) > LAYERS.index(layer):
+            found.append(f"{module} imports {name}, which comes later in LAYERS")
+        elif layer == "ops" and (root, target) == ("torch", "nn"):
+            found.append(f"{module} imports {name}: ops works on plain tensors")
+    if layer == "ops":
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.nn":
+                found.append(f"{module} uses torch.nn: ops works on plain tensors")
+    return found
+
+
+def is_module(name: str) -> bool:
+    return name != "" and (name in LAYERS or (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir())
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_of(path) or "jkoflow")
+def test_imports_point_one_way(path):
+    assert violations(path.read_text(), module_of(path), path.name == "__init__.py") == []
+
+
+def test_no_layer_is_left_over():
+    present = {module_of(path).split(".")[0] for path in SOURCES}
+    assert {"activation", "velocity", "ops", "checkpoint", "block", "flow"} <= present
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "message"),
+    [
+        ("from jkoflow.block import Block", "velocity", "comes later"),
+        ("import jkoflow.flow", "block", "comes later"),
+        ("from jkoflow import checkpoint", "ops.native", "comes later"),
+        ("def f():\n    from ..flow import JKOFlow", "ops.native", "comes later"),
+        ("from . import flow", "block", "comes later"),
+        ("from jkoflow import JKOFlow", "training", "from the package itself"),
+        ("import jkoflow", "training", "from the package itself"),
+        ("from torch import nn", "ops.reference", "plain tensors"),
+        ("from torch.nn import functional", "ops", "plain tensors"),
+        ("import torch\nx = torch.nn.Linear(1, 1)", "ops.native", "plain tensors"),
+        ("", "novelty", "jkoflow.novelty has no layer: add it to LAYERS"),
+    ],
+)
+def test_the_check_itself_notices(source, module, message):
+    assert message in violations(source, module)[0]
+
+
+def test_the_check_itself_allows():
+    assert violations("from jkoflow.ops import integrate\nfrom torch import nn", "block") == []
+    assert violations("from .tableau import TABLEAUX\nfrom jkoflow.velocity import MLPField", "ops.reference") == []
+    assert violations("from jkoflow.ops import native, reference", "ops", is_package=True) == []
+
+
+def test_import_stays_light():
+    optional = ["matplotlib", "pandas", "typer", "rich", "pyarrow", "tomli_w", "scipy", "torchdiffeq"]
+    code = f"import jkoflow, sys; print([name for name in {optional} if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert result.stdout.strip() == "[]"
+    assert result.stderr == ""
