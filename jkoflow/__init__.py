@@ -6,6 +6,17 @@ from jkoflow._version import __version__
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
 from jkoflow.ops import FallbackWarning, Integrated, integrate
+from jkoflow.training import TrainConfig, train
 from jkoflow.velocity import MLPVelocity
 
-__all__ = ["Block", "FallbackWarning", "Integrated", "JKOFlow", "MLPVelocity", "__version__", "integrate"]
+__all__ = [
+    "Block",
+    "FallbackWarning",
+    "Integrated",
+    "JKOFlow",
+    "MLPVelocity",
+    "TrainConfig",
+    "__version__",
+    "integrate",
+    "train",
+]

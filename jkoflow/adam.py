@@ -1,0 +1,112 @@
+"""Adam on all parameters of a module at once, as one vector."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 16
+"""Every parameter starts at a multiple of this many numbers, so that kernels read aligned memory."""
+
+
+class AdamState(NamedTuple):
+    """Parameters and the optimiser's memory at one moment."""
+
+    parameters: Tensor
+    """All parameters as one vector, with shape (P,)."""
+    mean: Tensor
+    """Running mean of the gradients, with shape (P,)."""
+    square: Tensor
+    """Running mean of their squares, with shape (P,)."""
+    updates: int
+    """Updates so far."""
+
+    def to(self, device: torch.device) -> AdamState:
+        """The same on a device."""
+        return AdamState(self.parameters.to(device), self.mean.to(device), self.square.to(device), self.updates)
+
+
+class Adam:
+    """Adam with gradient clipping, a few operations per update whatever the number of parameters.
+
+    The module's parameters become views of one vector, and so do their gradients: clipping, updating, copying and
+    saving are then operations on vectors.
+
+    Arguments:
+        module: The module to train; its parameters keep their values and are owned by the vector from now on.
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of squared gradients.
+        clip_norm: Gradients longer than this are scaled down to it.
+
+    References:
+        | Adam: A method for stochastic optimization (Kingma and Ba, 2014)
+        | https://arxiv.org/abs/1412.6980
+    """
+
+    def __init__(
+        self, module: nn.Module, beta1: float = 0.9, beta2: float = 0.999, clip_norm: float = math.inf
+    ) -> None:
+        self.beta1, self.beta2, self.clip_norm = beta1, beta2, clip_norm
+        parameters = list(module.parameters())
+        self._module_parameters = parameters
+        starts = [0]
+        for parameter in parameters:
+            starts.append(starts[-1] + -(-parameter.numel() // ALIGNMENT) * ALIGNMENT)
+        self.parameters = parameters[0].new_zeros(starts[-1], requires_grad=False)
+        self.gradient = torch.zeros_like(self.parameters)
+        for parameter, start in zip(parameters, starts[:-1], strict=True):
+            part = slice(start, start + parameter.numel())
+            self.parameters[part].copy_(parameter.detach().reshape(-1))
+            parameter.data = self.parameters[part].view(parameter.shape)
+            parameter.grad = self.gradient[part].view(parameter.shape)
+        self.mean = torch.zeros_like(self.parameters)
+        self.square = torch.zeros_like(self.parameters)
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """Descends along the gradient of the loss.
+
+        Arguments:
+            loss: What to minimise, without axes, computed from the module's parameters.
+            learning_rate: Step length.
+
+        Returns:
+            Norm of the gradient before clipping, a tensor without axes.
+        """
+        self.gradient.zero_()
+        loss.backward()
+        norm = torch.linalg.vector_norm(self.gradient)
+        if self.clip_norm < math.inf:
+            self.gradient.mul_((self.clip_norm / norm).clamp(max=1.0))  # norm = 0 gives inf, clamped
+        self.updates += 1
+        self.mean.lerp_(self.gradient, 1 - self.beta1)
+        self.square.mul_(self.beta2).addcmul_(self.gradient, self.gradient, value=1 - self.beta2)
+        root = self.square.sqrt().mul_(1 / math.sqrt(1 - self.beta2**self.updates)).add_(1e-8)
+        self.parameters.addcdiv_(self.mean, root, value=-learning_rate / (1 - self.beta1**self.updates))
+        return norm
+
+    def state(self) -> AdamState:
+        """A copy of the parameters and of the optimiser's memory."""
+        return AdamState(self.parameters.clone(), self.mean.clone(), self.square.clone(), self.updates)
+
+    def restore(self, state: AdamState) -> None:
+        """Goes back to a state; the module's parameters follow."""
+        self.load(state.parameters)
+        self.mean.copy_(state.mean)
+        self.square.copy_(state.square)
+        self.updates = state.updates
+
+    def load(self, parameters: Tensor) -> None:
+        """Puts parameters (P,) into the module and leaves the optimiser's memory alone."""
+        with torch.no_grad():
+            self.parameters.copy_(parameters)
+
+    def release(self) -> None:
+        """Gives the module's parameters memory of their own and ends their training."""
+        for parameter in self._module_parameters:
+            parameter.data = parameter.data.clone()
+            parameter.grad = None

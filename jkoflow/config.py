@@ -1,0 +1,164 @@
+"""Everything that decides how a flow is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jkoflow.activation import parse_activation
+from jkoflow.ops.tableau import TABLEAUX
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a training run; the same settings, data and thread count give the same numbers.
+
+    Arguments:
+        seed: Seed of the first parameters and of the order of the rows.
+        device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        hidden: Widths of the velocity's hidden layers.
+        activation: The velocity's activation, see `jkoflow.MLPVelocity`.
+        linear: Whether the velocity has the linear term A x.
+        time: Whether the velocity depends on time.
+        method: Runge-Kutta method, see `jkoflow.integrate`.
+        num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block.
+        max_blocks: Largest number of blocks, the free one included.
+        free_block: Whether the last block is trained without the movement penalty (h = inf).
+        step_size: JKO step size h of the first block.
+        step_size_growth: Factor from one block's step size to the next one's.
+        step_size_max: Upper bound of the step sizes.
+        movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
+        gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.
+        batch_size: Rows per iteration.
+        iterations_per_block: Iterations per block; not used with a time budget.
+        time_budget: Seconds for the whole of `jkoflow.train`, evaluation included; None means no limit. Iterations
+            are planned from the measured speed, so that another machine trains longer or shorter.
+        learning_rate: Peak learning rate of Adam, reached after the warm-up and left along a cosine.
+        warmup: Iterations of linear warm-up at the start of every block (a fifth of the block at most).
+        beta1: Decay of Adam's mean of gradients.
+        beta2: Decay of Adam's mean of squared gradients.
+        clip_norm: Gradients longer than this are scaled down to it.
+        validate_every: Iterations between two looks at the validation loss, by which a block's parameters are chosen.
+        val_rows: Validation rows used for that, and for the calibration of the evaluation; all if there are fewer.
+        guard: Whether to watch the integrator (see `jkoflow.guard`).
+        guard_every: Iterations between two guard checks; every validation is preceded by one, too.
+        guard_rows: Validation rows of a guard check.
+        guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed.
+        guard_round_trip: Mean distance (standardised units) between x and its way through a block and back that is
+            allowed.
+        max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.
+        save_seconds: Seconds between two saves of the state that a killed run resumes from.
+
+    Raises:
+        ValueError: If a value is out of its range; the message names it.
+
+    Example:
+        >>> TrainConfig(max_blocks=4, hidden=(64, 64)).hidden
+        (64, 64)
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "tanh"
+    linear: bool = True
+    time: bool = True
+    method: str = "rk4"
+    num_steps: int = 3
+    max_blocks: int = 6
+    free_block: bool = True
+    step_size: float = 0.5
+    step_size_growth: float = 1.5
+    step_size_max: float = 5.0
+    movement_tolerance: float = 0.01
+    gain_tolerance: float = 0.002
+    batch_size: int = 1000
+    iterations_per_block: int = 1000
+    time_budget: float | None = None
+    learning_rate: float = 5e-3
+    warmup: int = 50
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+    validate_every: int = 50
+    val_rows: int = 5000
+    guard: bool = True
+    guard_every: int = 25
+    guard_rows: int = 500
+    guard_nll: float = 0.05
+    guard_round_trip: float = 0.05
+    max_num_steps: int = 24
+    save_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))  # TOML and JSON give lists
+        for field in dataclasses.fields(self):
+            _check_type(field.name, field.type, getattr(self, field.name))
+        parse_activation(self.activation)
+        if self.method not in TABLEAUX:
+            raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
+        for name in (
+            "num_steps", "max_blocks", "batch_size", "iterations_per_block", "validate_every", "val_rows",
+            "guard_every", "guard_rows",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("seed", "warmup", "movement_tolerance", "save_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        for name, least in (
+            ("step_size_growth", 1), ("step_size_max", self.step_size), ("max_num_steps", self.num_steps)
+        ):  # fmt: skip
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if math.isnan(self.gain_tolerance):
+            raise ValueError("gain_tolerance must be a number, got nan")
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ValueError(f"time_budget must be positive and finite, or None, got {self.time_budget}")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds a configuration from names and values, such as a TOML file's; the rest keeps its defaults.
+
+        Raises:
+            ValueError: If a name is unknown or a value has the wrong type or is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(f"unknown setting {name!r}; the settings are {', '.join(known)}")
+        return cls(**settings)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Names and values as TOML and JSON can hold them; a setting that is None is left out."""
+        values = dataclasses.asdict(self)
+        values["hidden"] = list(self.hidden)
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_type(name: str, annotation: Any, value: Any) -> None:
+    # annotations are strings here; bool is an int in Python but not in a configuration
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": number,
+        "float | None": number or value is None,
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "tuple[int, ...]": isinstance(value, tuple)
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value),
+    }
+    if not fits[annotation]:
+        expected = "integers" if annotation.startswith("tuple") else annotation
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -1,0 +1,46 @@
+"""The figures that a finished flow is reported with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jkoflow import metrics
+from jkoflow.data import Dataset
+from jkoflow.flow import JKOFlow
+
+INVERSION_ROWS = 10_000
+"""Test rows of the inversion error."""
+
+
+def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
+    """Calibrates a flow on validation rows and measures it on the test rows.
+
+    Arguments:
+        flow: The flow; its ``eval_num_steps`` is set to the number at which the NLL of both parts stands still.
+        data: The data; rows go to the flow's device.
+        val_rows: Validation rows to calibrate on, at most.
+
+    Returns:
+        NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
+        ``test_nll_converged`` is False, and the inversion error in standardised units.
+    """
+    device = flow.standardize.mean.device
+    val, test = data.val[:val_rows].to(device), data.test.to(device)
+    calibration = metrics.calibrate(flow, val)
+    nll = metrics.step_converged_nll(flow, test)
+    flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
+    inversion = metrics.inversion_error(flow, test[:INVERSION_ROWS])
+    log_scale = float(flow.standardize.std.double().log().sum())
+    return {
+        "test_nll": nll.nll - log_scale,
+        "test_nll_data_units": nll.nll,
+        "test_nll_stderr": nll.stderr,
+        "test_nll_converged": nll.converged and calibration.converged,
+        "val_nll": calibration.nll - log_scale,
+        "eval_num_steps": flow.eval_num_steps,
+        "inversion_error_mean": inversion.mean,
+        "inversion_error_max": inversion.maximum,
+        "blocks": len(flow.blocks),
+        "dim": data.dim,
+        "n_train": data.train.shape[0],
+    }

@@ -1,0 +1,255 @@
+"""Training one block: the loop of iterations, the choice of the best parameters and the guard's consequences."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jkoflow import schedule
+from jkoflow.adam import Adam, AdamState
+from jkoflow.block import Block
+from jkoflow.config import TrainConfig
+from jkoflow.guard import read_guard
+from jkoflow.objective import block_terms, jko_terms
+from jkoflow.progress import Progress
+from jkoflow.pushed import Batches, PushedSamples, gaussian_constant, push_rows
+
+LOG_EVERY = 10
+"""Iterations between two records of the loss; reading the loss waits for the device."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message tells why and what to change."""
+
+
+@dataclass
+class FitCounters:
+    """Where the training of a block stands, all that is not a tensor."""
+
+    iteration: int = 0
+    """Iterations done."""
+    iterations: int = 0
+    """Iterations planned; 0 before planning."""
+    best_loss: float = math.inf
+    """Smallest validation loss so far."""
+    stopped: bool = False
+    """Whether the guard ended the block."""
+    started: float = 0.0
+    """Seconds into the run at which the block began."""
+    deadline: float = math.inf
+    """Seconds into the run at which the block's iterations should end."""
+
+
+@dataclass
+class FitHooks:
+    """What the loop calls outside itself."""
+
+    elapsed: Callable[[], float]
+    """Seconds into the run, earlier sessions of a resumed run included."""
+    record: Callable[[Mapping[str, Any]], None]
+    """Writes one line of the history."""
+    save: Callable[[BlockFit], None]
+    """Called after every iteration; saves the state if it is time."""
+    share: Callable[[float], float] | None
+    """Seconds that this block may take from now on, its push included, given the seconds that one Runge-Kutta step
+    of one row takes; None without a time budget."""
+    progress: Progress
+
+
+@dataclass
+class BlockFit:
+    """The training of one block on pushed samples.
+
+    Arguments:
+        index: Number of the block, from 0.
+        block: The block with its first parameters; trained in place.
+        samples: The pushed samples.
+        config: Settings of the run.
+        hooks: What to call.
+        counters: Where to go on; a fresh start if None.
+    """
+
+    index: int
+    block: Block
+    samples: PushedSamples
+    config: TrainConfig
+    hooks: FitHooks
+    counters: FitCounters = field(default_factory=FitCounters)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
+        self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index)
+        self.good: AdamState = self.adam.state()
+        # doing nothing is the first candidate: a block is never worse than its absence on the validation rows
+        self.best: Tensor = self._identity()
+        if math.isinf(self.counters.best_loss):
+            self.counters.best_loss = float(0.5 * self.samples.val.square().sum(1).double().mean())
+
+    def run(self) -> None:
+        """Trains until the plan is done or the guard ends the block; leaves the best parameters in it."""
+        counters = self.counters
+        if counters.iterations == 0:
+            counters.started = self.hooks.elapsed()
+            self._plan()
+        self.hooks.progress.start_block(self.index, counters.iterations)
+        self._session = (self.hooks.elapsed(), counters.iteration)
+        while counters.iteration < counters.iterations and not counters.stopped:
+            self._look()
+            if not counters.stopped:
+                self._iterate()
+                self.hooks.save(self)
+        if not counters.stopped:
+            self._look(last=True)
+        self.adam.load(self.best)
+        self.adam.release()
+
+    def _iterate(self) -> None:
+        counters, config = self.counters, self.config
+        rate = schedule.learning_rate(counters.iteration, counters.iterations, config.learning_rate, config.warmup)
+        terms = block_terms(self.block, self.batches(counters.iteration))
+        norm = self.adam.update(terms.total, rate)
+        if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
+            numbers = {
+                "loss": float(terms.total.detach()),
+                "potential": float(terms.potential.detach()),
+                "divergence": float(terms.divergence.detach()),
+                "movement": float(terms.movement.detach()),
+            }
+            place = {"block": self.index, "iteration": counters.iteration}
+            rest = {"grad_norm": float(norm), "learning_rate": rate, "seconds": self.hooks.elapsed()}
+            self.hooks.record({"event": "iteration", **place, **numbers, **rest})
+            self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
+        counters.iteration += 1
+
+    def _look(self, last: bool = False) -> None:
+        """What happens between two iterations: first the guard, then the validation of parameters that passed it."""
+        iteration, config = self.counters.iteration, self.config
+        validate = last or iteration % config.validate_every == 0
+        if config.guard and (validate or iteration % config.guard_every == 0) and not self._guard():
+            return
+        if not validate:
+            return
+        if not config.guard and not bool(torch.isfinite(self.adam.parameters).all()):
+            raise TrainingError(
+                f"the parameters of block {self.index} are no longer finite after {iteration} iterations; "
+                "set guard = true, or lower learning_rate"
+            )
+        loss, nll = self._validate()
+        place = {"block": self.index, "iteration": iteration}
+        self.hooks.record({"event": "validation", **place, "loss": loss, "nll": nll})
+        if loss < self.counters.best_loss:
+            self.counters.best_loss = loss
+            self.best = self.adam.parameters.clone()
+        self._replan()
+
+    def _validate(self) -> tuple[float, float]:
+        """JKO loss of the validation rows and NLL of the flow with this block, at twice the Runge-Kutta steps."""
+        y, logdet = push_rows(self.block, self.samples.val)
+        terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.step_size)
+        past = float(self.samples.val_logdet.double().mean())
+        return float(terms.total), float(terms.potential + terms.divergence) - past + gaussian_constant(y)
+
+    def _guard(self) -> bool:
+        """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
+        config, counters = self.config, self.counters
+        reading = read_guard(self.block, self.samples.val[: config.guard_rows])
+        if reading.within(config.guard_nll, config.guard_round_trip):
+            self.good = self.adam.state()
+            return True
+        num_steps = self.block.num_steps
+        if 2 * num_steps <= config.max_num_steps:
+            action, self.block.num_steps = "doubled", 2 * num_steps
+            self.adam.restore(self.good)
+        elif counters.iteration == 0:  # the last block's parameters do not fit here, and nothing better is known yet
+            action, self.block.num_steps = "reset", config.num_steps
+            self.adam.load(self._identity())
+            self.good = self.adam.state()
+        else:
+            action, counters.stopped = "stopped", True
+        self.hooks.record(
+            {
+                "event": "guard",
+                "block": self.index,
+                "iteration": counters.iteration,
+                "nll_difference": reading.nll_difference,
+                "round_trip": reading.round_trip,
+                "num_steps": self.block.num_steps,
+                "action": action,
+            }
+        )
+        # steps were doubled for parameters that nothing has vouched for: look again before training on them
+        return self._guard() if counters.iteration == 0 and action == "doubled" else not counters.stopped
+
+    def _plan(self) -> None:
+        """Sets the number of iterations, with a time budget from measured times that change nothing."""
+        config, counters = self.config, self.counters
+        if self.hooks.share is None:
+            counters.iterations = config.iterations_per_block
+            return
+        batch = self.batches(0)
+        samples, fine_steps = self.samples, 2 * self.block.num_steps
+        validation = _seconds(self._validate)
+        per_iteration = _seconds(lambda: block_terms(self.block, batch).total.backward())
+        per_iteration += validation / config.validate_every
+        if config.guard:
+            rows = samples.val[: config.guard_rows]
+            per_iteration += _seconds(lambda: read_guard(self.block, rows)) / min(
+                config.guard_every, config.validate_every
+            )
+        row_step = validation / (samples.val.shape[0] * fine_steps)
+        push = row_step * fine_steps * (samples.train.shape[0] + samples.val.shape[0])
+        seconds = self.hooks.share(row_step) - push
+        counters.deadline = self.hooks.elapsed() + seconds
+        counters.iterations = schedule.iterations_within(seconds, per_iteration)
+        if counters.iterations < config.validate_every:
+            self.hooks.progress.message(
+                f"the time budget leaves only {counters.iterations} iterations for block {self.index}; "
+                "raise time_budget or lower max_blocks"
+            )
+
+    def _replan(self) -> None:
+        """Corrects the number of iterations when the measured speed differs from the planned one."""
+        counters = self.counters
+        start, first = self._session
+        now, done = self.hooks.elapsed(), counters.iteration - first
+        if math.isinf(counters.deadline) or done == 0 or counters.iteration >= counters.iterations:
+            return
+        rest = schedule.iterations_within(counters.deadline - now, (now - start) / done)
+        if abs(counters.iteration + rest - counters.iterations) > 0.02 * counters.iterations:
+            counters.iterations = counters.iteration + rest
+            self.hooks.progress.start_block(self.index, counters.iterations)
+
+    def _identity(self) -> Tensor:
+        """The present parameters (P,) with a zero output: a velocity that moves nothing."""
+        present = self.adam.parameters.clone()
+        silence(self.block)
+        identity = self.adam.parameters.clone()
+        self.adam.load(present)
+        return identity
+
+
+@torch.no_grad()
+def silence(block: Block) -> None:
+    """Sets what the velocity puts out to zero; the hidden layers keep their parameters."""
+    velocity = block.velocity
+    for parameter in velocity.layers[-1].parameters():
+        parameter.zero_()
+    if velocity.linear is not None:
+        velocity.linear.weight.zero_()
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Mean time of a call that waits for its result, after a first one that is not counted."""
+    call()
+    start, calls = time.perf_counter(), 0
+    while calls < 20 and (calls < 2 or time.perf_counter() - start < 0.2):
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls

@@ -1,0 +1,90 @@
+"""The pushed samples: the data carried through the blocks trained so far, in standardised units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jkoflow.block import Block
+from jkoflow.metrics import CHUNK, movement
+
+
+@dataclass
+class PushedSamples:
+    """Where the data are before the next block. Only the present positions are kept: memory does not grow with blocks.
+
+    Arguments:
+        train: Training rows, with shape (N, d).
+        val: Validation rows, with shape (N_val, d).
+        val_logdet: Log abs det of the validation rows' way so far, standardisation not included, with shape (N_val,).
+    """
+
+    train: Tensor
+    val: Tensor
+    val_logdet: Tensor
+
+    def push(self, block: Block) -> float:
+        """Carries the samples through a finished block and returns its movement over the training rows.
+
+        Twice the Runge-Kutta steps of the training are used: the next block should start from where the flow's ODE
+        takes the samples, not from the integrator's error.
+        """
+        before = self.train
+        self.train, _ = push_rows(block, self.train)
+        self.val, increment = push_rows(block, self.val)
+        self.val_logdet = self.val_logdet + increment
+        return movement(before, self.train)
+
+    def val_nll(self) -> float:
+        """NLL of the validation rows under the flow so far, in nats, on standardised columns."""
+        return float((0.5 * self.val.square().sum(1) - self.val_logdet).double().mean()) + gaussian_constant(self.val)
+
+
+@torch.no_grad()
+def push_rows(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, d) and logdets (N,) of rows x (N, d) at twice the block's Runge-Kutta steps."""
+    parts = [block(rows, num_steps=2 * block.num_steps) for rows in x.split(CHUNK)]
+    return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
+
+
+def gaussian_constant(x: Tensor) -> float:
+    """The constant of the standard Gaussian's NLL for rows x (N, d), d/2 log(2 pi)."""
+    return 0.5 * x.shape[1] * math.log(2 * math.pi)
+
+
+class Batches:
+    """Batches of rows in a new order every epoch; any of them can be had again from its number alone.
+
+    Arguments:
+        rows: Rows, with shape (N, d).
+        batch_size: Rows per batch, at most N; what is left of an epoch is dropped.
+        seed: Seed of the run.
+        block: Number of the block.
+    """
+
+    def __init__(self, rows: Tensor, batch_size: int, seed: int, block: int) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.per_epoch = rows.shape[0] // batch_size
+        self._seed, self._block = seed, block
+        self._epoch = -1
+        self._shuffled = rows
+
+    def __call__(self, iteration: int) -> Tensor:
+        """The batch (batch_size, d) of an iteration: a view, not a copy."""
+        epoch, place = divmod(iteration, self.per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch))
+            self._shuffled = self.rows[order.to(self.rows.device)]
+            self._epoch = epoch
+        return self._shuffled[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def generator(seed: int, *counters: int) -> torch.Generator:
+    """A random generator on the CPU that is a function of a seed and counters."""
+    mixed = np.random.SeedSequence([seed, *counters]).generate_state(2)
+    return torch.Generator().manual_seed((int(mixed[0]) << 31) ^ int(mixed[1]))

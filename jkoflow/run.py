@@ -1,0 +1,271 @@
+"""The run directory: what a training run leaves on disk, and the state that it resumes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jkoflow import checkpoint
+from jkoflow.adam import AdamState
+from jkoflow.block import Block
+from jkoflow.config import TrainConfig
+from jkoflow.data import Dataset, require
+from jkoflow.fit import FitCounters
+from jkoflow.flow import MODEL_FILE, JKOFlow
+
+CONFIG_FILE = "config.toml"
+STATE_FILE = "state.safetensors"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.jsonl"
+PREVIEW_FILE = "preview.npz"
+ENVIRONMENT_FILE = "environment.json"
+STATE_KIND = "training-state"
+PREVIEW_ROWS = 5000
+
+
+class RunError(ValueError):
+    """The run directory cannot be used as asked; the message is one line and tells the fix."""
+
+
+@dataclass
+class FitState:
+    """The block in training at one moment."""
+
+    block: dict[str, Any]
+    """The block's description."""
+    counters: FitCounters
+    now: AdamState
+    good: AdamState
+    """The last parameters that passed the guard."""
+    best: Tensor
+    """The parameters with the smallest validation loss, with shape (P,)."""
+
+
+@dataclass
+class RunState:
+    """Everything that a run needs to go on as if it had never been interrupted."""
+
+    settings: dict[str, Any]
+    """The run's configuration."""
+    fingerprint: str
+    """Hash of the data."""
+    elapsed: float
+    """Seconds spent so far."""
+    history_bytes: int
+    """Length of the history when the state was saved."""
+    guard_events: int
+    first_nll: float
+    """Validation NLL before the first block, in nats on standardised columns."""
+    summaries: list[dict[str, Any]]
+    """The history's records of the finished blocks."""
+    blocks: list[Block]
+    """The finished blocks."""
+    fit: FitState | None
+    """The block in training; None between blocks."""
+
+    def check_matches(self, config: TrainConfig, data: Dataset, path: Path) -> None:
+        """Makes sure that the run goes on with what it began with.
+
+        Raises:
+            RunError: If the data or a setting has changed.
+        """
+        if self.fingerprint != fingerprint(data):
+            raise RunError(f"the data have changed since the run in {path} began; resume with the same data")
+        settings = config.to_mapping()
+        different = [
+            f"{name} = {settings.get(name)} (was {self.settings.get(name)})"
+            for name in sorted(settings.keys() | self.settings.keys())
+            if settings.get(name) != self.settings.get(name)
+        ]
+        if different:
+            raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")
+
+
+class RunDirectory:
+    """A directory that holds one training run.
+
+    Arguments:
+        path: The directory; `create` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._history: io.BufferedWriter | None = None
+
+    def holds_run(self) -> bool:
+        """Whether a training run has been started here."""
+        return any((self.path / name).exists() for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE))
+
+    def is_finished(self) -> bool:
+        """Whether the run here has ended and left its model."""
+        there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
+        return there and not (self.path / STATE_FILE).exists()
+
+    def create(self, config: TrainConfig, source: str, environment: Mapping[str, Any]) -> None:
+        """Makes the directory and writes what is known before training.
+
+        Raises:
+            RunError: If there is a run already.
+            MissingExtraError: If tomli-w is missing.
+            OSError: If the directory cannot be written.
+        """
+        toml = config_toml(config, source)
+        if self.holds_run():
+            raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
+        self.path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(self.path / CONFIG_FILE, toml)
+        self.open_history(0)
+        self._write_json(ENVIRONMENT_FILE, environment)
+
+    def open_history(self, length: int) -> None:
+        """Opens the history and cuts it back to a length in bytes: what a killed run wrote after its last save.
+
+        Raises:
+            RunError: If the history is shorter than that.
+        """
+        self._history = (self.path / HISTORY_FILE).open("ab")
+        if self._history.tell() < length:
+            raise RunError(
+                f"{self.path / HISTORY_FILE} has {self._history.tell()} bytes, fewer than the {length} of the saved "
+                "state; it was changed from outside: train into a new directory"
+            )
+        self._history.truncate(length)
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Adds one line to the history."""
+        assert self._history is not None
+        self._history.write(json.dumps(finite(event)).encode() + b"\n")
+
+    def flush(self) -> int:
+        """Puts the history on the disk; returns its length in bytes."""
+        assert self._history is not None
+        self._history.flush()
+        os.fsync(self._history.fileno())
+        return self._history.tell()
+
+    def close(self) -> None:
+        """Closes the history."""
+        if self._history is not None:
+            self._history.close()
+            self._history = None
+
+    def save_state(self, state: RunState) -> None:
+        """Writes the state, atomically."""
+        tensors = dict(_named_tensors(state))
+        description = {
+            "settings": state.settings,
+            "fingerprint": state.fingerprint,
+            "elapsed": state.elapsed,
+            "history_bytes": state.history_bytes,
+            "guard_events": state.guard_events,
+            "first_nll": state.first_nll,
+            "summaries": state.summaries,
+            "blocks": [block.describe() for block in state.blocks],
+            "fit": None,
+        }
+        if state.fit is not None:
+            description["fit"] = {
+                "block": state.fit.block,
+                # JSON has no inf
+                "counters": {
+                    k: None if v == math.inf else v for k, v in dataclasses.asdict(state.fit.counters).items()
+                },
+                "updates": [state.fit.now.updates, state.fit.good.updates],
+            }
+        checkpoint.save(self.path / STATE_FILE, STATE_KIND, tensors, description)
+
+    def load_state(self) -> RunState | None:
+        """Reads the state; None if the run was killed before it saved one.
+
+        Raises:
+            CheckpointError: If the file is damaged or of another version.
+        """
+        path = self.path / STATE_FILE
+        if not path.exists():
+            return None
+        tensors, description = checkpoint.load(path, STATE_KIND)
+        try:
+            blocks = [Block.from_description(block) for block in description.pop("blocks")]
+            for index, block in enumerate(blocks):
+                block.load_state_dict({name: tensors[f"blocks.{index}.{name}"] for name in block.state_dict()})
+            fit = description.pop("fit")
+            return RunState(**description, blocks=blocks, fit=None if fit is None else _fit_state(fit, tensors))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(f"{path} does not describe a training state: {error}") from error
+
+    def finish(self, flow: JKOFlow, metrics: Mapping[str, Any], data: Dataset) -> None:
+        """Writes the results, then removes the state: a run without state has ended."""
+        flow.save(self.path / MODEL_FILE)
+        preview = io.BytesIO()
+        np.savez(preview, data=data.test[:PREVIEW_ROWS].numpy(), features=np.array(data.features))
+        checkpoint.write_atomically(self.path / PREVIEW_FILE, preview.getvalue())
+        self._write_json(METRICS_FILE, metrics)
+        self.flush()
+        self.close()
+        (self.path / STATE_FILE).unlink(missing_ok=True)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
+
+
+def config_toml(config: TrainConfig, source: str) -> bytes:
+    """The text of config.toml: every setting, and where the data came from.
+
+    Raises:
+        MissingExtraError: If tomli-w is missing.
+    """
+    tomli_w = require("tomli_w", "a run directory")
+    return tomli_w.dumps({"data": source, **config.to_mapping()}).encode()
+
+
+def fingerprint(data: Dataset) -> str:
+    """A hash of the rows of all three parts."""
+    digest = hashlib.sha256()
+    for rows in (data.train, data.val, data.test):
+        digest.update(f"{tuple(rows.shape)}".encode())
+        digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and inf become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _named_tensors(state: RunState) -> Iterator[tuple[str, Tensor]]:
+    for index, block in enumerate(state.blocks):
+        for name, tensor in block.state_dict().items():
+            yield f"blocks.{index}.{name}", tensor
+    if state.fit is not None:
+        yield "fit.best", state.fit.best
+        for moment, adam in (("now", state.fit.now), ("good", state.fit.good)):
+            for part in ("parameters", "mean", "square"):
+                yield f"fit.{moment}.{part}", getattr(adam, part)
+
+
+def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
+    counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
+    now, good = (
+        AdamState(
+            tensors[f"fit.{moment}.parameters"], tensors[f"fit.{moment}.mean"], tensors[f"fit.{moment}.square"], updates
+        )
+        for moment, updates in zip(("now", "good"), description["updates"], strict=True)
+    )
+    return FitState(description["block"], FitCounters(**counters), now, good, tensors["fit.best"])

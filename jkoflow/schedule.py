@@ -1,0 +1,114 @@
+"""What the trainer does when: step sizes, stopping, learning rates and the time budget, as functions of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def jko_step_size(block: int, first: float, growth: float, largest: float) -> float:
+    r"""JKO step size of a block, :math:`h_k = \min(h_0 g^k, h_{max})`.
+
+    Arguments:
+        block: Number k of the block, from 0.
+        first: Step size h_0 of the first block.
+        growth: Factor g from one block to the next.
+        largest: Upper bound h_max.
+
+    Returns:
+        The step size, positive.
+
+    Example:
+        >>> [jko_step_size(k, 1.0, 2.0, 3.0) for k in range(3)]
+        [1.0, 2.0, 3.0]
+    """
+    # in logarithms: growth**block overflows for large k
+    return largest if math.log(first) + block * math.log(growth) >= math.log(largest) else first * growth**block
+
+
+def has_converged(
+    movements: Sequence[float], val_nlls: Sequence[float], movement_tolerance: float, gain_tolerance: float
+) -> bool:
+    """Whether the last block did so little that no further one is worth its cost.
+
+    Arguments:
+        movements: Movement of every block so far.
+        val_nlls: Validation NLL in nats before the first block and after every block, one more than the movements.
+        movement_tolerance: A block that moves less than this ends the chain.
+        gain_tolerance: A block that lowers the validation NLL by less than this ends the chain.
+
+    Returns:
+        True if the last block is under either tolerance; False before the first block.
+
+    Raises:
+        ValueError: If the lengths do not fit together.
+    """
+    if len(val_nlls) != len(movements) + 1:
+        raise ValueError(
+            f"val_nlls must have {len(movements) + 1} entries, one more than movements, got {len(val_nlls)}"
+        )
+    if not movements:
+        return False
+    return movements[-1] < movement_tolerance or val_nlls[-2] - val_nlls[-1] < gain_tolerance
+
+
+def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> float:
+    r"""Learning rate of an iteration: linear warm-up to the peak, then half a cosine down to 1 % of it.
+
+    Arguments:
+        iteration: Number of the iteration, from 0.
+        iterations: Iterations in all.
+        peak: Largest learning rate.
+        warmup: Iterations of the warm-up; at most a fifth of all is used.
+
+    Returns:
+        The learning rate, positive.
+    """
+    warmup = min(warmup, iterations // 5)
+    if iteration < warmup:
+        return peak * (iteration + 1) / (warmup + 1)
+    progress = min(1.0, (iteration - warmup) / max(1, iterations - warmup))
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:
+    """A block's share of what a time budget has left: equal parts for the blocks still to come.
+
+    Arguments:
+        budget: Seconds for the whole run.
+        elapsed: Seconds already spent.
+        reserve: Seconds to keep for the evaluation at the end.
+        blocks_left: Blocks still to train, this one included.
+
+    Returns:
+        Seconds for this block, its push included; zero if nothing is left.
+    """
+    return max(0.0, budget - elapsed - reserve) / max(1, blocks_left)
+
+
+def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:
+    """Iterations that fit into a time, and never fewer than ``least``."""
+    return max(least, int(seconds / max(seconds_per_iteration, 1e-9)))
+
+
+def evaluation_seconds(
+    seconds_per_row_step: float, blocks: int, num_steps: int, val_rows: int, test_rows: int, inversion_rows: int
+) -> float:
+    """Seconds that the evaluation of a finished flow is expected to take.
+
+    Step-converged numbers need about three doublings of the training's num_steps on the validation rows, the last
+    two of them on the test rows, and a forward and an inverse pass for the inversion error.
+
+    Arguments:
+        seconds_per_row_step: Measured time of one Runge-Kutta step of one block on one row.
+        blocks: Blocks in the finished flow.
+        num_steps: Runge-Kutta steps per block in training.
+        val_rows: Rows of the calibration.
+        test_rows: Rows of the test NLL.
+        inversion_rows: Rows of the inversion error.
+
+    Returns:
+        Seconds.
+    """
+    row_steps = (1 + 2 + 4 + 8) * val_rows + (4 + 8) * test_rows + 2 * 8 * inversion_rows
+    return seconds_per_row_step * blocks * num_steps * row_steps
