@@ -24,6 +24,7 @@ __all__ = [
     "Dataset",
     "MissingExtraError",
     "check_output",
+    "default_features",
     "draw",
     "load_dataset",
     "load_rows",
