@@ -21,6 +21,13 @@ class Block(nn.Module):
         t0: Start of the time interval.
         t1: End of the time interval.
         step_size: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
+
+    Example:
+        >>> block = Block(MLPVelocity(2), num_steps=8)
+        >>> y, logdet = block(torch.randn(5, 2))
+        >>> x, inverse_logdet = block.inverse(y)
+        >>> torch.allclose(logdet, -inverse_logdet, atol=1e-4)
+        True
     """
 
     def __init__(

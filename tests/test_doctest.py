@@ -1,0 +1,46 @@
+"""The examples in the docstrings run, and the main names have one."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import jkoflow
+
+MODULES = [
+    "jkoflow",
+    *(f"jkoflow.{info.name}" for info in pkgutil.iter_modules(jkoflow.__path__) if info.name not in ("_C", "__main__")),
+    "jkoflow.ops.reference",
+    "jkoflow.ops.native",
+    "jkoflow.ops.tableau",
+]
+
+
+def examples(module):
+    names = {name: getattr(jkoflow, name) for name in jkoflow.__all__} | {"jkoflow": jkoflow, "torch": torch}
+    found = doctest.DocTestFinder(exclude_empty=True).find(module, extraglobs=names)
+    return [test for test in found if test.examples]
+
+
+CASES = {test.name: test for name in MODULES for test in examples(importlib.import_module(name))}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of them write files
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    result = runner.run(CASES[name], out=report.append)
+    assert result.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", [name for name in jkoflow.__all__ if not name.startswith("_")])
+def test_public_names_are_documented(name):
+    thing = getattr(jkoflow, name)
+    assert inspect.getdoc(thing)
+    if inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, nn.Module)):
+        assert f"{thing.__module__}.{thing.__qualname__}" in CASES, f"{name} has no Example in its docstring"
