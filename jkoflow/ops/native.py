@@ -7,7 +7,6 @@ those of `jkoflow.velocity.MLPField`.
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import torch  # before the extension: both then share the OpenMP runtime that ships with torch
@@ -18,15 +17,19 @@ from jkoflow.ops.reference import coupling
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
+# Settled at import, as constants: torch.compile traces what reads them.
+_C: Any = None
+_MISSING: str | None = None  # why the kernels cannot run
+_BAD_ISA: str | None = None  # a wish in JKOFLOW_ISA that cannot be met
 try:
     from jkoflow import _C  # pyright: ignore[reportAttributeAccessIssue]
 
-    _IMPORT_ERROR: str | None = None
+    _C.cpu_isa()
 except ImportError as error:
-    _C = None
-    _IMPORT_ERROR = str(error)
+    _MISSING = f"the compiled extension cannot be loaded ({error}); `pip install .` in a checkout builds it"
+except RuntimeError as error:
+    _MISSING = _BAD_ISA = str(error)
 
-_BUILD = "build it with `pip install .` in a checkout (needs a C++ compiler)"
 _NO_CUDA = "this version of jkoflow has no CUDA kernels"
 _ACTIVATIONS = ("tanh", "softplus", "silu")
 
@@ -38,28 +41,14 @@ def capabilities() -> dict[str, Any]:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
         ``openmp``, ``threads``.
     """
-    reason = _extension_missing()
     return {
-        "cpu": reason,
+        "cpu": _MISSING,
         "cuda": _NO_CUDA,
-        "isa": None if reason else _C.cpu_isa(),
+        "isa": None if _MISSING else _C.cpu_isa(),
         "isas": [] if _C is None else _C.cpu_isas(),
         "openmp": _C is not None and _C.has_openmp,
         "threads": torch.get_num_threads(),
     }
-
-
-@functools.cache
-def _extension_missing() -> str | None:
-    if _C is None:
-        return f"the compiled extension cannot be loaded ({_IMPORT_ERROR}); {_BUILD}"
-    try:
-        _C.cpu_isa()
-    except RuntimeError as error:
-        if os.environ.get("JKOFLOW_ISA"):  # a wish that cannot be met is not an absent kernel
-            raise
-        return str(error)
-    return None
 
 
 def unsupported(field: MLPField | None, x: Tensor, divergence: str, backend: str) -> str | None:
@@ -70,8 +59,10 @@ def unsupported(field: MLPField | None, x: Tensor, divergence: str, backend: str
         return f"the CPU kernels need CPU tensors, x is on {x.device}" + (
             f" ({_NO_CUDA})" if x.device.type == "cuda" else ""
         )
-    if (missing := _extension_missing()) is not None:
-        return missing
+    if _BAD_ISA is not None:
+        raise RuntimeError(_BAD_ISA)
+    if _MISSING is not None:
+        return _MISSING
     if field is None:
         return "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
     if x.dtype not in (torch.float32, torch.float64):
@@ -116,7 +107,9 @@ def integrate_mlp(
         field.activation.beta,
         keep_path or needs_path,
     )
-    if exact and field.linear is not None:
+    if not exact:
+        logdet = logdet.detach()  # zero: no gradient flows through it
+    elif field.linear is not None:
         logdet = logdet + (t1 - t0) * torch.trace(field.linear)
     return x_end, logdet, path
 

@@ -1,0 +1,330 @@
+"""The compiled kernels against the reference: values, gradients, sizes, operators, instruction sets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracles import assert_within_twice, random_velocity
+from torch import nn
+
+import jkoflow
+from jkoflow.ops import native
+from jkoflow.ops.tableau import TABLEAUX
+
+pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
+
+NETWORKS = {
+    "one layer": {"dim": 3, "hidden": (20,)},
+    "two layers": {"dim": 3, "hidden": (20, 12)},
+    "widths of one": {"dim": 1, "hidden": (1, 1)},
+    "no time": {"dim": 2, "hidden": (9, 33), "time": False},
+    "context and linear": {"dim": 4, "hidden": (17, 16), "context_dim": 3, "linear": True},
+    "one layer, all inputs": {"dim": 5, "hidden": (48,), "context_dim": 1, "linear": True},
+    "softplus": {"dim": 2, "hidden": (16, 16), "activation": "softplus(3)"},
+    "softplus, one layer": {"dim": 2, "hidden": (15,), "activation": "softplus"},
+    "silu": {"dim": 2, "hidden": (16, 16), "activation": "silu"},
+    "silu, one layer": {"dim": 2, "hidden": (15,), "activation": "silu", "linear": True},
+    "wide": {"dim": 17, "hidden": (512, 130), "linear": True},
+    "many features": {"dim": 256, "hidden": (24, 40)},
+}
+
+
+def case(network, batch, dtype=torch.float64, seed=0):
+    velocity = random_velocity(**network, dtype=dtype, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(batch, velocity.dim, generator=generator, dtype=torch.float64).to(dtype)
+    context = None
+    if velocity.context_dim:
+        context = torch.randn(batch, velocity.context_dim, generator=generator, dtype=torch.float64).to(dtype)
+    return velocity, x, context
+
+
+def outputs_and_gradients(velocity, x, context, backend, **options):
+    """Everything that comes out of integrate, then the gradients of x, context and the parameters."""
+    leaves = [x.detach().clone().requires_grad_()]
+    if context is not None:
+        leaves.append(context.detach().clone().requires_grad_())
+    result = jkoflow.integrate(
+        velocity, leaves[0], context=leaves[1] if context is not None else None, backend=backend, **options
+    )
+    generator = torch.Generator().manual_seed(7)
+    bars = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part.dtype) for part in result]
+    parts, bars = zip(*((part, bar) for part, bar in zip(result, bars, strict=True) if part.requires_grad), strict=True)
+    gradients = torch.autograd.grad(
+        parts, leaves + list(velocity.parameters()), bars, allow_unused=True, materialize_grads=True
+    )
+    names = ["x", "logdet", "path", "grad x"] + ["grad context"] * (context is not None)
+    names += [f"grad {name}" for name, _ in velocity.named_parameters()]
+    return dict(zip(names, [*(part.detach() for part in result), *gradients], strict=True))
+
+
+def assert_float64_parity(network, batch, **options):
+    velocity, x, context = case(network, batch)
+    got = outputs_and_gradients(velocity, x, context, "cpu", **options)
+    expected = outputs_and_gradients(velocity, x, context, "reference", **options)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_values_and_gradients_in_float64(network):
+    assert_float64_parity(network, 37)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+@pytest.mark.parametrize("divergence", ["exact", "none"])
+def test_methods_and_divergences(method, divergence):
+    assert_float64_parity(NETWORKS["context and linear"], 20, method=method, divergence=divergence, num_steps=2)
+    assert_float64_parity(NETWORKS["one layer"], 20, method=method, divergence=divergence, num_steps=2)
+
+
+def test_backwards_and_partial_intervals():
+    assert_float64_parity(NETWORKS["two layers"], 20, t0=1.0, t1=0.0)
+    assert_float64_parity(NETWORKS["two layers"], 20, t0=-0.5, t1=0.25, num_steps=5)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 15, 16, 17, 47, 48, 49, 1003])
+@pytest.mark.parametrize("hidden", [(64, 70), (130,)])
+def test_float32_within_twice_the_error_of_pytorch_over_batches(batch, hidden):
+    assert_float32_within_twice({"dim": 6, "hidden": hidden, "linear": True}, batch)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 17, 63, 64])
+@pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
+def test_float32_within_twice_the_error_of_pytorch_over_dimensions(dim, activation):
+    assert_float32_within_twice({"dim": dim, "hidden": (100, 36), "activation": activation}, 97)
+
+
+def assert_float32_within_twice(network, batch):
+    velocity, x, context = case(network, batch, torch.float32)
+    got = outputs_and_gradients(velocity, x, context, "cpu")
+    peer = outputs_and_gradients(velocity, x, context, "reference")
+    exact = outputs_and_gradients(velocity.double(), x.double(), None if context is None else context.double(), "reference")
+    for name, value in exact.items():
+        # The floor, for results on which PyTorch is exact by luck: a few roundings of the largest entry. Gradients of
+        # parameters are sums over rows and stages, whose rounding grows with the root of their number.
+        terms = batch * 12 if name.startswith("grad l") else 0
+        floor = max(4e-7, 1e-7 * terms**0.5) * max(1.0, value.abs().max().item() if value.numel() else 0.0)
+        assert_within_twice(got[name], peer[name], value, floor, name)
+
+
+def test_saturated_activations_stay_accurate():
+    for activation in ("tanh", "softplus(5)", "silu"):
+        velocity, x, _ = case({"dim": 2, "hidden": (24, 24), "activation": activation}, 33, torch.float32)
+        with torch.no_grad():
+            velocity.layers[0].bias.copy_(torch.linspace(-60, 60, 24))
+            velocity.layers[2].weight.mul_(0.01)
+        got = jkoflow.integrate(velocity, x, backend="cpu")
+        peer = jkoflow.integrate(velocity, x, backend="reference")
+        exact = jkoflow.integrate(velocity.double(), x.double(), backend="reference")
+        for name in ("x", "logdet"):  # the floor: 24 slopes, each with the 5e-7 that the kernel's tanh may be off
+            assert_within_twice(getattr(got, name), getattr(peer, name), getattr(exact, name), 2e-6, name)
+
+
+GRADCHECKED = ["one layer", "two layers", "context and linear", "softplus", "silu, one layer", "no time"]
+
+
+@pytest.mark.parametrize("name", GRADCHECKED)
+@pytest.mark.parametrize("divergence", ["exact", "none"])
+def test_gradcheck(name, divergence):
+    velocity, x, context = case({**NETWORKS[name], "hidden": (5, 4)[: len(NETWORKS[name]["hidden"])]}, 3)
+    names = [name for name, _ in velocity.named_parameters()]
+
+    def function(x, context, *parameters):
+        def field():
+            return jkoflow.MLPVelocity.field(velocity)
+
+        with nn.utils.stateless._reparametrize_module(velocity, dict(zip(names, parameters, strict=True))):
+            assert field().weights[0] is parameters[names.index("layers.0.weight")]
+            result = jkoflow.integrate(
+                velocity, x, context=context, num_steps=2, divergence=divergence, backend="cpu"
+            )
+        return (result.x, result.logdet, result.path) if divergence == "exact" else (result.x, result.path)
+
+    parameters = [parameter.detach().clone().requires_grad_() for parameter in velocity.parameters()]
+    context = context if context is None else context.requires_grad_()
+    assert torch.autograd.gradcheck(function, (x.requires_grad_(), context, *parameters))
+
+
+def operator_arguments(network, dtype, keep_path=True):
+    velocity, x, context = case(network, 7, dtype)
+    field = velocity.field()
+    exact = native.coupling(field).detach().requires_grad_()
+    scalars = (field.time, 0.0, 1.0, 2, "rk4", field.activation.name, field.activation.beta)
+    return (
+        x.requires_grad_(), context, list(field.weights), list(field.biases), exact, field.linear, *scalars, keep_path,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["one layer", "two layers", "context and linear"])
+def test_opcheck(name, dtype):
+    torch.library.opcheck(torch.ops.jkoflow.integrate.default, operator_arguments(NETWORKS[name], dtype))
+
+
+def test_opcheck_of_the_adjoint():
+    x, context, weights, biases, exact, linear, *scalars, _ = operator_arguments(NETWORKS["two layers"], torch.float64)
+    path = torch.randn(3, *x.shape, dtype=x.dtype)
+    arguments = (torch.randn_like(x), torch.randn(x.shape[0], dtype=x.dtype), None, path, context)
+    arguments += ([w.detach() for w in weights], [b.detach() for b in biases], exact.detach(), linear, *scalars, True)
+    torch.library.opcheck(
+        torch.ops.jkoflow.integrate_backward.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.velocity = random_velocity(**NETWORKS["context and linear"], dtype=torch.float32)
+
+        def forward(self, x, context):
+            result = jkoflow.integrate(self.velocity, x * 2, context=context, num_steps=2)
+            return result.x.square().sum(1) - result.logdet
+
+    model = Model()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (5, 8):
+        x, context = torch.randn(batch, 4), torch.randn(batch, 3)
+        expected = torch.autograd.grad(model(x, context).sum(), list(model.parameters()))
+        got = torch.autograd.grad(compiled(x, context).sum(), list(model.parameters()))
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_double_backward_is_refused():
+    velocity, x, _ = case(NETWORKS["two layers"], 4)
+    result = jkoflow.integrate(velocity, x.requires_grad_(), backend="cpu")
+    (gradient,) = torch.autograd.grad(result.logdet.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice.*backend='reference'"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("trainable", ["x", "context", "parameters", "nothing"])
+def test_gradients_only_where_wanted(trainable):
+    velocity, x, context = case(NETWORKS["context and linear"], 21)
+    velocity.requires_grad_(trainable == "parameters")
+    wanted = {"x": [x], "context": [context], "parameters": list(velocity.parameters()), "nothing": []}[trainable]
+    for tensor in wanted:
+        tensor.requires_grad_()
+    results = [jkoflow.integrate(velocity, x, context=context, backend=b) for b in ("cpu", "reference")]
+    if not wanted:
+        assert not any(part.requires_grad for part in results[0])
+        return
+    got, expected = (torch.autograd.grad(r.logdet.sum() + r.x.square().sum(), wanted) for r in results)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_any_strides_and_alignment():
+    velocity, x, context = case(NETWORKS["context and linear"], 40)
+    expected = jkoflow.integrate(velocity, x, context=context, backend="cpu")
+    padded = torch.full((41, 9), float("nan"), dtype=x.dtype)
+    padded[1:, 3:7] = x
+    layouts = {"transposed": x.T.contiguous().T, "slice": padded[1:, 3:7], "reversed": x.flip(0).flip(0)}
+    layouts["every other"] = x.repeat_interleave(2, 0)[::2]
+    for name, strided in layouts.items():
+        got = jkoflow.integrate(velocity, strided, context=context.T.contiguous().T, backend="cpu")
+        assert torch.equal(got.x, expected.x), name
+        assert torch.equal(got.logdet, expected.logdet), name
+    with torch.no_grad():
+        velocity.layers[0].weight.data = velocity.layers[0].weight.data.T.contiguous().T
+    assert torch.equal(jkoflow.integrate(velocity, x, context=context, backend="cpu").x, expected.x)
+
+
+def test_a_row_does_not_depend_on_the_other_rows():
+    velocity, x, _ = case(NETWORKS["two layers"], 200, torch.float32)
+    whole = jkoflow.integrate(velocity, x, backend="cpu")
+    poisoned = x.clone()
+    poisoned[100] = float("nan")
+    alone = jkoflow.integrate(velocity, x[70:71], backend="cpu")
+    assert torch.equal(alone.x, whole.x[70:71])
+    assert torch.equal(alone.logdet, whole.logdet[70:71])
+    around = jkoflow.integrate(velocity, poisoned, backend="cpu")
+    others = torch.arange(200) != 100
+    assert torch.equal(around.x[others], whole.x[others])
+    assert around.x[100].isnan().all()
+    assert around.logdet[100].isnan()
+
+
+def test_same_bits_every_time_and_for_any_number_of_threads():
+    velocity, x, _ = case(NETWORKS["wide"], 130, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        runs = {}
+        for threads in (1, 2, 7, 64):
+            torch.set_num_threads(threads)
+            runs[threads] = outputs_and_gradients(velocity, x, None, "cpu")
+            again = outputs_and_gradients(velocity, x, None, "cpu")
+            assert all(torch.equal(again[name], value) for name, value in runs[threads].items())
+        for run in runs.values():
+            assert torch.equal(run["x"], runs[1]["x"])
+            assert torch.equal(run["logdet"], runs[1]["logdet"])
+            assert torch.equal(run["grad x"], runs[1]["grad x"])
+            for name, value in run.items():  # sums over rows may be taken in another order
+                torch.testing.assert_close(value, runs[1][name], rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_path_is_x_at_every_step():
+    velocity, x, _ = case(NETWORKS["two layers"], 10)
+    result = jkoflow.integrate(velocity, x, num_steps=4, backend="cpu")
+    assert torch.equal(result.path[0], x)
+    assert torch.equal(result.path[-1], result.x)
+    half = jkoflow.integrate(velocity, x, t1=0.5, num_steps=2, backend="cpu")
+    torch.testing.assert_close(result.path[2], half.x)
+    assert jkoflow.integrate(velocity, x, backend="cpu", keep_path=False).path is None
+
+
+ISA_PROGRAM = """
+import torch, sys
+sys.path.insert(0, {tests!r})
+from jkoflow.ops import native
+import test_native
+print(native.capabilities()["isa"])
+for name in test_native.NETWORKS:
+    test_native.assert_float64_parity(test_native.NETWORKS[name], 37)
+for activation in ("tanh", "softplus(5)", "silu"):
+    test_native.assert_float32_within_twice({{"dim": 6, "hidden": (64, 70), "activation": activation}}, 49)
+"""
+
+
+def run_with_isa(isa, program):
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "JKOFLOW_ISA": isa}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("isa", native.capabilities()["isas"])
+def test_every_instruction_set(isa):
+    done = run_with_isa(isa, ISA_PROGRAM.format(tests=os.path.dirname(__file__)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [isa]
+
+
+def test_unknown_instruction_set_is_refused():
+    done = run_with_isa("sse9", "import torch, jkoflow; jkoflow.integrate(jkoflow.MLPVelocity(2), torch.zeros(1, 2))")
+    assert done.returncode != 0
+    assert "JKOFLOW_ISA must be one of" in done.stderr
+    assert "got 'sse9'" in done.stderr
+
+
+def test_what_the_kernels_do_not_cover_falls_back_and_is_refused_by_name():
+    x = torch.randn(3, 2)
+    requests = {
+        "1 to 2 hidden layers": (jkoflow.MLPVelocity(2, (8, 8, 8)), {}),
+        "not gelu": (jkoflow.MLPVelocity(2, (8,), "gelu"), {}),
+        "Hutchinson": (jkoflow.MLPVelocity(2, (8,)), {"divergence": "hutchinson", "noise": torch.ones(3, 2)}),
+        "another velocity": (lambda x, t, context: -x, {}),
+    }
+    for reason, (velocity, options) in requests.items():
+        with pytest.warns(jkoflow.FallbackWarning, match=reason):
+            jkoflow.integrate(velocity, x, **options)
+        with pytest.raises(RuntimeError, match=f"backend 'cpu' cannot run this: .*{reason}"):
+            jkoflow.integrate(velocity, x, backend="cpu", **options)
