@@ -48,14 +48,8 @@ def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     velocity = jkoflow.MLPVelocity(shape.dim, (shape.width, shape.width))
     x = torch.randn(shape.batch, shape.dim)
-    field = velocity.field()
-    assert field is not None
-    weights, biases = [w.detach() for w in field.weights], [b.detach() for b in field.biases]
     x_bar, logdet_bar = x / shape.batch, torch.full((shape.batch,), -1.0 / shape.batch)
-    scalars = (True, 0.0, 1.0, shape.steps, "rk4", "tanh", 1.0)
-    coupling = reference.coupling(field).detach()
-    path = native._integrate(x, None, weights, biases, coupling, None, *scalars, True)[2]
-    bare = _BareKernel(x, path, weights, biases, coupling, x_bar, logdet_bar, scalars)
+    bare = _BareKernel(velocity, x, x_bar, logdet_bar, shape.steps)
 
     def forward() -> object:
         with torch.no_grad():
@@ -82,19 +76,19 @@ def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
 class _BareKernel:
     """The compiled entry points on tensors that are ready: what the Python layers are measured against."""
 
-    def __init__(self, x, path, weights, biases, coupling, x_bar, logdet_bar, scalars) -> None:
-        self.alive = [x, path, weights, biases, coupling, x_bar, logdet_bar]
-        self.problem, described = native._describe(x, None, weights, biases, coupling, None, *scalars)
-        self.outputs = native._outputs(x, scalars[3], True)
-        self.gradients = native._gradients(path, None, weights, biases, coupling, None, True)
-        self.alive += described
-        self.problem.x_end, self.problem.logdet = self.outputs[0].data_ptr(), self.outputs[1].data_ptr()
-        self.problem.path = self.outputs[2].data_ptr()
+    def __init__(self, velocity, x, x_bar, logdet_bar, steps) -> None:
+        field = velocity.field()
+        layers = [part.reshape(-1) for layer in zip(field.weights, field.biases, strict=True) for part in layer]
+        parameters = torch.cat([*layers, reference.coupling(field).reshape(-1)]).detach()
+        network = (list(field.hidden), True, False, True)
+        self.problem = native._describe(x, None, parameters, *network, "tanh", 1.0, 0.0, 1.0, steps, "rk4")
+        x_end, logdet, path = native._outputs(x, steps, True)
+        self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, (x_end, logdet, path))
+        x_grad, _, parameters_grad = native._gradients(path, None, parameters, True)
         self.adjoint = native._C.Adjoint()
-        self.adjoint.x_end, self.adjoint.logdet = x_bar.data_ptr(), logdet_bar.data_ptr()
-        self.adjoint.x, self.adjoint.coupling = self.gradients[0].data_ptr(), self.gradients[2].data_ptr()
-        self.adjoint.weights = [g.data_ptr() for g in self.gradients[4 : 4 + len(weights)]]
-        self.adjoint.biases = [g.data_ptr() for g in self.gradients[4 + len(weights) :]]
+        self.adjoint.x_end, self.adjoint.logdet, self.adjoint.x = map(native._address, (x_bar, logdet_bar, x_grad))
+        native._set_parameters(self.adjoint, parameters_grad, x.shape[1], None, *network)
+        self.alive = [x, x_bar, logdet_bar, parameters, x_end, logdet, path, x_grad, parameters_grad]
 
     def forward(self) -> None:
         native._C.cpu_forward(self.problem)

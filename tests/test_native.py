@@ -10,7 +10,7 @@ from oracles import assert_within_twice, random_velocity
 from torch import nn
 
 import jkoflow
-from jkoflow.ops import native
+from jkoflow.ops import native, reference
 from jkoflow.ops.tableau import TABLEAUX
 
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
@@ -148,14 +148,14 @@ def test_gradcheck(name, divergence):
     assert torch.autograd.gradcheck(function, (x.requires_grad_(), context, *parameters))
 
 
-def operator_arguments(network, dtype, keep_path=True):
+def operator_arguments(network, dtype):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    exact = native.coupling(field).detach().requires_grad_()
-    scalars = (field.time, 0.0, 1.0, 2, "rk4", field.activation.name, field.activation.beta)
-    return (
-        x.requires_grad_(), context, list(field.weights), list(field.biases), exact, field.linear, *scalars, keep_path,
-    )  # fmt: skip
+    parts = [part.flatten() for layer in zip(field.weights, field.biases, strict=True) for part in layer]
+    parts += [reference.coupling(field).flatten(), *([] if field.linear is None else [field.linear.flatten()])]
+    parameters = torch.cat(parts).detach().requires_grad_()
+    network = (list(field.hidden), True, field.linear is not None, field.time)
+    return x.requires_grad_(), context, parameters, *network, field.activation.name, 1.0, 0.0, 1.0, 2, "rk4", True
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -165,15 +165,20 @@ def test_opcheck(name, dtype):
 
 
 def test_opcheck_of_the_adjoint():
-    x, context, weights, biases, exact, linear, *scalars, _ = operator_arguments(NETWORKS["two layers"], torch.float64)
+    x, context, parameters, *scalars = operator_arguments(NETWORKS["two layers"], torch.float64)
+    bars = torch.randn_like(x), torch.randn(x.shape[0], dtype=x.dtype), None
     path = torch.randn(3, *x.shape, dtype=x.dtype)
-    arguments = (torch.randn_like(x), torch.randn(x.shape[0], dtype=x.dtype), None, path, context)
-    arguments += ([w.detach() for w in weights], [b.detach() for b in biases], exact.detach(), linear, *scalars, True)
     torch.library.opcheck(
         torch.ops.jkoflow.integrate_backward.default,
-        arguments,
+        (*bars, path, context, parameters.detach(), *scalars),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+def test_parameters_of_another_network_are_refused():
+    x, context, parameters, hidden, *rest = operator_arguments(NETWORKS["two layers"], torch.float64)
+    with pytest.raises(ValueError, match=r"parameters must have \d+ entries for layers \[4, 20, 13, 3\], got \d+"):
+        torch.ops.jkoflow.integrate(x, context, parameters, [20, 13], *rest)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -285,7 +290,7 @@ def test_path_is_x_at_every_step():
 ISA_PROGRAM = """
 import torch, sys
 sys.path.insert(0, {tests!r})
-from jkoflow.ops import native
+from jkoflow.ops import native, reference
 import test_native
 print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:

@@ -7,12 +7,13 @@ those of `jkoflow.velocity.MLPField`.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import torch  # before the extension: both then share the OpenMP runtime that ships with torch
 from torch import Tensor
 
-from jkoflow.activation import Activation
 from jkoflow.ops.reference import coupling
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
@@ -89,22 +90,27 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel; arguments as in `jkoflow.integrate`. The path is empty unless it is kept."""
     exact = divergence == "exact"
-    tensors = (x, context, *field.weights, *field.biases, field.linear)
-    needs_path = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    parts = [part.reshape(-1) for layer in zip(field.weights, field.biases, strict=True) for part in layer]
+    parts += [coupling(field).reshape(-1)] if exact else []
+    parts += [field.linear.reshape(-1)] if field.linear is not None else []
+    parameters = torch.cat(parts)
+    needs_path = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, context, parameters)
+    )
     x_end, logdet, path = _integrate(
         x,
         context,
-        field.weights,
-        field.biases,
-        coupling(field) if exact else None,
-        field.linear,
+        parameters,
+        list(field.hidden),
+        exact,
+        field.linear is not None,
         field.time,
+        field.activation.name,
+        field.activation.beta,
         float(t0),
         float(t1),
         num_steps,
         method,
-        field.activation.name,
-        field.activation.beta,
         keep_path or needs_path,
     )
     if not exact:
@@ -114,30 +120,36 @@ def integrate_mlp(
     return x_end, logdet, path
 
 
-_NETWORK = "Tensor? context, Tensor[] weights, Tensor[] biases, Tensor? coupling, Tensor? linear"
-_SCALARS = "bool time, float t0, float t1, int num_steps, str method, str activation, float beta"
+# ---- The operators. All parameters travel in one flat tensor: weight and bias of each layer, then the coupling if the
+# divergence is exact, then the linear term. Lists of tensors would cost the autograd machinery more than a small kernel.
+
+_SCALARS = (
+    "int[] hidden, bool exact, bool linear, bool time, str activation, float beta, "
+    "float t0, float t1, int num_steps, str method"
+)
 
 
 @torch.library.custom_op(
     "jkoflow::integrate",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor x, {_NETWORK}, {_SCALARS}, bool keep_path) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor x, Tensor? context, Tensor parameters, {_SCALARS}, bool keep_path) -> (Tensor, Tensor, Tensor)",
 )
-def _integrate(x, context, weights, biases, coupling, linear, time, t0, t1, num_steps, method, activation, beta, keep_path):  # noqa: ANN001, ANN202, E501
-    problem, alive = _describe(
-        x, context, weights, biases, coupling, linear, time, t0, t1, num_steps, method, activation, beta
-    )
-    x_end, logdet, path = _outputs(x, num_steps, keep_path)
-    problem.x_end, problem.logdet = x_end.data_ptr(), logdet.data_ptr()
-    problem.path = path.data_ptr() if keep_path else 0
+def _integrate(
+    x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *description, keep_path = scalars
+    x, context, parameters = _contiguous(x, context, parameters)
+    problem = _describe(x, context, parameters, *description)
+    x_end, logdet, path = _outputs(x, problem.num_steps, keep_path)
+    problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
     _C.cpu_forward(problem)
-    del alive
     return x_end, logdet, path
 
 
 @_integrate.register_fake
-def _(x, context, weights, biases, coupling, linear, time, t0, t1, num_steps, method, activation, beta, keep_path):  # noqa: ANN001, ANN202, E501
+def _(x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, num_steps, _method, keep_path = scalars
     return _outputs(x, num_steps, keep_path)
 
 
@@ -152,93 +164,73 @@ def _outputs(x: Tensor, num_steps: int, keep_path: bool) -> tuple[Tensor, Tensor
     mutates_args=(),
     device_types="cpu",
     schema=(
-        f"(Tensor? x_end_bar, Tensor? logdet_bar, Tensor? path_bar, Tensor path, {_NETWORK}, {_SCALARS}, "
-        "bool parameters) -> Tensor[]"
+        "(Tensor? x_end_bar, Tensor? logdet_bar, Tensor? path_bar, Tensor path, Tensor? context, Tensor parameters, "
+        f"{_SCALARS}, bool parameters_wanted) -> (Tensor, Tensor, Tensor)"
     ),
 )
 def _integrate_backward(
-    x_end_bar, logdet_bar, path_bar, path, context, weights, biases, coupling, linear, time, t0, t1, num_steps, method,
-    activation, beta, parameters,
-):  # fmt: skip  # noqa: ANN001, ANN202
-    path = path.contiguous()
-    problem, alive = _describe(
-        path[0], context, weights, biases, coupling, linear, time, t0, t1, num_steps, method, activation, beta
-    )
-    problem.path = path.data_ptr()
+    x_end_bar: Tensor | None,
+    logdet_bar: Tensor | None,
+    path_bar: Tensor | None,
+    path: Tensor,
+    context: Tensor | None,
+    parameters: Tensor,
+    *scalars: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    *description, parameters_wanted = scalars
+    path, context, parameters = _contiguous(path, context, parameters)
+    problem = _describe(path[0], context, parameters, *description)
+    problem.path = _address(path)
+    cotangents = _contiguous(x_end_bar, logdet_bar, path_bar)
+    gradients = _gradients(path, context, parameters, parameters_wanted)
     adjoint = _C.Adjoint()
-    cotangents = [bar if bar is None else bar.contiguous() for bar in (x_end_bar, logdet_bar, path_bar)]
     adjoint.x_end, adjoint.logdet, adjoint.path = (_address(bar) for bar in cotangents)
-    gradients = _gradients(path, context, weights, biases, coupling, linear, parameters)
-    adjoint.x, adjoint.context, adjoint.coupling, adjoint.linear = (_address(g) for g in gradients[:4])
-    if parameters:
-        adjoint.weights = [g.data_ptr() for g in gradients[4 : 4 + len(weights)]]
-        adjoint.biases = [g.data_ptr() for g in gradients[4 + len(weights) :]]
+    adjoint.x, adjoint.context = _address(gradients[0]), _address(gradients[1])
+    if parameters_wanted:
+        _set_parameters(adjoint, gradients[2], path.shape[2], context, *description[:4])
     _C.cpu_backward(problem, adjoint)
-    del alive
     return gradients
 
 
 @_integrate_backward.register_fake
 def _(
-    x_end_bar, logdet_bar, path_bar, path, context, weights, biases, coupling, linear, time, t0, t1, num_steps, method,
-    activation, beta, parameters,
-):  # fmt: skip  # noqa: ANN001, ANN202
-    return _gradients(path, context, weights, biases, coupling, linear, parameters)
+    x_end_bar: Tensor | None,
+    logdet_bar: Tensor | None,
+    path_bar: Tensor | None,
+    path: Tensor,
+    context: Tensor | None,
+    parameters: Tensor,
+    *scalars: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(path, context, parameters, scalars[-1])
 
 
 def _gradients(
-    path: Tensor,
-    context: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    coupling: Tensor | None,
-    linear: Tensor | None,
-    parameters: bool,
-) -> list[Tensor]:
-    """Uninitialised gradients of x, context, coupling, linear, weights and biases; empty where not wanted."""
-
-    def like(tensor: Tensor | None, wanted: bool = parameters) -> Tensor:
-        return path.new_empty(tensor.shape if tensor is not None and wanted else (0,))
-
-    return [path.new_empty(path.shape[1:]), like(context, True), *map(like, (coupling, linear, *weights, *biases))]
+    path: Tensor, context: Tensor | None, parameters: Tensor, parameters_wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised gradients of x, context and parameters; empty where there is nothing or nothing is wanted."""
+    return (
+        path.new_empty(path.shape[1:]),
+        path.new_empty((0,) if context is None else context.shape),
+        path.new_empty(parameters.shape if parameters_wanted else (0,)),
+    )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, context, weights, biases, coupling, linear, *scalars = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, context, parameters, *scalars = inputs
     ctx.set_materialize_grads(False)
-    ctx.layers = len(weights)
-    ctx.scalars = scalars[:-1]
-    ctx.save_for_backward(output[2], context, coupling, linear, *weights, *biases)
+    ctx.description = scalars[:-1]
+    ctx.save_for_backward(output[2], context, parameters)
 
 
 def _backward(ctx: Any, x_end_bar: Tensor | None, logdet_bar: Tensor | None, path_bar: Tensor | None) -> tuple[Any, ...]:
-    path, context, coupling, linear, *layers = ctx.saved_tensors
-    weights, biases = layers[: ctx.layers], layers[ctx.layers :]
-    parameters = any(_any_needed(needed) for needed in ctx.needs_input_grad[2:6])
-    x_bar, context_bar, coupling_bar, linear_bar, *layer_bars = _integrate_backward(
-        x_end_bar, logdet_bar, path_bar, path, context, weights, biases, coupling, linear, *ctx.scalars, parameters
+    path, context, parameters = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[2]
+    x_grad, context_grad, parameters_grad = _integrate_backward(
+        x_end_bar, logdet_bar, path_bar, path, context, parameters, *ctx.description, wanted
     )
-    nothing = (None,) * (len(ctx.scalars) + 1)
-    if not parameters:
-        absent = [None] * ctx.layers
-        return x_bar, _if(context, context_bar), absent, absent, None, None, *nothing
-    return (
-        x_bar,
-        _if(context, context_bar),
-        layer_bars[: ctx.layers],
-        layer_bars[ctx.layers :],
-        _if(coupling, coupling_bar),
-        _if(linear, linear_bar),
-        *nothing,
-    )
-
-
-def _any_needed(needed: Any) -> bool:
-    return any(needed) if isinstance(needed, (list, tuple)) else bool(needed)
-
-
-def _if(tensor: Tensor | None, gradient: Tensor) -> Tensor | None:
-    return None if tensor is None else gradient
+    scalars = (None,) * (len(ctx.description) + 1)
+    return x_grad, None if context is None else context_grad, parameters_grad if wanted else None, *scalars
 
 
 def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
@@ -252,6 +244,9 @@ _integrate.register_autograd(_backward, setup_context=_setup_context)
 _integrate_backward.register_autograd(_refuse_double_backward)
 
 
+# ---- What crosses over to the extension.
+
+
 @functools.cache
 def _tableau(method: str) -> Any:
     tableau = TABLEAUX[method]
@@ -262,37 +257,62 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
+def _contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(tensor if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
 def _describe(
     x: Tensor,
     context: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    coupling: Tensor | None,
-    linear: Tensor | None,
+    parameters: Tensor,
+    hidden: list[int],
+    exact: bool,
+    linear: bool,
     time: bool,
+    activation: str,
+    beta: float,
     t0: float,
     t1: float,
     num_steps: int,
     method: str,
-    activation: str,
-    beta: float,
-) -> tuple[Any, list[Tensor]]:
-    """The kernel's description of the problem, and the tensors that must outlive it."""
-    x, *layers = (tensor.contiguous() for tensor in (x, *weights, *biases))
-    optional = [tensor if tensor is None else tensor.contiguous() for tensor in (context, coupling, linear)]
+) -> Any:
+    """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
     problem = _C.Problem()
     problem.float64 = x.dtype == torch.float64
     problem.batch, problem.dim = x.shape
     problem.context_dim = 0 if context is None else context.shape[1]
     problem.time = time
-    problem.hidden = [weight.shape[0] for weight in weights[:-1]]
+    problem.hidden = hidden
     problem.activation = getattr(_C.ActivationKind, activation)
     problem.beta = beta
     problem.t0, problem.t1, problem.num_steps = t0, t1, num_steps
     problem.tableau = _tableau(method)
     problem.threads = torch.get_num_threads()
-    problem.x = x.data_ptr()
-    problem.weights = [layer.data_ptr() for layer in layers[: len(weights)]]
-    problem.biases = [layer.data_ptr() for layer in layers[len(weights) :]]
-    problem.context, problem.coupling, problem.linear = (_address(tensor) for tensor in optional)
-    return problem, [x, *layers, *(tensor for tensor in optional if tensor is not None)]
+    problem.x, problem.context = _address(x), _address(context)
+    _set_parameters(problem, parameters, x.shape[1], context, hidden, exact, linear, time)
+    return problem
+
+
+def _set_parameters(
+    target: Any,
+    flat: Tensor,
+    dim: int,
+    context: Tensor | None,
+    hidden: list[int],
+    exact: bool,
+    linear: bool,
+    time: bool,
+) -> None:
+    """Points a Problem at the parameters, or an Adjoint at their gradients, in the flat tensor."""
+    widths = [dim + int(time) + (0 if context is None else context.shape[1]), *hidden, dim]
+    sizes = [size for i, o in itertools.pairwise(widths) for size in (i * o, o)]
+    sizes += [math.prod(hidden)] if exact else []
+    sizes += [dim * dim] if linear else []
+    if flat.numel() != sum(sizes):
+        raise ValueError(f"parameters must have {sum(sizes)} entries for layers {widths}, got {flat.numel()}")
+    start, item = flat.data_ptr(), flat.element_size()
+    addresses = [start + item * offset for offset in itertools.accumulate(sizes[:-1], initial=0)]
+    layers = 2 * len(widths) - 2
+    target.weights, target.biases = addresses[0:layers:2], addresses[1:layers:2]
+    target.coupling = addresses[layers] if exact else 0
+    target.linear = addresses[-1] if linear else 0
