@@ -1,0 +1,6 @@
+"""``python -m jkoflow``."""
+
+from jkoflow.cli import main
+
+if __name__ == "__main__":
+    main()

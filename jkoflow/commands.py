@@ -1,0 +1,284 @@
+"""The commands: train, score, sample, report, doctor."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from typer.core import TyperGroup
+
+from jkoflow import console, settings
+from jkoflow._version import __version__
+from jkoflow.checkpoint import CheckpointError
+from jkoflow.config import TrainConfig
+from jkoflow.data import (
+    DataError,
+    DataWarning,
+    MissingExtraError,
+    check_output,
+    default_features,
+    load_dataset,
+    load_rows,
+    require,
+    require_batch,
+    write_table,
+)
+from jkoflow.environment import describe
+from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.metrics import CHUNK
+from jkoflow.ops import FallbackWarning
+from jkoflow.report import write_report
+from jkoflow.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
+from jkoflow.settings import ConfigError
+from jkoflow.training import TrainingError
+from jkoflow.training import train as train_flow
+
+USER_ERRORS = (DataError, CheckpointError, ConfigError, RunError, TrainingError, MissingExtraError)
+"""Their messages are one line and tell the fix; anything else is a bug and shows its traceback."""
+
+# click's own, wherever this version of typer keeps it
+_CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose errors are one line on stderr: exit code 2, 130 after Ctrl-C."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
+        try:
+            with _warnings_as_notes():
+                code = super().main(*args, standalone_mode=False, **extra) or 0
+        except _CLICK_ERROR as error:
+            console.error(error.format_message())
+            code = 2
+        except USER_ERRORS as error:
+            console.error(str(error))
+            code = 2
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            console.error(f"{place}{error.strerror or error}")
+            code = 2
+        except RuntimeError as error:
+            if "JKOFLOW_ISA" not in str(error):  # the one that an environment variable causes
+                raise
+            console.error(str(error))
+            code = 2
+        except (typer.Abort, KeyboardInterrupt):
+            console.error("interrupted")
+            code = 130
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Exact densities and samples from neural-ODE flows trained block by block.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def group(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Exact densities and samples from neural-ODE flows trained block by block."""
+    if version:
+        print(f"jkoflow {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="A built-in name (rose, fractal_tree, checkerboard, rings, pinwheel, spirals, moons, gasturbine) or a "
+            ".npy, .npz, .csv or .parquet file. With --resume and without --out: the run to go on with.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run; made if it is not there.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; flags win over it.", show_default=False)
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Largest number of blocks.", show_default=False)] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Seconds for the whole training.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the data's split and of the training.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Train a flow, measure it and write its report.
+
+    RUN then holds the model, its metrics, the history and report.html.
+    """
+    require("matplotlib", "the report")
+    require("tomli_w", "a run directory")
+    kernels = describe()["kernels"]["cpu"]
+    if kernels is not None and "JKOFLOW_ISA" in kernels:  # before the run begins, which cannot do without its wish
+        raise ConfigError(kernels)
+    flags = {"max_blocks": blocks, "time_budget": time_budget, "seed": seed}
+    given = settings.given(config, {name: value for name, value in flags.items() if value is not None})
+    if resume:
+        run, source, resolved = settings.for_resume(data, out, given)
+    else:
+        run, source, resolved = settings.for_start(data, out, given)
+    dataset = load_dataset(source, resolved.seed)
+    require_batch(dataset, resolved.batch_size)
+    print(
+        f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "
+        f"{dataset.test.shape[0]} to report on, {dataset.dim} column{'s' if dataset.dim > 1 else ''}"
+    )
+    if dataset.attribution:
+        print(dataset.attribution)
+    try:
+        with console.training_progress() as progress:
+            train_flow(dataset, resolved, run_dir=run, resume=resume, progress=progress, source=settings.place(source))
+        page = write_report(run)
+    except KeyboardInterrupt:
+        again = f"; continue with: jkoflow train --resume {shlex.quote(str(run))}"
+        console.error(f"interrupted{again if RunDirectory(run).holds_run() else ' before the run began'}")
+        raise typer.Exit(130) from None
+    except ValueError as error:
+        if str(error).startswith("device "):  # from the settings, but only the training can tell
+            raise ConfigError(str(error)) from error
+        raise
+    console.show_metrics(json.loads((run / METRICS_FILE).read_text(encoding="utf-8")))
+    print(f"report: {page}")
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="Rows to score: as for train.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, val, test or all. Default: the test part of data that come in parts, every row of others.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write the log-density of every row, in nats and in the data's own units."""
+    check_output(out)
+    flow = _load_flow(run)
+    rows = load_rows(data, split, _seed(run), _features(run, flow)).to(flow.standardize.mean.dtype)
+    with torch.no_grad():
+        log_prob = torch.cat([flow.log_prob(part) for part in rows.split(CHUNK)])
+    write_table(out, log_prob.numpy(), ["log_prob"])
+    log_prob = log_prob.double()
+    mean = float(log_prob.mean())
+    error = f" ± {float(log_prob.std()) / len(log_prob) ** 0.5:.4f}" if len(log_prob) > 1 else ""
+    standardised = mean + float(flow.standardize.std.double().log().sum())
+    print(f"rows: {len(log_prob)}")
+    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
+    print(f"on standardised columns: {standardised:.4f}{error} nats")
+    print(f"written: {out}")
+    beyond = int((~torch.isfinite(log_prob)).sum())
+    if beyond:
+        console.note(f"{beyond} of the log-densities are not finite: these rows lie too far from the training data")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same samples.")] = 0,
+) -> None:
+    """Draw samples in the data's own units."""
+    check_output(out)
+    flow = _load_flow(run)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [min(CHUNK, number - start) for start in range(0, number, CHUNK)]
+    with torch.no_grad():
+        samples = torch.cat([flow.sample(size, generator=generator) for size in sizes])
+    write_table(out, samples.numpy(), _features(run, flow))
+    print(f"written: {out} ({number} rows, {flow.dim} column{'s' if flow.dim > 1 else ''})")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.", show_default=False)],
+) -> None:
+    """Write the report of a run again."""
+    print(f"report: {write_report(run)}")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions, processor, threads and kernels, and why a kernel is missing."""
+    environment = describe()
+    if as_json:
+        print(json.dumps(environment, indent=2))
+    else:
+        console.show_environment(environment)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Prints jkoflow's own warnings in one line, without the place in the source."""
+    with warnings.catch_warnings():
+        for kind in (DataWarning, FallbackWarning):
+            warnings.simplefilter("always", kind)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, DataWarning | FallbackWarning):
+                console.note(str(message))
+            else:
+                shown(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
+
+
+def _load_flow(run: Path) -> JKOFlow:
+    if run.is_dir() and not (run / MODEL_FILE).exists():
+        if RunDirectory(run).holds_run():
+            again = shlex.quote(str(run))
+            raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
+        raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
+    return JKOFlow.load(run)
+
+
+def _features(run: Path, flow: JKOFlow) -> tuple[str, ...]:
+    """Names of the columns that the flow was trained on; x0, x1, ... if there is only its model file."""
+    preview = run / PREVIEW_FILE
+    if not preview.is_file():
+        return default_features(flow.dim)
+    try:
+        with preview.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            features = tuple(str(name) for name in archive["features"])
+    except Exception as error:
+        raise CheckpointError(f"{preview} is damaged: train the run again") from error
+    if len(features) != flow.dim:
+        raise CheckpointError(f"{preview} names {len(features)} columns, the flow beside it has {flow.dim}")
+    return features
+
+
+def _seed(run: Path) -> int:
+    """The seed that split the run's data; without a run directory the default one."""
+    return settings.read_run(run)[1].seed if run.is_dir() else TrainConfig().seed

@@ -1,0 +1,189 @@
+"""What the command line shows: progress bars, tables and one-line messages."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+TERMS = ("potential", "divergence", "movement")
+
+LINE_SECONDS = 10.0
+"""Between two lines about the same block where there is no terminal to draw bars on."""
+
+
+def error(text: str) -> None:
+    """Prints an error in one line on stderr."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """Prints something worth knowing in one line on stderr."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def training_progress() -> TrainingBars | TrainingLines:
+    """Bars on a terminal, plain lines in a file or a pipe."""
+    console = Console()
+    return TrainingBars(console) if console.is_terminal else TrainingLines()
+
+
+class TrainingBars:
+    """A `jkoflow.progress.Progress` that draws one bar per block; a context manager.
+
+    Arguments:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._short = console.width < 110
+        self._tasks: dict[int, TaskID] = {}
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16 if self._short else 32),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[news]}", markup=False),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start_block(self, block: int, iterations: int) -> None:
+        """Draws a bar, or changes its length."""
+        if block in self._tasks:
+            self._bars.update(self._tasks[block], total=iterations)
+        else:
+            self._tasks[block] = self._bars.add_task(f"block {block + 1}", total=iterations, news="")
+
+    def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
+        """Moves the bar and shows the loss and its terms."""
+        news = loss_text(terms, self._short)
+        self._bars.update(self._tasks[block], completed=iteration, news=news)
+
+    def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
+        """Fills the bar and shows what the block achieved."""
+        done = summary["iterations"]  # fewer than planned if the guard ended the block
+        self._bars.update(self._tasks[block], total=done, completed=done, news=block_text(summary, self._short))
+
+    def message(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self._bars.console.print(f"note: {text}", markup=False, highlight=False)
+
+
+class TrainingLines:
+    """A `jkoflow.progress.Progress` that prints plain lines, a few per block; a context manager."""
+
+    def __init__(self) -> None:
+        self._iterations: dict[int, int] = {}
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def start_block(self, block: int, iterations: int) -> None:
+        """Says how long the block will be."""
+        self._iterations[block] = iterations
+        self._say(f"block {block + 1}: {iterations} iterations")
+
+    def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
+        """Prints the loss and its terms, if the last line is some time ago."""
+        if time.monotonic() - self._printed >= LINE_SECONDS:
+            self._say(f"block {block + 1}: {iteration}/{self._iterations[block]} {loss_text(terms)}")
+
+    def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
+        """Says what the block achieved."""
+        self._say(f"block {block + 1}: {block_text(summary)}, {summary['seconds']:.1f} s")
+
+    def message(self, text: str) -> None:
+        """Prints the text."""
+        self._say(f"note: {text}")
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+        self._printed = time.monotonic()
+
+
+def loss_text(terms: Mapping[str, float], short: bool = False) -> str:
+    """The loss and the terms it is the sum of, in nats."""
+    if short:
+        return f"loss {terms['loss']:.3f}"
+    return f"loss {terms['loss']:.3f} = " + " + ".join(f"{terms[name]:.3f} {name}" for name in TERMS)
+
+
+def block_text(summary: Mapping[str, Any], short: bool = False) -> str:
+    """What a finished block achieved, from its record in the history."""
+    if short:
+        return f"NLL {summary['val_nll']:.3f}"
+    kind = "free" if summary["step_size"] is None else f"h {summary['step_size']:.3g}"
+    return f"validation NLL {summary['val_nll']:.3f}, movement {summary['movement']:.3f}, {kind}"
+
+
+def show_metrics(metrics: Mapping[str, Any]) -> None:
+    """Prints the results of a run."""
+    error = {name: _number(metrics[f"inversion_error_{name}"], ".2g") for name in ("mean", "max")}
+    test = {name: _number(metrics[name], ".4f") for name in ("test_nll", "test_nll_stderr", "test_nll_data_units")}
+    rows = {
+        "test NLL, standardised columns": f"{test['test_nll']} ± {test['test_nll_stderr']} nats",
+        "test NLL, data units": f"{test['test_nll_data_units']} nats",
+        "evaluated at": f"{metrics['eval_num_steps']} Runge-Kutta steps per block",
+        "inversion error": f"{error['mean']} mean, {error['max']} max",
+        "blocks": str(metrics["blocks"]),
+        "movements": " ".join(f"{movement:.3f}" for movement in metrics["movements"]),
+        "guard events": str(metrics["guard_events"]),
+        "training": f"{metrics['train_seconds']:.1f} s on {metrics['n_train']} rows of {metrics['dim']} columns",
+    }
+    _show_table(rows)
+    if metrics.get("test_nll_converged") is False:
+        note("the test NLL still depends on the number of integration steps: do not trust it")
+
+
+def show_environment(environment: Mapping[str, Any]) -> None:
+    """Prints what `jkoflow.environment.describe` found."""
+    kernels = environment["kernels"]
+    rows = {name: str(value) for name, value in environment.items() if name != "kernels"}
+    for backend in ("cpu", "cuda"):
+        reason = kernels[backend]
+        rows[f"{backend} kernels"] = "available" if reason is None else f"not available: {reason}"
+    rows["instruction set"] = f"{kernels['isa'] or 'none'} (available: {', '.join(kernels['isas']) or 'none'})"
+    rows["OpenMP"] = "yes" if kernels["openmp"] else "no: the kernels run on one thread"
+    _show_table(rows)
+
+
+def _show_table(rows: Mapping[str, str]) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        width = max(len(name) for name in rows)
+        for name, value in rows.items():
+            print(f"{name:<{width}}  {value}")
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _number(number: float | None, form: str) -> str:
+    return "not finite" if number is None else format(number, form)

@@ -1,0 +1,155 @@
+"""Where a run's settings come from: defaults, then a TOML file, then flags; or the run that is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jkoflow.checkpoint import CheckpointError
+from jkoflow.config import TrainConfig
+from jkoflow.data import BUILT_IN
+from jkoflow.run import CONFIG_FILE, RunDirectory, RunError
+
+
+class ConfigError(ValueError):
+    """A setting or a combination of arguments is wrong; the message is one line and tells the fix."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The settings that somebody chose, by flag or file."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Settings of a `TrainConfig` by name."""
+    source: str | None = None
+    """The data that the file names."""
+    place: str = ""
+    """The file, for messages."""
+
+
+def given(file: Path | None, flags: Mapping[str, Any]) -> Given:
+    """Puts the flags over the settings of a TOML file.
+
+    Raises:
+        ConfigError: If the file cannot be read or has a name that is not a setting.
+    """
+    if file is None:
+        return Given(dict(flags))
+    values = _read_toml(file, ConfigError)
+    source = values.pop("data", None)
+    if source is not None and not isinstance(source, str):
+        raise ConfigError(f"data in {file} must be a name or a path, got {source!r}")
+    known = [item.name for item in dataclasses.fields(TrainConfig)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
+            raise ConfigError(f"unknown setting {name!r} in {file}; {hint}")
+    return Given({**values, **flags}, source, f" ({file})")
+
+
+def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:
+    """Resolves the arguments of a new run.
+
+    Returns:
+        The run's directory, the source of the data and the settings.
+
+    Raises:
+        ConfigError: If an argument is missing or a setting is out of its range.
+        RunError: If the directory holds a run or could not be made.
+    """
+    source = data or chosen.source
+    if source is None:
+        raise ConfigError("name the data: jkoflow train DATA --out RUN, such as jkoflow train rose --out runs/rose")
+    if out is None:
+        raise ConfigError(f"name the run's directory: jkoflow train {shlex.quote(source)} --out RUN")
+    if RunDirectory(out).holds_run():
+        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    _check_directory(out)
+    try:
+        return out, source, TrainConfig.from_mapping(chosen.values)
+    except ValueError as error:
+        raise ConfigError(f"{error}{chosen.place}") from error
+
+
+def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:
+    """Resolves the arguments of a resumed run: ``train --resume RUN``, or the first command with ``--resume`` added.
+
+    Returns:
+        The run's directory, the source of the data and the settings, both as the run has them.
+
+    Raises:
+        ConfigError: If no run is named, or a setting given is not the run's.
+        RunError: If there is no run to resume.
+        CheckpointError: If the run's settings are damaged.
+    """
+    if out is None and data is None:
+        raise ConfigError("name the run to resume: jkoflow train --resume RUN")
+    run = Path(data or "") if out is None else out
+    if not RunDirectory(run).holds_run():
+        raise RunError(
+            f"{run} holds no run to resume; start one with: jkoflow train DATA --out {shlex.quote(str(run))}"
+        )
+    source, config = read_run(run)
+    has = config.to_mapping()
+    for name, value in chosen.values.items():
+        if has.get(name) != value:
+            raise ConfigError(
+                f"{run} was started with {name} = {has.get(name)}, got {value}: a resumed run keeps its settings; "
+                "leave the setting out, or start a new run"
+            )
+    if out is not None and data is not None:
+        source = data  # the training checks that they are the same rows, wherever they lie now
+    return run, source, config
+
+
+def read_run(run: Path) -> tuple[str, TrainConfig]:
+    """Reads a run's config.toml.
+
+    Returns:
+        The source of the data and the settings.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    path = run / CONFIG_FILE
+    values = _read_toml(path, CheckpointError)
+    source = values.pop("data", None)
+    if not isinstance(source, str):
+        raise CheckpointError(f"{path} does not name the data; start a new run")
+    try:
+        return source, TrainConfig.from_mapping(values)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
+
+
+def place(source: str) -> str:
+    """What a run notes as its source: a built-in name, or a path that holds from any working directory."""
+    return source if source in BUILT_IN else str(Path(source).resolve())
+
+
+def _read_toml(path: Path, kind: type[ValueError]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise kind(f"{path}: no such file") from error
+    except OSError as error:
+        raise kind(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # TOML or UTF-8
+        raise kind(f"{path} is not valid TOML: {error}") from error
+
+
+def _check_directory(out: Path) -> None:
+    """Refuses a directory that could not be made or written to, before anything is done for it."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RunError(f"cannot write {out}: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write {out}: no permission to write in {existing}; choose another --out")

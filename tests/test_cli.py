@@ -1,0 +1,398 @@
+"""The command line: what each command does when everything is right."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import jkoflow
+from jkoflow import cli, commands, console
+from jkoflow.commands import app
+from jkoflow.data import load_dataset
+from jkoflow.environment import describe
+from jkoflow.flow import JKOFlow
+
+SMALL = """
+hidden = [16]
+batch_size = 100
+iterations_per_block = 20
+max_blocks = 3
+guard_rows = 40
+"""
+
+
+def run_cli(*args):
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def python(*args, **options):
+    """The arguments of subprocess that run a Python which finds this jkoflow."""
+    path = os.pathsep.join([str(Path(jkoflow.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        "args": [sys.executable, *map(str, args)],
+        "env": {**os.environ, "PYTHONPATH": path},
+        "text": True,
+        **options,
+    }
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Training without its report, which takes longer than a small training."""
+    monkeypatch.setattr(commands, "write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A directory with data, settings and a finished run of two blocks."""
+    path = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    rows = rng.normal([20, -3], [4, 0.5], (600, 2))
+    rows[:, 1] += 0.1 * rows[:, 0]
+    pd.DataFrame(rows, columns=["warm", "wide"]).to_csv(path / "rows.csv", index=False)
+    (path / "small.toml").write_text(SMALL)
+    result = run_cli(
+        *("train", path / "rows.csv", "--out", path / "run", "--config", path / "small.toml", "--blocks", 2),
+        *("--seed", 5),
+    )
+    assert result.exit_code == 0, result.output
+    (path / "train.txt").write_text(result.stdout)
+    return path
+
+
+def test_train_leaves_a_run_with_report_and_prints_the_results(work):
+    names = {file.name for file in (work / "run").iterdir()}
+    assert names == {
+        "config.toml",
+        "environment.json",
+        "history.jsonl",
+        "metrics.json",
+        "model.safetensors",
+        "preview.npz",
+        "report.html",
+    }
+    metrics = json.loads((work / "run/metrics.json").read_text())
+    output = (work / "train.txt").read_text()
+    assert "480 rows to train on, 60 to choose by, 60 to report on, 2 columns" in output
+    assert "block 1: 20 iterations" in output
+    assert "block 2: validation NLL" in output
+    assert f"{metrics['test_nll']:.4f} ±" in output
+    assert f"report: {work / 'run/report.html'}" in output
+    assert "<html" in (work / "run/report.html").read_text()
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(work):
+    config = tomllib.loads((work / "run/config.toml").read_text())
+    assert config["max_blocks"] == 2  # flag; 3 in the file
+    assert config["seed"] == 5  # flag
+    assert config["hidden"] == [16]  # file
+    assert config["num_steps"] == 3  # default
+    assert config["data"] == str(work / "rows.csv")
+
+
+def test_the_run_records_its_environment(work):
+    recorded = json.loads((work / "run/environment.json").read_text())
+    assert recorded["torch"] == torch.__version__
+    assert recorded.keys() == describe().keys()
+
+
+def test_a_config_file_may_name_the_data(work, tmp_path, no_report):
+    run = tmp_path / "again"
+    result = run_cli("train", "--config", work / "run/config.toml", "--out", run)
+    assert result.exit_code == 0, result.output
+    first, again = (json.loads((path / "metrics.json").read_text()) for path in (work / "run", run))
+    assert again["test_nll"] == first["test_nll"]
+
+
+def test_one_dimension_trains(work, tmp_path):
+    np.save(tmp_path / "line.npy", np.random.default_rng(1).gamma(3, size=300))
+    result = run_cli(
+        "train", tmp_path / "line.npy", "--out", tmp_path / "run", "--config", work / "small.toml", "--blocks", 1
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["dim"] == 1
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_time_budget_and_built_in_data(work, tmp_path, no_report):
+    result = run_cli(
+        *("train", "moons", "--out", tmp_path / "run", "--config", work / "small.toml", "--blocks", 1),
+        *("--time-budget", 1.5),
+    )
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["data"] == "moons"
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["time_budget"] == 1.5
+
+
+def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "train_flow", stop)
+    result = run_cli("train", "gasturbine", "--out", tmp_path / "run")
+    assert "CC BY 4.0" in result.stdout
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted before the run began\n"
+
+
+@pytest.mark.parametrize("form", ["train --resume RUN", "train DATA --out RUN --resume"])
+def test_resuming_a_finished_run_shows_it_again(work, form, monkeypatch):
+    pages = []
+    monkeypatch.setattr(commands, "write_report", pages.append)
+    words = {"DATA": work / "rows.csv", "RUN": work / "run"}
+    result = run_cli(*(words.get(word, word) for word in form.split()))
+    assert result.exit_code == 0, result.output
+    assert "already ended" in result.output
+    assert "test NLL" in result.output
+    assert pages == [work / "run"]
+
+
+def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path):
+    settings = tmp_path / "long.toml"
+    settings.write_text(SMALL.replace("= 20", "= 1000").replace("max_blocks = 3", "max_blocks = 1\nsave_seconds = 0.1"))
+    run = tmp_path / "a run"
+    command = ("-m", "jkoflow", "train", work / "rows.csv", "--out", run, "--config", settings)
+    process = subprocess.Popen(**python(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("block 1"):
+                process.send_signal(signal.SIGINT)
+                break
+        message = process.stderr.read()
+    assert process.returncode == 130
+    assert message == f"error: interrupted; continue with: jkoflow train --resume '{run}'\n"
+    assert not (run / "model.safetensors").exists()
+    result = run_cli("train", "--resume", run)
+    assert result.exit_code == 0, result.output
+    assert (run / "report.html").exists()
+    assert not (run / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_score_writes_the_log_densities_in_file_order(work, tmp_path, suffix):
+    out = tmp_path / f"scores{suffix}"
+    result = run_cli("score", work / "run", work / "rows.csv", "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = torch.from_numpy(pd.read_csv(work / "rows.csv").to_numpy(np.float32))
+    with torch.no_grad():
+        expected = JKOFlow.load(work / "run").log_prob(rows).numpy()
+    if suffix == ".npy":
+        scores = np.load(out)
+    else:
+        frame = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+        assert list(frame.columns) == ["log_prob"]
+        scores = frame["log_prob"].to_numpy()
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    mean, error = expected.mean(), expected.std(ddof=1) / len(expected) ** 0.5
+    assert "rows: 600" in result.stdout
+    assert f"mean log-likelihood: {mean:.4f} ± {error:.4f} nats" in result.stdout
+
+
+def test_score_of_the_test_split_is_the_metric_of_the_run(work, tmp_path):
+    out = tmp_path / "scores.npy"
+    result = run_cli("score", work / "run", work / "rows.csv", "--out", out, "--split", "test")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((work / "run/metrics.json").read_text())
+    scores = np.load(out).astype(np.float64)
+    assert len(scores) == 60
+    assert -scores.mean() == pytest.approx(metrics["test_nll_data_units"], abs=1e-3)
+    assert scores.std(ddof=1) / 60**0.5 == pytest.approx(metrics["test_nll_stderr"], rel=1e-2)
+    standardised = re.search(r"on standardised columns: (\S+)", result.stdout)
+    assert standardised is not None
+    assert -float(standardised[1]) == pytest.approx(metrics["test_nll"], abs=1e-3)
+
+
+def test_score_finds_the_columns_by_name(work, tmp_path):
+    frame = pd.read_csv(work / "rows.csv").head(50)
+    frame[["wide", "warm"]].assign(more=1.0).to_csv(tmp_path / "turned.csv", index=False)
+    for name, path in (("straight", work / "rows.csv"), ("turned", tmp_path / "turned.csv")):
+        assert run_cli("score", work / "run", path, "--out", tmp_path / f"{name}.npy").exit_code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "turned.npy"), np.load(tmp_path / "straight.npy")[:50])
+
+
+def test_score_one_row_and_a_bare_model_file(work, tmp_path):
+    np.save(tmp_path / "one.npy", np.array([[20.0, -1.0]]))
+    result = run_cli("score", work / "run/model.safetensors", tmp_path / "one.npy", "--out", tmp_path / "s.npy")
+    assert result.exit_code == 0, result.output
+    assert "±" not in result.stdout
+    assert np.load(tmp_path / "s.npy").shape == (1,)
+
+
+def test_score_points_out_densities_that_are_not_finite(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x: torch.full((len(x),), -torch.inf))
+    np.save(tmp_path / "far.npy", np.zeros((3, 2)))
+    result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy")
+    assert "note: 3 of the log-densities are not finite" in result.stderr
+
+
+def test_sample_is_seeded_and_in_data_units(work, tmp_path):
+    outs = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    for out, seed in zip(outs, (1, 1, 2), strict=True):
+        result = run_cli("sample", work / "run", "-n", 300, "--out", out, "--seed", seed)
+        assert result.exit_code == 0, result.output
+    a, b, c = (pd.read_csv(out) for out in outs)
+    assert list(a.columns) == ["warm", "wide"]
+    assert len(a) == 300
+    assert a.equals(b)
+    assert not a.equals(c)
+    assert abs(a["warm"].mean() - 20) < 2
+
+
+def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "CHUNK", 64)
+    assert run_cli("sample", work / "run", "-n", 150, "--out", tmp_path / "s.npy").exit_code == 0
+    samples = np.load(tmp_path / "s.npy")
+    assert samples.shape == (150, 2)
+    assert len(np.unique(samples, axis=0)) == 150
+
+
+def test_report_writes_the_page_again(work):
+    page = work / "run/report.html"
+    page.unlink(missing_ok=True)
+    result = run_cli("report", work / "run")
+    assert result.stdout == f"report: {page}\n"
+    assert page.exists()
+
+
+def test_doctor_as_text_and_as_json():
+    text = run_cli("doctor")
+    assert text.exit_code == 0
+    for word in (jkoflow.__version__, torch.__version__, "cpu kernels", "cuda kernels", "instruction set"):
+        assert word in text.stdout
+    found = json.loads(run_cli("doctor", "--json").stdout)
+    assert found == describe()
+
+
+def test_doctor_says_why_a_kernel_is_missing(monkeypatch):
+    environment = describe()
+    kernels = {"cpu": "no compiler was there", "cuda": None, "isa": None, "isas": [], "openmp": False, "threads": 1}
+    monkeypatch.setattr(commands, "describe", lambda: {**environment, "kernels": kernels})
+    output = run_cli("doctor").stdout
+    assert "not available: no compiler was there" in output
+    assert "no: the kernels run on one thread" in output
+
+
+def test_version_and_help():
+    assert run_cli("--version").stdout == f"jkoflow {jkoflow.__version__}\n"
+    for args in ([], ["--help"]):
+        result = run_cli(*args)
+        assert result.exit_code == 0
+        assert all(command in result.stdout for command in ("train", "score", "sample", "report", "doctor"))
+
+
+def test_python_m_jkoflow():
+    done = subprocess.run(**python("-m", "jkoflow", "--version", capture_output=True, timeout=120))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"jkoflow {jkoflow.__version__}\n", "")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    options = python(capture_output=True, timeout=120)
+    done = subprocess.run(**{**options, "args": ["sh", "-c", f"{sys.executable} -m jkoflow doctor | true"]})
+    assert "Traceback" not in done.stderr
+
+
+def test_without_typer_main_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert 'pip install "jkoflow[cli]"' in capsys.readouterr().err
+
+
+def test_import_jkoflow_needs_no_extra():
+    code = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'pandas', 'pyarrow', 'matplotlib', 'tomli_w'): sys.modules[name] = None\n"
+        "import jkoflow, jkoflow.data, jkoflow.environment, jkoflow.cli\n"
+        "jkoflow.data.load_dataset('moons'); jkoflow.data.load_dataset('gasturbine')"
+    )
+    done = subprocess.run(**python("-c", code, capture_output=True, timeout=120))
+    assert done.returncode == 0, done.stderr
+
+
+# what training shows
+
+TERMS = {"loss": 1.5, "potential": 1.0, "divergence": 0.3, "movement": 0.2}
+SUMMARY = {"iterations": 80, "val_nll": 1.25, "movement": 0.5, "step_size": 0.5, "seconds": 2.0}
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_bars_show_terms_and_results(width):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    with console.TrainingBars(terminal) as bars:
+        bars.start_block(0, 100)
+        bars.update(0, 10, TERMS)
+        bars._bars.refresh()
+        bars.start_block(0, 120)  # the plan has changed
+        bars.message("guard: num_steps [3] -> 6")
+        bars._bars.refresh()
+        bars.end_block(0, SUMMARY)
+    drawn = screen.getvalue()
+    assert "10/100" in drawn
+    assert "10/120" in drawn
+    assert "80/80" in drawn
+    assert "guard: num_steps [3] -> 6" in drawn
+    assert "loss 1.500" in drawn
+    assert ("= 1.000 potential + 0.300 divergence + 0.200 movement" in drawn) == (width == 140)
+    assert "NLL 1.250" in drawn
+
+
+def test_lines_are_few(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    lines = console.TrainingLines()
+    lines.start_block(1, 100)
+    for iteration in range(10):
+        now[0] += 3
+        lines.update(1, iteration, TERMS)
+    lines.end_block(1, {**SUMMARY, "step_size": None})
+    lines.message("done")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "block 2: 100 iterations"
+    assert printed[1] == "block 2: 3/100 loss 1.500 = 1.000 potential + 0.300 divergence + 0.200 movement"
+    assert len(printed) == 5
+    assert printed[-2:] == ["block 2: validation NLL 1.250, movement 0.500, free, 2.0 s", "note: done"]
+
+
+def test_terminal_gets_a_table(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    console.show_environment(describe())
+    assert "cpu kernels" in capsys.readouterr().out
+
+
+def test_results_that_are_not_to_be_trusted_are_said_so(capsys):
+    metrics = {
+        "test_nll": None, "test_nll_stderr": 0.1, "test_nll_data_units": 2.0, "eval_num_steps": 3, "blocks": 1,
+        "inversion_error_mean": 1e-5, "inversion_error_max": 1e-4, "movements": [0.5], "guard_events": 0,
+        "train_seconds": 1.0, "n_train": 10, "dim": 2, "test_nll_converged": False,
+    }  # fmt: skip
+    console.show_metrics(metrics)
+    output = capsys.readouterr()
+    assert "not finite" in output.out
+    assert "do not trust it" in output.err
+
+
+def test_load_dataset_of_the_test_file_is_what_was_trained_on(work):
+    data = load_dataset(work / "rows.csv", seed=5)
+    with np.load(work / "run/preview.npz") as preview:
+        np.testing.assert_array_equal(preview["data"], data.test.numpy())
+        assert tuple(preview["features"]) == data.features
