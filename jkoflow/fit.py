@@ -87,6 +87,7 @@ class BlockFit:
         self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
         self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index)
         self.good: AdamState = self.adam.state()
+        self._session = (self.hooks.elapsed(), self.counters.iteration)
         # doing nothing is the first candidate: a block is never worse than its absence on the validation rows
         self.best: Tensor = self._identity()
         if math.isinf(self.counters.best_loss):

@@ -125,22 +125,25 @@ class RunDirectory:
             raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(self.path / CONFIG_FILE, toml)
-        self.open_history(0)
-        self._write_json(ENVIRONMENT_FILE, environment)
+        self.reopen(0, environment)
 
-    def open_history(self, length: int) -> None:
-        """Opens the history and cuts it back to a length in bytes: what a killed run wrote after its last save.
+    def reopen(self, length: int, environment: Mapping[str, Any]) -> None:
+        """Gets ready to write: cuts the history back to a length in bytes, off what a killed run wrote after its save.
 
         Raises:
             RunError: If the history is shorter than that.
         """
-        self._history = (self.path / HISTORY_FILE).open("ab")
-        if self._history.tell() < length:
+        path = self.path / HISTORY_FILE
+        found = path.stat().st_size if path.exists() else 0
+        if found < length:
             raise RunError(
-                f"{self.path / HISTORY_FILE} has {self._history.tell()} bytes, fewer than the {length} of the saved "
-                "state; it was changed from outside: train into a new directory"
+                f"{path} has {found} bytes, fewer than the {length} of the saved state; it was changed from outside: "
+                "train into a new directory"
             )
+        self._history = path.open("ab")
         self._history.truncate(length)
+        if length == 0:  # a run that goes on keeps the environment that it began in
+            self._write_json(ENVIRONMENT_FILE, environment)
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Adds one line to the history."""

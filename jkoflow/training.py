@@ -98,7 +98,7 @@ def train(
             return JKOFlow.load(run.path / MODEL_FILE).to(device)
         else:
             progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-        run.open_history(0 if state is None else state.history_bytes)
+        run.reopen(0 if state is None else state.history_bytes, describe())
     else:
         run.create(config, data.name if source is None else source, describe())
     try:

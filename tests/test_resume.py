@@ -1,0 +1,285 @@
+"""A run killed at any moment resumes and ends with the numbers of an undisturbed one."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jkoflow import JKOFlow, TrainConfig, train
+from jkoflow.checkpoint import CheckpointError
+from jkoflow.data import split_rows
+from jkoflow.progress import Silent
+from jkoflow.run import RunDirectory, RunError
+
+CONFIG = TrainConfig(
+    hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5,
+    num_steps=1, guard_nll=0.002, learning_rate=0.02, gain_tolerance=-9.0, movement_tolerance=0.0, save_seconds=0.0,
+)  # fmt: skip
+
+# Runs in one process of its own, which forks for every attempt: one import, many lives. One thread: a fork of a process
+# with a running OpenMP pool would hang.
+HOST = """
+import os, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from jkoflow import Block, MLPVelocity, TrainConfig, train
+from jkoflow.data import split_rows
+from jkoflow.progress import Silent
+
+Block(MLPVelocity(2))(torch.zeros(1, 2))  # what the first call loads, once for all lives
+where, config = Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2]))
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class KillAtUpdate(Silent):
+    def __init__(self, block, iteration):
+        self.place = (block, iteration)
+    def update(self, block, iteration, terms):
+        if (block, iteration) == self.place:
+            kill()
+
+class KillAtEnd(Silent):
+    def __init__(self, block):
+        self.block = block
+    def end_block(self, block, summary):
+        if block == self.block:
+            kill()
+
+def kill_before_replacing(name, times):
+    replace, seen = os.replace, [0]
+    def wrapped(source, target):
+        if Path(target).name == name:
+            seen[0] += 1
+            if seen[0] == times:
+                kill()
+        replace(source, target)
+    os.replace = wrapped
+
+def kill_before_unlinking(name):
+    unlink = Path.unlink
+    def wrapped(path, *args, **kwargs):
+        if path.name == name:
+            kill()
+        unlink(path, *args, **kwargs)
+    Path.unlink = wrapped
+
+def life(run, resume, prepare=lambda: Silent(), seconds=None):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            progress = prepare()
+            rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(3)).exp()
+            train(split_rows(rows), config, run_dir=where / run, resume=resume, progress=progress)
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return "killed" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
+"""
+
+PLANNED = """
+assert life("whole", False) == "exit 0"
+moments = [
+    lambda: kill_before_replacing("environment.json", 1) or Silent(),   # before anything is saved
+    lambda: kill_before_replacing("state.safetensors", 1) or Silent(),  # in the first save
+    lambda: KillAtUpdate(0, 11),
+    lambda: kill_before_replacing("state.safetensors", 7) or Silent(),
+    lambda: KillAtUpdate(0, 30),                                        # the block's last iteration
+    lambda: KillAtEnd(0),                                               # recorded, not yet saved
+    lambda: KillAtUpdate(1, 1),
+    lambda: KillAtUpdate(2, 21),
+    lambda: KillAtEnd(2),
+    lambda: kill_before_replacing("model.safetensors", 1) or Silent(),
+    lambda: kill_before_replacing("metrics.json", 1) or Silent(),
+    lambda: kill_before_unlinking("state.safetensors") or Silent(),     # all is written, the state is still there
+]
+for number, moment in enumerate(moments):
+    outcome = life("killed", number > 0, moment)
+    assert outcome == "killed", (number, outcome)
+assert life("killed", True) == "exit 0"
+"""
+
+UNPLANNED = """
+assert life("whole", False) == "exit 0"
+seconds, lives = 0.05, 0
+while not (where / "killed" / "config.toml").exists():
+    life("killed", False, seconds=seconds)
+while not (where / "killed" / "metrics.json").exists() or (where / "killed" / "state.safetensors").exists():
+    life("killed", True, seconds=seconds)
+    seconds, lives = seconds * 1.15, lives + 1
+assert lives >= 2
+"""
+
+
+def numbers(run):
+    """Everything in a run that does not tell the time."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    result = json.loads((run / "metrics.json").read_text())
+    assert result.pop("train_seconds") > 0
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines], result
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+@pytest.mark.parametrize("script", [PLANNED, UNPLANNED], ids=["planned moments", "any moment"])
+def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HOST + script, str(tmp_path), repr(dataclasses.asdict(CONFIG))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    assert numbers(whole) == numbers(killed)
+    assert numbers(whole)[1]["guard_events"] > 0  # the guard's memory is part of what resumes
+    hidden = {path.name for path in killed.iterdir() if path.name.startswith(".")}
+    assert {path.name for path in killed.iterdir()} - hidden == {path.name for path in whole.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------ in the same process
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAt(Silent):
+    def __init__(self, block, iteration):
+        self.place = (block, iteration)
+
+    def update(self, block, iteration, terms):
+        if (block, iteration) == self.place:
+            raise StopError
+
+
+@pytest.fixture
+def rows():
+    return split_rows(torch.randn(600, 2, generator=torch.Generator().manual_seed(3)).exp())
+
+
+@pytest.fixture
+def interrupted(rows, tmp_path):
+    """A run that stopped in its second block."""
+    with pytest.raises(StopError):
+        train(rows, CONFIG, run_dir=tmp_path / "run", progress=StopAt(1, 11))
+    return tmp_path / "run"
+
+
+def contents(run):
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_resumed_run_equals_one_without_a_directory(rows, interrupted):
+    resumed = train(rows, CONFIG, run_dir=interrupted, resume=True).state_dict()
+    whole = train(rows, CONFIG).state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_time_spent_adds_up(rows, interrupted):
+    state = RunDirectory(interrupted).load_state()
+    assert state is not None
+    train(rows, CONFIG, run_dir=interrupted, resume=True)
+    seconds = json.loads((interrupted / "metrics.json").read_text())["train_seconds"]
+    assert seconds > state.elapsed > 0
+
+
+def test_a_finished_run_is_left_as_it_is(rows, interrupted):
+    flow = train(rows, CONFIG, run_dir=interrupted, resume=True)
+    before = contents(interrupted)
+    messages = []
+
+    class Listener(Silent):
+        def message(self, text):
+            messages.append(text)
+
+    again = train(rows, CONFIG, run_dir=interrupted, resume=True, progress=Listener())
+    assert contents(interrupted) == before
+    assert len(messages) == 1
+    assert "already ended; nothing to resume" in messages[0]
+    assert again.eval_num_steps == flow.eval_num_steps
+    assert torch.equal(again.log_prob(rows.test), flow.log_prob(rows.test))
+
+
+def test_changed_data_are_refused(rows, interrupted):
+    before = contents(interrupted)
+    other = dataclasses.replace(rows, test=rows.test + 1e-3)
+    with pytest.raises(RunError, match="the data have changed since the run in"):
+        train(other, CONFIG, run_dir=interrupted, resume=True)
+    assert contents(interrupted) == before
+
+
+def test_other_settings_are_refused(rows, interrupted):
+    before = contents(interrupted)
+    config = dataclasses.replace(CONFIG, learning_rate=0.5, time_budget=9.0)
+    with pytest.raises(RunError, match=r"learning_rate = 0.5 \(was 0.02\), time_budget = 9.0 \(was None\)"):
+        train(rows, config, run_dir=interrupted, resume=True)
+    assert contents(interrupted) == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_is_not_overwritten(rows, interrupted, finished):
+    if finished:
+        train(rows, CONFIG, run_dir=interrupted, resume=True)
+    before = contents(interrupted)
+    with pytest.raises(RunError, match="already holds a run; resume it, or choose"):
+        train(rows, CONFIG, run_dir=interrupted)
+    assert contents(interrupted) == before
+
+
+def test_nothing_to_resume_is_an_error(rows, tmp_path):
+    with pytest.raises(RunError, match="holds no run to resume"):
+        train(rows, CONFIG, run_dir=tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_directory_is_welcome(rows, tmp_path):
+    train(rows, dataclasses.replace(CONFIG, iterations_per_block=5), run_dir=tmp_path)
+    assert JKOFlow.load(tmp_path).dim == 2
+
+
+def test_damaged_state_is_reported(rows, interrupted):
+    state = interrupted / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(rows, CONFIG, run_dir=interrupted, resume=True)
+
+
+def test_shortened_history_is_reported(rows, interrupted):
+    (interrupted / "history.jsonl").write_text("")
+    with pytest.raises(RunError, match=r"has 0 bytes, fewer than the \d+ of the saved state"):
+        train(rows, CONFIG, run_dir=interrupted, resume=True)
+
+
+def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
+    """The resumed run goes on with the saved number of iterations instead of planning anew."""
+    config = dataclasses.replace(CONFIG, time_budget=600.0, max_blocks=2, validate_every=10**6)
+    with pytest.raises(StopError):
+        train(rows, config, run_dir=tmp_path, progress=StopAt(0, 11))
+    state = RunDirectory(tmp_path).load_state()
+    assert state is not None
+    assert state.fit is not None
+    planned = state.fit.counters.iterations
+    assert planned > 100
+    starts = []
+
+    class Listener(StopAt):
+        def start_block(self, block, iterations):
+            starts.append((block, iterations))
+
+    with pytest.raises(StopError):
+        train(rows, config, run_dir=tmp_path, resume=True, progress=Listener(0, 31))
+    assert starts == [(0, planned)]

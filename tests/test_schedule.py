@@ -1,0 +1,100 @@
+"""Schedules are functions of numbers."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jkoflow.schedule import (
+    evaluation_seconds,
+    has_converged,
+    iterations_within,
+    jko_step_size,
+    learning_rate,
+    seconds_for_block,
+)
+
+positive = st.floats(1e-3, 1e3)
+
+
+def test_step_sizes_grow_until_the_largest():
+    assert [jko_step_size(k, 0.5, 2.0, 3.0) for k in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0])
+    assert jko_step_size(7, 0.5, 1.0, 3.0) == 0.5
+
+
+@given(st.integers(0, 10**6), positive, st.floats(1, 10), st.floats(1, 10))
+def test_step_sizes_stay_between_first_and_largest(block, first, growth, factor):
+    largest = first * factor
+    h = jko_step_size(block, first, growth, largest)
+    assert first * (1 - 1e-12) <= h <= largest * (1 + 1e-12)
+    assert h <= jko_step_size(block + 1, first, growth, largest) * (1 + 1e-12)
+
+
+def test_chain_goes_on_while_blocks_move_and_gain():
+    assert not has_converged([], [3.0], 0.1, 0.1)
+    assert not has_converged([0.5, 0.4], [3.0, 2.0, 1.5], 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("movements", "val_nlls"),
+    [([0.5, 0.05], [3.0, 2.0, 1.0]), ([0.5, 0.5], [3.0, 2.0, 1.95]), ([0.5, 0.5], [3.0, 2.0, 2.5])],
+    ids=["still", "little gain", "loss"],
+)
+def test_chain_ends_when_the_last_block_does_little(movements, val_nlls):
+    assert has_converged(movements, val_nlls, 0.1, 0.1)
+
+
+def test_only_the_last_block_counts():
+    assert not has_converged([0.01, 0.5], [3.0, 3.0, 1.0], 0.1, 0.1)
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="val_nlls must have 2 entries"):
+        has_converged([0.5], [3.0], 0.1, 0.1)
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    rates = [learning_rate(i, 1000, 0.1, 100) for i in range(1000)]
+    assert max(rates) == rates[100] == pytest.approx(0.1)
+    assert all(a < b for a, b in pairwise(rates[:101]))
+    assert all(a > b for a, b in pairwise(rates[100:]))
+    assert rates[550] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert rates[-1] == pytest.approx(0.001, rel=1e-2)
+
+
+@given(st.integers(1, 500), st.integers(0, 1000), st.integers(0, 2000))
+def test_learning_rate_is_positive_and_at_most_the_peak(iterations, warmup, iteration):
+    assert 0 < learning_rate(iteration, iterations, 0.1, warmup) <= 0.1
+
+
+def test_warmup_takes_a_fifth_at_most():
+    assert learning_rate(20, 100, 0.1, 1000) == pytest.approx(0.1)
+    assert learning_rate(0, 1, 0.1, 1000) == pytest.approx(0.1)
+
+
+def test_budget_is_split_equally_over_the_blocks_left():
+    assert seconds_for_block(100, 20, 10, 7) == pytest.approx(10)
+    assert seconds_for_block(100, 95, 10, 1) == 0
+
+
+@given(positive, st.integers(1, 20), st.floats(0, 1))
+def test_shares_add_up_to_the_budget(budget, blocks, reserve):
+    elapsed = 0.0
+    for block in range(blocks):
+        elapsed += seconds_for_block(budget, elapsed, reserve * budget, blocks - block)
+    assert elapsed == pytest.approx(budget * (1 - reserve), abs=1e-9 * budget)
+
+
+def test_iterations_within_a_time():
+    assert iterations_within(1.0, 0.01) == 100
+    assert iterations_within(0.0, 0.01) == 1
+    assert iterations_within(-5.0, 0.01, least=3) == 3
+    assert math.isfinite(iterations_within(1.0, 0.0))
+
+
+def test_evaluation_grows_with_everything_it_does():
+    base = evaluation_seconds(1e-6, 6, 3, 1000, 1000, 1000)
+    assert base == pytest.approx(1e-6 * 6 * 3 * (15 + 12 + 16) * 1000)
+    assert evaluation_seconds(1e-6, 12, 3, 1000, 1000, 1000) == pytest.approx(2 * base)

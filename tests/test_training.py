@@ -1,0 +1,589 @@
+"""Training, its guard and its schedule on problems whose answers are known."""
+
+import dataclasses
+import gc
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import jkoflow
+from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, metrics, train
+from jkoflow.adam import Adam
+from jkoflow.data import DataError, Dataset, split_rows
+from jkoflow.fit import BlockFit, FitCounters, FitHooks, TrainingError, silence
+from jkoflow.guard import GuardReading, read_guard
+from jkoflow.objective import block_terms, jko_terms
+from jkoflow.progress import Silent
+from jkoflow.pushed import Batches, PushedSamples, push_rows
+from jkoflow.run import finite
+
+TINY = TrainConfig(
+    hidden=(8, 8), max_blocks=2, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5
+)
+
+
+class Recorder(Silent):
+    """Keeps what a run tells."""
+
+    def __init__(self):
+        self.starts, self.updates, self.ends, self.messages = [], [], [], []
+
+    def start_block(self, block, iterations):
+        self.starts.append((block, iterations))
+
+    def update(self, block, iteration, terms):
+        self.updates.append((block, iteration, dict(terms)))
+
+    def end_block(self, block, summary):
+        self.ends.append(dict(summary))
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def correlated(n, seed=0):
+    """Rows of a correlated Gaussian in odd units, and their exact log-densities (n,)."""
+    factor = torch.tensor([[30.0, 0.0], [0.4, 0.05]], dtype=torch.float64)
+    noise = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    log_prob = -0.5 * noise.square().sum(1) - math.log(2 * math.pi) - torch.linalg.slogdet(factor).logabsdet
+    return (noise @ factor.T + torch.tensor([1000.0, -2.0])).float(), log_prob.float()
+
+
+def history(run_dir, event=None):
+    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    return [line for line in lines if event is None or line["event"] == event]
+
+
+# ---------------------------------------------------------------------------------------------- what training reaches
+
+
+def test_gaussian_is_learned_to_within_three_hundredths_of_a_nat(tmp_path):
+    rows, _ = correlated(12_000)
+    config = TrainConfig(hidden=(16, 16), max_blocks=3, iterations_per_block=250, batch_size=500, learning_rate=1e-2)
+    flow = train(rows, config, run_dir=tmp_path / "run")
+    fresh, exact = correlated(5000, seed=1)
+    with torch.no_grad():
+        divergence = (exact - flow.log_prob(fresh)).mean().item()  # KL of the flow from the truth
+    assert -0.01 < divergence < 0.03
+    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    entropy = 1 + math.log(2 * math.pi) + math.log(30 * 0.05)
+    assert result["test_nll_data_units"] == pytest.approx(entropy, abs=0.03 + 4 * result["test_nll_stderr"])
+    assert result["test_nll_converged"]
+    assert result["inversion_error_mean"] < 1e-3
+
+
+def test_one_dimension_works():
+    rows = torch.cat([torch.randn(1500, 1) - 3, torch.randn(1500, 1) + 3])
+    flow = train(rows, dataclasses.replace(TINY, iterations_per_block=200, learning_rate=1e-2))
+    grid = torch.linspace(-9, 9, 2001).unsqueeze(1)
+    with torch.no_grad():
+        density = flow.log_prob(grid).exp().squeeze()
+    assert torch.trapezoid(density, grid.squeeze()).item() == pytest.approx(1, abs=1e-3)
+    assert density[1000] < 0.5 * density.max()  # two modes, which no Gaussian has
+
+
+def test_numpy_tensor_and_dataset_give_the_same_flow():
+    rows = torch.randn(500, 2)
+    flows = [train(data, TINY) for data in (rows, rows.double().numpy(), split_rows(rows))]
+    for flow in flows[1:]:
+        for one, other in zip(flows[0].state_dict().values(), flow.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_seed_decides_everything():
+    rows = split_rows(torch.randn(500, 2))
+    first, same, other = (train(rows, dataclasses.replace(TINY, seed=seed)).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_global_random_state_is_left_alone():
+    rows = split_rows(torch.randn(500, 2))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(rows, TINY)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_block_is_never_worse_than_its_absence():
+    """A learning rate beyond all reason: the validation keeps the parameters that do nothing."""
+    rows = split_rows(torch.randn(600, 2))
+    config = dataclasses.replace(TINY, learning_rate=100.0, warmup=0, max_blocks=1)
+    recorder = Recorder()
+    flow = train(rows, config, progress=recorder)
+    identity = JKOFlow(2, mean=flow.standardize.mean, std=flow.standardize.std)
+    assert metrics.mean_nll(flow, rows.val)[0] <= metrics.mean_nll(identity, rows.val)[0] + 1e-6
+    assert recorder.ends[0]["movement"] == 0
+
+
+# ------------------------------------------------------------------------------------------------ the chain of blocks
+
+
+def test_step_sizes_grow_and_the_last_block_is_free(tmp_path):
+    config = dataclasses.replace(
+        TINY, max_blocks=4, step_size=0.5, step_size_growth=2, step_size_max=1.5, gain_tolerance=-9.0,
+        movement_tolerance=0.0,
+    )  # fmt: skip
+    recorder = Recorder()
+    flow = train(torch.randn(500, 2).exp(), config, run_dir=tmp_path / "run", progress=recorder)
+    assert [end["step_size"] for end in recorder.ends] == [0.5, 1.0, 1.5, None]
+    assert [block.step_size for block in flow.blocks] == [0.5, 1.0, 1.5, math.inf]
+    assert history(tmp_path / "run", "block") == recorder.ends
+    iterations = history(tmp_path / "run", "iteration")
+    assert all(line["movement"] == 0 for line in iterations if line["block"] == 3)
+    assert any(line["movement"] > 0 for line in iterations if line["block"] < 3)
+
+
+def test_chain_ends_early_when_blocks_gain_nothing():
+    config = dataclasses.replace(TINY, max_blocks=6, gain_tolerance=100.0)
+    recorder = Recorder()
+    train(torch.randn(500, 2), config, progress=recorder)
+    assert [end["step_size"] for end in recorder.ends] == [config.step_size, None]  # then the free block
+    recorder = Recorder()
+    train(torch.randn(500, 2), dataclasses.replace(config, free_block=False), progress=recorder)
+    assert [end["step_size"] for end in recorder.ends] == [config.step_size]
+
+
+def test_without_a_free_block_every_block_has_a_step_size():
+    config = dataclasses.replace(TINY, free_block=False, gain_tolerance=-9.0, movement_tolerance=0.0)
+    recorder = Recorder()
+    train(torch.randn(500, 2), config, progress=recorder)
+    assert [end["step_size"] for end in recorder.ends] == [0.5, 0.75]
+
+
+def test_blocks_start_from_the_last_ones_parameters(tmp_path):
+    """With no iterations to speak of, the second block's first loss is that of the first block's parameters."""
+    config = dataclasses.replace(TINY, gain_tolerance=-9.0, movement_tolerance=0.0, free_block=False)
+    rows = split_rows(torch.randn(800, 2).exp())
+    flow = train(rows, config, run_dir=tmp_path / "run")
+    samples = pushed_by(flow, rows, config, blocks=1)
+    warm = Block(flow.blocks[0].velocity, flow.blocks[0].num_steps, step_size=flow.blocks[1].step_size)
+    batch = Batches(samples.train, config.batch_size, config.seed, 1)(0)
+    first = next(line for line in history(tmp_path / "run", "iteration") if line["block"] == 1)
+    assert first["iteration"] == 0
+    assert first["loss"] == pytest.approx(block_terms(warm, batch).total.item(), rel=1e-5)
+    assert history(tmp_path / "run", "iteration")[0]["divergence"] == 0  # the first one starts as the identity
+
+
+def pushed_by(flow, rows, config, blocks):
+    with torch.no_grad():
+        train_rows, val_rows = flow.standardize(rows.train)[0], flow.standardize(rows.val[: config.val_rows])[0]
+    samples = PushedSamples(train_rows, val_rows, torch.zeros(len(val_rows)))
+    for block in list(flow.blocks)[:blocks]:
+        samples.push(block)
+    return samples
+
+
+def test_records_of_a_block_are_those_of_the_flow():
+    rows = split_rows(torch.randn(800, 2).exp())
+    recorder = Recorder()
+    flow = train(rows, TINY, progress=recorder)
+    samples = pushed_by(flow, rows, TINY, blocks=2)
+    val_nll = -flow.log_prob(rows.val, num_steps=6).mean().item() - flow.standardize.std.log().sum().item()
+    assert recorder.ends[-1]["val_nll"] == pytest.approx(val_nll, abs=1e-5)
+    assert samples.val_nll() == pytest.approx(val_nll, abs=1e-5)
+    stages = flow.trajectory(rows.train, num_steps=6).x
+    for end, before, after in zip(recorder.ends, stages[:-1], stages[1:], strict=True):
+        assert end["movement"] == pytest.approx(metrics.movement(before, after), rel=1e-5)
+
+
+def test_memory_does_not_grow_with_the_blocks():
+    rows = split_rows(torch.randn(1237, 2).exp())
+
+    class Census(Silent):
+        def __init__(self):
+            self.counts = []
+
+        def end_block(self, block, summary):
+            gc.collect()
+            held = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape[:1] == rows.train.shape[:1]]
+            assert all(tensor.grad_fn is None for tensor in held)
+            self.counts.append(len(held))
+
+    census = Census()
+    train(rows, dataclasses.replace(TINY, max_blocks=4, gain_tolerance=-9.0, movement_tolerance=0.0), progress=census)
+    assert len(census.counts) == 4
+    assert len(set(census.counts)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- the guard
+
+
+def shifting(rate, num_steps=1, method="euler"):
+    """A block with the velocity v(x) = rate x."""
+    velocity = MLPVelocity(2, hidden=(4,), linear=True)
+    block = Block(velocity, num_steps, method)
+    silence(block)
+    with torch.no_grad():
+        velocity.linear.weight.copy_(rate * torch.eye(2))
+    return block
+
+
+def test_guard_reads_the_known_error_of_euler():
+    x = torch.randn(100, 2)
+    reading = read_guard(shifting(0.4), x)
+    norm = x.square().sum(1)
+    assert reading.nll_difference == pytest.approx(0.5 * (1.2**4 - 1.4**2) * norm.mean().item(), rel=1e-4)
+    assert reading.round_trip == pytest.approx(0.16 * norm.sqrt().mean().item(), rel=1e-4)
+    fine = read_guard(shifting(0.4, num_steps=3, method="rk4"), x)
+    assert fine.nll_difference < 1e-3 * reading.nll_difference
+
+
+@pytest.mark.parametrize(
+    ("reading", "within"),
+    [
+        (GuardReading(0.01, 0.01), True),
+        (GuardReading(0.2, 0.01), False),
+        (GuardReading(0.01, 0.2), False),
+        (GuardReading(math.nan, 0.01), False),
+        (GuardReading(0.01, math.inf), False),
+    ],
+)
+def test_guard_tolerances(reading, within):
+    assert reading.within(0.1, 0.1) is within
+
+
+EXPLOITED = TrainConfig(
+    hidden=(32, 32), max_blocks=1, num_steps=1, iterations_per_block=1000, batch_size=250, learning_rate=0.03
+)
+
+
+def gap(tmp_path, rows, config):
+    """The NLL that training claims at its end, and the step-converged one on the same rows, in standardised units."""
+    flow = train(rows, config, run_dir=tmp_path)
+    (end,) = history(tmp_path, "block")
+    reported = min(line["loss"] for line in history(tmp_path, "iteration")) + math.log(2 * math.pi)
+    log_scale = flow.standardize.std.log().sum().item()
+    return reported, end["val_nll"], metrics.step_converged_nll(flow, rows.val).nll - log_scale
+
+
+def test_guard_keeps_the_likelihood_true_where_training_without_it_fools_itself(tmp_path):
+    """One Runge-Kutta step per block and a free velocity: the optimiser learns to fool the integrator."""
+    rows = split_rows(correlated(4000)[0])
+    entropy = 1 + math.log(2 * math.pi) + 0.5 * math.log(1 - 0.4**2 / (0.4**2 + 0.05**2))  # on standardised columns
+    reported, val_nll, true = gap(tmp_path / "off", rows, dataclasses.replace(EXPLOITED, guard=False))
+    assert reported < entropy - 10  # no density can be that good
+    assert val_nll < true - 1
+    reported, val_nll, true = gap(tmp_path / "on", rows, EXPLOITED)
+    assert reported > entropy - 0.5  # noise of one batch
+    assert val_nll == pytest.approx(true, abs=0.01)
+    assert true < entropy + 0.3
+    events = history(tmp_path / "on", "guard")
+    assert len(events) == json.loads((tmp_path / "on" / "metrics.json").read_text())["guard_events"] > 0
+    assert [event["num_steps"] for event in events if event["action"] == "doubled"] == [2, 4, 8, 16][: len(events)]
+    assert all(max(e["nll_difference"] or 9, e["round_trip"] or 9) > 0.05 for e in events)
+    assert history(tmp_path / "off", "guard") == []
+
+
+def test_guard_at_its_limit_ends_the_block_with_good_parameters(tmp_path):
+    rows = split_rows(correlated(4000)[0])
+    config = dataclasses.replace(EXPLOITED, max_num_steps=1)
+    _, val_nll, true = gap(tmp_path, rows, config)
+    (event,) = history(tmp_path, "guard")
+    (end,) = history(tmp_path, "block")
+    assert event["action"] == "stopped"
+    assert end["iterations"] == event["iteration"] < config.iterations_per_block
+    assert val_nll == pytest.approx(true, abs=0.1)  # within the guard's tolerance, one step still
+
+
+def test_rollback_restores_parameters_and_optimiser_state():
+    fit = make_fit(num_steps=1, guard_nll=1e-6, guard_every=1000)
+    fit.good = good = fit.adam.state()
+    for _ in range(3):
+        fit._iterate()
+    assert not torch.equal(fit.adam.parameters, good.parameters)
+    fit._look(last=True)
+    assert fit.block.num_steps == 2
+    assert fit.adam.updates == good.updates == 0
+    for part in ("parameters", "mean", "square"):
+        assert torch.equal(getattr(fit.adam, part), getattr(good, part))
+    assert torch.equal(fit.block.velocity.layers[0].weight.reshape(-1), good.parameters[: 8 * 3])
+
+
+def test_non_finite_parameters_trigger_the_guard():
+    fit = make_fit()
+    fit.good = good = fit.adam.state()
+    fit._iterate()
+    fit.adam.parameters.fill_(math.nan)
+    fit._look(last=True)
+    assert fit.block.num_steps == 6
+    assert torch.equal(fit.adam.parameters, good.parameters)
+
+
+def test_without_the_guard_non_finite_parameters_are_an_error():
+    fit = make_fit(guard=False)
+    fit.adam.parameters.fill_(math.nan)
+    with pytest.raises(TrainingError, match="no longer finite after 0 iterations; set guard = true"):
+        fit._look(last=True)
+
+
+def test_parameters_that_do_not_fit_the_next_block_are_reset():
+    """A warm start whose error no number of steps allowed can cure: the block begins as the identity."""
+    recorded = []
+    fit = make_fit(recorded, max_num_steps=6)
+    with torch.no_grad():
+        fit.block.velocity.linear.weight.copy_(20 * torch.eye(2))
+    fit.good = fit.adam.state()  # as a fit begins with them
+    fit._look()
+    assert [event["action"] for event in recorded if event["event"] == "guard"] == ["doubled", "reset"]
+    assert fit.block.num_steps == 3
+    assert torch.equal(fit.block(fit.samples.val)[0], fit.samples.val)
+    assert bool((fit.block.velocity.layers[0].weight != 0).any())
+
+
+def make_fit(recorded=None, share=None, elapsed=lambda: 0.0, **settings):
+    config = dataclasses.replace(TINY, **settings)
+    velocity = MLPVelocity(2, hidden=(8, 8), linear=True)
+    samples = PushedSamples(torch.randn(400, 2), torch.randn(50, 2), torch.zeros(50))
+    hooks = FitHooks(
+        elapsed, (lambda event: None) if recorded is None else recorded.append, lambda fit: None, share, Silent()
+    )
+    block = Block(velocity, config.num_steps, step_size=0.5)
+    return BlockFit(0, block, samples, config, hooks, FitCounters(iterations=30))
+
+
+# ------------------------------------------------------------------------------------------------- the parts of a fit
+
+
+def test_best_parameters_are_those_of_the_smallest_validation_loss(tmp_path):
+    rows = split_rows(torch.randn(300, 2).exp())  # few rows: it overfits
+    config = dataclasses.replace(TINY, hidden=(32, 32), max_blocks=1, iterations_per_block=300, learning_rate=0.02)
+    flow = train(rows, config, run_dir=tmp_path)
+    losses = [line["loss"] for line in history(tmp_path, "validation")]
+    assert min(losses) < losses[-1] - 0.01
+    samples = pushed_by(flow, rows, config, blocks=0)
+    y, logdet = push_rows(flow.blocks[0], samples.val)
+    assert jko_terms(samples.val, y, logdet, math.inf).total.item() == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_adam_is_adam():
+    """The same path as PyTorch's Adam behind PyTorch's clipping."""
+    ours, theirs = (MLPVelocity(3, hidden=(7, 5), linear=True).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    adam = Adam(ours, 0.8, 0.97, clip_norm=0.5)
+    torchs = torch.optim.Adam(theirs.parameters(), betas=(0.8, 0.97))
+    for step in range(20):
+        x = torch.randn(10, 3, dtype=torch.float64)
+        rate = 0.01 * (step + 1)
+        norm = adam.update(ours(x).square().sum(), rate)
+        torchs.zero_grad()
+        theirs(x).square().sum().backward()
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        torchs.param_groups[0]["lr"] = rate
+        torchs.step()
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-6)  # PyTorch adds 1e-6 to the norm
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_adam_survives_a_zero_gradient():
+    velocity = MLPVelocity(2, hidden=(4,))
+    before = [parameter.detach().clone() for parameter in velocity.parameters()]
+    Adam(velocity, clip_norm=1.0).update(sum((p * 0).sum() for p in velocity.parameters()), 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before, velocity.parameters(), strict=True))
+
+
+def test_released_parameters_own_their_memory():
+    velocity = MLPVelocity(2, hidden=(4,))
+    adam = Adam(velocity)
+    adam.release()
+    adam.parameters.fill_(7)
+    assert not any(bool((parameter == 7).any()) for parameter in velocity.parameters())
+    assert all(parameter.grad is None for parameter in velocity.parameters())
+
+
+def test_batches_cover_an_epoch_and_are_functions_of_their_number():
+    rows = torch.arange(103.0).unsqueeze(1)
+    batches = Batches(rows, 20, seed=1, block=2)
+    epoch = torch.cat([batches(i) for i in range(5)])
+    assert len(epoch.unique()) == 100
+    later = batches(7).clone()
+    assert torch.equal(Batches(rows, 20, seed=1, block=2)(7), later)
+    assert not torch.equal(torch.cat([batches(i) for i in range(5, 10)]), epoch)
+    assert not torch.equal(Batches(rows, 20, seed=1, block=3)(7), later)
+    assert not torch.equal(Batches(rows, 20, seed=2, block=2)(7), later)
+
+
+# ---------------------------------------------------------------------------------------------------- the time budget
+
+
+class SlowMachine:
+    """Stands in for `time`: only the integration of rows takes time, so that plans are exact."""
+
+    def __init__(self, monkeypatch, per_row_step):
+        self.now, self.per_row_step = 100.0, per_row_step
+        integrate = Block._integrate
+
+        def slow(block, x, context, num_steps, start, end):
+            work = x.shape[0] * (num_steps or block.num_steps) * (4 if torch.is_grad_enabled() else 1)
+            self.now += work * self.per_row_step
+            return integrate(block, x, context, num_steps, start, end)
+
+        monkeypatch.setattr(Block, "_integrate", slow)
+        monkeypatch.setattr("jkoflow.fit.time", self)
+        monkeypatch.setattr("jkoflow.training.time", self)
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+
+@pytest.mark.parametrize("num_steps", [3, 1], ids=["smooth", "guard acts"])
+def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
+    clock = SlowMachine(monkeypatch, 1e-5)
+    begin = clock.now
+    config = dataclasses.replace(
+        EXPLOITED, num_steps=num_steps, max_blocks=3, time_budget=30.0, gain_tolerance=-9.0, movement_tolerance=0.0,
+        guard_nll=0.01,
+    )  # fmt: skip
+    rows = split_rows(correlated(4000)[0])
+    recorder = Recorder()
+    train(rows, config, run_dir=tmp_path, progress=recorder)
+    assert 0.75 * 30 < clock.now - begin <= 30
+    assert (len(history(tmp_path, "guard")) > 0) == (num_steps == 1)
+    seconds = [end["seconds"] for end in recorder.ends]
+    assert min(seconds) > 0.7 * max(seconds)  # equal shares
+
+
+def test_an_impossible_budget_says_so_and_still_ends():
+    recorder = Recorder()
+    flow = train(torch.randn(500, 2), dataclasses.replace(TINY, time_budget=1e-3), progress=recorder)
+    assert any("raise time_budget or lower max_blocks" in message for message in recorder.messages)
+    assert len(flow.blocks) == 2
+
+
+# ------------------------------------------------------------------------------------------------- the run directory
+
+
+def test_run_directory_holds_what_the_readme_promises(tmp_path):
+    rows = split_rows(torch.randn(600, 2) * 3 + 1, name="noise", features=("a", "b"))
+    recorder = Recorder()
+    flow = train(rows, TINY, run_dir=tmp_path / "deep" / "run", progress=recorder, source="noise.csv")
+    run = tmp_path / "deep" / "run"
+    files = {path.name for path in run.iterdir()}
+    assert files == {
+        "config.toml", "environment.json", "history.jsonl", "metrics.json", "model.safetensors", "preview.npz",
+    }  # fmt: skip
+    result = json.loads((run / "metrics.json").read_text())
+    assert result["blocks"] == len(result["movements"]) == 2
+    assert (result["dim"], result["n_train"], result["seed"], result["guard_events"]) == (2, 480, 0, 0)
+    assert result["eval_num_steps"] == flow.eval_num_steps
+    assert result["test_nll_data_units"] == pytest.approx(result["test_nll"] + flow.standardize.std.log().sum().item())
+    assert result["test_nll_data_units"] == pytest.approx(-flow.log_prob(rows.test).mean().item(), abs=1e-5)
+    preview = np.load(run / "preview.npz", allow_pickle=False)
+    assert np.array_equal(preview["data"], rows.test.numpy())
+    assert list(preview["features"]) == ["a", "b"]
+    loaded = JKOFlow.load(run)
+    assert torch.equal(loaded.log_prob(rows.test), flow.log_prob(rows.test))
+    assert "threads" in json.loads((run / "environment.json").read_text())
+    assert {line["event"] for line in history(run)} == {"iteration", "validation", "block"}
+    assert recorder.starts == [(0, 30), (1, 30)]
+    assert recorder.updates[-1][:2] == (1, 30)
+    terms = recorder.updates[-1][2]
+    assert terms["loss"] == pytest.approx(terms["potential"] + terms["divergence"] + terms["movement"], rel=1e-5)
+
+
+def test_configuration_survives_its_file(tmp_path):
+    import tomllib
+
+    config = dataclasses.replace(TINY, time_budget=60.0, activation="softplus(5)")
+    train(torch.randn(500, 2), dataclasses.replace(config, time_budget=None), run_dir=tmp_path)
+    settings = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert settings.pop("data") == "data"
+    assert TrainConfig.from_mapping(settings) == dataclasses.replace(config, time_budget=None)
+    assert TrainConfig.from_mapping(config.to_mapping()) == config
+
+
+def test_tomli_w_is_asked_for_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "tomli_w", None)
+    with pytest.raises(ImportError, match=r'pip install "jkoflow\[cli\]"'):
+        train(torch.randn(500, 2), TINY, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_directory_fails_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder()
+    with pytest.raises(OSError, match="file"):
+        train(torch.randn(500, 2), TINY, run_dir=tmp_path / "file" / "run", progress=recorder)
+    assert recorder.starts == []
+
+
+def test_json_has_no_nan():
+    assert json.loads(json.dumps(finite({"a": [math.nan, 1.0], "b": {"c": math.inf}}), allow_nan=False)) == {
+        "a": [None, 1.0],
+        "b": {"c": None},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.full((500, 2), math.nan), "NaN in row 0"),
+        (torch.randn(500, 2) * torch.tensor([1.0, 0.0]), "constant"),
+        (torch.randn(50, 2), "fewer than a batch of 100"),
+        (torch.randn(500), "shape"),
+        (np.array([["a", "b"]] * 500), "real numbers"),
+    ],
+    ids=["nan", "constant", "few rows", "one axis", "text"],
+)
+def test_bad_data_are_refused_before_anything_is_written(rows, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        train(rows, TINY, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_device_is_refused():
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device must be one that PyTorch can use here, got '{device}'"):
+            train(torch.randn(500, 2), dataclasses.replace(TINY, device=device))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 2.5}, "num_steps must be int, got 2.5"),
+        ({"num_steps": True}, "num_steps must be int"),
+        ({"hidden": ()}, "hidden must list"),
+        ({"hidden": (8, 0)}, "hidden must list"),
+        ({"hidden": (8, 1.5)}, "hidden must be integers"),
+        ({"activation": "relu"}, "activation must be smooth"),
+        ({"method": "rk5"}, "method must be one of"),
+        ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive and finite, got nan"),
+        ({"step_size": math.inf}, "step_size must be positive and finite"),
+        ({"step_size": 2.0, "step_size_max": 1.0}, "step_size_max must be at least 2.0, got 1.0"),
+        ({"step_size_growth": 0.5}, "step_size_growth must be at least 1"),
+        ({"beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"gain_tolerance": math.nan}, "gain_tolerance must be a number"),
+        ({"time_budget": 0.0}, "time_budget must be positive and finite, or None"),
+        ({"guard": "yes"}, "guard must be bool, got 'yes'"),
+        ({"num_steps": 30}, "max_num_steps must be at least 30"),
+        ({"leaning_rate": 1.0}, "unknown setting 'leaning_rate'; the settings are seed,"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_mapping(settings)
+
+
+def test_resume_needs_a_directory():
+    with pytest.raises(ValueError, match="resume needs the run_dir"):
+        train(torch.randn(500, 2), TINY, resume=True)
+
+
+def test_public_names():
+    assert jkoflow.train is train
+    assert isinstance(split_rows(torch.randn(20, 2)), Dataset)
+    assert issubclass(checkpoint.CheckpointError, ValueError)
