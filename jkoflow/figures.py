@@ -1,0 +1,410 @@
+"""The figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
+
+Tensors and arrays of points have shape (n, d). Dense panels are rasterised inside the vector image. All colours but
+those of density maps come from the palette of `style`; the report exchanges them for the colours of the reader's theme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from jkoflow.flow import JKOFlow
+from jkoflow.probes import (
+    MAX_COLUMNS,
+    MAX_POINTS,
+    WORK,
+    Array,
+    Records,
+    chosen_stages,
+    evaluation_steps,
+    flow_samples,
+    flow_stages,
+    grid_points,
+    ks_distance,
+    noise_like,
+    or_nan,
+    point_work,
+    running_quantiles,
+    stage_log_density,
+    stage_names,
+    telling_pairs,
+    timeline,
+    to_array,
+    worst_columns,
+)
+from jkoflow.style import (
+    DATA,
+    DATA_DOT,
+    FAINT,
+    GUARD,
+    INK,
+    LEGEND,
+    MODEL,
+    MODEL_DOT,
+    MUTED,
+    WIDTH,
+    bin_edges,
+    draw_dots,
+    draw_filled,
+    draw_map,
+    draw_outline,
+    dress_axes,
+    dress_panel,
+    dress_tile,
+    limit_robustly,
+    name_axes,
+    new_figure,
+    new_panels,
+    robust_span,
+)
+
+
+def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int = 0) -> Figure:
+    r"""Draws a two-dimensional flow stage by stage: data to noise, noise to data, and the density of each stage.
+
+    The density before block k+1 is :math:`p_k(x) = N(z) \prod_{j>k} |\det J_j|`, with z the image of x under the
+    blocks that remain.
+
+    Arguments:
+        flow: A flow of dimension 2.
+        data: Points in the data's own units, with shape (n, 2).
+        max_stages: Columns of the figure; more stages than this are thinned to evenly spaced ones.
+        seed: Seed of the noise that is carried back.
+
+    Returns:
+        A figure of three rows; axes are those of the standardised data, shared by all panels.
+
+    Raises:
+        ValueError: If the flow is not two-dimensional.
+
+    References:
+        | Normalizing flow neural networks by JKO scheme, Figure 1 (Xu et al., 2022)
+        | https://arxiv.org/abs/2212.14424
+    """
+    _require_dim(flow, 2)
+    stages = chosen_stages(len(flow.blocks), max_stages)
+    steps = evaluation_steps(flow)
+    pushed = flow_stages(flow, data, stages)
+    carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True)
+    limit = float(np.clip(np.quantile(np.abs(pushed[0]), 0.998) * 1.08, 3.2, 6.0))
+    # Half the steps of a reported NLL: the difference cannot be seen in an image.
+    density_steps = [max(2, -(-count // 2)) for count in steps]
+    work = sum(point_work(flow, density_steps, stage) for stage in stages)
+    side = int(np.clip(math.sqrt(1.5 * WORK / max(work, 1)), 48, 104))
+    points = grid_points(flow, (-limit, limit), (-limit, limit), side)
+
+    size = min(1.75, (WIDTH - 0.5) / len(stages))
+    figure = new_figure(len(stages) * size + 0.5, 3 * size + 0.35)
+    for column, stage in enumerate(stages):
+        title = "data" if stage == 0 else "noise" if stage == len(flow.blocks) else f"block {stage}"
+        axes = [figure.add_subplot(3, len(stages), row * len(stages) + column + 1) for row in range(3)]
+        axes[0].set_title(title, fontsize=9, color=INK, pad=4)
+        draw_dots(axes[0], pushed[column], DATA_DOT)
+        draw_dots(axes[1], carried[column], MODEL_DOT)
+        density = np.exp(stage_log_density(flow, stage, points, density_steps)).reshape(side, side)
+        top = max(float(np.quantile(density, 0.998)), 1e-30)
+        draw_map(axes[2], density, (-limit, limit, -limit, limit), PowerNorm(0.8, 0, top))
+        for row, ax in enumerate(axes):
+            dress_tile(ax, (-limit, limit), (-limit, limit))
+            if column == 0:
+                ax.set_ylabel(("data → noise", "noise → data", "density")[row], fontsize=9, color=INK)
+    return figure
+
+
+def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", "y"), *, seed: int = 0) -> Figure:
+    """Draws data, as many samples, and the log-density of a two-dimensional flow side by side, in the data's units.
+
+    Arguments:
+        flow: A flow of dimension 2.
+        data: Points in the data's own units, with shape (n, 2).
+        features: Names of the two columns.
+        seed: Seed of the samples.
+
+    Returns:
+        A figure of three panels that share their axes.
+
+    Raises:
+        ValueError: If the flow is not two-dimensional.
+    """
+    _require_dim(flow, 2)
+    samples = flow_samples(flow, min(data.shape[0], MAX_POINTS), seed)
+    rows = data[: samples.shape[0]]
+    low, high = np.quantile(to_array(rows), (0.002, 0.998), axis=0)
+    middle, half = (low + high) / 2, (high - low) / 2 * 1.2
+    if half.max() < 2 * half.min():
+        half[:] = half.max()
+    (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
+    side = int(np.clip(math.sqrt(WORK / max(point_work(flow, evaluation_steps(flow)), 1)), 72, 220))
+    points = (grid_points(flow, (x0, x1), (y0, y1), side) - flow.standardize.mean) / flow.standardize.std
+    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow)).reshape(side, side)
+    log_density -= float(flow.standardize.std.log().sum())
+
+    figure = new_figure(WIDTH, 4.1)
+    left, centre, right = (figure.add_subplot(1, 3, i + 1) for i in range(3))
+    draw_dots(left, to_array(rows), DATA_DOT, size=3.0)
+    draw_dots(centre, to_array(samples), MODEL_DOT, size=3.0)
+    top = float(np.quantile(log_density, 0.999))
+    image = draw_map(right, np.maximum(log_density, top - 8), (x0, x1, y0, y1), None)
+    for ax, title in ((left, "test data"), (centre, "samples"), (right, "log-density")):
+        dress_tile(ax, (x0, x1), (y0, y1), ticks=True)
+        ax.set_title(title, fontsize=10, color=INK, pad=5)
+        name_axes(ax, features[0], features[1] if ax is left else "")
+        if ax is not left:
+            ax.tick_params(labelleft=False)
+    bar = figure.colorbar(image, cax=right.inset_axes((1.03, 0, 0.035, 1)))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=8, labelcolor=MUTED, color=FAINT, length=2)
+    bar.set_label("nats, cut 8 below the top", fontsize=8, color=MUTED)
+    return figure
+
+
+def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int = 0) -> Figure:
+    """Draws the density of a one-dimensional flow over the histogram of the data, and how quantiles reach the noise.
+
+    Arguments:
+        flow: A flow of dimension 1.
+        data: Points in the data's own units, with shape (n, 1).
+        feature: Name of the column.
+        seed: Seed of the samples.
+
+    Returns:
+        A figure of two panels.
+
+    Raises:
+        ValueError: If the flow is not one-dimensional.
+    """
+    _require_dim(flow, 1)
+    values = to_array(data)[:, 0]
+    samples = to_array(flow_samples(flow, MAX_POINTS, seed))[:, 0]
+    low, high = robust_span(values)
+    grid = torch.linspace(low, high, 600, dtype=flow.standardize.mean.dtype)[:, None]
+    with torch.no_grad():
+        density = to_array(flow.log_prob(grid).exp())
+        levels = torch.quantile(data[:, 0].to(grid), torch.linspace(0.01, 0.99, 33).to(grid))
+        paths = to_array(flow.trajectory(levels[:, None]).x[:, :, 0])
+
+    figure = new_figure(WIDTH, 3.9)
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    edges = bin_edges(low, high, len(values))
+    draw_filled(left, values, edges)
+    draw_outline(left, samples, edges)
+    left.plot(to_array(grid)[:, 0], density, color=INK, lw=1.6, label="density of the flow")
+    left.set_xlim(low, high)
+    left.set_ylim(bottom=0)
+    name_axes(left, feature)
+    left.set_title("density", fontsize=10, color=INK)
+    left.legend(**{**LEGEND, "ncols": 1})
+    stage = np.arange(paths.shape[0])
+    right.plot(stage, paths, color=DATA, lw=0.9, alpha=0.75)
+    right.set_xticks(stage, stage_names(paths.shape[0]))
+    right.set_title("quantiles of the data on their way to the noise", fontsize=10, color=INK)
+    name_axes(right, y="standardised")
+    for ax in (left, right):
+        dress_axes(ax)
+    return figure
+
+
+def marginals_figure(data: Tensor, samples: Tensor, features: Sequence[str]) -> Figure:
+    """Draws the histogram of every column of the data against that of the samples.
+
+    Arguments:
+        data: Points in their own units, with shape (n, d).
+        samples: Samples in the same units, with shape (m, d).
+        features: Names of the d columns.
+
+    Returns:
+        A grid of panels clipped to robust quantiles of the data, each with its Kolmogorov-Smirnov distance; of more
+        than 24 columns, the 24 that fit worst.
+    """
+    rows, drawn = to_array(data), to_array(samples)
+    distances = np.array([ks_distance(rows[:, i], drawn[:, i]) for i in range(rows.shape[1])])
+    chosen = worst_columns(distances)
+    figure, axes = new_panels(len(chosen))
+    for ax, i in zip(axes, chosen, strict=False):
+        edges = bin_edges(*robust_span(rows[:, i]), min(len(rows), len(drawn)))
+        draw_filled(ax, rows[:, i], edges)
+        draw_outline(ax, drawn[:, i], edges)
+        dress_panel(ax, features[i], f"KS {distances[i]:.3f}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", **LEGEND)
+    return figure
+
+
+def noise_figure(z: Tensor) -> Figure:
+    """Draws the columns of z against the standard Gaussian, and the norms of z against the chi distribution.
+
+    Arguments:
+        z: Data carried to the noise side, with shape (n, d).
+
+    Returns:
+        A grid of panels as in `marginals_figure`; the last one holds the norms, which show dependence between columns
+        that the others cannot.
+    """
+    rows = to_array(z)
+    dim = rows.shape[1]
+    sorted_rows = np.sort(rows, axis=0)
+    rank = (np.arange(len(rows)) + 0.5) / len(rows)
+    cdf = 0.5 * (1 + torch.erf(torch.from_numpy(sorted_rows) / math.sqrt(2)).numpy())
+    distances = np.abs(cdf - rank[:, None]).max(0) + 0.5 / len(rows)
+    chosen = worst_columns(distances, MAX_COLUMNS - 1)
+    figure, axes = new_panels(len(chosen) + (dim > 1))
+    grid = np.linspace(-4, 4, 161)
+    for ax, i in zip(axes, chosen, strict=False):
+        draw_filled(ax, rows[:, i], bin_edges(-4, 4, len(rows)), "data carried to the noise side")
+        ax.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), color=MODEL, lw=1.4, label="standard Gaussian")
+        dress_panel(ax, f"z{i + 1}", f"KS {distances[i]:.3f}")
+        ax.set_xticks([-3, 0, 3])
+    if dim > 1:
+        _draw_norms(axes[-1], np.linalg.norm(rows, axis=1), dim)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", **LEGEND)
+    return figure
+
+
+def _draw_norms(ax: Axes, norms: Array, dim: int) -> None:
+    """Draws a histogram of the norms of z against the chi distribution."""
+    high = max(float(np.quantile(norms, 0.995)), math.sqrt(dim) + 2.5)
+    low = max(0.0, min(float(np.quantile(norms, 0.005)), math.sqrt(dim) - 2.5))
+    radius = np.linspace(max(low, 1e-6), high, 161)
+    log_chi = (dim - 1) * np.log(radius) - radius**2 / 2 - (dim / 2 - 1) * math.log(2) - math.lgamma(dim / 2)
+    draw_filled(ax, norms, bin_edges(low, high, len(norms)))
+    ax.plot(radius, np.exp(log_chi), color=MODEL, lw=1.4)
+    dress_panel(ax, "|z|", f"chi, {dim} d.o.f.")
+
+
+def pairs_figure(data: Tensor, samples: Tensor, features: Sequence[str], *, count: int = 6) -> Figure:
+    """Draws two-dimensional histograms of data over those of samples for the pairs of columns most worth a look.
+
+    Arguments:
+        data: Points in their own units, with shape (n, d), d >= 2.
+        samples: Samples in the same units, with shape (m, d); as many as there are data are used, so that both are
+            equally noisy.
+        features: Names of the d columns.
+        count: Number of pairs; half are the most correlated, half the least Gaussian given their correlation.
+
+    Returns:
+        A figure of two rows, data and samples, with shared axes and colours in every column.
+    """
+    number = min(data.shape[0], samples.shape[0])
+    rows, drawn = to_array(data[:number]), to_array(samples[:number])
+    pairs = telling_pairs(rows, count)
+    size = min(2.2, WIDTH / len(pairs))
+    figure = new_figure(len(pairs) * size, 2 * (size - 0.26) + 0.3)
+    for column, (i, j) in enumerate(pairs):
+        upper = figure.add_subplot(2, len(pairs), column + 1)
+        lower = figure.add_subplot(2, len(pairs), len(pairs) + column + 1)
+        spans = (robust_span(rows[:, i]), robust_span(rows[:, j]))
+        counts = [np.histogram2d(points[:, i], points[:, j], 44, spans)[0].T for points in (rows, drawn)]
+        top = max(float(np.quantile(counts[0][counts[0] > 0], 0.995)), 2.0)
+        for ax, values in ((upper, counts[0]), (lower, counts[1])):
+            draw_map(ax, np.maximum(values, 0.5), (*spans[0], *spans[1]), LogNorm(0.5, top), "nearest")
+            dress_tile(ax, *spans)
+            name_axes(ax, features[i] if ax is lower else "", features[j], size=8)
+        if column == 0:
+            for ax, text, colour in ((upper, "data", DATA_DOT), (lower, "samples", MODEL_DOT)):
+                ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=9, color=colour)
+    return figure
+
+
+def training_figure(history: Records) -> Figure:
+    """Draws validation NLL, the terms of the loss and the movement penalty over the iterations of all blocks.
+
+    Arguments:
+        history: The records of history.jsonl.
+
+    Returns:
+        A figure of three panels; a line is a running median, its band holds 80 % of the recorded iterations. Thin
+        vertical lines separate blocks, red triangles mark the guard's interventions.
+    """
+    offsets, total = timeline(history)
+    figure = new_figure(WIDTH, 6.2)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.25, 0.8))
+    validation = [r for r in history if r.get("event") == "validation"]
+    if validation:
+        size = 2.2 if len(validation) <= 120 else 0
+        for block, start in offsets.items():
+            records = [r for r in validation if r["block"] == block]
+            y = [or_nan(r.get("nll")) for r in records]
+            top.plot([start + r["iteration"] for r in records], y, color=INK, lw=1.3, marker="o", ms=size)
+        limit_robustly(top, [np.array([or_nan(r.get("nll")) for r in validation])])
+    guards = [r for r in history if r.get("event") == "guard"]
+    if guards:
+        x = [offsets[r["block"]] + r["iteration"] for r in guards]
+        top.plot(x, np.full(len(x), 0.93), "v", ms=6, color=GUARD, transform=top.get_xaxis_transform(), label="guard")
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
+    drawn: dict[str, list[Array]] = {"middle": [], "bottom": []}
+    for ax, row, name, colour in (
+        (middle, "middle", "potential", DATA),
+        (middle, "middle", "divergence", MODEL),
+        (middle, "middle", "loss", INK),
+        (bottom, "bottom", "movement", DATA),
+    ):
+        x, low, median, high = running_quantiles(history, name, offsets, total)
+        ax.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
+        ax.plot(x, median, color=colour, lw=1.3, label=name)
+        drawn[row] += [low, high]
+    limit_robustly(middle, drawn["middle"])
+    limit_robustly(bottom, drawn["bottom"])
+    bottom.set_ylim(bottom=0)
+    middle.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
+    for ax, label in (
+        (top, "validation NLL\nnats"),
+        (middle, "terms of the loss\nnats"),
+        (bottom, "movement penalty\nnats"),
+    ):
+        dress_axes(ax)
+        ax.grid(axis="y", color=FAINT, lw=0.5)
+        ax.set_ylabel(label, fontsize=8.5, color=MUTED)
+        for block, start in offsets.items():
+            ax.axvline(start, color=FAINT, lw=0.8, zorder=0)
+            if ax is top and len(offsets) <= 40:
+                ax.text(start, 1.02, f" {block + 1}", transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
+    top.text(-0.012, 1.02, "block", transform=top.transAxes, fontsize=8, color=MUTED, ha="right")
+    bottom.set_xlim(0, max(total, 1))
+    bottom.set_xlabel("iteration", fontsize=9, color=MUTED)
+    figure.align_ylabels()
+    return figure
+
+
+def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Figure:
+    """Draws the movement (arc length) and the JKO step size of every block as bars.
+
+    Arguments:
+        movements: Movement of each block in standardised units.
+        step_sizes: JKO step size of each block; ``inf`` marks a free block.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = new_figure(WIDTH, 2.5)
+    left, right = figure.subplots(1, 2)
+    blocks = np.arange(1, len(movements) + 1)
+    left.bar(blocks, movements, color=DATA, width=0.62)
+    finite = [h for h in step_sizes if math.isfinite(h)]
+    right.bar(
+        np.arange(1, len(step_sizes) + 1), [h if math.isfinite(h) else 0 for h in step_sizes], color=MODEL, width=0.62
+    )
+    for k, h in enumerate(step_sizes):
+        if not math.isfinite(h):
+            right.text(k + 1, 0.03 * max(finite, default=1.0), "free", ha="center", fontsize=8, color=MUTED)
+    right.set_ylim(0, 1.1 * max(finite, default=1.0))
+    for ax, title in ((left, "movement of each block, standardised units"), (right, "JKO step size h of each block")):
+        dress_axes(ax)
+        ax.grid(axis="y", color=FAINT, lw=0.5)
+        ax.set_axisbelow(True)
+        ax.set_title(title, fontsize=10, color=INK)
+        ax.set_xlabel("block", fontsize=9, color=MUTED)
+        ax.set_xlim(0.4, max(len(step_sizes), 1) + 0.6)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _require_dim(flow: JKOFlow, dim: int) -> None:
+    if flow.dim != dim:
+        raise ValueError(f"this figure needs a flow of dimension {dim}, got {flow.dim}")

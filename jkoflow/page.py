@@ -1,0 +1,168 @@
+"""Pieces of the report's page: sections, tables, figures and numbers as HTML that needs nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def section(title: str, body: str) -> str:
+    """A titled section; ``body`` is HTML."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def details(title: str, body: str) -> str:
+    """A part that opens on a click; ``body`` is HTML."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def pair_table(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values, both plain text."""
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    return f'<div class="scroll"><table class="plain">{body}</table></div>'
+
+
+def grid_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a head; cells are plain text."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def figure(drawing: Figure, alt: str, caption: str) -> str:
+    """A figure with what a reader who cannot see it is told, and its caption, both plain text."""
+    return f"<figure>{svg(drawing, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def svg(drawing: Figure, alt: str) -> str:
+    """The figure as an inline SVG element in the colours of the page; dense panels inside are PNG at twice the pixels.
+
+    Arguments:
+        drawing: A figure of `jkoflow.figures`.
+        alt: What a reader who cannot see it is told.
+
+    Returns:
+        One ``<svg>`` element without outside references.
+    """
+    import matplotlib
+
+    from jkoflow import style
+
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # The page draws the text, with the reader's fonts: glyphs that matplotlib's own lacks are no concern.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jkoflow"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        drawing.savefig(buffer, format="svg", dpi=200, metadata=metadata, facecolor="none")
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index(">") + 1 :], flags=re.DOTALL)
+    for colour, name in (
+        (style.INK, "ink"),
+        (style.MUTED, "muted"),
+        (style.FAINT, "faint"),
+        (style.GUARD, "alarm"),
+    ):
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r"(font(?:-family)?:[^;\"<>]*?)'[^;\"<>]*", r"\1var(--font)", body)
+    # Several figures share one page: their ids must not meet.
+    mark = f"{zlib.crc32(body.encode()):08x}-"
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{mark}", body)
+    width, height = (72 * float(side) for side in drawing.get_size_inches())
+    return (
+        f'<div class="scroll"><svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}" '
+        f'style="width:{width / 72 * 100:g}px">{body.strip()}</div>'
+    )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested tables as rows with dotted names."""
+    rows: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            rows.append((prefix + name, ", ".join(map(str, value)) or "–"))
+        else:
+            known = {"True": "yes", "False": "no", "None": "–"}
+            rows.append((prefix + name, known.get(str(value), str(value))))
+    return rows
+
+
+def number(value: object, digits: int | None = None) -> str:
+    """A number with a true minus sign: ``digits`` decimals, or three significant ones."""
+    if not isinstance(value, (int, float)):
+        return "–"
+    text = f"{value:,}" if isinstance(value, int) else _significant(value) if digits is None else f"{value:.{digits}f}"
+    mantissa, _, exponent = text.partition("e")
+    text = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else mantissa
+    return text.replace("-", "−")
+
+
+def _significant(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:#.3g}".rstrip(".")
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def duration(value: float | None) -> str:
+    """Seconds in the unit that suits them."""
+    if value is None:
+        return "–"
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --card: #f5f7f9; --ink: #1f2329; --muted: #626c76; --faint: #d3d9df;
+  --alarm: #d1242f; --font: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (prefers-color-scheme: dark) { :root { --page: #12151a; --card: #1b2027; --ink: #e8ebef; --muted: #9aa4ae;
+  --faint: #343c45; --alarm: #ff7b72; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 var(--font); }
+main { max-width: 1228px; margin: 0 auto; padding: 48px 24px 72px; }
+.eyebrow { margin: 0; color: var(--muted); font-size: 13px; letter-spacing: .08em; text-transform: uppercase; }
+h1 { margin: 4px 0 6px; font-size: 40px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650; }
+header > p { margin: 0; color: var(--muted); }
+header .eyebrow { margin-bottom: 4px; }
+h2 { margin: 56px 0 14px; font-size: 21px; font-weight: 620; letter-spacing: -.01em; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin: 28px 0 0; }
+.tile { background: var(--card); border-radius: 10px; padding: 14px 18px 15px; }
+.tile dt { color: var(--muted); font-size: 13px; }
+.tile dd { margin: 2px 0 0; font-size: 29px; line-height: 1.25; font-weight: 600; letter-spacing: -.015em;
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tile dd small { font-size: 17px; font-weight: 450; color: var(--muted); }
+.tile dd.note { font-size: 13px; font-weight: 400; letter-spacing: 0; color: var(--muted); white-space: normal; }
+figure { margin: 0 0 28px; }
+figure svg { display: block; height: auto; max-width: 100%; min-width: 640px; }
+figcaption { margin-top: 10px; max-width: 110ch; color: var(--muted); font-size: 14px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px 18px 7px 0; border-bottom: 1px solid var(--faint); text-align: left; vertical-align: top; }
+thead th { color: var(--muted); font-weight: 500; white-space: nowrap; }
+.plain th { width: 38%; font-weight: 450; color: var(--muted); }
+.plain td { overflow-wrap: anywhere; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); column-gap: 48px; }
+details { border-top: 1px solid var(--faint); padding: 10px 0; }
+summary { cursor: pointer; color: var(--muted); font-size: 14px; }
+details[open] summary { margin-bottom: 8px; }
+pre { margin: 0; padding: 18px 20px; border-radius: 10px; background: var(--card); overflow-x: auto; }
+code { font: 14px/1.6 var(--mono); }
+@media print { details { display: none; } section { break-inside: avoid; } }
+"""

@@ -1,0 +1,197 @@
+"""What the figures of a report show, as numbers: stages, densities and samples of a flow, and which columns to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jkoflow.block import Block
+from jkoflow.flow import JKOFlow, base_log_prob
+
+Array = NDArray[np.float64]
+Records = Sequence[Mapping[str, Any]]
+
+MAX_POINTS = 4000
+MAX_COLUMNS = 24
+WORK = 1e11
+"""Floating-point operations that one panel of a figure may spend: about a second on two cores."""
+
+
+def chosen_stages(blocks: int, max_stages: int = 8) -> list[int]:
+    """At most ``max_stages`` evenly spaced stages of 0..blocks, both ends included."""
+    return sorted({round(stage) for stage in np.linspace(0, blocks, min(blocks + 1, max(max_stages, 2)))})
+
+
+def stage_names(count: int) -> list[str]:
+    """Names of stages along an axis, left out where they would be too many."""
+    chosen = set(chosen_stages(count - 1, 7))
+    return ["data", *(f"block {k}" if k in chosen else "" for k in range(1, count - 1)), "noise"][:count]
+
+
+def evaluation_steps(flow: JKOFlow) -> list[int]:
+    """Runge-Kutta steps each block is evaluated with."""
+    return [flow.eval_num_steps or cast(Block, block).num_steps for block in flow.blocks]
+
+
+def point_work(flow: JKOFlow, steps: Sequence[int], start: int = 0) -> float:
+    """Floating-point operations that carry one point and its logdet through the blocks from ``start`` on."""
+    work = 0.0
+    for block, count in list(zip(flow.blocks, steps, strict=True))[start:]:
+        velocity = cast(Block, block).velocity
+        weights = sum(parameter.numel() for parameter in velocity.parameters())
+        hidden = velocity.hidden
+        divergence = 0 if len(hidden) == 1 else hidden[0] * hidden[1] if len(hidden) == 2 else weights * flow.dim
+        # Four stages of multiply-add, and about 20 operations for every activation and its derivative.
+        work += 8.0 * count * (weights + divergence + 10 * sum(hidden))
+    return work
+
+
+def affordable_points(flow: JKOFlow) -> int:
+    """How many points may be carried through the whole flow for one figure."""
+    return int(np.clip(WORK / max(point_work(flow, evaluation_steps(flow)), 1), 800, MAX_POINTS))
+
+
+def noise_like(flow: JKOFlow, count: int, seed: int) -> Tensor:
+    """Standard Gaussian noise in the flow's dtype, at most as many points as are affordable, with shape (n, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    count = min(count, affordable_points(flow))
+    return torch.randn(count, flow.dim, generator=generator, dtype=flow.standardize.mean.dtype)
+
+
+@torch.no_grad()
+def flow_samples(flow: JKOFlow, count: int, seed: int = 0) -> Tensor:
+    """At most ``count`` seeded samples in the data's own units, with shape (n, d)."""
+    return _finite(flow.inverse(noise_like(flow, count, seed))[0])
+
+
+@torch.no_grad()
+def flow_stages(flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False) -> Array:
+    """Standardised positions of the points at the chosen stages, with shape (len(stages), n, d)."""
+    points = points[: affordable_points(flow)].to(flow.standardize.mean)
+    return to_array(_finite(flow.trajectory(points, inverse=inverse).x[list(stages)]))
+
+
+@torch.no_grad()
+def stage_log_density(flow: JKOFlow, stage: int, points: Tensor, steps: Sequence[int]) -> Array:
+    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at standardised points (n, d)."""
+    logdet = points.new_zeros(points.shape[0])
+    for block, count in list(zip(flow.blocks, steps, strict=True))[stage:]:
+        points, increment = block(points, None, count)
+        logdet = logdet + increment
+    return to_array(base_log_prob(points) + logdet)
+
+
+def _finite(points: Tensor) -> Tensor:
+    bad = int((~torch.isfinite(points)).any(-1).sum())
+    if bad:
+        raise ValueError(
+            f"the flow carries {bad} of {points[..., 0].numel()} points to NaN or inf, nothing to draw: its "
+            "training diverged; train it again with more num_steps or a smaller learning_rate"
+        )
+    return points
+
+
+def grid_points(flow: JKOFlow, x: tuple[float, float], y: tuple[float, float], side: int) -> Tensor:
+    """Centres of a side x side grid of cells over the rectangle, row by row, in the flow's dtype, with shape (n, 2)."""
+    middle = (torch.arange(side, dtype=flow.standardize.mean.dtype) + 0.5) / side
+    columns = torch.meshgrid(y[0] + middle * (y[1] - y[0]), x[0] + middle * (x[1] - x[0]), indexing="ij")
+    return torch.stack([columns[1].reshape(-1), columns[0].reshape(-1)], dim=1)
+
+
+def ks_distance(a: Array, b: Array) -> float:
+    """Two-sample Kolmogorov-Smirnov distance between the values a (n,) and b (m,)."""
+    values = np.concatenate([a, b])
+    left = np.searchsorted(np.sort(a), values, side="right") / len(a)
+    return float(np.abs(left - np.searchsorted(np.sort(b), values, side="right") / len(b)).max())
+
+
+def chance_ks(n: int, m: int) -> float:
+    """What the distance between n and m values of the same distribution exceeds in one case of twenty."""
+    return 1.358 * math.sqrt((n + m) / (n * m))
+
+
+def worst_columns(distances: Array, limit: int = MAX_COLUMNS) -> list[int]:
+    """The ``limit`` columns of largest distance, in the order of the columns."""
+    return sorted(np.argsort(-distances, kind="stable")[:limit].tolist())
+
+
+def telling_pairs(rows: Array, count: int = 6, bins: int = 12) -> list[tuple[int, int]]:
+    """Pairs of columns most worth a look: by turns the most correlated, and those least Gaussian.
+
+    Correlation is that of the ranks; "least Gaussian" is the mutual information of the ranks beyond what a Gaussian of
+    that correlation has. A column appears in at most two pairs while others are left.
+    """
+    n, dim = rows.shape
+    ranks = rows.argsort(axis=0, kind="stable").argsort(axis=0)
+    correlation: Array = np.atleast_2d(np.corrcoef(ranks, rowvar=False))
+    cells = ranks * bins // n
+    pairs = [(i, j) for i in range(dim) for j in range(i + 1, dim)]
+    linear, beyond = np.empty(len(pairs)), np.empty(len(pairs))
+    for k, (i, j) in enumerate(pairs):
+        rho = float(np.clip(correlation[i, j], -0.9999, 0.9999))
+        joint = np.bincount(cells[:, i] * bins + cells[:, j], minlength=bins * bins) / n
+        information = float(np.sum(joint[joint > 0] * np.log(joint[joint > 0] * bins * bins)))
+        linear[k], beyond[k] = abs(rho), information + 0.5 * math.log1p(-rho * rho)
+    chosen: list[tuple[int, int]] = []
+    uses = np.zeros(dim, dtype=int)
+    orders = [np.argsort(-linear, kind="stable").tolist(), np.argsort(-beyond, kind="stable").tolist()]
+    for limit in (2, dim):
+        while len(chosen) < count:
+            order = orders[len(chosen) % 2]
+            free = (pairs[k] for k in order if pairs[k] not in chosen and max(uses[list(pairs[k])]) < limit)
+            pair = next(free, None)
+            if pair is None:
+                break
+            chosen.append(pair)
+            uses[list(pair)] += 1
+    return chosen
+
+
+def to_array(values: Tensor) -> Array:
+    """The tensor as a float64 array."""
+    return values.detach().cpu().double().numpy()
+
+
+def timeline(history: Records) -> tuple[dict[int, int], int]:
+    """The iteration at which each block starts, and the total."""
+    lengths: dict[int, int] = {}
+    for record in history:
+        if "block" in record:
+            seen = record.get("iterations") or record.get("iteration") or 1
+            lengths[record["block"]] = max(lengths.get(record["block"], 1), int(seen))
+    offsets, total = {}, 0
+    for block in sorted(lengths):
+        offsets[block] = total
+        total += lengths[block]
+    return offsets, total
+
+
+def running_quantiles(
+    history: Records, name: str, offsets: Mapping[int, int], total: int
+) -> tuple[Array, Array, Array, Array]:
+    """Abscissa and 10, 50 and 90 % quantiles of a term in some 200 bins that never straddle two blocks."""
+    lines: list[list[float]] = []
+    width = max(total / 200, 1.0)
+    for block, start in offsets.items():
+        records = [r for r in history if r.get("event") == "iteration" and r["block"] == block]
+        values = np.array([or_nan(r.get(name)) for r in records])
+        bins = np.array([int(r["iteration"] / width) for r in records], dtype=int)
+        for index in np.unique(bins):
+            inside = values[(bins == index) & np.isfinite(values)]
+            if len(inside):
+                low, median, high = np.quantile(inside, (0.1, 0.5, 0.9))
+                lines.append([start + (index + 0.5) * width, low, median, high])
+        lines.append([math.nan] * 4)  # a gap between the lines of two blocks
+    x, low, median, high = np.array(lines or [[math.nan] * 4]).T
+    return x, low, median, high
+
+
+def or_nan(value: object) -> float:
+    """The number, or NaN for what is none."""
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,0 +1,312 @@
+"""One self-contained HTML page about a finished run: what was learned, how well, and how the training went."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from jkoflow import page, probes
+from jkoflow.block import Block
+from jkoflow.checkpoint import write_atomically
+from jkoflow.results import Results, read_results
+
+if TYPE_CHECKING:
+    pass
+
+REPORT_FILE = "report.html"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes RUN/report.html: one page with its pictures inside, that needs no network and no script.
+
+    Arguments:
+        run_dir: The directory of a finished run, as `jkoflow.train` leaves it.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: If a file of the run is missing or damaged, or two of them disagree.
+        ImportError: If matplotlib is missing.
+        OSError: If the page cannot be written.
+
+    Example:
+        >>> write_report("runs/gasturbine")  # doctest: +SKIP
+        PosixPath('runs/gasturbine/report.html')
+    """
+    run = read_results(run_dir)
+    path = run.path / REPORT_FILE
+    write_atomically(path, render(run).encode())
+    return path
+
+
+def render(run: Results) -> str:
+    """The page as HTML; deterministic for a given run."""
+    source = str(run.config.get("data", run.path.name))
+    title = Path(source).stem or source
+    sections = [
+        *_pictures(run),
+        _training(run),
+        page.section("Results", _metrics_table(run)),
+        page.section("Load the model", _load_snippet(run.path, run.flow.dim)),
+        '<div class="columns">',
+        page.section("Configuration", page.pair_table(page.flat(run.config))),
+        page.section("Environment", page.pair_table(_environment(run))),
+        "</div>",
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · jkoflow report</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{_headline(run, title)}\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _environment(run: Results) -> list[tuple[str, str]]:
+    rows = page.flat(run.environment)
+    # A kernel that can be used has no reason why not.
+    return [(k, "available" if k in ("kernels.cpu", "kernels.cuda") and v == "–" else v) for k, v in rows]
+
+
+def _headline(run: Results, title: str) -> str:
+    m = run.metrics
+    tiles = (
+        (
+            "Test NLL",
+            f"{page.number(m['test_nll'], 3)} <small>± {page.number(m['test_nll_stderr'], 3)}</small>",
+            "nats per row, standardised columns",
+        ),
+        (
+            "Converged at" if m.get("test_nll_converged", True) else "Not converged at",
+            page.number(m["eval_num_steps"]),
+            "Runge-Kutta steps per block",
+        ),
+        (
+            "Inversion error",
+            page.number(m["inversion_error_mean"]),
+            f"mean; {page.number(m['inversion_error_max'])} at most",
+        ),
+        ("Training", page.duration(m["train_seconds"]), page.count(m["guard_events"], "guard event")),
+    )
+    cells = "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="note">{note}</dd></div>'
+        for name, value, note in tiles
+    )
+    lede = (
+        f"A flow of {page.count(len(run.flow.blocks), 'block')}, trained on {page.count(m['n_train'], 'row')} of "
+        f"{page.count(run.flow.dim, 'column')}; drawn with {page.count(len(run.data), 'test row')}."
+    )
+    return (
+        f'<header><p class="eyebrow">jkoflow report</p><h1>{escape(title)}</h1><p>{lede}</p>'
+        f'<dl class="tiles">{cells}</dl></header>'
+    )
+
+
+def _pictures(run: Results) -> list[str]:
+    """The sections that show the flow itself, by dimension."""
+    from jkoflow import figures
+
+    flow, data, features = run.flow, run.data, run.features
+    names = ", ".join(features)
+    gap = "KS is the largest gap between the two cumulative distributions"
+    norms = ", and the norm |z| the chi distribution" if flow.dim > 1 else ""
+    z = torch.from_numpy(probes.flow_stages(flow, data, [len(flow.blocks)])[0])
+    noise = page.figure(
+        figures.noise_figure(z),
+        "Histograms of the test data carried to the noise side, column by column, with the standard Gaussian.",
+        f"Test data carried to the noise side: each column should follow the standard Gaussian{norms}. {gap}.",
+    )
+    if flow.dim == 1:
+        curve = figures.curve_figure(flow, data, features[0])
+        caption = (
+            "Left: the density of the flow over histograms of test data and samples. Right: quantiles of the data, "
+            "followed through the blocks; where lines spread, density falls."
+        )
+        alt = f"Density of {names} under the flow, drawn over histograms, and paths of quantiles from data to noise."
+        return [page.section("Density", page.figure(curve, alt, caption)), page.section("Noise", noise)]
+    if flow.dim == 2:
+        panels = page.figure(
+            figures.density_figure(flow, data, features),
+            f"Three panels over {names}: test data, samples of the flow, and its log-density.",
+            "Test data, as many samples, and the log-density of the flow (nats), on the same axes.",
+        )
+        shown = len(probes.chosen_stages(len(flow.blocks)))
+        omitted = len(flow.blocks) + 1 - shown
+        thinned = f" {shown} of {len(flow.blocks) + 1} stages, evenly spaced, are shown." if omitted else ""
+        stages = page.figure(
+            figures.stages_figure(flow, data),
+            "Stages of the flow in columns from data to noise; rows: data pushed forward, noise carried back, density.",
+            "Every column is the state after a block. First row: test data pushed towards the noise. Second row: noise "
+            "carried back to the data side, read from right to left. Third row: the density at that stage, brightest "
+            f"where it is highest in its own panel. All panels share the standardised axes.{thinned}",
+        )
+        return [
+            page.section("Data and model", panels),
+            page.section("From data to noise, and back", stages),
+            page.section("Noise", noise),
+        ]
+    samples = probes.flow_samples(flow, len(data))
+    shown = min(flow.dim, probes.MAX_COLUMNS)
+    which = "All columns" if shown == flow.dim else f"The {shown} columns of {flow.dim} that fit worst"
+    chance = probes.chance_ks(len(data), len(samples))
+    marginals = page.figure(
+        figures.marginals_figure(data, samples, features),
+        "Histograms of test data and of samples, one panel per column.",
+        f"{which}, clipped to robust quantiles. {gap}; with {len(data):,} and {len(samples):,} points, chance alone "
+        f"exceeds {chance:.3f} in one column of twenty.",
+    )
+    pairs = page.figure(
+        figures.pairs_figure(data, samples, features),
+        "Two-dimensional histograms of pairs of columns: test data above, samples below.",
+        "Pairs by turns most correlated and least Gaussian: test data above, as many samples below; counts in "
+        "logarithmic colours, the same in both rows.",
+    )
+    return [
+        page.section("Data and samples, column by column", marginals),
+        page.section("Data and samples, pair by pair", pairs),
+        page.section("Noise", noise),
+    ]
+
+
+def _training(run: Results) -> str:
+    from jkoflow import figures
+
+    ends = {r["block"]: r for r in run.history if r["event"] == "block"}
+    guards = [r for r in run.history if r["event"] == "guard"]
+    curves = page.figure(
+        figures.training_figure(run.history),
+        "Validation negative log-likelihood, terms of the loss and movement penalty over iterations, block by block.",
+        "Loss = potential + divergence + movement penalty. Lines are running medians, bands hold 80 % of the recorded "
+        "iterations; vertical lines separate blocks. Each block starts from what the blocks before it left, so its "
+        "potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
+    )
+    step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
+    bars = page.figure(
+        figures.blocks_figure(run.metrics["movements"], step_sizes),
+        "Bars: movement and JKO step size of every block.",
+        "Movement is the root mean squared distance the training rows travel in a block. A free block has no "
+        "penalty (h = ∞).",
+    )
+    head = ("block", "step size h", "steps", "iterations", "movement", "validation NLL (nats)", "time")
+    rows = []
+    for k, movement in enumerate(run.metrics["movements"]):
+        end = ends.get(k, {})
+        size = "∞ (free)" if math.isinf(step_sizes[k]) else page.number(step_sizes[k])
+        steps = page.number(cast(Block, run.flow.blocks[k]).num_steps)
+        taken = page.duration(end["seconds"]) if "seconds" in end else "–"
+        rows.append(
+            (
+                k + 1,
+                size,
+                steps,
+                page.number(end.get("iterations")),
+                page.number(movement),
+                page.number(end.get("val_nll"), 3),
+                taken,
+            )
+        )
+    details = page.details("Block by block", page.grid_table(head, rows))
+    if guards:
+        head = ("block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
+        keys = ("iteration", "nll_difference", "round_trip", "num_steps")
+        rows = [
+            (
+                r["block"] + 1,
+                *(page.number(r.get(key)) for key in keys),
+                _action(r),
+            )
+            for r in guards
+        ]
+        details += page.details(f"Integrator guard: {page.count(len(guards), 'event')}", page.grid_table(head, rows))
+    return page.section("Training", curves + bars + details)
+
+
+_CONVERGED = {
+    True: "Runge-Kutta steps per block; twice as many move the NLL by less than 0.001 nats",
+    False: "Runge-Kutta steps per block; the NLL has NOT converged, do not rely on it",
+}
+_ACTIONS = {
+    "doubled": "went back to the last good parameters, doubled the steps",
+    "reset": "started the block afresh",
+    "stopped": "ended the block with its best parameters",
+}
+
+
+def _action(record: dict[str, Any]) -> str:
+    action = str(record.get("action", "–"))
+    return _ACTIONS.get(action, action)
+
+
+def _metrics_table(run: Results) -> str:
+    m = run.metrics
+    parameters = sum(parameter.numel() for parameter in run.flow.parameters())
+    rows: list[tuple[str, str, str]] = [
+        (
+            "Test NLL",
+            f"{page.number(m['test_nll'], 4)} ± {page.number(m['test_nll_stderr'], 4)}",
+            "nats per row, standardised columns",
+        ),
+        ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
+    ]
+    gaussian = _gaussian_nll(run)
+    if gaussian is not None:
+        rows.append(
+            (
+                "Gaussian for comparison",
+                page.number(gaussian, 4),
+                "nats per row, standardised; mean and covariance of these test rows",
+            )
+        )
+    rows += [
+        (
+            "Evaluated with",
+            page.number(m["eval_num_steps"]),
+            _CONVERGED[bool(m.get("test_nll_converged", True))],
+        ),
+        (
+            "Inversion error, mean",
+            page.number(m["inversion_error_mean"]),
+            "distance between x and inverse(forward(x)), standardised",
+        ),
+        ("Inversion error, largest", page.number(m["inversion_error_max"]), "same"),
+        ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
+        ("Blocks", page.number(m["blocks"]), ""),
+        ("Parameters", f"{parameters:,}", ""),
+        ("Training rows", f"{m['n_train']:,}", f"{m['dim']} columns"),
+        ("Training time", page.duration(m["train_seconds"]), ""),
+        ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
+        ("Seed", str(m["seed"]), ""),
+    ]
+    return page.grid_table(("", "value", "unit"), rows)
+
+
+def _gaussian_nll(run: Results) -> float | None:
+    """NLL of a Gaussian with the moments of the test rows on standardised columns; None if they are degenerate."""
+    if len(run.data) <= 2 * run.flow.dim:
+        return None
+    z = run.flow.standardize(run.data.to(run.flow.standardize.mean))[0].double()
+    sign, log_det = torch.linalg.slogdet(torch.cov(z.T).reshape(run.flow.dim, run.flow.dim))
+    value = 0.5 * (float(log_det) + run.flow.dim * (1 + math.log(2 * math.pi)))
+    return value if float(sign) > 0 and math.isfinite(value) else None
+
+
+def _load_snippet(path: Path, dim: int) -> str:
+    code = f"""from jkoflow import JKOFlow
+
+flow = JKOFlow.load({_relative(path)!r})
+log_p = flow.log_prob(x)      # nats, x of shape (n, {dim}) in the data's own units
+samples = flow.sample(1000)   # in the data's own units
+z, logdet = flow.forward(x)   # to the noise side; flow.inverse(z) leads back"""
+    return f"<pre><code>{escape(code)}</code></pre>"
+
+
+def _relative(path: Path) -> str:
+    """The run as seen from the working directory, or its bare name: a page that travels holds no machine's paths."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.resolve().name
