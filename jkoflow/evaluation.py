@@ -25,11 +25,11 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
         ``test_nll_converged`` is False, and the inversion error in standardised units.
     """
     device = flow.standardize.mean.device
-    val, test = data.val[:val_rows].to(device), data.test.to(device)
+    val, test = metrics.spread_rows(data.val, val_rows).to(device), data.test.to(device)
     calibration = metrics.calibrate(flow, val)
     nll = metrics.step_converged_nll(flow, test)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
-    inversion = metrics.inversion_error(flow, test[:INVERSION_ROWS])
+    inversion = metrics.inversion_error(flow, metrics.spread_rows(test, INVERSION_ROWS))
     log_scale = float(flow.standardize.std.double().log().sum())
     return {
         "test_nll": nll.nll - log_scale,

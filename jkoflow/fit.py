@@ -44,6 +44,8 @@ class FitCounters:
     """Seconds into the run at which the block began."""
     deadline: float = math.inf
     """Seconds into the run at which the block's iterations should end."""
+    row_step: float = 0.0
+    """Measured seconds of one Runge-Kutta step of one row."""
 
 
 @dataclass
@@ -56,9 +58,9 @@ class FitHooks:
     """Writes one line of the history."""
     save: Callable[[BlockFit], None]
     """Called after every iteration; saves the state if it is time."""
-    share: Callable[[float], float] | None
-    """Seconds that this block may take from now on, its push included, given the seconds that one Runge-Kutta step
-    of one row takes; None without a time budget."""
+    share: Callable[[float, float, int], float] | None
+    """Seconds that this block may take, its push included, given the time at which it began, the seconds that one
+    Runge-Kutta step of one row takes and the block's num_steps; None without a time budget."""
     progress: Progress
 
 
@@ -168,6 +170,8 @@ class BlockFit:
         if 2 * num_steps <= config.max_num_steps:
             action, self.block.num_steps = "doubled", 2 * num_steps
             self.adam.restore(self.good)
+            self._set_deadline()  # what comes after the iterations takes longer, too
+            self._session = (self.hooks.elapsed(), counters.iteration)  # and so do they
         elif counters.iteration == 0:  # the last block's parameters do not fit here, and nothing better is known yet
             action, self.block.num_steps = "reset", config.num_steps
             self.adam.load(self._identity())
@@ -197,23 +201,33 @@ class BlockFit:
         batch = self.batches(0)
         samples, fine_steps = self.samples, 2 * self.block.num_steps
         validation = _seconds(self._validate)
-        per_iteration = _seconds(lambda: block_terms(self.block, batch).total.backward())
-        per_iteration += validation / config.validate_every
+
+        def gradient() -> float:
+            block_terms(self.block, batch).total.backward()
+            return float(self.adam.gradient[0])  # waits for the device
+
+        per_iteration = _seconds(gradient) + validation / config.validate_every
         if config.guard:
             rows = samples.val[: config.guard_rows]
             per_iteration += _seconds(lambda: read_guard(self.block, rows)) / min(
                 config.guard_every, config.validate_every
             )
-        row_step = validation / (samples.val.shape[0] * fine_steps)
-        push = row_step * fine_steps * (samples.train.shape[0] + samples.val.shape[0])
-        seconds = self.hooks.share(row_step) - push
-        counters.deadline = self.hooks.elapsed() + seconds
-        counters.iterations = schedule.iterations_within(seconds, per_iteration)
+        counters.row_step = validation / (samples.val.shape[0] * fine_steps)
+        self._set_deadline()
+        counters.iterations = schedule.iterations_within(counters.deadline - self.hooks.elapsed(), per_iteration)
         if counters.iterations < config.validate_every:
             self.hooks.progress.message(
                 f"the time budget leaves only {counters.iterations} iterations for block {self.index}; "
                 "raise time_budget or lower max_blocks"
             )
+
+    def _set_deadline(self) -> None:
+        """Sets when the iterations should end for the push, the later blocks and the evaluation to fit in."""
+        counters, samples, num_steps = self.counters, self.samples, self.block.num_steps
+        if self.hooks.share is None:
+            return
+        push = counters.row_step * 2 * num_steps * (samples.train.shape[0] + samples.val.shape[0])
+        counters.deadline = counters.started + self.hooks.share(counters.started, counters.row_step, num_steps) - push
 
     def _replan(self) -> None:
         """Corrects the number of iterations when the measured speed differs from the planned one."""

@@ -139,6 +139,11 @@ def inversion_error(flow: JKOFlow, x: Tensor, num_steps: int | None = None) -> I
     return InversionError(float(distance.mean()), float(distance.max()))
 
 
+def spread_rows(x: Tensor, limit: int) -> Tensor:
+    """At most ``limit`` rows of x (N, d), evenly spread: files are often sorted, so that the first rows mislead."""
+    return x if len(x) <= limit else x[torch.linspace(0, len(x) - 1, limit, dtype=torch.float64).long()]
+
+
 def movement(x: Tensor, y: Tensor) -> float:
     r"""Root mean square distance of points x and y (N, d): the arc length :math:`\sqrt{E |y - x|^2}` of a block."""
     return math.sqrt(float((y - x).double().square().sum(1).mean()))

@@ -23,6 +23,7 @@ from jkoflow.config import TrainConfig
 from jkoflow.data import Dataset, require
 from jkoflow.fit import FitCounters
 from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.metrics import spread_rows
 
 CONFIG_FILE = "config.toml"
 STATE_FILE = "state.safetensors"
@@ -211,7 +212,7 @@ class RunDirectory:
         """Writes the results, then removes the state: a run without state has ended."""
         flow.save(self.path / MODEL_FILE)
         preview = io.BytesIO()
-        np.savez(preview, data=data.test[:PREVIEW_ROWS].numpy(), features=np.array(data.features))
+        np.savez(preview, data=spread_rows(data.test, PREVIEW_ROWS).numpy(), features=np.array(data.features))
         checkpoint.write_atomically(self.path / PREVIEW_FILE, preview.getvalue())
         self._write_json(METRICS_FILE, metrics)
         self.flush()

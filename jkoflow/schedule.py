@@ -72,11 +72,11 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> 
 
 
 def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:
-    """A block's share of what a time budget has left: equal parts for the blocks still to come.
+    """A block's share of what a time budget has left when it begins: equal parts for the blocks still to come.
 
     Arguments:
         budget: Seconds for the whole run.
-        elapsed: Seconds already spent.
+        elapsed: Seconds spent before this block.
         reserve: Seconds to keep for the evaluation at the end.
         blocks_left: Blocks still to train, this one included.
 

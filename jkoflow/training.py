@@ -20,6 +20,7 @@ from jkoflow.environment import describe
 from jkoflow.evaluation import INVERSION_ROWS, evaluate
 from jkoflow.fit import BlockFit, FitHooks, TrainingError, silence
 from jkoflow.flow import JKOFlow
+from jkoflow.metrics import first_num_steps, spread_rows
 from jkoflow.progress import Progress, Silent
 from jkoflow.pushed import PushedSamples, generator
 from jkoflow.run import MODEL_FILE, FitState, RunDirectory, RunError, RunState, fingerprint
@@ -128,7 +129,7 @@ class _Trainer:
         self.flow = JKOFlow(data.dim, mean=mean, std=std).to(device)
         with torch.no_grad():
             train, _ = self.flow.standardize(data.train.to(device))
-            val, _ = self.flow.standardize(data.val[: config.val_rows].to(device))
+            val, _ = self.flow.standardize(spread_rows(data.val, config.val_rows).to(device))
         self.samples = PushedSamples(train, val, val.new_zeros(val.shape[0]))
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -230,13 +231,13 @@ class _Trainer:
             if time.monotonic() - self._saved >= self.config.save_seconds:
                 self._save(fit)
 
-        def share(row_step: float) -> float:
+        def share(started: float, row_step: float, num_steps: int) -> float:
             config, data = self.config, self.data
             assert config.time_budget is not None
             evaluation = schedule.evaluation_seconds(
                 row_step,
                 config.max_blocks,
-                config.num_steps,
+                max(num_steps, first_num_steps(self.flow)),
                 self.samples.val.shape[0],
                 data.test.shape[0],
                 min(INVERSION_ROWS, data.test.shape[0]),
@@ -244,7 +245,7 @@ class _Trainer:
             left = 1 if math.isinf(self._next_step_size() or 1.0) else config.max_blocks - index
             # a fiftieth: plans are kept to within that much
             reserve = evaluation + 0.02 * config.time_budget
-            return schedule.seconds_for_block(config.time_budget, self._elapsed(), reserve, left)
+            return schedule.seconds_for_block(config.time_budget, started, reserve, left)
 
         budgeted = self.config.time_budget is not None
         return FitHooks(self._elapsed, self._record, save, share if budgeted else None, self.progress)

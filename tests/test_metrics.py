@@ -117,6 +117,13 @@ def test_inversion_error_of_a_broken_flow_is_infinite():
     assert metrics.inversion_error(linear_flow(1e300, blocks=2), rows()) == (math.inf, math.inf)
 
 
+def test_spread_rows_come_from_the_whole_file():
+    x = torch.arange(1001.0).unsqueeze(1)
+    assert torch.equal(metrics.spread_rows(x, 1001), x)
+    some = metrics.spread_rows(x, 11).squeeze().tolist()
+    assert some == [100.0 * k for k in range(11)]
+
+
 def test_movement_is_the_root_mean_square():
     x = torch.zeros(2, 2)
     assert metrics.movement(x, torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(math.sqrt(25 / 2))
