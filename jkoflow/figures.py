@@ -88,6 +88,12 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     References:
         | Normalizing flow neural networks by JKO scheme, Figure 1 (Xu et al., 2022)
         | https://arxiv.org/abs/2212.14424
+
+    Example:
+        >>> flow = jkoflow.JKOFlow(2, [jkoflow.Block(jkoflow.MLPVelocity(2))])
+        >>> figure = stages_figure(flow, torch.randn(100, 2))
+        >>> [ax.get_title() for ax in figure.axes if ax.get_title()]
+        ['data', 'noise']
     """
     _require_dim(flow, 2)
     stages = chosen_stages(len(flow.blocks), max_stages)
@@ -101,7 +107,7 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     side = int(np.clip(math.sqrt(1.5 * WORK / max(work, 1)), 48, 104))
     points = grid_points(flow, (-limit, limit), (-limit, limit), side)
 
-    size = min(1.75, (WIDTH - 0.5) / len(stages))
+    size = min(2.25, (WIDTH - 0.5) / len(stages))
     figure = new_figure(len(stages) * size + 0.5, 3 * size + 0.35)
     for column, stage in enumerate(stages):
         title = "data" if stage == 0 else "noise" if stage == len(flow.blocks) else f"block {stage}"
@@ -139,7 +145,7 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
     rows = data[: samples.shape[0]]
     low, high = np.quantile(to_array(rows), (0.002, 0.998), axis=0)
     middle, half = (low + high) / 2, (high - low) / 2 * 1.2
-    if half.max() < 2 * half.min():
+    if half.max() < 2.5 * half.min():
         half[:] = half.max()
     (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
     side = int(np.clip(math.sqrt(WORK / max(point_work(flow, evaluation_steps(flow)), 1)), 72, 220))

@@ -158,7 +158,7 @@ th, td { padding: 7px 18px 7px 0; border-bottom: 1px solid var(--faint); text-al
 thead th { color: var(--muted); font-weight: 500; white-space: nowrap; }
 .plain th { width: 38%; font-weight: 450; color: var(--muted); }
 .plain td { overflow-wrap: anywhere; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); column-gap: 48px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 360px), 1fr)); column-gap: 48px; }
 details { border-top: 1px solid var(--faint); padding: 10px 0; }
 summary { cursor: pointer; color: var(--muted); font-size: 14px; }
 details[open] summary { margin-bottom: 8px; }

@@ -96,7 +96,7 @@ def dress_panel(ax: Axes, name: str, note: str) -> None:
 
 def draw_dots(ax: Axes, points: Array, colour: str, size: float = 1.6) -> None:
     """Draws points (n, 2), the fainter the more there are."""
-    alpha = float(np.clip(1400 / max(len(points), 1), 0.3, 0.9))
+    alpha = float(np.clip(2400 / max(len(points), 1), 0.45, 0.9))
     ax.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=alpha, lw=0, rasterized=True)
 
 
