@@ -222,6 +222,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run.", show_default=False)],
 ) -> None:
     """Write the report of a run again."""
+    require("matplotlib", "the report")
     print(f"report: {write_report(run)}")
 
 

@@ -30,8 +30,13 @@ class Given:
     """Settings of a `TrainConfig` by name."""
     source: str | None = None
     """The data that the file names."""
-    place: str = ""
-    """The file, for messages."""
+    file: Path | None = None
+    from_file: frozenset[str] = frozenset()
+    """Which of the values the file gave, and no flag."""
+
+    def blame(self, error: ValueError) -> str:
+        """The error's text, with the file if the setting that it begins with came from there."""
+        return f"{error} ({self.file})" if str(error).partition(" ")[0] in self.from_file else str(error)
 
 
 def given(file: Path | None, flags: Mapping[str, Any]) -> Given:
@@ -52,7 +57,7 @@ def given(file: Path | None, flags: Mapping[str, Any]) -> Given:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
             raise ConfigError(f"unknown setting {name!r} in {file}; {hint}")
-    return Given({**values, **flags}, source, f" ({file})")
+    return Given({**values, **flags}, source, file, frozenset(values) - frozenset(flags))
 
 
 def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:
@@ -76,7 +81,7 @@ def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, 
     try:
         return out, source, TrainConfig.from_mapping(chosen.values)
     except ValueError as error:
-        raise ConfigError(f"{error}{chosen.place}") from error
+        raise ConfigError(chosen.blame(error)) from error
 
 
 def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:

@@ -15,6 +15,7 @@ import jkoflow
 from jkoflow import commands
 from jkoflow.commands import app
 from jkoflow.fit import TrainingError
+from jkoflow.flow import JKOFlow
 
 SMALL = "hidden = [8]\nbatch_size = 40\niterations_per_block = 3\nmax_blocks = 1\nguard_rows = 20\nval_rows = 20\n"
 
@@ -204,6 +205,15 @@ def test_arguments_that_are_wrong(place, args, says):
     assert files(place) == before
 
 
+def test_the_file_is_not_blamed_for_a_flag(place):
+    (place / "fine.toml").write_text("time_budget = 3")
+    message = refused(
+        *("train", "moons", "--out", "run", "--config", "fine.toml", "--time-budget", -1),
+        says="time_budget must be positive and finite",
+    )
+    assert "fine.toml" not in message
+
+
 def test_a_run_is_not_overwritten(finished, place):
     before = {file: file.read_bytes() for file in finished.iterdir()}
     refused("train", "rows.npy", "--out", finished, says="already holds a run; add --resume")
@@ -254,6 +264,19 @@ def test_instruction_set_that_is_not_there(place):
     assert done.stderr.startswith("error: JKOFLOW_ISA must be one of")
     assert done.stderr.count("\n") == 1
     assert files(place) == before
+
+
+def test_instruction_set_that_is_not_there_at_scoring(finished, place, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("JKOFLOW_ISA must be one of avx2, baseline on this machine, got 'sse1'")
+
+    monkeypatch.setattr(JKOFlow, "log_prob", refuse)
+    refused("score", finished, "rows.npy", "--out", "s.npy", says="got 'sse1'")
+
+
+def test_report_without_matplotlib(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refused("report", finished, says='the report needs matplotlib; install it with: pip install "jkoflow[cli]"')
 
 
 # scoring, sampling

@@ -162,27 +162,33 @@ def test_resuming_a_finished_run_shows_it_again(work, form, monkeypatch):
     assert pages == [work / "run"]
 
 
-def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path):
-    settings = tmp_path / "long.toml"
-    settings.write_text(SMALL.replace("= 20", "= 1000").replace("max_blocks = 3", "max_blocks = 1\nsave_seconds = 0.1"))
+def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path, monkeypatch, no_report):
+    settings = tmp_path / "saving.toml"
+    settings.write_text(SMALL + "save_seconds = 0\n")
     run = tmp_path / "a run"
-    command = ("-m", "jkoflow", "train", work / "rows.csv", "--out", run, "--config", settings)
-    process = subprocess.Popen(**python(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("block 1"):
-                process.send_signal(signal.SIGINT)
-                break
-        message = process.stderr.read()
-    assert process.returncode == 130
-    assert message == f"error: interrupted; continue with: jkoflow train --resume '{run}'\n"
+    update = console.TrainingLines.update
+
+    def press_ctrl_c(self, block, iteration, terms):
+        update(self, block, iteration, terms)
+        if (block, iteration) == (1, 11):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(console.TrainingLines, "update", press_ctrl_c)
+        result = run_cli("train", work / "rows.csv", "--out", run, "--config", settings, "--seed", 5)
+    assert result.exit_code == 130
+    assert result.stderr == f"error: interrupted; continue with: jkoflow train --resume '{run}'\n"
+    assert (run / "state.safetensors").exists()
     assert not (run / "model.safetensors").exists()
+
     result = run_cli("train", "--resume", run)
     assert result.exit_code == 0, result.output
-    assert (run / "report.html").exists()
+    assert "block 1:" not in result.stdout  # it was finished before
     assert not (run / "state.safetensors").exists()
+    undisturbed = run_cli("train", work / "rows.csv", "--out", tmp_path / "b", "--config", settings, "--seed", 5)
+    assert undisturbed.exit_code == 0
+    resumed, straight = (json.loads((path / "metrics.json").read_text()) for path in (run, tmp_path / "b"))
+    assert resumed["test_nll"] == straight["test_nll"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])

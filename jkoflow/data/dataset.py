@@ -71,5 +71,5 @@ def require_batch(data: Dataset, batch_size: int) -> None:
     if rows < batch_size:
         raise DataError(
             f"{data.name} has {rows} training rows, fewer than a batch of {batch_size}; "
-            f"give more rows or set batch_size = {rows} or less"
+            f"give more rows, or set batch_size = {rows} or less in the configuration"
         )
