@@ -15,6 +15,7 @@ namespace py = pybind11;
 namespace {
 
 using jkoflow::Adjoint;
+using jkoflow::JkoLoss;
 using jkoflow::Problem;
 
 // Addresses cross the border as integers; 0 is null.
@@ -118,8 +119,13 @@ PYBIND11_MODULE(_C, m) {
   address(adjoint, "coupling", &Adjoint::coupling);
   address(adjoint, "linear", &Adjoint::linear);
 
+  py::class_<JkoLoss> loss(m, "JkoLoss");
+  loss.def(py::init<>()).def_readwrite("step_size", &JkoLoss::step_size);
+  address(loss, "terms", &JkoLoss::terms);
+
   m.def("cpu_isas", &jkoflow::cpu::available_isas, "Instruction sets that this build and processor share, best first");
   m.def("cpu_isa", [] { return jkoflow::cpu::kernels().isa; }, "The instruction set in use");
   m.def("cpu_forward", &jkoflow::cpu::forward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_backward", &jkoflow::cpu::backward, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
 }

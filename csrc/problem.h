@@ -46,12 +46,19 @@ struct Adjoint {
   const void* logdet = nullptr;
   const void* path = nullptr;
 
-  void* x = nullptr;                             // out, with the shapes of the primal tensors
+  void* x = nullptr;                             // out, with the shapes of the primal tensors; null: not wanted
   void* context = nullptr;
   void* weight[kMaxHidden + 1] = {};
   void* bias[kMaxHidden + 1] = {};
   void* coupling = nullptr;
   void* linear = nullptr;
+};
+
+// The JKO objective of one block, mean(|y|^2/2 - logdet + |y - x|^2/(2h)) over the batch with y = x_end: its value and,
+// through Adjoint, its gradient. Problem::x_end, logdet and path are not used; nor are the cotangents of the Adjoint.
+struct JkoLoss {
+  double step_size = 0.0;                        // h; infinity: no penalty
+  double* terms = nullptr;                       // out: means of |y|^2/2, -logdet and |y - x|^2/(2h)
 };
 
 }  // namespace jkoflow

@@ -6,8 +6,8 @@
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
 
-// value holds z and becomes sigma(z); slope and (if Keep) curvature are filled beside it.
-template <class Real, int Vectors, bool Keep, ActivationKind Kind>
+// value holds z and becomes sigma(z); slope and, if wanted, curvature are filled beside it.
+template <class Real, int Vectors, bool Curvature, ActivationKind Kind>
 JKOFLOW_INLINE void activate_rows_as(Real beta, Real* value, Real* slope, Real* curvature, int rows) {
   for (int i = 0; i < rows; ++i) {
     JKOFLOW_UNROLL
@@ -16,26 +16,26 @@ JKOFLOW_INLINE void activate_rows_as(Real beta, Real* value, Real* slope, Real* 
       const auto jet = activate<Kind, Math<Real>>(load(value + at), beta);
       store<Real>(value + at, jet.value);
       store<Real>(slope + at, jet.slope);
-      if constexpr (Keep) store<Real>(curvature + at, jet.curvature);
+      if constexpr (Curvature) store<Real>(curvature + at, jet.curvature);
     }
   }
 }
 
-template <class Real, int Vectors, bool Keep>
+template <class Real, int Vectors, bool Curvature>
 __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Real* value, Real* slope, Real* curvature,
                                              int rows) {
   switch (kind) {
     case ActivationKind::kTanh:
-      return activate_rows_as<Real, Vectors, Keep, ActivationKind::kTanh>(beta, value, slope, curvature, rows);
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kTanh>(beta, value, slope, curvature, rows);
     case ActivationKind::kSoftplus:
-      return activate_rows_as<Real, Vectors, Keep, ActivationKind::kSoftplus>(beta, value, slope, curvature, rows);
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSoftplus>(beta, value, slope, curvature, rows);
     case ActivationKind::kSilu:
-      return activate_rows_as<Real, Vectors, Keep, ActivationKind::kSilu>(beta, value, slope, curvature, rows);
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSilu>(beta, value, slope, curvature, rows);
   }
 }
 
 // One hidden layer: z = weights * input + bias, then the activation on each panel while it is in the L1 cache.
-template <class Real, int Vectors, bool Keep>
+template <class Real, int Vectors, Keep K>
 JKOFLOW_INLINE void hidden_layer(const Network<Real>& net, const Real* weights, const Real* bias, int depth,
                                  const Real* input, const Stage<Real>& stage, int l) {
   product<Real, Vectors>(weights, net.padded[l], depth, input, [&](auto rows, int row, auto& acc) {
@@ -45,27 +45,33 @@ JKOFLOW_INLINE void hidden_layer(const Network<Real>& net, const Real* weights, 
       JKOFLOW_UNROLL
       for (int j = 0; j < Vectors; ++j) store<Real>(value + i * kTile<Real> + j * kLanes<Real>, acc[i][j] + bias[row + i]);
     }
-    activate_rows<Real, Vectors, Keep>(net.activation, net.beta, value, stage.slope[l] + row * kTile<Real>,
-                                       Keep ? stage.curvature[l] + row * kTile<Real> : nullptr, rows.value);
+    constexpr bool kCurvature = K == Keep::kJets;
+    activate_rows<Real, Vectors, kCurvature>(net.activation, net.beta, value, stage.slope[l] + row * kTile<Real>,
+                                             kCurvature ? stage.curvature[l] + row * kTile<Real> : nullptr,
+                                             rows.value);
   });
 }
 
-// Velocity and divergence at stage.input and time t. With Keep the stage holds what backward_stage needs.
-template <class Real, int Vectors, bool Keep>
+// Velocity and divergence at stage.input and time t.
+template <class Real, int Vectors, Keep K>
 void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, Real* bias, Real* velocity,
                    Vector<Real> (&divergence)[Vectors]) {
   const int top = net.hidden - 1;
   for (int i = 0; i < net.padded[0]; ++i) bias[i] = net.bias[0][i] + t * net.time[i];
-  hidden_layer<Real, Vectors, Keep>(net, net.first, bias, net.inputs, stage.input, stage, 0);
+  hidden_layer<Real, Vectors, K>(net, net.first, bias, net.inputs, stage.input, stage, 0);
   if (net.hidden == 2) {
-    hidden_layer<Real, Vectors, Keep>(net, net.middle, net.bias[1], net.width[0], stage.value[0], stage, 1);
+    hidden_layer<Real, Vectors, K>(net, net.middle, net.bias[1], net.width[0], stage.value[0], stage, 1);
   }
 
   for (int j = 0; j < Vectors; ++j) divergence[j] = Vector<Real>{};
   // div = sum_i q_i s_i over the last layer's slopes s, with q = M s_1 or the constant c.
   const auto contribute = [&](const Vector<Real>& q, int at, int j) {
-    divergence[j] += q * load(stage.slope[top] + at);
-    if constexpr (Keep) store<Real>(stage.curvature[top] + at, load(stage.curvature[top] + at) * q);
+    const Vector<Real> slope = load(stage.slope[top] + at);
+    divergence[j] += q * slope;
+    if constexpr (K == Keep::kJets) store<Real>(stage.curvature[top] + at, load(stage.curvature[top] + at) * q);
+    if constexpr (K == Keep::kValues) {
+      store<Real>(stage.curvature[top] + at, Real(-2) * load(stage.value[top] + at) * slope * q);
+    }
   };
   if (net.exact && net.hidden == 2) {
     product<Real, Vectors>(net.coupling, net.padded[1], net.width[0], stage.slope[0],
@@ -146,9 +152,31 @@ struct BackwardSpace {
   }
 };
 
+// sigma' of a kept stage.
+template <class Real, Keep K>
+JKOFLOW_INLINE Vector<Real> kept_slope(const Stage<Real>& stage, int l, int at) {
+  if constexpr (K == Keep::kJets) {
+    return load(stage.slope[l] + at);
+  } else {
+    const Vector<Real> h = load(stage.value[l] + at);
+    return Real(1) - h * h;
+  }
+}
+
+// sigma'' of a kept stage, for a layer below the last.
+template <class Real, Keep K>
+JKOFLOW_INLINE Vector<Real> kept_curvature(const Stage<Real>& stage, int l, int at) {
+  if constexpr (K == Keep::kJets) {
+    return load(stage.curvature[l] + at);
+  } else {
+    const Vector<Real> h = load(stage.value[l] + at);
+    return Real(-2) * h * (Real(1) - h * h);
+  }
+}
+
 // Adjoint of forward_stage: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
 // the input, with z_bar and the panels left for the weight gradients.
-template <class Real, int Vectors>
+template <class Real, int Vectors, Keep K>
 void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, BackwardSpace<Real>& work, int index,
                     const Vector<Real> (&divergence_bar)[Vectors], bool parameters) {
   const int top = net.hidden - 1;
@@ -176,7 +204,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
       JKOFLOW_UNROLL
       for (int j = 0; j < Vectors; ++j) {
         const int at = (row + i) * kTile<Real> + j * kLanes<Real>;
-        const Vector<Real> slope = load(stage.slope[top] + at);
+        const Vector<Real> slope = kept_slope<Real, K>(stage, top, at);
         Vector<Real> z = slope * acc[i][j];
         if (net.exact) {
           z += divergence_bar[j] * load(stage.curvature[top] + at);
@@ -202,7 +230,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
           JKOFLOW_UNROLL
           for (int j = 0; j < Vectors; ++j) {
             const int at = (row + i) * kTile<Real> + j * kLanes<Real>;
-            store<Real>(z + at, load(stage.curvature[0] + at) * acc[i][j]);
+            store<Real>(z + at, kept_curvature<Real, K>(stage, 0, at) * acc[i][j]);
           }
         }
       });
@@ -214,7 +242,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
         JKOFLOW_UNROLL
         for (int j = 0; j < Vectors; ++j) {
           const int at = (row + i) * kTile<Real> + j * kLanes<Real>;
-          Vector<Real> total = load(stage.slope[0] + at) * acc[i][j];
+          Vector<Real> total = kept_slope<Real, K>(stage, 0, at) * acc[i][j];
           if (net.exact) total += load(z + at);
           store<Real>(z + at, total);
           sum += total;
@@ -224,7 +252,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
     });
     if (parameters) {
       transpose_panels<Real, Vectors>(stage.value[0], net.padded[0], index, work.stages, work.value_panels);
-      if (net.exact) {
+      if (net.exact && K == Keep::kJets) {
         transpose_panels<Real, Vectors>(stage.slope[0], net.padded[0], index, work.stages, work.slope_panels);
       }
     }
@@ -253,7 +281,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
 }
 
 // Gradients of the weights over the stages of one step, added to work.sums.
-template <class Real>
+template <class Real, Keep K>
 void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, BackwardSpace<Real>& work, int samples) {
   const int top = net.hidden - 1;
   GradientSums<Real>& sums = work.sums;
@@ -264,6 +292,12 @@ void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, Back
   const auto tile = [&](int l) { return static_cast<ptrdiff_t>(net.padded[l]) * kTile<Real>; };
   add(work.z_bar[0], tile(0), net.padded[0], work.input_panels, sums.first_columns, sums.first);
   if (net.hidden == 2) {
+    if (net.exact && K == Keep::kValues) {
+      for (ptrdiff_t at = 0; at < work.stages * tile(0); at += kLanes<Real>) {
+        const Vector<Real> h = load(work.value_panels + at);
+        store<Real>(work.slope_panels + at, Real(1) - h * h);
+      }
+    }
     add(work.z_bar[1], tile(1), net.padded[1], work.value_panels, net.padded[0], sums.middle);
     if (net.exact) add(work.q_bar, tile(1), net.padded[1], work.slope_panels, net.padded[0], sums.coupling);
   }

@@ -108,5 +108,9 @@ void backward(const Problem& problem, const Adjoint& adjoint) {
   kernels().backward(problem, adjoint, workspace.at_least(kernels().backward_bytes(problem)));
 }
 
+void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint) {
+  kernels().jko_loss(problem, loss, adjoint, workspace.at_least(kernels().jko_loss_bytes(problem)));
+}
+
 }  // namespace cpu
 }  // namespace jkoflow

@@ -21,5 +21,7 @@ bool has_openmp();
 // Run one integration or its adjoint; all tensors of the description must be set. Not reentrant within a thread.
 void forward(const Problem& problem);
 void backward(const Problem& problem, const Adjoint& adjoint);
+// Value and gradient of the JKO objective in one pass, without recomputing the stages.
+void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint);
 
 }  // namespace jkoflow::cpu

@@ -101,7 +101,7 @@ struct Grid {
 
 // Writes x + dt sum_j a_ij k_j into the stage's input rows.
 template <class Real, int Vectors>
-void set_stage_input(const Problem& p, const ForwardSpace<Real>& space, Real dt, int stage) {
+void set_stage_input(const Problem& p, const ForwardSpace<Real>& space, Real* input, Real dt, int stage) {
   Real weight[kMaxStages];
   for (int j = 0; j < stage; ++j) weight[j] = dt * static_cast<Real>(p.tableau.a[stage][j]);
   for_each_vector<Real, Vectors>(p.dim, [&](int at) {
@@ -109,28 +109,39 @@ void set_stage_input(const Problem& p, const ForwardSpace<Real>& space, Real dt,
     for (int j = 0; j < stage; ++j) {
       if (weight[j] != 0) v += weight[j] * load(space.velocity[j] + at);
     }
-    store<Real>(space.stage[stage].input + at, v);
+    store<Real>(input + at, v);
   });
 }
 
 // All stages of one step from space.x, without moving it. Adds the weighted divergences to logdet.
-template <class Real, int Vectors, bool Keep>
-void evaluate_stages(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space, const Grid<Real>& grid,
-                     int step, Vector<Real> (&logdet)[Vectors]) {
+template <class Real, int Vectors, Keep K>
+void evaluate_stages(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space,
+                     const Stage<Real>* stage, const Grid<Real>& grid, int step, Vector<Real> (&logdet)[Vectors]) {
   for (int s = 0; s < p.tableau.stages; ++s) {
-    set_stage_input<Real, Vectors>(p, space, grid.dt, s);
+    set_stage_input<Real, Vectors>(p, space, stage[s].input, grid.dt, s);
     Vector<Real> divergence[Vectors];
-    forward_stage<Real, Vectors, Keep>(net, grid.time(p, step, s), space.stage[s], space.bias, space.velocity[s],
-                                       divergence);
+    forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space.bias, space.velocity[s], divergence);
     const Real weight = grid.dt * static_cast<Real>(p.tableau.b[s]);
     for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
 }
 
+// Moves space.x to the end of the step whose stages have been evaluated.
+template <class Real, int Vectors>
+void advance(const Problem& p, const ForwardSpace<Real>& space, const Grid<Real>& grid) {
+  for_each_vector<Real, Vectors>(p.dim, [&](int at) {
+    Vector<Real> v = load(space.x + at);
+    for (int s = 0; s < p.tableau.stages; ++s) {
+      v += (grid.dt * static_cast<Real>(p.tableau.b[s])) * load(space.velocity[s] + at);
+    }
+    store<Real>(space.x + at, v);
+  });
+}
+
 // The context rows of every stage's input.
 template <class Real, int Vectors>
-void load_context(const Problem& p, const ForwardSpace<Real>& space, int64_t first, int samples) {
-  for (int s = 0; s < p.tableau.stages; ++s) {
+void load_context(const Problem& p, const ForwardSpace<Real>& space, int steps, int64_t first, int samples) {
+  for (int s = 0; s < steps * p.tableau.stages; ++s) {
     load_tile<Real, Vectors>(p.context, first, samples, p.context_dim, space.stage[s].input + p.dim * kTile<Real>);
   }
 }
@@ -145,18 +156,12 @@ void forward_tile(const Problem& p, const Network<Real>& net, const ForwardSpace
                   int samples) {
   const Grid<Real> grid(p);
   load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
-  load_context<Real, Vectors>(p, space, first, samples);
+  load_context<Real, Vectors>(p, space, 1, first, samples);
   Vector<Real> logdet[Vectors] = {};
   for (int step = 0; step < p.num_steps; ++step) {
     if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, step), first, samples, p.dim, space.x);
-    evaluate_stages<Real, Vectors, false>(p, net, space, grid, step, logdet);
-    for_each_vector<Real, Vectors>(p.dim, [&](int at) {
-      Vector<Real> v = load(space.x + at);
-      for (int s = 0; s < p.tableau.stages; ++s) {
-        v += (grid.dt * static_cast<Real>(p.tableau.b[s])) * load(space.velocity[s] + at);
-      }
-      store<Real>(space.x + at, v);
-    });
+    evaluate_stages<Real, Vectors, Keep::kNothing>(p, net, space, space.stage, grid, step, logdet);
+    advance<Real, Vectors>(p, space, grid);
   }
   store_tile<Real>(p.x_end, first, samples, p.dim, space.x);
   if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, p.num_steps), first, samples, p.dim, space.x);
@@ -174,11 +179,10 @@ void add_cotangent(const void* tensor, int64_t first, int samples, int columns, 
   }
 }
 
-// The adjoint of one step whose stages are kept in space.stage: x_bar at the step's end becomes x_bar at its start.
-template <class Real, int Vectors>
-void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space,
-                   BackwardSpace<Real>& work, const Grid<Real>& grid, int step,
-                   const Vector<Real> (&logdet_bar)[Vectors], bool parameters) {
+// The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start.
+template <class Real, int Vectors, Keep K>
+void backward_step(const Problem& p, const Network<Real>& net, const Stage<Real>* stage, BackwardSpace<Real>& work,
+                   const Grid<Real>& grid, int step, const Vector<Real> (&logdet_bar)[Vectors], bool parameters) {
   const Tableau& tableau = p.tableau;
   for (int s = tableau.stages - 1; s >= 0; --s) {
     const Real weight = grid.dt * static_cast<Real>(tableau.b[s]);
@@ -194,7 +198,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
     });
     Vector<Real> divergence_bar[Vectors];
     for (int j = 0; j < Vectors; ++j) divergence_bar[j] = weight * logdet_bar[j];
-    backward_stage<Real, Vectors>(net, grid.time(p, step, s), space.stage[s], work, s, divergence_bar, parameters);
+    backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], work, s, divergence_bar, parameters);
   }
   for (int s = 0; s < tableau.stages; ++s) {
     for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(work.input_bar[s] + at)); });
@@ -202,17 +206,24 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
       add_to<Real>(work.context_bar + at, load(work.input_bar[s] + p.dim * kTile<Real> + at));
     });
   }
-  if (parameters) accumulate_weights<Real>(net, space.stage, work, Vectors * kLanes<Real>);
+  if (parameters) accumulate_weights<Real, K>(net, stage, work, Vectors * kLanes<Real>);
 }
 
-template <class Real, int Vectors>
+template <class Real>
+void store_gradients(const Problem& p, const Adjoint& adjoint, const BackwardSpace<Real>& work, int64_t first,
+                     int samples) {
+  if (adjoint.x != nullptr) store_tile<Real>(adjoint.x, first, samples, p.dim, work.x_bar);
+  if (adjoint.context != nullptr) store_tile<Real>(adjoint.context, first, samples, p.context_dim, work.context_bar);
+}
+
+template <class Real, int Vectors, Keep K>
 void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const ForwardSpace<Real>& space,
                    BackwardSpace<Real>& work, int64_t first, int samples) {
   const Grid<Real> grid(p);
   const bool parameters = adjoint.weight[0] != nullptr;
   load_tile<Real, Vectors>(adjoint.x_end, first, samples, p.dim, work.x_bar);
   load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, work.context_bar);
-  load_context<Real, Vectors>(p, space, first, samples);
+  load_context<Real, Vectors>(p, space, 1, first, samples);
   const auto path_bar = [&](int step) -> const void* {
     if (adjoint.path == nullptr) return nullptr;
     return static_cast<const Real*>(adjoint.path) + static_cast<int64_t>(step) * p.batch * p.dim;
@@ -226,26 +237,89 @@ void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>
   for (int step = p.num_steps - 1; step >= 0; --step) {
     load_tile<Real, Vectors>(path_at<Real>(p, step), first, samples, p.dim, space.x);
     for (int j = 0; j < Vectors; ++j) unused[j] = Vector<Real>{};
-    evaluate_stages<Real, Vectors, true>(p, net, space, grid, step, unused);
-    backward_step<Real, Vectors>(p, net, space, work, grid, step, logdet_bar, parameters);
+    evaluate_stages<Real, Vectors, K>(p, net, space, space.stage, grid, step, unused);
+    backward_step<Real, Vectors, K>(p, net, space.stage, work, grid, step, logdet_bar, parameters);
     add_cotangent<Real>(path_bar(step), first, samples, p.dim, work.x_bar);
   }
-  store_tile<Real>(adjoint.x, first, samples, p.dim, work.x_bar);
-  if (adjoint.context != nullptr) store_tile<Real>(adjoint.context, first, samples, p.context_dim, work.context_bar);
+  store_gradients<Real>(p, adjoint, work, first, samples);
+}
+
+// Value and gradient of the JKO objective on one tile. The stages of `kept_steps` steps are kept: all of them, or, for
+// very many, those of one step at a time, which are then recomputed from the tile's own path.
+template <class Real, int Vectors, Keep K>
+void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, const Network<Real>& net,
+                   const ForwardSpace<Real>& space, BackwardSpace<Real>& work, int kept_steps, Real* path,
+                   double* terms, int64_t first, int samples) {
+  const Grid<Real> grid(p);
+  const bool keep_all = kept_steps == p.num_steps;
+  const ptrdiff_t tile = p.dim * kTile<Real>;
+  const auto stages_of = [&](int step) { return space.stage + (keep_all ? step * p.tableau.stages : 0); };
+  load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
+  load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, work.context_bar);
+  load_context<Real, Vectors>(p, space, kept_steps, first, samples);
+  Vector<Real> logdet[Vectors] = {}, unused[Vectors] = {};
+  for (int step = 0; step < p.num_steps; ++step) {
+    std::memcpy(path + step * tile, space.x, sizeof(Real) * tile);
+    evaluate_stages<Real, Vectors, K>(p, net, space, stages_of(step), grid, step, logdet);
+    advance<Real, Vectors>(p, space, grid);
+  }
+
+  // Terms, and the cotangents at the end; those of lanes without a sample stay zero.
+  const double mean = 1.0 / static_cast<double>(p.batch), half_inverse_h = 0.5 / loss.step_size;
+  Vector<Real> logdet_bar[Vectors] = {};
+  std::memset(work.x_bar, 0, sizeof(Real) * tile);
+  for (int i = 0; i < samples; ++i) {
+    double norm = 0, movement = 0;
+    for (int c = 0; c < p.dim; ++c) {
+      const Real y = space.x[c * kTile<Real> + i], moved = y - path[c * kTile<Real> + i];
+      norm += static_cast<double>(y) * y;
+      movement += static_cast<double>(moved) * moved;
+      work.x_bar[c * kTile<Real> + i] = static_cast<Real>(mean) * (y + static_cast<Real>(2 * half_inverse_h) * moved);
+    }
+    terms[0] += 0.5 * norm;
+    terms[1] -= logdet[i / kLanes<Real>][i % kLanes<Real>];
+    terms[2] += half_inverse_h * movement;
+    logdet_bar[i / kLanes<Real>][i % kLanes<Real>] = static_cast<Real>(-mean);
+  }
+  if (adjoint.x != nullptr) {  // the penalty's own gradient, before x_bar is carried back: keep it in x's place
+    for (ptrdiff_t at = 0; at < tile; ++at) {
+      space.x[at] = static_cast<Real>(-2 * half_inverse_h * mean) * (space.x[at] - path[at]);
+    }
+  }
+
+  const bool parameters = adjoint.weight[0] != nullptr;
+  for (int step = p.num_steps - 1; step >= 0; --step) {
+    if (!keep_all) {
+      const ForwardSpace<Real> from_path = space.at(path + step * tile);
+      evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);
+    }
+    backward_step<Real, Vectors, K>(p, net, stages_of(step), work, grid, step, logdet_bar, parameters);
+  }
+  if (adjoint.x != nullptr) {
+    for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(space.x + at)); });
+  }
+  store_gradients<Real>(p, adjoint, work, first, samples);
 }
 
 // ---- Gradients of all partitions into the output tensors, in a fixed order; rows are shared among the threads.
 
+// What partitions hand over to the reduction.
+template <class Real>
+struct PartitionResult {
+  BackwardSpace<Real> work;
+  double terms[3];
+};
+
 template <class Real>
 class Reduction {
  public:
-  Reduction(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const BackwardSpace<Real>* work,
+  Reduction(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const PartitionResult<Real>* results,
             int partitions)
-      : p_(p), adjoint_(adjoint), net_(net), work_(work), partitions_(partitions) {}
+      : p_(p), adjoint_(adjoint), net_(net), results_(results), partitions_(partitions) {}
 
   void run(int part, int parts) const {
     const int top = net_.hidden - 1, stride = p_.dim + (p_.time ? 1 : 0) + p_.context_dim;
-    const GradientSums<Real>& sums = work_[0].sums;
+    const GradientSums<Real>& sums = results_[0].work.sums;
     for (int i = part; i < net_.width[0]; i += parts) {
       Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(i) * stride;
       for (int k = 0; k < net_.inputs; ++k) {
@@ -278,9 +352,9 @@ class Reduction {
 
   // The element's sum over partitions, whose sums all lie at the same offset.
   Real total(const Real* element) const {
-    const ptrdiff_t offset = element - work_[0].sums.begin;
+    const ptrdiff_t offset = element - results_[0].work.sums.begin;
     Real sum = *element;
-    for (int i = 1; i < partitions_; ++i) sum += work_[i].sums.begin[offset];
+    for (int i = 1; i < partitions_; ++i) sum += results_[i].work.sums.begin[offset];
     return sum;
   }
   Real total_lanes(const Real* lanes) const {
@@ -299,7 +373,7 @@ class Reduction {
   const Problem& p_;
   const Adjoint& adjoint_;
   const Network<Real>& net_;
-  const BackwardSpace<Real>* work_;
+  const PartitionResult<Real>* results_;
   int partitions_;
 };
 
@@ -309,7 +383,7 @@ template <class Real>
 size_t forward_bytes(const Problem& p) {
   Arena network(nullptr), space(nullptr);
   const Network<Real> net(p, network, false);
-  ForwardSpace<Real>(net, p.tableau.stages, space, false);
+  ForwardSpace<Real>(net, p.tableau.stages, 1, Keep::kNothing, space);
   return network.used() + space.used() * partition_count<Real>(p);
 }
 
@@ -319,13 +393,13 @@ void forward(const Problem& p, char* memory) {
   const Network<Real> net(p, arena, false);
   const int partitions = partition_count<Real>(p);
   Arena counted(nullptr);
-  ForwardSpace<Real>(net, p.tableau.stages, counted, false);
+  ForwardSpace<Real>(net, p.tableau.stages, 1, Keep::kNothing, counted);
   run_threads(partitions, [&](int thread, int threads) {
     net.pack_weights(p, false, thread, threads);
     wait_for_threads();
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
-      const ForwardSpace<Real> space(net, p.tableau.stages, own, false);
+      const ForwardSpace<Real> space(net, p.tableau.stages, 1, Keep::kNothing, own);
       for_each_tile<Real>(p, i, partitions, [&](auto vectors, int64_t first, int samples) {
         forward_tile<Real, decltype(vectors)::value>(p, net, space, first, samples);
       });
@@ -333,49 +407,113 @@ void forward(const Problem& p, char* memory) {
   });
 }
 
-// Both workspaces of one partition of the adjoint.
+// What a partition of the adjoint or the loss works in.
 template <class Real>
 struct AdjointSpace {
   ForwardSpace<Real> forward;
   BackwardSpace<Real> backward;
-  AdjointSpace(const Network<Real>& net, int stages, Arena& arena)
-      : forward(net, stages, arena, true), backward(net, stages, arena) {}
+  Real* path;  // the tile's own positions, for the loss
+  AdjointSpace(const Problem& p, const Network<Real>& net, int kept_steps, bool with_path, Arena& arena)
+      : forward(net, p.tableau.stages, kept_steps, keep_for_adjoint(net.activation), arena),
+        backward(net, p.tableau.stages, arena),
+        path(arena.take<Real>(with_path ? static_cast<ptrdiff_t>(p.num_steps) * p.dim * kTile<Real> : 0)) {}
 };
 
+// Memory and threads of the adjoint and of the loss, which differ in what they do with a tile.
 template <class Real>
-size_t backward_bytes(const Problem& p) {
+size_t adjoint_bytes(const Problem& p, int kept_steps, bool with_path) {
   Arena network(nullptr), space(nullptr);
   const Network<Real> net(p, network, true);
-  AdjointSpace<Real>(net, p.tableau.stages, space);
+  AdjointSpace<Real>(p, net, kept_steps, with_path, space);
   const size_t partitions = partition_count<Real>(p);
-  network.take<BackwardSpace<Real>>(partitions);
+  network.take<PartitionResult<Real>>(partitions);
   return network.used() + space.used() * partitions;
 }
 
-template <class Real>
-void backward(const Problem& p, const Adjoint& adjoint, char* memory) {
+// run_tile(net, space, terms, Constant<Vectors>, Constant<keep>, first, samples) treats each tile.
+template <class Real, class RunTile>
+void run_adjoint(const Problem& p, const Adjoint& adjoint, int kept_steps, bool with_path, double* terms, char* memory,
+                 RunTile&& run_tile) {
   Arena arena(memory);
   const Network<Real> net(p, arena, true);
   const int partitions = partition_count<Real>(p);
-  BackwardSpace<Real>* work = arena.take<BackwardSpace<Real>>(partitions);
+  PartitionResult<Real>* results = arena.take<PartitionResult<Real>>(partitions);
   Arena counted(nullptr);
-  AdjointSpace<Real>(net, p.tableau.stages, counted);
-  const Reduction<Real> reduction(p, adjoint, net, work, partitions);
+  AdjointSpace<Real>(p, net, kept_steps, with_path, counted);
+  const Reduction<Real> reduction(p, adjoint, net, results, partitions);
   run_threads(partitions, [&](int thread, int threads) {
     net.pack_weights(p, true, thread, threads);
     wait_for_threads();
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
-      AdjointSpace<Real> space(net, p.tableau.stages, own);
+      AdjointSpace<Real> space(p, net, kept_steps, with_path, own);
       std::memset(space.backward.sums.begin, 0, sizeof(Real) * space.backward.sums.count);
-      work[i] = space.backward;
+      results[i] = {space.backward, {}};
       for_each_tile<Real>(p, i, partitions, [&](auto vectors, int64_t first, int samples) {
-        backward_tile<Real, decltype(vectors)::value>(p, adjoint, net, space.forward, space.backward, first, samples);
+        const auto run = [&](auto keep) {
+          run_tile(net, space, results[i].terms, vectors, keep, first, samples);
+        };
+        if (keep_for_adjoint(net.activation) == Keep::kValues) {
+          run(Constant<static_cast<int>(Keep::kValues)>{});
+        } else {
+          run(Constant<static_cast<int>(Keep::kJets)>{});
+        }
       });
     }
     wait_for_threads();
     if (adjoint.weight[0] != nullptr) reduction.run(thread, threads);
   });
+  for (int k = 0; terms != nullptr && k < 3; ++k) {
+    double sum = 0;
+    for (int i = 0; i < partitions; ++i) sum += results[i].terms[k];
+    terms[k] = sum / static_cast<double>(p.batch);
+  }
+}
+
+template <class Real>
+size_t backward_bytes(const Problem& p) {
+  return adjoint_bytes<Real>(p, 1, false);
+}
+
+template <class Real>
+void backward(const Problem& p, const Adjoint& adjoint, char* memory) {
+  run_adjoint<Real>(p, adjoint, 1, false, nullptr, memory,
+                    [&](const Network<Real>& net, AdjointSpace<Real>& space, double*, auto vectors, auto keep,
+                        int64_t first, int samples) {
+                      constexpr Keep kKeep = static_cast<Keep>(decltype(keep)::value);
+                      backward_tile<Real, decltype(vectors)::value, kKeep>(p, adjoint, net, space.forward,
+                                                                           space.backward, first, samples);
+                    });
+}
+
+// Steps whose stages the loss keeps: all, unless that takes more than 64 MiB a thread; memory traffic is cheaper than
+// the third of the work that recomputing costs, even beyond the caches.
+template <class Real>
+int kept_steps(const Problem& p) {
+  Arena network(nullptr), one(nullptr), two(nullptr);
+  const Network<Real> net(p, network, true);
+  const Keep keep = keep_for_adjoint(net.activation);
+  ForwardSpace<Real>(net, p.tableau.stages, 1, keep, one);
+  ForwardSpace<Real>(net, p.tableau.stages, 2, keep, two);
+  return (two.used() - one.used()) * p.num_steps <= (size_t{64} << 20) ? p.num_steps : 1;
+}
+
+template <class Real>
+size_t jko_loss_bytes(const Problem& p) {
+  return adjoint_bytes<Real>(p, kept_steps<Real>(p), true);
+}
+
+template <class Real>
+void jko_loss(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, char* memory) {
+  const int kept = kept_steps<Real>(p);
+  run_adjoint<Real>(p, adjoint, kept, true, loss.terms, memory,
+                    [&](const Network<Real>& net, AdjointSpace<Real>& space, double* terms, auto vectors, auto keep,
+                        int64_t first, int samples) {
+                      constexpr Keep kKeep = static_cast<Keep>(decltype(keep)::value);
+                      jko_loss_tile<Real, decltype(vectors)::value, kKeep>(p, loss, adjoint, net, space.forward,
+                                                                           space.backward, kept, space.path, terms,
+                                                                           first, samples);
+                    });
 }
 
 #define JKOFLOW_TEXT_(x) #x
@@ -388,9 +526,13 @@ const CpuKernels kKernels = {
     JKOFLOW_TEXT(JKOFLOW_ISA),
     [](const Problem& p) { return p.float64 ? forward_bytes<double>(p) : forward_bytes<float>(p); },
     [](const Problem& p) { return p.float64 ? backward_bytes<double>(p) : backward_bytes<float>(p); },
+    [](const Problem& p) { return p.float64 ? jko_loss_bytes<double>(p) : jko_loss_bytes<float>(p); },
     [](const Problem& p, char* memory) { p.float64 ? forward<double>(p, memory) : forward<float>(p, memory); },
     [](const Problem& p, const Adjoint& adjoint, char* memory) {
       p.float64 ? backward<double>(p, adjoint, memory) : backward<float>(p, adjoint, memory);
+    },
+    [](const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, char* memory) {
+      p.float64 ? jko_loss<double>(p, loss, adjoint, memory) : jko_loss<float>(p, loss, adjoint, memory);
     },
 };
 

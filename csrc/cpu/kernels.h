@@ -12,8 +12,10 @@ struct CpuKernels {
   // Bytes of 64-byte aligned memory that a call needs; its contents may be anything.
   size_t (*forward_bytes)(const Problem&);
   size_t (*backward_bytes)(const Problem&);
+  size_t (*jko_loss_bytes)(const Problem&);
   void (*forward)(const Problem&, char* memory);
   void (*backward)(const Problem&, const Adjoint&, char* memory);
+  void (*jko_loss)(const Problem&, const JkoLoss&, const Adjoint&, char* memory);
 };
 
 }  // namespace jkoflow

@@ -123,39 +123,64 @@ struct Network {
   }
 };
 
-// What one stage keeps: its input and, per hidden layer, sigma, sigma' and sigma'' as [width][kTile].
+// What a stage leaves behind for its adjoint.
+enum class Keep {
+  kNothing,  // buffers may be shared by all stages
+  kValues,   // tanh: its derivatives follow from its values
+  kJets,     // sigma, sigma' and sigma'' of every hidden layer
+};
+
+inline Keep keep_for_adjoint(ActivationKind kind) {
+  return kind == ActivationKind::kTanh ? Keep::kValues : Keep::kJets;
+}
+
+// One stage: its input and, per hidden layer, sigma, sigma' and sigma'' as [width][kTile].
 // After the divergence, the last layer's sigma'' holds sigma'' times the derivative of the divergence by its slope.
 template <class Real>
 struct Stage {
   Real* input;
   Real *value[kMaxHidden], *slope[kMaxHidden], *curvature[kMaxHidden];
-
-  Stage() = default;
-  Stage(const Network<Real>& net, Arena& arena, bool keep) {
-    input = arena.take<Real>(net.inputs * kTile<Real>);
-    for (int l = 0; l < net.hidden; ++l) {
-      value[l] = arena.take<Real>(net.padded[l] * kTile<Real>);
-      slope[l] = arena.take<Real>(net.padded[l] * kTile<Real>);
-      curvature[l] = keep ? arena.take<Real>(net.padded[l] * kTile<Real>) : nullptr;
-    }
-  }
 };
 
-// Buffers to carry a tile through Runge-Kutta steps.
+// Buffers to carry a tile through Runge-Kutta steps, with the stages of `steps` steps kept.
 template <class Real>
 struct ForwardSpace {
   Real *x, *bias;
   Real* velocity[kMaxStages];
-  Stage<Real> stage[kMaxStages];
+  Stage<Real>* stage;  // [steps][stages]
 
-  // Without `keep` all stages share one set of buffers.
-  ForwardSpace(const Network<Real>& net, int stages, Arena& arena, bool keep) {
+  ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena) {
     x = arena.take<Real>(net.dim * kTile<Real>);
     bias = arena.take<Real>(net.padded[0]);
-    for (int s = 0; s < stages; ++s) {
-      velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
-      stage[s] = s == 0 || keep ? Stage<Real>(net, arena, keep) : stage[0];
+    for (int s = 0; s < stages; ++s) velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
+    stage = arena.take<Stage<Real>>(steps * stages);
+    const bool writable = stage != nullptr;
+    Stage<Real> shared;
+    shared.input = keep == Keep::kNothing ? arena.take<Real>(net.inputs * kTile<Real>) : nullptr;
+    for (int l = 0; l < net.hidden; ++l) {
+      const auto tile = [&](bool wanted) { return wanted ? arena.take<Real>(net.padded[l] * kTile<Real>) : nullptr; };
+      shared.value[l] = tile(keep == Keep::kNothing);
+      shared.slope[l] = tile(keep != Keep::kJets);
+      shared.curvature[l] = nullptr;
     }
+    for (int s = 0; s < steps * stages; ++s) {
+      Stage<Real> own = shared;
+      if (keep != Keep::kNothing) own.input = arena.take<Real>(net.inputs * kTile<Real>);
+      for (int l = 0; l < net.hidden; ++l) {
+        const auto tile = [&] { return arena.take<Real>(net.padded[l] * kTile<Real>); };
+        if (keep != Keep::kNothing) own.value[l] = tile();
+        if (keep == Keep::kJets) own.slope[l] = tile();
+        if (keep == Keep::kJets || (keep == Keep::kValues && l == net.hidden - 1)) own.curvature[l] = tile();
+      }
+      if (writable) stage[s] = own;
+    }
+  }
+
+  // The same buffers with x elsewhere.
+  ForwardSpace at(Real* position) const {
+    ForwardSpace moved = *this;
+    moved.x = position;
+    return moved;
   }
 };
 
