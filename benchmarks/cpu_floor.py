@@ -107,7 +107,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = []
-    print(f"{'d, H, B, steps':>20} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs fwd, fwd+bwd")
+    print(f"{'d, H, B, steps':>20} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs")
     for shape in SHAPES:
         times = rounds(candidates(shape), arguments.rounds, arguments.seconds)
         mm = 2 * FLOOR_SIZE**3

@@ -1,4 +1,4 @@
-"""Timing in paired rounds: every round runs each candidate once, so that a slow moment of the machine hits all alike."""
+"""Timing in paired rounds: every round runs each candidate, so that a slow moment of the machine hits all alike."""
 
 from __future__ import annotations
 

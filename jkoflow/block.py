@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jkoflow.ops import integrate
+from jkoflow.ops import JKOTerms, integrate, jko_loss
 from jkoflow.velocity import MLPVelocity
 
 
@@ -63,6 +63,19 @@ class Block(nn.Module):
     def inverse(self, y: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Carries y back towards the data; shapes as in `forward`, logdet that of the inverse map."""
         return self._integrate(y, context, num_steps, self.t1, self.t0)
+
+    def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
+        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.ops.jko_loss`."""
+        return jko_loss(
+            self.velocity,
+            x,
+            self.step_size,
+            context=context,
+            t0=self.t0,
+            t1=self.t1,
+            num_steps=self.num_steps,
+            method=self.method,
+        )
 
     def _integrate(
         self, x: Tensor, context: Tensor | None, num_steps: int | None, start: float, end: float

@@ -16,7 +16,7 @@ from jkoflow.adam import Adam, AdamState
 from jkoflow.block import Block
 from jkoflow.config import TrainConfig
 from jkoflow.guard import read_guard
-from jkoflow.objective import block_terms, jko_terms
+from jkoflow.ops import jko_terms
 from jkoflow.progress import Progress
 from jkoflow.pushed import Batches, PushedSamples, gaussian_constant, push_rows
 
@@ -116,7 +116,7 @@ class BlockFit:
     def _iterate(self) -> None:
         counters, config = self.counters, self.config
         rate = schedule.learning_rate(counters.iteration, counters.iterations, config.learning_rate, config.warmup)
-        terms = block_terms(self.block, self.batches(counters.iteration))
+        terms = self.block.jko_loss(self.batches(counters.iteration))
         norm = self.adam.update(terms.total, rate)
         if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
             numbers = {
@@ -203,7 +203,7 @@ class BlockFit:
         validation = _seconds(self._validate)
 
         def gradient() -> float:
-            block_terms(self.block, batch).total.backward()
+            self.block.jko_loss(batch).total.backward()
             return float(self.adam.gradient[0])  # waits for the device
 
         per_iteration = _seconds(gradient) + validation / config.validate_every

@@ -22,7 +22,6 @@ LAYERS = [
     "checkpoint",
     "block",
     "flow",
-    "objective",
     "schedule",
     "metrics",
     "data",

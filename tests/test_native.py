@@ -3,15 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from oracles import assert_within_twice, random_velocity
 from torch import nn
 
 import jkoflow
-from jkoflow.ops import native, reference
+from jkoflow.ops import jko_loss, jko_terms, native, reference
 from jkoflow.ops.tableau import TABLEAUX
+from oracles import assert_within_twice, random_velocity
 
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
 
@@ -101,7 +102,9 @@ def assert_float32_within_twice(network, batch):
     velocity, x, context = case(network, batch, torch.float32)
     got = outputs_and_gradients(velocity, x, context, "cpu")
     peer = outputs_and_gradients(velocity, x, context, "reference")
-    exact = outputs_and_gradients(velocity.double(), x.double(), None if context is None else context.double(), "reference")
+    exact = outputs_and_gradients(
+        velocity.double(), x.double(), None if context is None else context.double(), "reference"
+    )
     for name, value in exact.items():
         # The floor, for results on which PyTorch is exact by luck: a few roundings of the largest entry. Gradients of
         # parameters are sums over rows and stages, whose rounding grows with the root of their number.
@@ -138,9 +141,7 @@ def test_gradcheck(name, divergence):
 
         with nn.utils.stateless._reparametrize_module(velocity, dict(zip(names, parameters, strict=True))):
             assert field().weights[0] is parameters[names.index("layers.0.weight")]
-            result = jkoflow.integrate(
-                velocity, x, context=context, num_steps=2, divergence=divergence, backend="cpu"
-            )
+            result = jkoflow.integrate(velocity, x, context=context, num_steps=2, divergence=divergence, backend="cpu")
         return (result.x, result.logdet, result.path) if divergence == "exact" else (result.x, result.path)
 
     parameters = [parameter.detach().clone().requires_grad_() for parameter in velocity.parameters()]
@@ -176,7 +177,7 @@ def test_opcheck_of_the_adjoint():
 
 
 def test_parameters_of_another_network_are_refused():
-    x, context, parameters, hidden, *rest = operator_arguments(NETWORKS["two layers"], torch.float64)
+    x, context, parameters, _, *rest = operator_arguments(NETWORKS["two layers"], torch.float64)
     with pytest.raises(ValueError, match=r"parameters must have \d+ entries for layers \[4, 20, 13, 3\], got \d+"):
         torch.ops.jkoflow.integrate(x, context, parameters, [20, 13], *rest)
 
@@ -206,7 +207,7 @@ def test_double_backward_is_refused():
     velocity, x, _ = case(NETWORKS["two layers"], 4)
     result = jkoflow.integrate(velocity, x.requires_grad_(), backend="cpu")
     (gradient,) = torch.autograd.grad(result.logdet.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated twice.*backend='reference'"):
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*backend='reference'"):
         gradient.sum().backward()
 
 
@@ -290,7 +291,7 @@ def test_path_is_x_at_every_step():
 ISA_PROGRAM = """
 import torch, sys
 sys.path.insert(0, {tests!r})
-from jkoflow.ops import native, reference
+from jkoflow.ops import jko_loss, jko_terms, native, reference
 import test_native
 print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:
@@ -302,13 +303,17 @@ for activation in ("tanh", "softplus(5)", "silu"):
 
 def run_with_isa(isa, program):
     return subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "JKOFLOW_ISA": isa}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, "JKOFLOW_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @pytest.mark.parametrize("isa", native.capabilities()["isas"])
 def test_every_instruction_set(isa):
-    done = run_with_isa(isa, ISA_PROGRAM.format(tests=os.path.dirname(__file__)))
+    done = run_with_isa(isa, ISA_PROGRAM.format(tests=str(Path(__file__).parent)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]
 
@@ -333,3 +338,78 @@ def test_what_the_kernels_do_not_cover_falls_back_and_is_refused_by_name():
             jkoflow.integrate(velocity, x, **options)
         with pytest.raises(RuntimeError, match=f"backend 'cpu' cannot run this: .*{reason}"):
             jkoflow.integrate(velocity, x, backend="cpu", **options)
+
+
+def loss_and_gradients(velocity, x, context, backend, step_size, **options):
+    leaves = [x.detach().clone().requires_grad_()]
+    if context is not None:
+        leaves.append(context.detach().clone().requires_grad_())
+    loss = jko_loss(
+        velocity, leaves[0], step_size, context=leaves[-1] if len(leaves) > 1 else None, backend=backend, **options
+    )
+    gradients = torch.autograd.grad(3 * loss.total, leaves + list(velocity.parameters()))
+    return [*(term.detach() for term in loss), *gradients]
+
+
+@pytest.mark.parametrize("step_size", [0.3, float("inf")])
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_fused_loss_in_float64(network, step_size):
+    velocity, x, context = case(network, 37)
+    got = loss_and_gradients(velocity, x, context, "cpu", step_size)
+    expected = loss_and_gradients(velocity, x, context, "reference", step_size)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 17, 49, 1003])
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_fused_loss_equals_the_two_operators_to_rounding(batch, activation):
+    velocity, x, _ = case({"dim": 6, "hidden": (64, 70), "activation": activation}, batch, torch.float32)
+    got = loss_and_gradients(velocity, x, None, "cpu", 0.5)
+    x = x.requires_grad_()
+    end, logdet, _ = jkoflow.integrate(velocity, x, backend="cpu")
+    terms = jko_terms(x, end, logdet, 0.5)
+    gradients = torch.autograd.grad(3 * terms.total, [x, *velocity.parameters()])
+    for a, b in zip(got, [*terms, *gradients], strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_fused_loss_recomputes_what_it_cannot_keep():
+    # 67.5 MiB of activations a tile, more than the 64 that the kernel keeps: stages are recomputed step by step
+    velocity, x, _ = case({"dim": 2, "hidden": (512, 512), "linear": True}, 30)
+    got = loss_and_gradients(velocity, x, None, "cpu", 0.5, num_steps=240, method="euler")
+    expected = loss_and_gradients(velocity, x, None, "reference", 0.5, num_steps=240, method="euler")
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("trainable", ["x", "parameters", "nothing"])
+def test_fused_loss_gradients_only_where_wanted(trainable):
+    velocity, x, _ = case(NETWORKS["two layers"], 21)
+    velocity.requires_grad_(trainable == "parameters")
+    wanted = {"x": [x], "parameters": list(velocity.parameters()), "nothing": []}[trainable]
+    for tensor in wanted:
+        tensor.requires_grad_()
+    got, expected = (jko_loss(velocity, x, 1.0, backend=backend) for backend in ("cpu", "reference"))
+    torch.testing.assert_close(got.total, expected.total)
+    assert got.total.requires_grad == bool(wanted)
+    if wanted:
+        pairs = zip(*(torch.autograd.grad(loss.total, wanted) for loss in (got, expected)), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["one layer", "context and linear"])
+def test_opcheck_of_the_loss(name):
+    arguments = operator_arguments(NETWORKS[name], torch.float64)[:-1]
+    torch.library.opcheck(torch.ops.jkoflow.jko_loss.default, (*arguments, 0.5, True, True))
+
+
+def test_loss_refuses_double_backward_empty_batches_and_bad_step_sizes():
+    velocity, x, _ = case(NETWORKS["two layers"], 4)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(jko_loss(velocity, x, 1.0).total, list(velocity.parameters()), create_graph=True)
+    with pytest.raises(ValueError, match="at least one row"):
+        jko_loss(velocity, x[:0], 1.0)
+    with pytest.raises(ValueError, match="step_size must be positive"):
+        jko_loss(velocity, x, 0.0)

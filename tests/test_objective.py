@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jkoflow import Block, MLPVelocity
-from jkoflow.objective import block_terms, jko_terms
+from jkoflow.ops import jko_terms
 
 
 def test_terms_by_hand():
@@ -57,11 +57,11 @@ def test_minimiser_of_a_scaling_is_the_known_one(step_size):
     assert slope(1.1 * best) > 1e-3
 
 
-def test_block_terms_use_the_blocks_own_grid_and_step_size():
+def test_loss_of_a_block_uses_its_own_grid_and_step_size():
     block = Block(MLPVelocity(2, hidden=(8,)), num_steps=1, method="euler", step_size=0.5)
     x = torch.randn(7, 2)
     velocity = block.velocity(x, 0.0)
-    terms = block_terms(block, x)
+    terms = block.jko_loss(x)
     assert terms.movement.item() == pytest.approx(velocity.square().sum(1).mean().item(), rel=1e-5)
     assert terms.potential.item() == pytest.approx(0.5 * (x + velocity).square().sum(1).mean().item(), rel=1e-5)
     terms.total.backward()

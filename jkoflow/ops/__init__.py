@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from jkoflow.ops import native, reference
+from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
-__all__ = ["FallbackWarning", "Integrated", "integrate"]
+__all__ = ["FallbackWarning", "Integrated", "JKOTerms", "integrate", "jko_loss", "jko_terms"]
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
@@ -100,25 +101,97 @@ def integrate(
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
-    kept = None
-    if backend in ("auto", "cpu", "cuda"):
-        reason = native.unsupported(field, x, divergence, backend)
-        if reason is None:
-            assert field is not None
-            kept = native.integrate_mlp(field, x, context, t0, t1, num_steps, method, divergence, keep_path)
-        elif backend != "auto":
-            raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
-        else:
-            _warn_fallback(reason)
-    if kept is None:
+    if _use_kernel(field, x, divergence, backend):
+        assert field is not None
+        result = native.integrate_mlp(field, x, context, t0, t1, num_steps, method, divergence, keep_path)
+    else:
         rhs = (
             reference.autograd_rhs(velocity, context, divergence, noise)
             if field is None
             else reference.mlp_rhs(field, context, divergence, noise)
         )
-        kept = reference.integrate_steps(rhs, x, t0, t1, num_steps, TABLEAUX[method])
-    end, logdet, path = kept
+        result = reference.integrate_steps(rhs, x, t0, t1, num_steps, TABLEAUX[method])
+    end, logdet, path = result
     return Integrated(end, logdet, path if keep_path else None)
+
+
+def jko_loss(
+    velocity: Callable[..., Tensor],
+    x: Tensor,
+    step_size: float,
+    *,
+    context: Tensor | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    num_steps: int = 3,
+    method: str = "rk4",
+    backend: Backend = "auto",
+) -> JKOTerms:
+    r"""The JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
+
+    The fused kernel computes the value and the gradient in one pass over the batch, while the activations of a tile
+    are still in the cache, where ``integrate`` and its backward pass have to compute them twice.
+
+    .. math:: E\left[ \tfrac{1}{2} |y|^2 - \mathrm{logdet} + \tfrac{1}{2h} |y - x|^2 \right], \qquad y = x(t_1)
+
+    Arguments:
+        velocity: As in `integrate`.
+        x: Pushed samples, with shape (B, d), B at least 1.
+        step_size: JKO step size h, positive; ``inf`` means no penalty.
+        context: As in `integrate`, like the rest.
+        t0: Start time.
+        t1: End time.
+        num_steps: Number of Runge-Kutta steps.
+        method: Runge-Kutta method.
+        backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
+
+    Returns:
+        The terms. Differentiate ``total``; with a kernel the other three are there to be looked at and carry no
+        gradient.
+
+    Raises:
+        ValueError: If an argument has the wrong shape, dtype or value.
+        RuntimeError: If the backend asked for by name cannot run the request.
+
+    References:
+        | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
+        | https://arxiv.org/abs/2212.14424
+
+    Example:
+        >>> velocity = jkoflow.MLPVelocity(2)
+        >>> jkoflow.ops.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
+    """
+    field = _field(velocity)
+    _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, "fp32")
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
+    if not step_size > 0:
+        raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
+    if _use_kernel(field, x, "exact", backend) and field is not None and native.needs_gradient(field, x, context):
+        return native.jko_loss_mlp(field, x, context, t0, t1, num_steps, method, step_size)
+    end, logdet, _ = integrate(
+        velocity,
+        x,
+        context=context,
+        t0=t0,
+        t1=t1,
+        num_steps=num_steps,
+        method=method,
+        backend=backend,
+        keep_path=False,
+    )
+    return jko_terms(x, end, logdet, step_size)
+
+
+def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str) -> bool:
+    if backend == "reference":
+        return False
+    reason = native.unsupported(field, x, divergence, backend)
+    if reason is not None and backend != "auto":
+        raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
+    if reason is not None:
+        _warn_fallback(reason)
+    return reason is None
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -190,4 +263,4 @@ _warned: set[str] = set()
 def _warn_fallback(reason: str) -> None:
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
-        warnings.warn(f"using the PyTorch reference: {reason}", FallbackWarning, stacklevel=3)
+        warnings.warn(f"using the PyTorch reference: {reason}", FallbackWarning, stacklevel=4)

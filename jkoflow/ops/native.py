@@ -14,6 +14,7 @@ from typing import Any
 import torch  # before the extension: both then share the OpenMP runtime that ships with torch
 from torch import Tensor
 
+from jkoflow.ops.objective import JKOTerms
 from jkoflow.ops.reference import coupling
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
@@ -90,28 +91,12 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel; arguments as in `jkoflow.integrate`. The path is empty unless it is kept."""
     exact = divergence == "exact"
-    parts = [part.reshape(-1) for layer in zip(field.weights, field.biases, strict=True) for part in layer]
-    parts += [coupling(field).reshape(-1)] if exact else []
-    parts += [field.linear.reshape(-1)] if field.linear is not None else []
-    parameters = torch.cat(parts)
-    needs_path = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, context, parameters)
-    )
     x_end, logdet, path = _integrate(
         x,
         context,
-        parameters,
-        list(field.hidden),
-        exact,
-        field.linear is not None,
-        field.time,
-        field.activation.name,
-        field.activation.beta,
-        float(t0),
-        float(t1),
-        num_steps,
-        method,
-        keep_path or needs_path,
+        _flat_parameters(field, exact),
+        *_description(field, exact, t0, t1, num_steps, method),
+        keep_path or needs_gradient(field, x, context),
     )
     if not exact:
         logdet = logdet.detach()  # zero: no gradient flows through it
@@ -120,8 +105,56 @@ def integrate_mlp(
     return x_end, logdet, path
 
 
+def jko_loss_mlp(
+    field: MLPField,
+    x: Tensor,
+    context: Tensor | None,
+    t0: float,
+    t1: float,
+    num_steps: int,
+    method: str,
+    step_size: float,
+) -> JKOTerms:
+    """Runs the fused loss; arguments as in `jkoflow.ops.jko_loss`. Costs a gradient, so only where one is needed."""
+    parameters = _flat_parameters(field, True)
+    total, terms, *_ = _jko_loss(
+        x,
+        context,
+        parameters,
+        *_description(field, True, t0, t1, num_steps, method),
+        float(step_size),
+        x.requires_grad,
+        parameters.requires_grad,
+    )
+    potential, divergence, movement = terms.unbind()
+    if field.linear is not None:
+        trace = (t1 - t0) * torch.trace(field.linear)
+        total, divergence = total - trace, divergence - trace.detach()
+    return JKOTerms(total, potential, divergence, movement)
+
+
+def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
+    """Whether autograd will want the gradient of something."""
+    tensors = (x, context, field.linear, *field.weights, *field.biases)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _flat_parameters(field: MLPField, exact: bool) -> Tensor:
+    parts = [part.reshape(-1) for layer in zip(field.weights, field.biases, strict=True) for part in layer]
+    parts += [coupling(field).reshape(-1)] if exact else []
+    parts += [field.linear.reshape(-1)] if field.linear is not None else []
+    return torch.cat(parts)
+
+
+def _description(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> tuple[Any, ...]:
+    """The operators' scalar arguments, in the order of _SCALARS."""
+    network = (list(field.hidden), exact, field.linear is not None, field.time)
+    activation = (field.activation.name, field.activation.beta)
+    return *network, *activation, float(t0), float(t1), num_steps, method
+
+
 # ---- The operators. All parameters travel in one flat tensor: weight and bias of each layer, then the coupling if the
-# divergence is exact, then the linear term. Lists of tensors would cost the autograd machinery more than a small kernel.
+# divergence is exact, then the linear term. Lists of tensors would cost autograd more time than a small kernel.
 
 _SCALARS = (
     "int[] hidden, bool exact, bool linear, bool time, str activation, float beta, "
@@ -135,9 +168,7 @@ _SCALARS = (
     device_types="cpu",
     schema=f"(Tensor x, Tensor? context, Tensor parameters, {_SCALARS}, bool keep_path) -> (Tensor, Tensor, Tensor)",
 )
-def _integrate(
-    x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _integrate(x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any) -> tuple[Tensor, Tensor, Tensor]:
     *description, keep_path = scalars
     x, context, parameters = _contiguous(x, context, parameters)
     problem = _describe(x, context, parameters, *description)
@@ -223,11 +254,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[2], context, parameters)
 
 
-def _backward(ctx: Any, x_end_bar: Tensor | None, logdet_bar: Tensor | None, path_bar: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     path, context, parameters = ctx.saved_tensors
     wanted = ctx.needs_input_grad[2]
     x_grad, context_grad, parameters_grad = _integrate_backward(
-        x_end_bar, logdet_bar, path_bar, path, context, parameters, *ctx.description, wanted
+        *bars, path, context, parameters, *ctx.description, wanted
     )
     scalars = (None,) * (len(ctx.description) + 1)
     return x_grad, None if context is None else context_grad, parameters_grad if wanted else None, *scalars
@@ -235,13 +266,74 @@ def _backward(ctx: Any, x_end_bar: Tensor | None, logdet_bar: Tensor | None, pat
 
 def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
     raise RuntimeError(
-        "the fused kernels of jkoflow.integrate cannot be differentiated twice; "
-        "pass backend='reference' for second derivatives"
+        "the fused kernels cannot be differentiated twice; pass backend='reference' for second derivatives"
     )
 
 
 _integrate.register_autograd(_backward, setup_context=_setup_context)
 _integrate_backward.register_autograd(_refuse_double_backward)
+
+
+@torch.library.custom_op(
+    "jkoflow::jko_loss",
+    mutates_args=(),
+    device_types="cpu",
+    schema=(
+        f"(Tensor x, Tensor? context, Tensor parameters, {_SCALARS}, float step_size, bool x_wanted, "
+        "bool parameters_wanted) -> (Tensor total, Tensor terms, Tensor x_grad, Tensor context_grad, "
+        "Tensor parameters_grad)"
+    ),
+)
+def _jko_loss(x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any) -> tuple[Tensor, ...]:
+    *description, step_size, x_wanted, parameters_wanted = scalars
+    x, context, parameters = _contiguous(x, context, parameters)
+    problem = _describe(x, context, parameters, *description)
+    means = torch.empty(3, dtype=torch.float64)
+    loss = _C.JkoLoss()
+    loss.step_size, loss.terms = step_size, means.data_ptr()
+    gradients = _loss_gradients(x, context, parameters, x_wanted, parameters_wanted)
+    adjoint = _C.Adjoint()
+    adjoint.x, adjoint.context = _address(gradients[0]), _address(gradients[1])
+    if parameters_wanted:
+        _set_parameters(adjoint, gradients[2], x.shape[1], context, *description[:4])
+    _C.cpu_jko_loss(problem, loss, adjoint)
+    return means.sum().to(x.dtype), means.to(x.dtype), *gradients
+
+
+@_jko_loss.register_fake
+def _(x: Tensor, context: Tensor | None, parameters: Tensor, *scalars: Any) -> tuple[Tensor, ...]:
+    return x.new_empty(()), x.new_empty((3,)), *_loss_gradients(x, context, parameters, *scalars[-2:])
+
+
+def _loss_gradients(
+    x: Tensor, context: Tensor | None, parameters: Tensor, x_wanted: bool, parameters_wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if x_wanted else (0,)),
+        x.new_empty((0,) if context is None else context.shape),
+        x.new_empty(parameters.shape if parameters_wanted else (0,)),
+    )
+
+
+def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(*output[2:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # create_graph=True
+        _refuse_double_backward(ctx)
+    wanted = ctx.needs_input_grad[:3]
+    grads = [
+        gradient * total_bar if want and total_bar is not None else None
+        for gradient, want in zip(ctx.saved_tensors, wanted, strict=True)
+    ]
+    return *grads, *(None,) * (ctx.inputs - 3)
+
+
+_jko_loss.register_autograd(_loss_backward, setup_context=_loss_setup_context)
 
 
 # ---- What crosses over to the extension.

@@ -1,4 +1,4 @@
-"""The terms of the JKO objective that trains one block, by name."""
+"""The terms of the JKO objective that trains one block, by name: the readable twin of the fused loss."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from typing import NamedTuple
 
 from torch import Tensor
-
-from jkoflow.block import Block
 
 
 class JKOTerms(NamedTuple):
@@ -60,9 +58,3 @@ def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, step_size: float) -> JKOTerm
         return JKOTerms(potential + divergence, potential, divergence, potential.new_zeros(()))
     movement = (y - x).square().sum(1).mean() / (2 * step_size)
     return JKOTerms(potential + divergence + movement, potential, divergence, movement)
-
-
-def block_terms(block: Block, x: Tensor) -> JKOTerms:
-    """The objective of one block on a batch of pushed samples x (B, d), at the block's own step size and num_steps."""
-    y, logdet = block(x)
-    return jko_terms(x, y, logdet, block.step_size)
