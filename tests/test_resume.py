@@ -31,6 +31,7 @@ from pathlib import Path
 from jkoflow import Block, MLPVelocity, TrainConfig, train
 from jkoflow.data import split_rows
 from jkoflow.progress import Silent
+from jkoflow.run import RunDirectory
 
 Block(MLPVelocity(2))(torch.zeros(1, 2))  # what the first call loads, once for all lives
 where, config = Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2]))
@@ -61,6 +62,14 @@ def kill_before_replacing(name, times):
                 kill()
         replace(source, target)
     os.replace = wrapped
+
+def kill_at_guard():
+    record = RunDirectory.record
+    def wrapped(run, event):
+        if event["event"] == "guard":
+            kill()
+        record(run, event)
+    RunDirectory.record = wrapped
 
 def kill_before_unlinking(name):
     unlink = Path.unlink
@@ -111,6 +120,12 @@ for number, moment in enumerate(moments):
 assert life("killed", True) == "exit 0"
 """
 
+AT_THE_GUARD = """
+assert life("whole", False) == "exit 0"
+assert life("killed", False, lambda: kill_at_guard() or Silent()) == "killed"  # it has seen, and not yet gone back
+assert life("killed", True) == "exit 0"
+"""
+
 UNPLANNED = """
 assert life("whole", False) == "exit 0"
 seconds, lives = 0.05, 0
@@ -132,7 +147,9 @@ def numbers(run):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("script", [PLANNED, UNPLANNED], ids=["planned moments", "any moment"])
+@pytest.mark.parametrize(
+    "script", [PLANNED, AT_THE_GUARD, UNPLANNED], ids=["planned moments", "at the guard", "any moment"]
+)
 def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", HOST + script, str(tmp_path), repr(dataclasses.asdict(CONFIG))],

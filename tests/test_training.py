@@ -303,6 +303,19 @@ def test_rollback_restores_parameters_and_optimiser_state():
     assert torch.equal(fit.block.velocity.layers[0].weight.reshape(-1), good.parameters[: 8 * 3])
 
 
+def test_the_deadline_moves_when_the_guard_makes_a_block_slower():
+    """Twice the steps make the push and the evaluation slower, not the iterations alone."""
+    fit = make_fit(share=lambda started, row_step, num_steps: 100.0 - num_steps, guard_nll=1e-9, num_steps=1)
+    fit.counters.iterations = 0
+    fit._plan()
+    before = fit.counters.deadline
+    fit._iterate()
+    fit._look(last=True)
+    push = fit.counters.row_step * 2 * 450  # rows
+    assert fit.counters.row_step > 0
+    assert fit.counters.deadline == pytest.approx(before - 1 - push)
+
+
 def test_non_finite_parameters_trigger_the_guard():
     fit = make_fit()
     fit.good = good = fit.adam.state()
