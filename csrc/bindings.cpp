@@ -39,7 +39,8 @@ void addresses(py::class_<Class>& cls, const char* name, Pointer (Class::*member
         if (values.size() > N) {
           throw py::value_error(std::string(name) + " takes at most " + std::to_string(N) + " addresses");
         }
-        for (size_t i = 0; i < N; ++i) (c.*member)[i] = i < values.size() ? reinterpret_cast<Pointer>(values[i]) : nullptr;
+        for (size_t i = 0; i < N; ++i)
+          (c.*member)[i] = i < values.size() ? reinterpret_cast<Pointer>(values[i]) : nullptr;
       });
 }
 
@@ -88,8 +89,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("tableau", &Problem::tableau)
       .def_readwrite("threads", &Problem::threads)
       .def_property(
-          "hidden",
-          [](const Problem& p) { return std::vector<int>(p.width, p.width + p.hidden_layers); },
+          "hidden", [](const Problem& p) { return std::vector<int>(p.width, p.width + p.hidden_layers); },
           [](Problem& p, const std::vector<int>& widths) {
             if (widths.empty() || widths.size() > jkoflow::kMaxHidden) {
               throw py::value_error("hidden takes 1 to " + std::to_string(jkoflow::kMaxHidden) + " widths");

@@ -27,26 +27,26 @@ struct Problem {
   Tableau tableau;
   int threads = 1;
 
-  const void* x = nullptr;                       // (batch, dim)
-  const void* context = nullptr;                 // (batch, context_dim)
-  const void* weight[kMaxHidden + 1] = {};       // layer 1 reads the columns x, t, context
+  const void* x = nullptr;                  // (batch, dim)
+  const void* context = nullptr;            // (batch, context_dim)
+  const void* weight[kMaxHidden + 1] = {};  // layer 1 reads the columns x, t, context
   const void* bias[kMaxHidden + 1] = {};
   // Closed-form divergence: c (H1,) with div = c . s1, or M (H2, H1) with div = s2^T M s1; null: none.
   const void* coupling = nullptr;
-  const void* linear = nullptr;                  // A (dim, dim) or null; its trace is added by the caller
+  const void* linear = nullptr;  // A (dim, dim) or null; its trace is added by the caller
 
-  void* x_end = nullptr;                         // out: (batch, dim)
-  void* logdet = nullptr;                        // out: (batch,)
-  void* path = nullptr;                          // out, or null: (num_steps + 1, batch, dim); in for the adjoint
+  void* x_end = nullptr;   // out: (batch, dim)
+  void* logdet = nullptr;  // out: (batch,)
+  void* path = nullptr;    // out, or null: (num_steps + 1, batch, dim); in for the adjoint
 };
 
 // The vector-Jacobian product of one integration; reads Problem::path. Null cotangents are zero.
 struct Adjoint {
-  const void* x_end = nullptr;                   // in: cotangents
+  const void* x_end = nullptr;  // in: cotangents
   const void* logdet = nullptr;
   const void* path = nullptr;
 
-  void* x = nullptr;                             // out, with the shapes of the primal tensors; null: not wanted
+  void* x = nullptr;  // out, with the shapes of the primal tensors; null: not wanted
   void* context = nullptr;
   void* weight[kMaxHidden + 1] = {};
   void* bias[kMaxHidden + 1] = {};
@@ -57,8 +57,8 @@ struct Adjoint {
 // The JKO objective of one block, mean(|y|^2/2 - logdet + |y - x|^2/(2h)) over the batch with y = x_end: its value and,
 // through Adjoint, its gradient. Problem::x_end, logdet and path are not used; nor are the cotangents of the Adjoint.
 struct JkoLoss {
-  double step_size = 0.0;                        // h; infinity: no penalty
-  double* terms = nullptr;                       // out: means of |y|^2/2, -logdet and |y - x|^2/(2h)
+  double step_size = 0.0;   // h; infinity: no penalty
+  double* terms = nullptr;  // out: means of |y|^2/2, -logdet and |y - x|^2/(2h)
 };
 
 }  // namespace jkoflow

@@ -43,12 +43,12 @@ JKOFLOW_INLINE void hidden_layer(const Network<Real>& net, const Real* weights, 
     JKOFLOW_UNROLL
     for (int i = 0; i < rows.value; ++i) {
       JKOFLOW_UNROLL
-      for (int j = 0; j < Vectors; ++j) store<Real>(value + i * kTile<Real> + j * kLanes<Real>, acc[i][j] + bias[row + i]);
+      for (int j = 0; j < Vectors; ++j)
+        store<Real>(value + i * kTile<Real> + j * kLanes<Real>, acc[i][j] + bias[row + i]);
     }
     constexpr bool kCurvature = K == Keep::kJets;
     activate_rows<Real, Vectors, kCurvature>(net.activation, net.beta, value, stage.slope[l] + row * kTile<Real>,
-                                             kCurvature ? stage.curvature[l] + row * kTile<Real> : nullptr,
-                                             rows.value);
+                                             kCurvature ? stage.curvature[l] + row * kTile<Real> : nullptr, rows.value);
   });
 }
 
@@ -126,10 +126,10 @@ template <class Real>
 struct BackwardSpace {
   int stages;
   Real *x_bar, *context_bar;
-  Real* velocity_bar;                                // [stages][dim][kTile]
-  Real* input_bar[kMaxStages];                       // [inputs][kTile]
-  Real *z_bar[kMaxHidden], *q_bar = nullptr;         // [stages][width][kTile]
-  Real *input_panels, *velocity_bar_panels;          // right operands of outer_product
+  Real* velocity_bar;                         // [stages][dim][kTile]
+  Real* input_bar[kMaxStages];                // [inputs][kTile]
+  Real *z_bar[kMaxHidden], *q_bar = nullptr;  // [stages][width][kTile]
+  Real *input_panels, *velocity_bar_panels;   // right operands of outer_product
   Real *value_panels = nullptr, *slope_panels = nullptr;
   GradientSums<Real> sums;
 
@@ -197,7 +197,8 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
 
   // Last hidden layer: z_bar = s * (W^T v_bar) + div_bar * (sigma'' q).
   Real* z_top = z_bar(top);
-  Real* q_bar = work.q_bar == nullptr ? nullptr : work.q_bar + static_cast<ptrdiff_t>(index) * net.padded[top] * kTile<Real>;
+  Real* q_bar =
+      work.q_bar == nullptr ? nullptr : work.q_bar + static_cast<ptrdiff_t>(index) * net.padded[top] * kTile<Real>;
   product<Real, Vectors>(net.last_t, net.padded[top], net.dim, velocity_bar, [&](auto rows, int row, auto& acc) {
     for (int i = 0; i < rows.value; ++i) {
       Vector<Real> sum{}, coupling_sum{};

@@ -136,8 +136,8 @@ JKOFLOW_INLINE void outer_block(const Real* __restrict left, ptrdiff_t stage_str
 }
 
 template <class Real, int Rows, int Vectors>
-JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff_t stage_stride, int stages, int samples,
-                                    const Real* right, Real* gradient, ptrdiff_t gradient_stride) {
+JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff_t stage_stride, int stages,
+                                    int samples, const Real* right, Real* gradient, ptrdiff_t gradient_stride) {
   for (; row + Rows <= rows; row += Rows) {
     outer_block<Real, Rows, Vectors>(left + row * kTile<Real>, stage_stride, stages, samples, right,
                                      gradient + row * gradient_stride, gradient_stride);
@@ -152,14 +152,15 @@ JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff
 // gradient (rows, columns) += left [stages][rows][kTile] times right, columns a multiple of the lanes and right in
 // panels [column panel][stages][kTile][panel width] as transpose_panels() and scatter_panels() write them.
 template <class Real>
-__attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages, int samples,
-                                             const Real* right, int columns, Real* gradient) {
+__attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages,
+                                             int samples, const Real* right, int columns, Real* gradient) {
   for (int column = 0; column < columns; column += kOuterWidth<Real>) {
     const Real* r = right + static_cast<ptrdiff_t>(column) * stages * kTile<Real>;
     Real* g = gradient + column;
     const auto run = [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      outer_rows_from<Real, outer_rows(kVectors), kVectors>(0, rows, left, stage_stride, stages, samples, r, g, columns);
+      outer_rows_from<Real, outer_rows(kVectors), kVectors>(0, rows, left, stage_stride, stages, samples, r, g,
+                                                            columns);
     };
     const int left_over = columns - column;
     if (left_over >= kOuterWidth<Real>) {

@@ -92,8 +92,7 @@ JKOFLOW_INLINE void for_each_vector(int rows, Function&& function) {
 template <class Real>
 struct Grid {
   Real t0, dt;
-  explicit Grid(const Problem& p)
-      : t0(static_cast<Real>(p.t0)), dt(static_cast<Real>((p.t1 - p.t0) / p.num_steps)) {}
+  explicit Grid(const Problem& p) : t0(static_cast<Real>(p.t0)), dt(static_cast<Real>((p.t1 - p.t0) / p.num_steps)) {}
   Real time(const Problem& p, int step, int stage) const {
     return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * ((p.t1 - p.t0) / p.num_steps));
   }
@@ -323,7 +322,8 @@ class Reduction {
     for (int i = part; i < net_.width[0]; i += parts) {
       Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(i) * stride;
       for (int k = 0; k < net_.inputs; ++k) {
-        row[k < p_.dim || !p_.time ? k : k + 1] = total(sums.first + static_cast<ptrdiff_t>(i) * sums.first_columns + k);
+        row[k < p_.dim || !p_.time ? k : k + 1] =
+            total(sums.first + static_cast<ptrdiff_t>(i) * sums.first_columns + k);
       }
       if (p_.time) row[p_.dim] = total_lanes(sums.time + i * kLanes<Real>);
       if (net_.exact && net_.hidden == 1) out(adjoint_.coupling)[i] = total_lanes(sums.coupling + i * kLanes<Real>);
@@ -335,7 +335,8 @@ class Reduction {
     }
     if (net_.hidden == 2) {
       copy(sums.middle, net_.width[1], net_.width[0], net_.padded[0], out(adjoint_.weight[1]), part, parts);
-      if (net_.exact) copy(sums.coupling, net_.width[1], net_.width[0], net_.padded[0], out(adjoint_.coupling), part, parts);
+      if (net_.exact)
+        copy(sums.coupling, net_.width[1], net_.width[0], net_.padded[0], out(adjoint_.coupling), part, parts);
     }
     if (net_.has_linear) copy(sums.linear, net_.dim, net_.dim, sums.first_columns, out(adjoint_.linear), part, parts);
     for (int i = part; i < net_.dim; i += parts) {
@@ -450,9 +451,7 @@ void run_adjoint(const Problem& p, const Adjoint& adjoint, int kept_steps, bool 
       std::memset(space.backward.sums.begin, 0, sizeof(Real) * space.backward.sums.count);
       results[i] = {space.backward, {}};
       for_each_tile<Real>(p, i, partitions, [&](auto vectors, int64_t first, int samples) {
-        const auto run = [&](auto keep) {
-          run_tile(net, space, results[i].terms, vectors, keep, first, samples);
-        };
+        const auto run = [&](auto keep) { run_tile(net, space, results[i].terms, vectors, keep, first, samples); };
         if (keep_for_adjoint(net.activation) == Keep::kValues) {
           run(Constant<static_cast<int>(Keep::kValues)>{});
         } else {

@@ -136,7 +136,8 @@ struct Math {
 
  private:
   // e^x = 2^n e^r with |r| <= ln(2) / 2: returns r and sets scale = 2^n.
-  static JKOFLOW_INLINE V reduce(const V& x, Real ln2_high, Real ln2_low, Real magic, int bias, int mantissa, V& scale) {
+  static JKOFLOW_INLINE V reduce(const V& x, Real ln2_high, Real ln2_low, Real magic, int bias, int mantissa,
+                                 V& scale) {
     const V shifted = x * Real(1.4426950408889634) + magic;  // adding 1.5 * 2^mantissa rounds to an integer
     const V n = shifted - magic;
     // A cast between vectors keeps the bits: the integer now stands in the lowest ones.
@@ -172,10 +173,11 @@ template <>
 JKOFLOW_INLINE Vector<float> Math<float>::tanh(const Vector<float>& z) {
   const V x = clamp(z, -7.90531110763549805f, 7.90531110763549805f);
   const V y = x * x;
-  const V p = x * polynomial(y, V{} + -2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,
-                             5.12229709037114e-08f, 1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f);
-  const V q = polynomial(y, V{} + 1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f,
-                         4.89352518554385e-03f);
+  const V p =
+      x * polynomial(y, V{} + -2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,
+                     5.12229709037114e-08f, 1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f);
+  const V q =
+      polynomial(y, V{} + 1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f);
   return p * reciprocal(q);
 }
 

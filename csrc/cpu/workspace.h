@@ -1,4 +1,5 @@
-// Memory of one call: packed weights, and the buffers of each thread's tile. Sizes and pointers come from one code path.
+// Memory of one call: packed weights, and the buffers of each thread's tile. Sizes and pointers come from one code
+// path.
 #pragma once
 
 #include "../problem.h"
