@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import jkoflow
 from jkoflow import JKOFlow, TrainConfig, train
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import split_rows
@@ -156,7 +157,7 @@ def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(jkoflow.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr
     whole, killed = tmp_path / "whole", tmp_path / "killed"
