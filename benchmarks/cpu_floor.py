@@ -17,7 +17,7 @@ import torch
 from paired import ratio, rounds, write
 
 import jkoflow
-from jkoflow.ops import native, reference
+from jkoflow.ops import native
 
 
 class Shape(NamedTuple):
@@ -78,17 +78,16 @@ class _BareKernel:
 
     def __init__(self, velocity, x, x_bar, logdet_bar, steps) -> None:
         field = velocity.field()
-        layers = [part.reshape(-1) for layer in zip(field.weights, field.biases, strict=True) for part in layer]
-        parameters = torch.cat([*layers, reference.coupling(field).reshape(-1)]).detach()
-        network = (list(field.hidden), True, False, True)
-        self.problem = native._describe(x, None, parameters, *network, "tanh", 1.0, 0.0, 1.0, steps, "rk4")
-        x_end, logdet, path = native._outputs(x, steps, True)
-        self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, (x_end, logdet, path))
-        x_grad, _, parameters_grad = native._gradients(path, None, parameters, True)
+        network = native.Network([w.detach() for w in field.weights], [b.detach() for b in field.biases], None)
+        settings = native.Settings(True, True, "tanh", (0.0, 1.0), steps, "rk4")
+        self.problem = native._describe(x, None, network, settings)
+        outputs = native.new_outputs(x, steps, True)
+        self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, outputs)
+        x_grad = torch.empty_like(x)
         self.adjoint = native._C.Adjoint()
         self.adjoint.x_end, self.adjoint.logdet, self.adjoint.x = map(native._address, (x_bar, logdet_bar, x_grad))
-        native._set_parameters(self.adjoint, parameters_grad, x.shape[1], None, *network)
-        self.alive = [x, x_bar, logdet_bar, parameters, x_end, logdet, path, x_grad, parameters_grad]
+        gradients = native._set_gradients(self.adjoint, network, True)
+        self.alive = [x, x_bar, logdet_bar, network, outputs, x_grad, gradients]
 
     def forward(self) -> None:
         native._C.cpu_forward(self.problem)

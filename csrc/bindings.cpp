@@ -81,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("dim", &Problem::dim)
       .def_readwrite("context_dim", &Problem::context_dim)
       .def_readwrite("time", &Problem::time)
+      .def_readwrite("exact", &Problem::exact)
       .def_readwrite("activation", &Problem::activation)
       .def_readwrite("beta", &Problem::beta)
       .def_readwrite("t0", &Problem::t0)
@@ -101,7 +102,6 @@ PYBIND11_MODULE(_C, m) {
   address(problem, "context", &Problem::context);
   addresses(problem, "weights", &Problem::weight);
   addresses(problem, "biases", &Problem::bias);
-  address(problem, "coupling", &Problem::coupling);
   address(problem, "linear", &Problem::linear);
   address(problem, "x_end", &Problem::x_end);
   address(problem, "logdet", &Problem::logdet);
@@ -116,7 +116,6 @@ PYBIND11_MODULE(_C, m) {
   address(adjoint, "context", &Adjoint::context);
   addresses(adjoint, "weights", &Adjoint::weight);
   addresses(adjoint, "biases", &Adjoint::bias);
-  address(adjoint, "coupling", &Adjoint::coupling);
   address(adjoint, "linear", &Adjoint::linear);
 
   py::class_<JkoLoss> loss(m, "JkoLoss");

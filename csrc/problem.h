@@ -17,6 +17,7 @@ struct Problem {
   int dim = 0;
   int context_dim = 0;
   bool time = false;
+  bool exact = true;  // whether the divergence is wanted; otherwise logdet is zero
   int hidden_layers = 0;
   int width[kMaxHidden] = {};
   ActivationKind activation = ActivationKind::kTanh;
@@ -31,9 +32,7 @@ struct Problem {
   const void* context = nullptr;            // (batch, context_dim)
   const void* weight[kMaxHidden + 1] = {};  // layer 1 reads the columns x, t, context
   const void* bias[kMaxHidden + 1] = {};
-  // Closed-form divergence: c (H1,) with div = c . s1, or M (H2, H1) with div = s2^T M s1; null: none.
-  const void* coupling = nullptr;
-  const void* linear = nullptr;  // A (dim, dim) or null; its trace is added by the caller
+  const void* linear = nullptr;  // A (dim, dim) or null
 
   void* x_end = nullptr;   // out: (batch, dim)
   void* logdet = nullptr;  // out: (batch,)
@@ -50,7 +49,6 @@ struct Adjoint {
   void* context = nullptr;
   void* weight[kMaxHidden + 1] = {};
   void* bias[kMaxHidden + 1] = {};
-  void* coupling = nullptr;
   void* linear = nullptr;
 };
 

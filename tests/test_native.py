@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import jkoflow
-from jkoflow.ops import jko_loss, jko_terms, native, reference
+from jkoflow.ops import jko_loss, jko_terms, native, operators
 from jkoflow.ops.tableau import TABLEAUX
 from oracles import assert_within_twice, random_velocity
 
@@ -152,34 +152,28 @@ def test_gradcheck(name, divergence):
 def operator_arguments(network, dtype):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    parts = [part.flatten() for layer in zip(field.weights, field.biases, strict=True) for part in layer]
-    parts += [reference.coupling(field).flatten(), *([] if field.linear is None else [field.linear.flatten()])]
-    parameters = torch.cat(parts).detach().requires_grad_()
-    network = (list(field.hidden), True, field.linear is not None, field.time)
-    return x.requires_grad_(), context, parameters, *network, field.activation.name, 1.0, 0.0, 1.0, 2, "rk4", True
+    settings = native.Settings(True, field.time, str(field.activation), (0.0, 1.0), 2, "rk4")
+    return x.requires_grad_(), context, *operators._slots_of(field), *settings
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["one layer", "two layers", "context and linear"])
 def test_opcheck(name, dtype):
-    torch.library.opcheck(torch.ops.jkoflow.integrate.default, operator_arguments(NETWORKS[name], dtype))
+    torch.library.opcheck(torch.ops.jkoflow.integrate.default, (*operator_arguments(NETWORKS[name], dtype), True))
 
 
-def test_opcheck_of_the_adjoint():
-    x, context, parameters, *scalars = operator_arguments(NETWORKS["two layers"], torch.float64)
+@pytest.mark.parametrize("name", ["two layers", "context and linear"])
+@pytest.mark.parametrize("parameters_wanted", [True, False])
+def test_opcheck_of_the_adjoint(name, parameters_wanted):
+    x, *rest = operator_arguments(NETWORKS[name], torch.float64)
+    rest = [part.detach() if isinstance(part, torch.Tensor) else part for part in rest]
     bars = torch.randn_like(x), torch.randn(x.shape[0], dtype=x.dtype), None
     path = torch.randn(3, *x.shape, dtype=x.dtype)
     torch.library.opcheck(
         torch.ops.jkoflow.integrate_backward.default,
-        (*bars, path, context, parameters.detach(), *scalars),
+        (path, *rest, *(bar if bar is None else bar.detach() for bar in bars), parameters_wanted),
         test_utils=("test_schema", "test_faketensor"),
     )
-
-
-def test_parameters_of_another_network_are_refused():
-    x, context, parameters, _, *rest = operator_arguments(NETWORKS["two layers"], torch.float64)
-    with pytest.raises(ValueError, match=r"parameters must have \d+ entries for layers \[4, 20, 13, 3\], got \d+"):
-        torch.ops.jkoflow.integrate(x, context, parameters, [20, 13], *rest)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -291,7 +285,7 @@ def test_path_is_x_at_every_step():
 ISA_PROGRAM = """
 import torch, sys
 sys.path.insert(0, {tests!r})
-from jkoflow.ops import jko_loss, jko_terms, native, reference
+from jkoflow.ops import jko_loss, jko_terms, native, operators
 import test_native
 print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:
@@ -401,7 +395,7 @@ def test_fused_loss_gradients_only_where_wanted(trainable):
 
 @pytest.mark.parametrize("name", ["one layer", "context and linear"])
 def test_opcheck_of_the_loss(name):
-    arguments = operator_arguments(NETWORKS[name], torch.float64)[:-1]
+    arguments = operator_arguments(NETWORKS[name], torch.float64)
     torch.library.opcheck(torch.ops.jkoflow.jko_loss.default, (*arguments, 0.5, True, True))
 
 

@@ -131,6 +131,7 @@ struct BackwardSpace {
   Real *z_bar[kMaxHidden], *q_bar = nullptr;  // [stages][width][kTile]
   Real *input_panels, *velocity_bar_panels;   // right operands of outer_product
   Real *value_panels = nullptr, *slope_panels = nullptr;
+  Real* panels_end;
   GradientSums<Real> sums;
 
   BackwardSpace(const Network<Real>& net, int stages_, Arena& arena) : stages(stages_), sums(net, arena) {
@@ -140,15 +141,19 @@ struct BackwardSpace {
     velocity_bar = arena.take<Real>(stages * net.dim * tile);
     for (int s = 0; s < stages; ++s) input_bar[s] = arena.take<Real>(net.inputs * tile);
     for (int l = 0; l < net.hidden; ++l) z_bar[l] = arena.take<Real>(stages * net.padded[l] * tile);
+    if (net.hidden == 2 && net.exact) q_bar = arena.take<Real>(stages * net.padded[1] * tile);
     input_panels = arena.take<Real>(stages * sums.first_columns * tile);
     velocity_bar_panels = arena.take<Real>(stages * sums.last_columns * tile);
-    if (net.hidden == 2) {
-      value_panels = arena.take<Real>(stages * net.padded[0] * tile);
-      if (net.exact) {
-        q_bar = arena.take<Real>(stages * net.padded[1] * tile);
-        slope_panels = arena.take<Real>(stages * net.padded[0] * tile);
-      }
-    }
+    if (net.hidden == 2) value_panels = arena.take<Real>(stages * net.padded[0] * tile);
+    if (net.hidden == 2 && net.exact) slope_panels = arena.take<Real>(stages * net.padded[0] * tile);
+    panels_end = arena.take<Real>(0);
+  }
+
+  // The sums start at zero. So do the panels: columns and samples that no tile fills are multiplied all the same, and
+  // what an earlier call left there may be denormal or NaN, which is slow.
+  void clear() const {
+    std::memset(sums.begin, 0, sizeof(Real) * sums.count);
+    std::memset(input_panels, 0, sizeof(Real) * (panels_end - input_panels));
   }
 };
 

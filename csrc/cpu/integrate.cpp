@@ -317,38 +317,101 @@ class Reduction {
       : p_(p), adjoint_(adjoint), net_(net), results_(results), partitions_(partitions) {}
 
   void run(int part, int parts) const {
-    const int top = net_.hidden - 1, stride = p_.dim + (p_.time ? 1 : 0) + p_.context_dim;
-    const GradientSums<Real>& sums = results_[0].work.sums;
-    for (int i = part; i < net_.width[0]; i += parts) {
-      Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(i) * stride;
-      for (int k = 0; k < net_.inputs; ++k) {
-        row[k < p_.dim || !p_.time ? k : k + 1] =
-            total(sums.first + static_cast<ptrdiff_t>(i) * sums.first_columns + k);
-      }
-      if (p_.time) row[p_.dim] = total_lanes(sums.time + i * kLanes<Real>);
-      if (net_.exact && net_.hidden == 1) out(adjoint_.coupling)[i] = total_lanes(sums.coupling + i * kLanes<Real>);
+    biases(part, parts);
+    if (net_.has_linear) {
+      copy(results_[0].work.sums.linear, net_.dim, net_.dim, results_[0].work.sums.first_columns, out(adjoint_.linear),
+           part, parts);
     }
+    upper_layers(part, parts);
+    if (net_.product_grad != nullptr) wait_for_threads();
+    first_layer(part, parts);
+  }
+
+ private:
+  void biases(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
     for (int l = 0; l < net_.hidden; ++l) {
       for (int i = part; i < net_.width[l]; i += parts) {
         out(adjoint_.bias[l])[i] = total_lanes(sums.bias[l] + i * kLanes<Real>);
       }
     }
-    if (net_.hidden == 2) {
-      copy(sums.middle, net_.width[1], net_.width[0], net_.padded[0], out(adjoint_.weight[1]), part, parts);
-      if (net_.exact)
-        copy(sums.coupling, net_.width[1], net_.width[0], net_.padded[0], out(adjoint_.coupling), part, parts);
-    }
-    if (net_.has_linear) copy(sums.linear, net_.dim, net_.dim, sums.first_columns, out(adjoint_.linear), part, parts);
     for (int i = part; i < net_.dim; i += parts) {
-      for (int k = 0; k < net_.width[top]; ++k) {
-        out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + k] =
-            total(sums.last + static_cast<ptrdiff_t>(k) * sums.last_columns + i);
-      }
       out(adjoint_.bias[net_.hidden])[i] = total_lanes(sums.bias_last + i * kLanes<Real>);
     }
   }
 
- private:
+  // The last layer and the one between, by rows m of the last hidden layer. M = W2 * P with P = (W1x W3)^T hands its
+  // gradient on to W2 and P, and P to W3 here and to W1x in first_layer.
+  void upper_layers(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
+    const int top = net_.hidden - 1, width = net_.padded[0];
+    for (int m = part; m < net_.width[top]; m += parts) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(m) * net_.width[0], padded_row = static_cast<ptrdiff_t>(m) * width;
+      Real* product = net_.product_grad == nullptr ? nullptr : net_.product_grad + padded_row;
+      if (net_.hidden == 2) {
+        const Real* w2 = static_cast<const Real*>(p_.weight[1]) + row;
+        Real* w2_grad = out(adjoint_.weight[1]) + row;
+        if (product != nullptr) net_.product_row(p_, m, nullptr, product);
+        for (int k = 0; k < net_.width[0]; ++k) {
+          w2_grad[k] = total(sums.middle + padded_row + k);
+          if (product == nullptr) continue;
+          const Real m_grad = total(sums.coupling + padded_row + k);
+          w2_grad[k] += m_grad * product[k];
+          product[k] = m_grad * w2[k];
+        }
+        for (int k = net_.width[0]; product != nullptr && k < width; ++k) product[k] = 0;
+      }
+      for (int i = 0; i < net_.dim; ++i) {
+        Real sum = total(sums.last + static_cast<ptrdiff_t>(m) * sums.last_columns + i);
+        if (product != nullptr) sum += dot(product, net_.first_columns + static_cast<ptrdiff_t>(i) * width, width);
+        if (net_.exact && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
+        out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + m] = sum;
+      }
+    }
+  }
+
+  // Layer 1, by vectors of its units.
+  void first_layer(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
+    const Real* w_last = static_cast<const Real*>(p_.weight[net_.hidden]);
+    for (int block = part * kLanes<Real>; block < net_.width[0]; block += parts * kLanes<Real>) {
+      const int end = block + kLanes<Real> < net_.width[0] ? block + kLanes<Real> : net_.width[0];
+      for (int a = block; a < end; ++a) {
+        Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * columns();
+        for (int k = 0; k < net_.inputs; ++k) {
+          row[k < p_.dim || !p_.time ? k : k + 1] =
+              total(sums.first + static_cast<ptrdiff_t>(a) * sums.first_columns + k);
+        }
+        if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
+        for (int i = 0; net_.exact && net_.hidden == 1 && i < net_.dim; ++i) {
+          row[i] += coupling_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
+        }
+      }
+      for (int i = 0; net_.product_grad != nullptr && i < net_.dim; ++i) {
+        Vector<Real> sum{};
+        for (int m = 0; m < net_.width[1]; ++m) {
+          sum += w_last[static_cast<ptrdiff_t>(i) * net_.width[1] + m] *
+                 load(net_.product_grad + static_cast<ptrdiff_t>(m) * net_.padded[0] + block);
+        }
+        for (int a = block; a < end; ++a) {
+          out(adjoint_.weight[0])[static_cast<ptrdiff_t>(a) * columns() + i] += sum[a - block];
+        }
+      }
+    }
+  }
+
+  int columns() const { return p_.dim + (p_.time ? 1 : 0) + p_.context_dim; }
+  Real first_weight(int a, int i) const {
+    return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * columns() + i];
+  }
+  Real coupling_total(int a) const { return total_lanes(results_[0].work.sums.coupling + a * kLanes<Real>); }
+
+  static Real dot(const Real* a, const Real* b, int count) {
+    Vector<Real> sum{};
+    for (int k = 0; k < count; k += kLanes<Real>) sum += load(a + k) * load(b + k);
+    return lane_sum<Real>(sum);
+  }
+
   static Real* out(void* tensor) { return static_cast<Real*>(tensor); }
 
   // The element's sum over partitions, whose sums all lie at the same offset.
@@ -396,8 +459,7 @@ void forward(const Problem& p, char* memory) {
   Arena counted(nullptr);
   ForwardSpace<Real>(net, p.tableau.stages, 1, Keep::kNothing, counted);
   run_threads(partitions, [&](int thread, int threads) {
-    net.pack_weights(p, false, thread, threads);
-    wait_for_threads();
+    net.prepare(p, false, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
       const ForwardSpace<Real> space(net, p.tableau.stages, 1, Keep::kNothing, own);
@@ -443,12 +505,11 @@ void run_adjoint(const Problem& p, const Adjoint& adjoint, int kept_steps, bool 
   AdjointSpace<Real>(p, net, kept_steps, with_path, counted);
   const Reduction<Real> reduction(p, adjoint, net, results, partitions);
   run_threads(partitions, [&](int thread, int threads) {
-    net.pack_weights(p, true, thread, threads);
-    wait_for_threads();
+    net.prepare(p, true, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
       AdjointSpace<Real> space(p, net, kept_steps, with_path, own);
-      std::memset(space.backward.sums.begin, 0, sizeof(Real) * space.backward.sums.count);
+      space.backward.clear();
       results[i] = {space.backward, {}};
       for_each_tile<Real>(p, i, partitions, [&](auto vectors, int64_t first, int samples) {
         const auto run = [&](auto keep) { run_tile(net, space, results[i].terms, vectors, keep, first, samples); };

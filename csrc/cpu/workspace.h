@@ -45,7 +45,11 @@ struct Network {
   Real beta;
 
   Real *first, *middle = nullptr, *last, *linear = nullptr;
-  Real* coupling = nullptr;  // packed (H2, H1), or padded (H1,)
+  // What the closed-form divergence needs of the weights: c_a = sum_i W1[a, i] W2[i, a], so that div = c . s1, padded;
+  // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1, packed and row by row.
+  Real *coupling = nullptr, *coupling_rows = nullptr;
+  Real* first_columns = nullptr;  // W1x transposed, (dim, padded H1): the right factor of M's product
+  Real* product_grad = nullptr;   // for the adjoint: gradient of (W1x W3)^T, with the shape of coupling_rows
   Real *bias[kMaxHidden], *bias_last, *time;
   Real *first_t, *middle_t, *coupling_t, *last_t, *linear_t;  // transposed, for the adjoint
 
@@ -53,7 +57,7 @@ struct Network {
       : dim(p.dim),
         inputs(p.dim + p.context_dim),
         hidden(p.hidden_layers),
-        exact(p.coupling != nullptr),
+        exact(p.exact),
         has_linear(p.linear != nullptr),
         activation(p.activation),
         beta(static_cast<Real>(p.beta)) {
@@ -70,6 +74,10 @@ struct Network {
     if (has_linear) linear = arena.take<Real>(dim * dim);
     if (hidden == 2) middle = arena.take<Real>(padded[1] * padded[0]);
     if (exact) coupling = arena.take<Real>(hidden == 2 ? padded[1] * padded[0] : padded[0]);
+    if (exact && hidden == 2) {
+      coupling_rows = arena.take<Real>(width[1] * padded[0]);
+      first_columns = arena.take<Real>(dim * padded[0]);
+    }
     if (!adjoint) return;
     first_t = arena.take<Real>(inputs * padded[0]);
     last_t = arena.take<Real>(top * dim);
@@ -77,10 +85,40 @@ struct Network {
     if (hidden == 2) {
       middle_t = arena.take<Real>(padded[0] * padded[1]);
       if (exact) coupling_t = arena.take<Real>(padded[0] * padded[1]);
+      if (exact) product_grad = arena.take<Real>(width[1] * padded[0]);
     }
   }
 
-  // Thread `part` of `parts` packs its share.
+  // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
+  template <class Wait>
+  void prepare(const Problem& p, bool adjoint, int part, int parts, Wait&& wait) const {
+    pack_weights(p, adjoint, part, parts);
+    if (exact) {
+      copy_first_columns(p, part, parts);
+      wait();
+      set_coupling(p, part, parts);
+      if (hidden == 2) {
+        wait();
+        pack_square(coupling_rows, padded[0], coupling, adjoint ? coupling_t : nullptr, part, parts);
+      }
+    }
+    wait();
+  }
+
+  // Row m of (W1x W3)^T times the elements of `factor` (one row, or null), into `out`: padded H1 numbers.
+  void product_row(const Problem& p, int m, const Real* factor, Real* out) const {
+    const Real* w_last = static_cast<const Real*>(p.weight[hidden]) + m;
+    for (int k = 0; k < padded[0]; k += kLanes<Real>) {
+      Vector<Real> sum{};
+      for (int i = 0; i < dim; ++i) {
+        sum += w_last[static_cast<ptrdiff_t>(i) * width[1]] * load(first_columns + i * padded[0] + k);
+      }
+      store<Real>(out + k, sum);
+    }
+    for (int k = 0; factor != nullptr && k < width[0]; ++k) out[k] *= factor[k];
+  }
+
+ private:
   void pack_weights(const Problem& p, bool adjoint, int part, int parts) const {
     const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
     const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
@@ -100,25 +138,49 @@ struct Network {
       if (a != nullptr) give(linear_t, dim, dim, dim, [=, d = dim](int m, int k) { return a[k * d + m]; });
     }
     if (hidden == 2) {
-      const auto square = [&](const void* source, Real* packed, Real* packed_t) {
-        const Real* w = static_cast<const Real*>(source);
-        const int h1 = width[0];
-        give(packed, width[1], padded[1], h1, [=](int m, int k) { return w[m * h1 + k]; });
-        if (adjoint) give(packed_t, h1, padded[0], width[1], [=](int m, int k) { return w[k * h1 + m]; });
-      };
-      square(p.weight[1], middle, middle_t);
-      if (exact) square(p.coupling, coupling, coupling_t);
+      pack_square(static_cast<const Real*>(p.weight[1]), width[0], middle, adjoint ? middle_t : nullptr, part, parts);
     }
     if (part != 0) return;
     for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
     copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
     copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
-    if (exact && hidden == 1) {
-      copy_padded(coupling, static_cast<const Real*>(p.coupling), 1, width[0], padded[0]);
+  }
+
+  // A matrix (H2, H1) whose rows are `stride` apart, and, unless null, its transpose.
+  void pack_square(const Real* rows, int stride, Real* packed, Real* packed_t, int part, int parts) const {
+    pack<Real>(packed, width[1], padded[1], width[0], part, parts,
+               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(m) * stride + k]; });
+    if (packed_t == nullptr) return;
+    pack<Real>(packed_t, width[0], padded[0], width[1], part, parts,
+               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(k) * stride + m]; });
+  }
+
+  void copy_first_columns(const Problem& p, int part, int parts) const {
+    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    for (int i = part; first_columns != nullptr && i < dim; i += parts) {
+      copy_padded(first_columns + i * padded[0], static_cast<const Real*>(p.weight[0]) + i, stride, width[0],
+                  padded[0]);
     }
   }
 
- private:
+  void set_coupling(const Problem& p, int part, int parts) const {
+    if (hidden == 2) {
+      const Real* w2 = static_cast<const Real*>(p.weight[1]);
+      for (int m = part; m < width[1]; m += parts) {
+        product_row(p, m, w2 + static_cast<ptrdiff_t>(m) * width[0],
+                    coupling_rows + static_cast<ptrdiff_t>(m) * padded[0]);
+      }
+      return;
+    }
+    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    const Real *w1 = static_cast<const Real*>(p.weight[0]), *w2 = static_cast<const Real*>(p.weight[1]);
+    for (int a = part; a < padded[0]; a += parts) {
+      Real sum = 0;
+      for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w2[i * width[0] + a];
+      coupling[a] = sum;
+    }
+  }
+
   static void copy_padded(Real* out, const Real* source, int stride, int count, int padded_count) {
     for (int i = 0; i < padded_count; ++i) out[i] = i < count ? source[static_cast<ptrdiff_t>(i) * stride] : Real(0);
   }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jkoflow.ops import native, reference
+from jkoflow.ops import native, operators, reference
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
@@ -33,11 +33,6 @@ class Integrated(NamedTuple):
     """Integral of the divergence, with shape (B,)."""
     path: Tensor | None
     """x at every step, with shape (num_steps + 1, B, d); None if ``keep_path=False``."""
-
-
-@runtime_checkable
-class _HasField(Protocol):
-    def field(self) -> MLPField | None: ...
 
 
 def integrate(
@@ -103,7 +98,8 @@ def integrate(
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
     if _use_kernel(field, x, divergence, backend):
         assert field is not None
-        result = native.integrate_mlp(field, x, context, t0, t1, num_steps, method, divergence, keep_path)
+        settings = _settings(field, divergence == "exact", t0, t1, num_steps, method)
+        result = operators.integrate_mlp(field, x, context, settings, keep_path)
     else:
         rhs = (
             reference.autograd_rhs(velocity, context, divergence, noise)
@@ -167,8 +163,9 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
-    if _use_kernel(field, x, "exact", backend) and field is not None and native.needs_gradient(field, x, context):
-        return native.jko_loss_mlp(field, x, context, t0, t1, num_steps, method, step_size)
+    if _use_kernel(field, x, "exact", backend) and field is not None and operators.needs_gradient(field, x, context):
+        settings = _settings(field, True, t0, t1, num_steps, method)
+        return operators.jko_loss_mlp(field, x, context, settings, step_size)
     end, logdet, _ = integrate(
         velocity,
         x,
@@ -194,8 +191,13 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
     return reason is None
 
 
+def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
+    return native.Settings(exact, field.time, str(field.activation), (float(t0), float(t1)), num_steps, method)
+
+
 def _field(velocity: object) -> MLPField | None:
-    return velocity.field() if isinstance(velocity, _HasField) else None
+    field = getattr(velocity, "field", None)  # isinstance with a protocol takes longer than a small kernel
+    return field() if callable(field) else None
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,17 +44,16 @@ def integrate_steps(
     return x, logdet, torch.stack(path)
 
 
-def coupling(field: MLPField) -> Tensor:
+def coupling(weights: Sequence[Tensor], dim: int) -> Tensor:
     r"""What the closed-form divergence needs of the weights, built once per integration.
 
     With one hidden layer :math:`c_a = \sum_i W^1_{ai} W^2_{ia}`, so that div = c . s_1, shape (H1,);
     with two :math:`M = W^2 \circ (W^1_x W^3)^T`, so that div = s_2^T M s_1, shape (H2, H1).
     """
-    first_x = field.weights[0][:, : field.dim]
-    if len(field.weights) == 2:
-        return (first_x * field.weights[1].T).sum(1)
-    first, middle, last = first_x, field.weights[1], field.weights[2]
-    return middle * (first @ last).T
+    first_x = weights[0][:, :dim]
+    if len(weights) == 2:
+        return (first_x * weights[1].T).sum(1)
+    return weights[1] * (first_x @ weights[2]).T
 
 
 def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
@@ -63,7 +62,7 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
     first_x = weights[0][:, : field.dim]
     offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
     depth = len(weights)
-    coupled = coupling(field) if divergence == "exact" and depth <= 3 else None
+    coupled = coupling(weights, field.dim) if divergence == "exact" and depth <= 3 else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
     def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:

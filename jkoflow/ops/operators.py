@@ -1,0 +1,194 @@
+"""The kernels as torch custom operators: opaque to torch.compile, differentiable once.
+
+Layers arrive in a fixed number of optional slots rather than in lists: for lists the autograd machinery takes longer
+than a small kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jkoflow.ops import native
+from jkoflow.ops.native import Network, Settings
+from jkoflow.ops.objective import JKOTerms
+from jkoflow.velocity import MLPField
+
+_SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
+_NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
+    f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
+)
+_ARGUMENTS = (
+    f"{_NETWORK}Tensor? linear, bool exact, bool time, str activation, float[] interval, int num_steps, str method"
+)
+_GRADIENTS = ", ".join(["Tensor"] * (2 + _SLOTS))  # of x, context and the slots; empty where there is none
+
+
+def integrate_mlp(
+    field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, keep_path: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X at t1, logdet and path of the fused kernel; the path is empty unless it is kept."""
+    keep_path = keep_path or needs_gradient(field, x, context)
+    x_end, logdet, path = _integrate(x, context, *_slots_of(field), *settings, keep_path)
+    if not settings.exact:
+        logdet = logdet.detach()  # zero: no gradient flows through it
+    return x_end, logdet, path
+
+
+def jko_loss_mlp(field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, step_size: float) -> JKOTerms:
+    """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
+    parameters = any(slot is not None and slot.requires_grad for slot in _slots_of(field))
+    total, terms, *_ = _jko_loss(
+        x, context, *_slots_of(field), *settings, float(step_size), x.requires_grad, parameters
+    )
+    return JKOTerms(total, *terms.unbind())
+
+
+def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
+    """Whether autograd will want the gradient of something."""
+    tensors = (x, context, *_slots_of(field))
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
+    layers = [tensor for layer in zip(field.weights, field.biases, strict=True) for tensor in layer]
+    return [*layers, *itertools.repeat(None, _SLOTS - 1 - len(layers)), field.linear]
+
+
+def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Settings, list[Any]]:
+    """x, context, network and settings from an operator's arguments, and what follows them."""
+    x, context, *rest = arguments
+    slots, scalars = rest[:_SLOTS], rest[_SLOTS:]
+    layers = [slot for slot in slots[:-1] if slot is not None]
+    settings = len(Settings._fields)
+    network = Network(layers[0::2], layers[1::2], slots[-1])
+    return x, context, network, Settings(*scalars[:settings]), scalars[settings:]
+
+
+def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Network | None) -> tuple[Tensor, ...]:
+    """Gradients in the order of the operators' results."""
+    slots = [None] * _SLOTS if network is None else _slots_of(network)
+    return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in (x, context, *slots))
+
+
+# ---- Integration
+
+
+@torch.library.custom_op(
+    "jkoflow::integrate",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x_end, Tensor logdet, Tensor path)",
+)
+def _integrate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, context, network, settings, (keep_path,) = _unpack(arguments)
+    return native.forward(x, context, network, settings, keep_path)
+
+
+@_integrate.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, _, _, settings, (keep_path,) = _unpack(arguments)
+    return native.new_outputs(x, settings.num_steps, keep_path)
+
+
+@torch.library.custom_op(
+    "jkoflow::integrate_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=(
+        f"(Tensor path, {_ARGUMENTS}, Tensor? x_end_bar, Tensor? logdet_bar, Tensor? path_bar, "
+        f"bool parameters_wanted) -> ({_GRADIENTS})"
+    ),
+)
+def _integrate_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    path, context, network, settings, (*bars, wanted) = _unpack(arguments)
+    return _pack(path, *native.backward(tuple(bars), path, context, network, settings, wanted))
+
+
+@_integrate_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    path, context, network, _, (*_, parameters_wanted) = _unpack(arguments)
+    return _pack(path, *_fake_gradients(path[0], context, network, True, parameters_wanted))
+
+
+def _fake_gradients(
+    x: Tensor, context: Tensor | None, network: Network, x_wanted: bool, parameters_wanted: bool
+) -> tuple[Tensor | None, Tensor | None, Network | None]:
+    return (
+        torch.empty_like(x) if x_wanted else None,
+        None if context is None else torch.empty_like(context),
+        network.empty_like() if parameters_wanted else None,
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors = 2 + _SLOTS
+    ctx.set_materialize_grads(False)
+    ctx.settings = inputs[tensors:-1]
+    ctx.save_for_backward(output[2], *inputs[1:tensors])
+
+
+def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
+    wanted = ctx.needs_input_grad[: 2 + _SLOTS]
+    gradients = _integrate_backward(*ctx.saved_tensors, *ctx.settings, *bars, any(wanted[2:]))
+    return _wanted(wanted, gradients, len(ctx.settings) + 1)
+
+
+def _wanted(wanted: tuple[bool, ...], gradients: tuple[Tensor, ...], scalars: int) -> tuple[Tensor | None, ...]:
+    kept = (gradient if want else None for want, gradient in zip(wanted, gradients, strict=True))
+    return *kept, *(None,) * scalars
+
+
+def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
+    raise RuntimeError(
+        "the fused kernels cannot be differentiated twice; pass backend='reference' for second derivatives"
+    )
+
+
+_integrate.register_autograd(_backward, setup_context=_setup_context)
+_integrate_backward.register_autograd(_refuse_double_backward)
+
+
+# ---- The loss
+
+
+@torch.library.custom_op(
+    "jkoflow::jko_loss",
+    mutates_args=(),
+    device_types="cpu",
+    schema=(
+        f"(Tensor x, {_ARGUMENTS}, float step_size, bool x_wanted, bool parameters_wanted)"
+        f" -> (Tensor total, Tensor terms, {_GRADIENTS})"
+    ),
+)
+def _jko_loss(*arguments: Any) -> tuple[Tensor, ...]:
+    x, context, network, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
+    terms, *gradients = native.jko_loss(x, context, network, settings, step_size, x_wanted, parameters_wanted)
+    return terms.sum().to(x.dtype), terms.to(x.dtype, copy=True), *_pack(x, *gradients)
+
+
+@_jko_loss.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    x, context, network, _, (_, *wanted) = _unpack(arguments)
+    return x.new_empty(()), x.new_empty((3,)), *_pack(x, *_fake_gradients(x, context, network, *wanted))
+
+
+def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.scalars = len(inputs) - 2 - _SLOTS
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:])
+
+
+def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # create_graph=True
+        _refuse_double_backward(ctx)
+    wanted = [want and total_bar is not None for want in ctx.needs_input_grad[: 2 + _SLOTS]]
+    scaled = tuple(g * total_bar if want else g for want, g in zip(wanted, ctx.saved_tensors, strict=True))
+    return _wanted(tuple(wanted), scaled, ctx.scalars)
+
+
+_jko_loss.register_autograd(_loss_backward, setup_context=_loss_setup_context)
