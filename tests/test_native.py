@@ -153,7 +153,7 @@ def operator_arguments(network, dtype):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
     settings = native.Settings(True, field.time, str(field.activation), (0.0, 1.0), 2, "rk4")
-    return x.requires_grad_(), context, *operators._slots_of(field), *settings
+    return x.requires_grad_(), context, *operators._slots_of(field), settings.encode()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

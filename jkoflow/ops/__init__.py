@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -195,7 +195,7 @@ def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int
     return native.Settings(exact, field.time, str(field.activation), (float(t0), float(t1)), num_steps, method)
 
 
-def _field(velocity: object) -> MLPField | None:
+def _field(velocity: Any) -> MLPField | None:
     field = getattr(velocity, "field", None)  # isinstance with a protocol takes longer than a small kernel
     return field() if callable(field) else None
 

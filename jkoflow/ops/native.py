@@ -103,6 +103,19 @@ class Settings(NamedTuple):
         """t1 - t0."""
         return self.interval[1] - self.interval[0]
 
+    def encode(self) -> str:
+        """All of it as one word per number, exactly."""
+        t0, t1 = self.interval
+        return f"{self.exact:d} {self.time:d} {t0!r} {t1!r} {self.num_steps} {self.activation} {self.method}"
+
+    @staticmethod
+    @functools.cache
+    def decode(text: str) -> Settings:
+        """Reads what `encode` wrote."""
+        exact, time, t0, t1, num_steps, activation, method = text.split()
+        interval = float(t0), float(t1)
+        return Settings(exact == "1", time == "1", activation, interval, int(num_steps), method)
+
 
 def forward(
     x: Tensor, context: Tensor | None, network: Network, settings: Settings, keep_path: bool

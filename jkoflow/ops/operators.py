@@ -1,7 +1,7 @@
 """The kernels as torch custom operators: opaque to torch.compile, differentiable once.
 
-Layers arrive in a fixed number of optional slots rather than in lists: for lists the autograd machinery takes longer
-than a small kernel.
+Their arguments are few and flat, because autograd's machinery around Python operators takes longer than a small kernel
+does: layers arrive in a fixed number of optional slots rather than in lists, all settings in one string.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from jkoflow.ops.native import Network, Settings
 from jkoflow.ops.objective import JKOTerms
 from jkoflow.velocity import MLPField
 
+_LIBRARY = torch.library.Library("jkoflow", "DEF")
 _SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
-_ARGUMENTS = (
-    f"{_NETWORK}Tensor? linear, bool exact, bool time, str activation, float[] interval, int num_steps, str method"
-)
+_ARGUMENTS = f"{_NETWORK}Tensor? linear, str settings"
 _GRADIENTS = ", ".join(["Tensor"] * (2 + _SLOTS))  # of x, context and the slots; empty where there is none
 
 
@@ -32,7 +31,9 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X at t1, logdet and path of the fused kernel; the path is empty unless it is kept."""
     keep_path = keep_path or needs_gradient(field, x, context)
-    x_end, logdet, path = _integrate(x, context, *_slots_of(field), *settings, keep_path)
+    x_end, logdet, path = torch.ops.jkoflow.integrate.default(
+        x, context, *_slots_of(field), settings.encode(), keep_path
+    )
     if not settings.exact:
         logdet = logdet.detach()  # zero: no gradient flows through it
     return x_end, logdet, path
@@ -41,8 +42,8 @@ def integrate_mlp(
 def jko_loss_mlp(field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, step_size: float) -> JKOTerms:
     """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
     parameters = any(slot is not None and slot.requires_grad for slot in _slots_of(field))
-    total, terms, *_ = _jko_loss(
-        x, context, *_slots_of(field), *settings, float(step_size), x.requires_grad, parameters
+    total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
+        x, context, *_slots_of(field), settings.encode(), float(step_size), x.requires_grad, parameters
     )
     return JKOTerms(total, *terms.unbind())
 
@@ -63,9 +64,8 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network,
     x, context, *rest = arguments
     slots, scalars = rest[:_SLOTS], rest[_SLOTS:]
     layers = [slot for slot in slots[:-1] if slot is not None]
-    settings = len(Settings._fields)
     network = Network(layers[0::2], layers[1::2], slots[-1])
-    return x, context, network, Settings(*scalars[:settings]), scalars[settings:]
+    return x, context, network, Settings.decode(scalars[0]), scalars[1:]
 
 
 def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Network | None) -> tuple[Tensor, ...]:
@@ -77,38 +77,34 @@ def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Netwo
 # ---- Integration
 
 
-@torch.library.custom_op(
-    "jkoflow::integrate",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x_end, Tensor logdet, Tensor path)",
-)
-def _integrate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+_LIBRARY.define(f"integrate(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x_end, Tensor logdet, Tensor path)")
+
+
+@torch.library.impl(_LIBRARY, "integrate", "CPU")
+def _integrate_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, context, network, settings, (keep_path,) = _unpack(arguments)
     return native.forward(x, context, network, settings, keep_path)
 
 
-@_integrate.register_fake
+@torch.library.register_fake("jkoflow::integrate", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, _, _, settings, (keep_path,) = _unpack(arguments)
     return native.new_outputs(x, settings.num_steps, keep_path)
 
 
-@torch.library.custom_op(
-    "jkoflow::integrate_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=(
-        f"(Tensor path, {_ARGUMENTS}, Tensor? x_end_bar, Tensor? logdet_bar, Tensor? path_bar, "
-        f"bool parameters_wanted) -> ({_GRADIENTS})"
-    ),
+_LIBRARY.define(
+    f"integrate_backward(Tensor path, {_ARGUMENTS}, Tensor? x_end_bar, Tensor? logdet_bar, Tensor? path_bar, "
+    f"bool parameters_wanted) -> ({_GRADIENTS})"
 )
-def _integrate_backward(*arguments: Any) -> tuple[Tensor, ...]:
+
+
+@torch.library.impl(_LIBRARY, "integrate_backward", "CPU")
+def _integrate_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, settings, (*bars, wanted) = _unpack(arguments)
     return _pack(path, *native.backward(tuple(bars), path, context, network, settings, wanted))
 
 
-@_integrate_backward.register_fake
+@torch.library.register_fake("jkoflow::integrate_backward", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, _, (*_, parameters_wanted) = _unpack(arguments)
     return _pack(path, *_fake_gradients(path[0], context, network, True, parameters_wanted))
@@ -127,14 +123,14 @@ def _fake_gradients(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors = 2 + _SLOTS
     ctx.set_materialize_grads(False)
-    ctx.settings = inputs[tensors:-1]
+    ctx.settings = inputs[tensors]
     ctx.save_for_backward(output[2], *inputs[1:tensors])
 
 
 def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[: 2 + _SLOTS]
-    gradients = _integrate_backward(*ctx.saved_tensors, *ctx.settings, *bars, any(wanted[2:]))
-    return _wanted(wanted, gradients, len(ctx.settings) + 1)
+    gradients = torch.ops.jkoflow.integrate_backward.default(*ctx.saved_tensors, ctx.settings, *bars, any(wanted[2:]))
+    return _wanted(wanted, gradients, 2)
 
 
 def _wanted(wanted: tuple[bool, ...], gradients: tuple[Tensor, ...], scalars: int) -> tuple[Tensor | None, ...]:
@@ -148,29 +144,29 @@ def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
     )
 
 
-_integrate.register_autograd(_backward, setup_context=_setup_context)
-_integrate_backward.register_autograd(_refuse_double_backward)
+torch.library.register_autograd("jkoflow::integrate", _backward, setup_context=_setup_context, lib=_LIBRARY)
+torch.library.register_autograd("jkoflow::integrate_backward", _refuse_double_backward, lib=_LIBRARY)
 
 
 # ---- The loss
 
 
-@torch.library.custom_op(
-    "jkoflow::jko_loss",
-    mutates_args=(),
-    device_types="cpu",
-    schema=(
-        f"(Tensor x, {_ARGUMENTS}, float step_size, bool x_wanted, bool parameters_wanted)"
-        f" -> (Tensor total, Tensor terms, {_GRADIENTS})"
-    ),
+_LIBRARY.define(
+    f"jko_loss(Tensor x, {_ARGUMENTS}, float step_size, bool x_wanted, bool parameters_wanted) "
+    f"-> (Tensor total, Tensor terms, {_GRADIENTS})"
 )
-def _jko_loss(*arguments: Any) -> tuple[Tensor, ...]:
+
+
+@torch.library.impl(_LIBRARY, "jko_loss", "CPU")
+def _jko_loss_cpu(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
-    terms, *gradients = native.jko_loss(x, context, network, settings, step_size, x_wanted, parameters_wanted)
-    return terms.sum().to(x.dtype), terms.to(x.dtype, copy=True), *_pack(x, *gradients)
+    terms, x_grad, context_grad, gradients = native.jko_loss(
+        x, context, network, settings, step_size, x_wanted, parameters_wanted
+    )
+    return terms.sum().to(x.dtype), terms.to(x.dtype, copy=True), *_pack(x, x_grad, context_grad, gradients)
 
 
-@_jko_loss.register_fake
+@torch.library.register_fake("jkoflow::jko_loss", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, _, (_, *wanted) = _unpack(arguments)
     return x.new_empty(()), x.new_empty((3,)), *_pack(x, *_fake_gradients(x, context, network, *wanted))
@@ -191,4 +187,4 @@ def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> 
     return _wanted(tuple(wanted), scaled, ctx.scalars)
 
 
-_jko_loss.register_autograd(_loss_backward, setup_context=_loss_setup_context)
+torch.library.register_autograd("jkoflow::jko_loss", _loss_backward, setup_context=_loss_setup_context, lib=_LIBRARY)
