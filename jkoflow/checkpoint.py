@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 FORMAT_VERSION = 1
@@ -32,11 +34,14 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     Raises:
         OSError: If the file cannot be written.
     """
-    header = {"format_version": FORMAT_VERSION, "kind": kind, "description": description}
-    payload = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={"jkoflow": json.dumps(header)},
-    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "description": description,
+        "crc32": _crc32(tensors),
+    }
+    payload = safetensors.torch.save(tensors, metadata={"jkoflow": json.dumps(header)})
     write_atomically(path, payload)
 
 
@@ -71,7 +76,18 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}")
     if not isinstance(header.get("description"), dict):
         raise CheckpointError(f"{path} is damaged: it has no description")
+    if header.get("crc32") != _crc32(tensors):
+        raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum; use another copy")
     return tensors, header["description"]
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(
+            tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum)
+        )
+    return checksum
 
 
 def write_atomically(path: str | Path, payload: bytes) -> None:

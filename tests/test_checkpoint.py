@@ -157,3 +157,13 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         assert os.umask(before) == 0o027
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "file"
+    checkpoint.save(path, "thing", {"t": torch.randn(100)}, {})
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1  # in the numbers: safetensors itself notices damage only in its header
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
+        checkpoint.load(path, "thing")

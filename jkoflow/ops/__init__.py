@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from jkoflow.ops import native, operators, reference
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
-from jkoflow.velocity import MLPField
+from jkoflow.velocity import MLPField, MLPVelocity
 
 __all__ = ["FallbackWarning", "Integrated", "JKOTerms", "integrate", "jko_loss", "jko_terms"]
 
@@ -195,9 +195,8 @@ def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int
     return native.Settings(exact, field.time, str(field.activation), (float(t0), float(t1)), num_steps, method)
 
 
-def _field(velocity: Any) -> MLPField | None:
-    field = getattr(velocity, "field", None)  # isinstance with a protocol takes longer than a small kernel
-    return field() if callable(field) else None
+def _field(velocity: object) -> MLPField | None:
+    return velocity.field() if isinstance(velocity, MLPVelocity) else None
 
 
 def _check(
