@@ -88,8 +88,8 @@ class TrainConfig:
     guard: bool = True
     guard_every: int = 25
     guard_rows: int = 500
-    guard_nll: float = 0.05
-    guard_round_trip: float = 0.05
+    guard_nll: float = 0.02
+    guard_round_trip: float = 0.02
     max_num_steps: int = 24
     save_seconds: float = 30.0
 

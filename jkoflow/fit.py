@@ -23,6 +23,9 @@ from jkoflow.pushed import Batches, PushedSamples, gaussian_constant, push_rows
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
 
+MAX_DAMPINGS = 4
+"""How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message tells why and what to change."""
@@ -90,6 +93,7 @@ class BlockFit:
         self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index)
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.elapsed(), self.counters.iteration)
+        self._dampings = 0
         # doing nothing is the first candidate: a block is never worse than its absence on the validation rows
         self.best: Tensor = self._identity()
         if math.isinf(self.counters.best_loss):
@@ -167,15 +171,17 @@ class BlockFit:
             self.good = self.adam.state()
             return True
         num_steps = self.block.num_steps
-        if 2 * num_steps <= config.max_num_steps:
+        if counters.iteration == 0:
+            # the last block's velocity overshoots on samples that it has already moved: shorten it
+            action, factor = ("damped", 0.5) if self._dampings < MAX_DAMPINGS else ("reset", 0.0)
+            scale_output(self.block, factor)
+            self._dampings += 1
+            self.good = self.adam.state()
+        elif 2 * num_steps <= config.max_num_steps:
             action, self.block.num_steps = "doubled", 2 * num_steps
             self.adam.restore(self.good)
             self._set_deadline()  # what comes after the iterations takes longer, too
             self._session = (self.hooks.elapsed(), counters.iteration)  # and so do they
-        elif counters.iteration == 0:  # the last block's parameters do not fit here, and nothing better is known yet
-            action, self.block.num_steps = "reset", config.num_steps
-            self.adam.load(self._identity())
-            self.good = self.adam.state()
         else:
             action, counters.stopped = "stopped", True
         self.hooks.record(
@@ -189,8 +195,8 @@ class BlockFit:
                 "action": action,
             }
         )
-        # steps were doubled for parameters that nothing has vouched for: look again before training on them
-        return self._guard() if counters.iteration == 0 and action == "doubled" else not counters.stopped
+        # nothing has vouched for a shortened velocity either: look again before training on it
+        return self._guard() if action == "damped" else not counters.stopped
 
     def _plan(self) -> None:
         """Sets the number of iterations, with a time budget from measured times that change nothing."""
@@ -244,20 +250,20 @@ class BlockFit:
     def _identity(self) -> Tensor:
         """The present parameters (P,) with a zero output: a velocity that moves nothing."""
         present = self.adam.parameters.clone()
-        silence(self.block)
+        scale_output(self.block, 0.0)
         identity = self.adam.parameters.clone()
         self.adam.load(present)
         return identity
 
 
 @torch.no_grad()
-def silence(block: Block) -> None:
-    """Sets what the velocity puts out to zero; the hidden layers keep their parameters."""
+def scale_output(block: Block, factor: float) -> None:
+    """Multiplies what the velocity puts out by a number; the hidden layers keep their parameters."""
     velocity = block.velocity
     for parameter in velocity.layers[-1].parameters():
-        parameter.zero_()
+        parameter.mul_(factor)
     if velocity.linear is not None:
-        velocity.linear.weight.zero_()
+        velocity.linear.weight.mul_(factor)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -92,17 +92,25 @@ def iterations_within(seconds: float, seconds_per_iteration: float, least: int =
 
 
 def evaluation_seconds(
-    seconds_per_row_step: float, blocks: int, num_steps: int, val_rows: int, test_rows: int, inversion_rows: int
+    seconds_per_row_step: float,
+    blocks: int,
+    num_steps: int,
+    most_num_steps: int,
+    val_rows: int,
+    test_rows: int,
+    inversion_rows: int,
 ) -> float:
     """Seconds that the evaluation of a finished flow is expected to take.
 
-    Step-converged numbers need about three doublings of the training's num_steps on the validation rows, the last
-    two of them on the test rows, and a forward and an inverse pass for the inversion error.
+    Step-converged numbers need about three doublings of the Runge-Kutta steps that training begins with, or one of
+    those that the guard has arrived at; the test rows take the last doubling, and the inversion error a pass forward
+    and one back.
 
     Arguments:
         seconds_per_row_step: Measured time of one Runge-Kutta step of one block on one row.
         blocks: Blocks in the finished flow.
-        num_steps: Runge-Kutta steps per block in training.
+        num_steps: Runge-Kutta steps per block that training begins with.
+        most_num_steps: The most of any block.
         val_rows: Rows of the calibration.
         test_rows: Rows of the test NLL.
         inversion_rows: Rows of the inversion error.
@@ -110,5 +118,6 @@ def evaluation_seconds(
     Returns:
         Seconds.
     """
-    row_steps = (1 + 2 + 4 + 8) * val_rows + (4 + 8) * test_rows + 2 * 8 * inversion_rows
-    return seconds_per_row_step * blocks * num_steps * row_steps
+    fine = max(8 * num_steps, 2 * most_num_steps)
+    row_steps = 2 * fine * val_rows + 1.5 * fine * test_rows + 2 * fine * inversion_rows
+    return seconds_per_row_step * blocks * row_steps

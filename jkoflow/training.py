@@ -18,7 +18,7 @@ from jkoflow.config import TrainConfig
 from jkoflow.data import Dataset, require_batch, split_rows
 from jkoflow.environment import describe
 from jkoflow.evaluation import INVERSION_ROWS, evaluate
-from jkoflow.fit import BlockFit, FitHooks, TrainingError, silence
+from jkoflow.fit import BlockFit, FitHooks, TrainingError, scale_output
 from jkoflow.flow import JKOFlow
 from jkoflow.metrics import first_num_steps, spread_rows
 from jkoflow.progress import Progress, Silent
@@ -208,7 +208,7 @@ class _Trainer:
             )
         block = Block(velocity, config.num_steps, config.method, step_size=step_size).to(self.samples.train.device)
         if index == 0:
-            silence(block)  # starts as the identity: an arbitrary velocity would first have to be unlearned
+            scale_output(block, 0.0)  # starts as the identity: an arbitrary velocity would first have to be unlearned
         else:
             last = self.flow.blocks[index - 1]
             assert isinstance(last, Block)
@@ -237,6 +237,7 @@ class _Trainer:
             evaluation = schedule.evaluation_seconds(
                 row_step,
                 config.max_blocks,
+                config.num_steps,
                 max(num_steps, first_num_steps(self.flow)),
                 self.samples.val.shape[0],
                 data.test.shape[0],
