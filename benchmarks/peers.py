@@ -22,7 +22,7 @@ from paired import ratio, rounds, write
 from torch import Tensor
 
 import jkoflow
-from jkoflow.ops.objective import jko_terms
+from jkoflow.ops import jko_loss, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
 
 Solve = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -67,7 +67,7 @@ class AutogradDivergence(torch.nn.Module):
 
 
 def with_torchdiffeq(velocity: jkoflow.MLPVelocity, probe: Tensor | None, steps: int, adjoint: bool) -> Solve:
-    """torchdiffeq on the fixed grid, by backpropagation through its steps or with its continuous adjoint."""
+    """The fixed grid of torchdiffeq, by backpropagation through its steps or with its continuous adjoint."""
     rhs = AutogradDivergence(velocity, probe)
     grid = torch.linspace(0, 1, steps + 1)
     solver = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
@@ -164,7 +164,7 @@ def main() -> None:
             torch.autograd.grad(jko_terms(x, *solve(x), float("inf")).total, parameters)
 
         def fused(x: Tensor = x, steps: int = shape.steps, velocity: jkoflow.MLPVelocity = velocity) -> None:
-            total = jkoflow.ops.jko_loss(velocity, x, float("inf"), num_steps=steps).total
+            total = jko_loss(velocity, x, float("inf"), num_steps=steps).total
             torch.autograd.grad(total, list(velocity.parameters()))
 
         candidates = {("forward", name): lambda s=solve: forward(s) for name, solve in solvers.items()}
