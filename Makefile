@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUNS := runs/demo
 DEMO_SECONDS ?= 75
 
-NATIVE := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find $(wildcard csrc tests/native) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 
 # The constraints hold for pip's isolated build environments too; newer releases of pip read the second name.
@@ -67,7 +67,7 @@ $(VENV)/installed-%: $(VENV)/created $(BUILD_FILES)
 	@touch $@
 
 $(VENV)/created: constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jkoflow needs Python 3.11 or newer, got " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jkoflow needs Python 3.11 or newer, got " + sys.version)'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet setuptools cmake ninja pybind11
 	@touch $@

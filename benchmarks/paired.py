@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 import jkoflow
+from jkoflow.environment import cpu_model
 from jkoflow.ops import native
 
 
@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "isa": native.capabilities()["isa"],
-        "processor": _processor(),
+        "processor": cpu_model(),
         "allocator": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))},
     }
 
@@ -66,12 +66,3 @@ def write(results: Any, out: str | None) -> None:
     """Writes figures with their environment as JSON, if a file is wanted."""
     if out is not None:
         Path(out).write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split("\t: ") for line in lines if "\t: " in line)
-    return f"{fields.get('model name', platform.machine())} (model {fields.get('model', '?').strip()})"

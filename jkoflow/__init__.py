@@ -5,7 +5,7 @@ from __future__ import annotations
 from jkoflow._version import __version__
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
-from jkoflow.ops import FallbackWarning, Integrated, integrate
+from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss
 from jkoflow.training import TrainConfig, train
 from jkoflow.velocity import MLPVelocity
 
@@ -14,9 +14,11 @@ __all__ = [
     "FallbackWarning",
     "Integrated",
     "JKOFlow",
+    "JKOTerms",
     "MLPVelocity",
     "TrainConfig",
     "__version__",
     "integrate",
+    "jko_loss",
     "train",
 ]

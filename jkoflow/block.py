@@ -65,7 +65,7 @@ class Block(nn.Module):
         return self._integrate(y, context, num_steps, self.t1, self.t0)
 
     def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
-        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.ops.jko_loss`."""
+        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`."""
         return jko_loss(
             self.velocity,
             x,

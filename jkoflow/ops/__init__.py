@@ -155,7 +155,7 @@ def jko_loss(
 
     Example:
         >>> velocity = jkoflow.MLPVelocity(2)
-        >>> jkoflow.ops.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
+        >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, "fp32")
