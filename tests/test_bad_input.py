@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import jkoflow
-from jkoflow import commands
-from jkoflow.commands import app
-from jkoflow.fit import TrainingError
+from jkoflow.cli import commands
+from jkoflow.cli.commands import app
 from jkoflow.flow import JKOFlow
+from jkoflow.training.fit import TrainingError
 
 SMALL = "hidden = [8]\nbatch_size = 40\niterations_per_block = 3\nmax_blocks = 1\nguard_rows = 20\nval_rows = 20\n"
 
@@ -235,7 +235,7 @@ def test_training_that_cannot_go_on(place, monkeypatch):
     def overflow(*args, **kwargs):
         raise TrainingError("the parameters overflow;\nswitch the guard on")
 
-    monkeypatch.setattr("jkoflow.commands.train_flow", overflow)
+    monkeypatch.setattr("jkoflow.cli.commands.train_flow", overflow)
     refused("train", "moons", "--out", "run", says="overflow; switch the guard on")
 
 
@@ -243,7 +243,7 @@ def test_other_errors_are_bugs_and_show_their_traceback(place, monkeypatch):
     def broken(*args, **kwargs):
         raise ValueError("an error of ours")
 
-    monkeypatch.setattr("jkoflow.commands.train_flow", broken)
+    monkeypatch.setattr("jkoflow.cli.commands.train_flow", broken)
     result = invoke("train", "moons", "--out", "run")
     assert isinstance(result.exception, ValueError)
 

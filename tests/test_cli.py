@@ -18,8 +18,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import jkoflow
-from jkoflow import cli, commands, console
-from jkoflow.commands import app
+from jkoflow import cli
+from jkoflow.cli import commands, console
+from jkoflow.cli.commands import app
 from jkoflow.data import load_dataset
 from jkoflow.environment import describe
 from jkoflow.flow import JKOFlow

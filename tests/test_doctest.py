@@ -13,10 +13,11 @@ import jkoflow
 
 MODULES = [
     "jkoflow",
-    *(f"jkoflow.{info.name}" for info in pkgutil.iter_modules(jkoflow.__path__) if info.name not in ("_C", "__main__")),
-    "jkoflow.ops.reference",
-    "jkoflow.ops.native",
-    "jkoflow.ops.tableau",
+    *(
+        info.name
+        for info in pkgutil.walk_packages(jkoflow.__path__, "jkoflow.")
+        if info.name not in ("jkoflow._C", "jkoflow.__main__")
+    ),
 ]
 
 

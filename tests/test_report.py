@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from jkoflow import Block, JKOFlow, MLPVelocity, probes
+from jkoflow import Block, JKOFlow, MLPVelocity
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.flow import base_log_prob
-from jkoflow.report import write_report
-from jkoflow.results import read_results
+from jkoflow.report import probes, write_report
+from jkoflow.report.results import read_results
 
 FILES = ["config.toml", "metrics.json", "history.jsonl", "model.safetensors", "preview.npz", "environment.json"]
 
@@ -381,7 +381,7 @@ def test_samples_are_seeded_and_bounded():
 
 
 def test_figures_refuse_other_dimensions():
-    from jkoflow import figures
+    from jkoflow.report import figures
 
     for figure, dim in ((figures.stages_figure, 2), (figures.density_figure, 2), (figures.curve_figure, 1)):
         with pytest.raises(ValueError, match=f"needs a flow of dimension {dim}, got 3"):

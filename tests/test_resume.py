@@ -14,8 +14,8 @@ import jkoflow
 from jkoflow import JKOFlow, TrainConfig, train
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import split_rows
-from jkoflow.progress import Silent
-from jkoflow.run import RunDirectory, RunError
+from jkoflow.training.progress import Silent
+from jkoflow.training.run import RunDirectory, RunError
 
 CONFIG = TrainConfig(
     hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5,
@@ -31,8 +31,8 @@ torch.set_num_threads(1)
 from pathlib import Path
 from jkoflow import Block, MLPVelocity, TrainConfig, train
 from jkoflow.data import split_rows
-from jkoflow.progress import Silent
-from jkoflow.run import RunDirectory
+from jkoflow.training.progress import Silent
+from jkoflow.training.run import RunDirectory
 
 Block(MLPVelocity(2))(torch.zeros(1, 2))  # what the first call loads, once for all lives
 where, config = Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2]))

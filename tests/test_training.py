@@ -11,14 +11,14 @@ import torch
 
 import jkoflow
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, metrics, train
-from jkoflow.adam import Adam
 from jkoflow.data import DataError, Dataset, split_rows
-from jkoflow.fit import BlockFit, FitCounters, FitHooks, TrainingError, scale_output
-from jkoflow.guard import GuardReading, read_guard
 from jkoflow.ops import jko_terms
-from jkoflow.progress import Silent
-from jkoflow.pushed import Batches, PushedSamples, push_rows
-from jkoflow.run import finite
+from jkoflow.training.adam import Adam
+from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, TrainingError, scale_output
+from jkoflow.training.guard import GuardReading, read_guard
+from jkoflow.training.progress import Silent
+from jkoflow.training.pushed import Batches, PushedSamples, push_rows
+from jkoflow.training.run import finite
 
 TINY = TrainConfig(
     hidden=(8, 8), max_blocks=2, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5
@@ -443,7 +443,7 @@ class SlowMachine:
             return integrate(block, x, context, num_steps, start, end)
 
         monkeypatch.setattr(Block, "_integrate", slow)
-        monkeypatch.setattr("jkoflow.fit.time", self)
+        monkeypatch.setattr("jkoflow.training.fit.time", self)
         monkeypatch.setattr("jkoflow.training.time", self)
 
     def monotonic(self):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.config import TrainConfig
 from jkoflow.data import BUILT_IN
-from jkoflow.run import CONFIG_FILE, RunDirectory, RunError
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.run import CONFIG_FILE, RunDirectory, RunError
 
 
 class ConfigError(ValueError):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from jkoflow.data import require
-from jkoflow.probes import Array
+from jkoflow.report.probes import Array
 
 require("matplotlib", "drawing a figure")
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from jkoflow import schedule
-from jkoflow.adam import Adam, AdamState
 from jkoflow.block import Block
-from jkoflow.config import TrainConfig
-from jkoflow.guard import read_guard
 from jkoflow.ops import jko_terms
-from jkoflow.progress import Progress
-from jkoflow.pushed import Batches, PushedSamples, gaussian_constant, push_rows
+from jkoflow.training.adam import Adam, AdamState
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.guard import read_guard
+from jkoflow.training.progress import Progress
+from jkoflow.training.pushed import Batches, PushedSamples, gaussian_constant, push_rows
 
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""

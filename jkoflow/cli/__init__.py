@@ -13,6 +13,6 @@ def main() -> None:
     except ImportError:
         print('error: the command line needs typer; install it with: pip install "jkoflow[cli]"', file=sys.stderr)
         raise SystemExit(2) from None
-    from jkoflow.commands import app
+    from jkoflow.cli.commands import app
 
     app(prog_name="jkoflow")

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from jkoflow import schedule
 from jkoflow.block import Block
-from jkoflow.config import TrainConfig
 from jkoflow.data import Dataset, require_batch, split_rows
 from jkoflow.environment import describe
-from jkoflow.evaluation import INVERSION_ROWS, evaluate
-from jkoflow.fit import BlockFit, FitHooks, TrainingError, scale_output
 from jkoflow.flow import JKOFlow
 from jkoflow.metrics import first_num_steps, spread_rows
-from jkoflow.progress import Progress, Silent
-from jkoflow.pushed import PushedSamples, generator
-from jkoflow.run import MODEL_FILE, FitState, RunDirectory, RunError, RunState, fingerprint
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.evaluation import INVERSION_ROWS, evaluate
+from jkoflow.training.fit import BlockFit, FitHooks, TrainingError, scale_output
+from jkoflow.training.progress import Progress, Silent
+from jkoflow.training.pushed import PushedSamples, generator
+from jkoflow.training.run import MODEL_FILE, FitState, RunDirectory, RunError, RunState, fingerprint
 from jkoflow.velocity import MLPVelocity
 
 __all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train"]
@@ -60,9 +60,9 @@ def train(
 
     Raises:
         jkoflow.data.DataError: If the data cannot be used: NaN or inf, a constant column, fewer rows than a batch.
-        jkoflow.run.RunError: If run_dir holds another run already, or one that does not fit data and config.
+        jkoflow.training.run.RunError: If run_dir holds another run already, or one that does not fit data and config.
         jkoflow.checkpoint.CheckpointError: If the saved state is damaged.
-        jkoflow.fit.TrainingError: If the parameters overflow with the guard switched off.
+        jkoflow.training.fit.TrainingError: If the parameters overflow with the guard switched off.
         ValueError: If the device does not exist, or resume is asked for without a run_dir.
         jkoflow.data.MissingExtraError: If run_dir is given and tomli-w is missing.
         OSError: If run_dir cannot be written.

@@ -43,7 +43,7 @@ class TrainConfig:
         clip_norm: Gradients longer than this are scaled down to it.
         validate_every: Iterations between two looks at the validation loss, by which a block's parameters are chosen.
         val_rows: Validation rows used for that, and for the calibration of the evaluation; all if there are fewer.
-        guard: Whether to watch the integrator (see `jkoflow.guard`).
+        guard: Whether to watch the integrator (see `jkoflow.training.guard`).
         guard_every: Iterations between two guard checks; every validation is preceded by one, too.
         guard_rows: Validation rows of a guard check.
         guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed.

@@ -16,10 +16,10 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from jkoflow import console, settings
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.config import TrainConfig
+from jkoflow.cli import console, settings
+from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
     DataWarning,
@@ -37,10 +37,10 @@ from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import CHUNK
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
-from jkoflow.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
-from jkoflow.settings import ConfigError
 from jkoflow.training import TrainingError
 from jkoflow.training import train as train_flow
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
 
 USER_ERRORS = (DataError, CheckpointError, ConfigError, RunError, TrainingError, MissingExtraError)
 """Their messages are one line and tell the fix; anything else is a bug and shows its traceback."""

@@ -36,7 +36,7 @@ def training_progress() -> TrainingBars | TrainingLines:
 
 
 class TrainingBars:
-    """A `jkoflow.progress.Progress` that draws one bar per block; a context manager.
+    """A `jkoflow.training.progress.Progress` that draws one bar per block; a context manager.
 
     Arguments:
         console: Where to draw.
@@ -87,7 +87,7 @@ class TrainingBars:
 
 
 class TrainingLines:
-    """A `jkoflow.progress.Progress` that prints plain lines, a few per block; a context manager."""
+    """A `jkoflow.training.progress.Progress` that prints plain lines, a few per block; a context manager."""
 
     def __init__(self) -> None:
         self._iterations: dict[int, int] = {}

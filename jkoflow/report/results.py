@@ -18,7 +18,7 @@ from torch import Tensor
 from jkoflow.block import Block
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.run import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, PREVIEW_FILE
+from jkoflow.training.run import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, PREVIEW_FILE
 
 T = TypeVar("T")
 

@@ -46,7 +46,7 @@ def svg(drawing: Figure, alt: str) -> str:
     """The figure as an inline SVG element in the colours of the page; dense panels inside are PNG at twice the pixels.
 
     Arguments:
-        drawing: A figure of `jkoflow.figures`.
+        drawing: A figure of `jkoflow.report.figures`.
         alt: What a reader who cannot see it is told.
 
     Returns:
@@ -54,7 +54,7 @@ def svg(drawing: Figure, alt: str) -> str:
     """
     import matplotlib
 
-    from jkoflow import style
+    from jkoflow.report import style
 
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from jkoflow.flow import JKOFlow
-from jkoflow.probes import (
+from jkoflow.report.probes import (
     MAX_COLUMNS,
     MAX_POINTS,
     WORK,
@@ -40,7 +40,7 @@ from jkoflow.probes import (
     to_array,
     worst_columns,
 )
-from jkoflow.style import (
+from jkoflow.report.style import (
     DATA,
     DATA_DOT,
     FAINT,

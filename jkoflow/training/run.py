@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from jkoflow import checkpoint
-from jkoflow.adam import AdamState
 from jkoflow.block import Block
-from jkoflow.config import TrainConfig
 from jkoflow.data import Dataset, require
-from jkoflow.fit import FitCounters
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import spread_rows
+from jkoflow.training.adam import AdamState
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.fit import FitCounters
 
 CONFIG_FILE = "config.toml"
 STATE_FILE = "state.safetensors"

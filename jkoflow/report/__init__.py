@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from jkoflow import page, probes
 from jkoflow.block import Block
 from jkoflow.checkpoint import write_atomically
-from jkoflow.results import Results, read_results
+from jkoflow.report import page, probes
+from jkoflow.report.results import Results, read_results
 
 if TYPE_CHECKING:
     pass
@@ -108,7 +108,7 @@ def _headline(run: Results, title: str) -> str:
 
 def _pictures(run: Results) -> list[str]:
     """The sections that show the flow itself, by dimension."""
-    from jkoflow import figures
+    from jkoflow.report import figures
 
     flow, data, features = run.flow, run.data, run.features
     names = ", ".join(features)
@@ -173,7 +173,7 @@ def _pictures(run: Results) -> list[str]:
 
 
 def _training(run: Results) -> str:
-    from jkoflow import figures
+    from jkoflow.report import figures
 
     ends = {r["block"]: r for r in run.history if r["event"] == "block"}
     guards = [r for r in run.history if r["event"] == "guard"]
