@@ -192,7 +192,8 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
 
 
 def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
-    return native.Settings(exact, field.time, str(field.activation), (float(t0), float(t1)), num_steps, method)
+    activation = field.activation
+    return native.Settings(exact, field.time, activation.name, activation.beta, float(t0), float(t1), num_steps, method)
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -224,9 +225,13 @@ def _check(
                 f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
                 f"({x.dtype}, {x.device}); convert one with .to(...)"
             )
-        wanted = (x.shape[0], field.context_dim)
-        if (context is None) != (field.context_dim == 0) or (context is not None and context.shape != wanted):
-            expected = f"have shape {wanted} to match velocity.context_dim" if field.context_dim else "be None"
+        if field.context_dim == 0:
+            fits, expected = context is None, "be None"
+        else:
+            expected = f"have shape {(x.shape[0], field.context_dim)} to match velocity.context_dim"
+            rows, columns = (-1, -1) if context is None or context.dim() != 2 else context.shape
+            fits = rows == x.shape[0] and columns == field.context_dim
+        if not fits:
             got = "None" if context is None else str(tuple(context.shape))
             raise ValueError(f"context must {expected}, got {got}")
     if context is not None and (context.dtype != x.dtype or context.device != x.device):

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch  # before the extension: both then share the OpenMP runtime that ships with torch
 from torch import Tensor
 
-from jkoflow.activation import parse_activation
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
@@ -68,8 +67,8 @@ def unsupported(field: MLPField | None, x: Tensor, divergence: str, backend: str
         return f"the kernels compute in float32 and float64, x is {x.dtype}"
     if field.activation.name not in _ACTIVATIONS:
         return f"the kernels know the activations {', '.join(_ACTIVATIONS)}, not {field.activation.name}"
-    if len(field.hidden) > MAX_HIDDEN_LAYERS:
-        return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.hidden)}"
+    if len(field.biases) - 1 > MAX_HIDDEN_LAYERS:
+        return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
     if divergence == "hutchinson":
         return "the kernels compute the exact divergence or none, not Hutchinson's estimate"
     return None
@@ -94,27 +93,11 @@ class Settings(NamedTuple):
     exact: bool
     time: bool
     activation: str
-    interval: tuple[float, float]
+    beta: float
+    t0: float
+    t1: float
     num_steps: int
     method: str
-
-    @property
-    def length(self) -> float:
-        """t1 - t0."""
-        return self.interval[1] - self.interval[0]
-
-    def encode(self) -> str:
-        """All of it as one word per number, exactly."""
-        t0, t1 = self.interval
-        return f"{self.exact:d} {self.time:d} {t0!r} {t1!r} {self.num_steps} {self.activation} {self.method}"
-
-    @staticmethod
-    @functools.cache
-    def decode(text: str) -> Settings:
-        """Reads what `encode` wrote."""
-        exact, time, t0, t1, num_steps, activation, method = text.split()
-        interval = float(t0), float(t1)
-        return Settings(exact == "1", time == "1", activation, interval, int(num_steps), method)
 
 
 def forward(
@@ -127,7 +110,7 @@ def forward(
     problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
     _C.cpu_forward(problem)
     if settings.exact and network.linear is not None:
-        logdet += settings.length * torch.trace(network.linear)
+        logdet += (settings.t1 - settings.t0) * torch.trace(network.linear)
     return x_end, logdet, path
 
 
@@ -159,7 +142,7 @@ def backward(
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_backward(problem, adjoint)
     if settings.exact and gradients is not None and gradients.linear is not None and logdet_bar is not None:
-        gradients.linear.diagonal().add_(logdet_bar.sum(), alpha=settings.length)
+        gradients.linear.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
     return x_grad, context_grad, gradients
 
 
@@ -185,19 +168,13 @@ def jko_loss(
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_jko_loss(problem, loss, adjoint)
     if network.linear is not None:
-        terms[1] -= settings.length * torch.trace(network.linear)
+        terms[1] -= (settings.t1 - settings.t0) * torch.trace(network.linear)
     if gradients is not None and gradients.linear is not None:
-        gradients.linear.diagonal().sub_(settings.length)
+        gradients.linear.diagonal().sub_(settings.t1 - settings.t0)
     return terms, x_grad, context_grad, gradients
 
 
 # ---- What crosses over to the extension.
-
-
-@functools.cache
-def _activation(text: str) -> tuple[Any, float]:
-    activation = parse_activation(text)
-    return getattr(_C.ActivationKind, activation.name), activation.beta
 
 
 @functools.cache
@@ -230,9 +207,8 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, settings: Set
     problem.context_dim = 0 if context is None else context.shape[1]
     problem.time, problem.exact = settings.time, settings.exact
     problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
-    problem.activation, problem.beta = _activation(settings.activation)
-    problem.t0, problem.t1 = settings.interval
-    problem.num_steps = settings.num_steps
+    problem.activation, problem.beta = getattr(_C.ActivationKind, settings.activation), settings.beta
+    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
     problem.tableau = _tableau(settings.method)
     problem.threads = torch.get_num_threads()
     problem.x, problem.context = _address(x), _address(context)

@@ -6,6 +6,7 @@ does: layers arrive in a fixed number of optional slots rather than in lists, al
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -29,10 +30,10 @@ _GRADIENTS = ", ".join(["Tensor"] * (2 + _SLOTS))  # of x, context and the slots
 def integrate_mlp(
     field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X at t1, logdet and path of the fused kernel; the path is empty unless it is kept."""
+    """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
     keep_path = keep_path or needs_gradient(field, x, context)
     x_end, logdet, path = torch.ops.jkoflow.integrate.default(
-        x, context, *_slots_of(field), settings.encode(), keep_path
+        x, context, *_slots_of(field), _encode(settings), keep_path
     )
     if not settings.exact:
         logdet = logdet.detach()  # zero: no gradient flows through it
@@ -43,7 +44,7 @@ def jko_loss_mlp(field: MLPField, x: Tensor, context: Tensor | None, settings: S
     """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
     parameters = any(slot is not None and slot.requires_grad for slot in _slots_of(field))
     total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
-        x, context, *_slots_of(field), settings.encode(), float(step_size), x.requires_grad, parameters
+        x, context, *_slots_of(field), _encode(settings), float(step_size), x.requires_grad, parameters
     )
     return JKOTerms(total, *terms.unbind())
 
@@ -52,6 +53,19 @@ def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
     """Whether autograd will want the gradient of something."""
     tensors = (x, context, *_slots_of(field))
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _encode(settings: Settings) -> str:
+    # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
+    exact, time, activation, beta, t0, t1, num_steps, method = settings
+    return f"{int(exact)} {int(time)} {activation} {beta!r} {t0!r} {t1!r} {num_steps} {method}"
+
+
+@functools.cache
+def _decode(text: str) -> Settings:
+    exact, time, activation, beta, t0, t1, num_steps, method = text.split()
+    numbers = float(beta), float(t0), float(t1), int(num_steps)
+    return Settings(exact == "1", time == "1", activation, *numbers, method)
 
 
 def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
@@ -65,7 +79,7 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network,
     slots, scalars = rest[:_SLOTS], rest[_SLOTS:]
     layers = [slot for slot in slots[:-1] if slot is not None]
     network = Network(layers[0::2], layers[1::2], slots[-1])
-    return x, context, network, Settings.decode(scalars[0]), scalars[1:]
+    return x, context, network, _decode(scalars[0]), scalars[1:]
 
 
 def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Network | None) -> tuple[Tensor, ...]:
