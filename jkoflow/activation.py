@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ class Activation:
 
     name: str
     beta: float = 1.0
+    text: str = field(init=False, repr=False, compare=False)
+    """What `parse_activation` reads; stored, so that torch.compile sees a constant and not a formatted float."""
+
+    def __post_init__(self) -> None:
+        # repr, so that a saved flow gets the very same beta back
+        text = f"softplus({self.beta!r})".replace(".0)", ")") if self.name == "softplus" else self.name
+        object.__setattr__(self, "text", text)
 
     def value(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\sigma(z)`, with the shape of ``z``."""
@@ -33,8 +40,7 @@ class Activation:
         return _TABLE[self.name][1](z, self.beta)
 
     def __str__(self) -> str:
-        # repr, so that a saved flow gets the very same beta back
-        return f"softplus({self.beta!r})".replace(".0)", ")") if self.name == "softplus" else self.name
+        return self.text
 
 
 def parse_activation(text: str | Activation) -> Activation:

@@ -152,7 +152,7 @@ def test_gradcheck(name, divergence):
 def operator_arguments(network, dtype):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    settings = native.Settings(True, field.time, field.activation.name, field.activation.beta, 0.0, 1.0, 2, "rk4")
+    settings = native.Settings(True, field.time, field.activation.text, 0.0, 1.0, 2, "rk4")
     return x.requires_grad_(), context, *operators._slots_of(field), operators._encode(settings)
 
 

@@ -192,8 +192,7 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
 
 
 def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
-    activation = field.activation
-    return native.Settings(exact, field.time, activation.name, activation.beta, float(t0), float(t1), num_steps, method)
+    return native.Settings(exact, field.time, field.activation.text, float(t0), float(t1), num_steps, method)
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -225,15 +224,13 @@ def _check(
                 f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
                 f"({x.dtype}, {x.device}); convert one with .to(...)"
             )
-        if field.context_dim == 0:
-            fits, expected = context is None, "be None"
-        else:
-            expected = f"have shape {(x.shape[0], field.context_dim)} to match velocity.context_dim"
-            rows, columns = (-1, -1) if context is None or context.dim() != 2 else context.shape
-            fits = rows == x.shape[0] and columns == field.context_dim
-        if not fits:
-            got = "None" if context is None else str(tuple(context.shape))
-            raise ValueError(f"context must {expected}, got {got}")
+        # in plain comparisons: torch.compile with dynamic shapes cannot trace the message, nor all that Python can
+        c = field.context_dim
+        if c == 0:
+            if context is not None:
+                raise ValueError(_context_message(field, x, context))
+        elif context is None or context.dim() != 2 or context.shape[0] != x.shape[0] or context.shape[1] != c:
+            raise ValueError(_context_message(field, x, context))
     if context is not None and (context.dtype != x.dtype or context.device != x.device):
         raise ValueError(
             f"context must match x's dtype and device ({x.dtype}, {x.device}), got ({context.dtype}, {context.device})"
@@ -261,6 +258,12 @@ def _check(
         raise ValueError(
             f"noise must have shape {tuple(x.shape)} and dtype {x.dtype} as x, got {tuple(noise.shape)}, {noise.dtype}"
         )
+
+
+def _context_message(field: MLPField, x: Tensor, context: Tensor | None) -> str:
+    wanted = (x.shape[0], field.context_dim)
+    expected = f"have shape {wanted} to match velocity.context_dim" if field.context_dim else "be None"
+    return f"context must {expected}, got {None if context is None else tuple(context.shape)}"
 
 
 _warned: set[str] = set()

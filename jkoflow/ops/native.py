@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch  # before the extension: both then share the OpenMP runtime that ships with torch
 from torch import Tensor
 
+from jkoflow.activation import parse_activation
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
@@ -92,8 +93,7 @@ class Settings(NamedTuple):
 
     exact: bool
     time: bool
-    activation: str
-    beta: float
+    activation: str  # as parse_activation reads it
     t0: float
     t1: float
     num_steps: int
@@ -178,6 +178,12 @@ def jko_loss(
 
 
 @functools.cache
+def _activation(text: str) -> tuple[Any, float]:
+    activation = parse_activation(text)
+    return getattr(_C.ActivationKind, activation.name), activation.beta
+
+
+@functools.cache
 def _tableau(method: str) -> Any:
     tableau = TABLEAUX[method]
     return _C.Tableau(tableau.a, tableau.b, tableau.c)
@@ -207,7 +213,7 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, settings: Set
     problem.context_dim = 0 if context is None else context.shape[1]
     problem.time, problem.exact = settings.time, settings.exact
     problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
-    problem.activation, problem.beta = getattr(_C.ActivationKind, settings.activation), settings.beta
+    problem.activation, problem.beta = _activation(settings.activation)
     problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
     problem.tableau = _tableau(settings.method)
     problem.threads = torch.get_num_threads()

@@ -57,15 +57,15 @@ def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    exact, time, activation, beta, t0, t1, num_steps, method = settings
-    return f"{int(exact)} {int(time)} {activation} {beta!r} {t0!r} {t1!r} {num_steps} {method}"
+    exact, time, activation, t0, t1, num_steps, method = settings
+    flags = ("exact" if exact else "none") + (" time" if time else " steady")
+    return f"{flags} {activation} {t0!r} {t1!r} {num_steps} {method}"
 
 
 @functools.cache
 def _decode(text: str) -> Settings:
-    exact, time, activation, beta, t0, t1, num_steps, method = text.split()
-    numbers = float(beta), float(t0), float(t1), int(num_steps)
-    return Settings(exact == "1", time == "1", activation, *numbers, method)
+    exact, time, activation, t0, t1, num_steps, method = text.split()
+    return Settings(exact == "exact", time == "time", activation, float(t0), float(t1), int(num_steps), method)
 
 
 def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
