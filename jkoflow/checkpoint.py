@@ -56,7 +56,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: no such file; check the path, or train and save a flow first")
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -65,7 +65,7 @@ class OneLineErrors(TyperGroup):
             code = 2
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            console.error(f"{place}{error.strerror or error}")
+            console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
             code = 2
         except RuntimeError as error:
             if "JKOFLOW_ISA" not in str(error):  # the one that an environment variable causes

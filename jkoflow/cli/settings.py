@@ -144,7 +144,7 @@ def _read_toml(path: Path, kind: type[ValueError]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise kind(f"{path}: no such file") from error
+        raise kind(f"{path}: no such file; check the path, it starts at {Path.cwd()}") from error
     except OSError as error:
         raise kind(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # TOML or UTF-8

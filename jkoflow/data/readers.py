@@ -56,7 +56,7 @@ def read_table(path: str | Path) -> Table:
     if path.is_dir():
         raise DataError(f"{path} is a directory; name a file")
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file; check the path, it starts at {Path.cwd()}")
     try:
         return reader(path)
     except DataError as error:
