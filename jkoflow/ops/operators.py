@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ def integrate_mlp(
     field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
-    keep_path = keep_path or needs_gradient(field, x, context)
+    tensors = (x, context, *_slots_of(field))
     x_end, logdet, path = torch.ops.jkoflow.integrate.default(
-        x, context, *_slots_of(field), _encode(settings), keep_path
+        *tensors, _encode(settings), keep_path or _any_needs_gradient(tensors)
     )
     if not settings.exact:
         logdet = logdet.detach()  # zero: no gradient flows through it
@@ -42,16 +43,19 @@ def integrate_mlp(
 
 def jko_loss_mlp(field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, step_size: float) -> JKOTerms:
     """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
-    parameters = any(slot is not None and slot.requires_grad for slot in _slots_of(field))
+    slots = _slots_of(field)
     total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
-        x, context, *_slots_of(field), _encode(settings), float(step_size), x.requires_grad, parameters
+        x, context, *slots, _encode(settings), float(step_size), x.requires_grad, _any_needs_gradient(slots)
     )
     return JKOTerms(total, *terms.unbind())
 
 
 def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
     """Whether autograd will want the gradient of something."""
-    tensors = (x, context, *_slots_of(field))
+    return _any_needs_gradient((x, context, *_slots_of(field)))
+
+
+def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
