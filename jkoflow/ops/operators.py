@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -92,6 +92,21 @@ def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Netwo
     return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in (x, context, *slots))
 
 
+def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = getattr(torch.ops.jkoflow, name).default(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    function = type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
+    torch.library.impl(_LIBRARY, name, "Autograd")(lambda *arguments: function.apply(*arguments))
+
+
 # ---- Integration
 
 
@@ -162,8 +177,8 @@ def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
     )
 
 
-torch.library.register_autograd("jkoflow::integrate", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd("jkoflow::integrate_backward", _refuse_double_backward, lib=_LIBRARY)
+_register_autograd("integrate", _setup_context, _backward)
+_register_autograd("integrate_backward", lambda ctx, inputs, output: None, _refuse_double_backward)
 
 
 # ---- The loss
@@ -205,4 +220,4 @@ def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> 
     return _wanted(tuple(wanted), scaled, ctx.scalars)
 
 
-torch.library.register_autograd("jkoflow::jko_loss", _loss_backward, setup_context=_loss_setup_context, lib=_LIBRARY)
+_register_autograd("jko_loss", _loss_setup_context, _loss_backward)
