@@ -28,6 +28,9 @@ struct Problem {
   Tableau tableau;
   int threads = 1;
 
+  // Columns of layer 1: x, t, context.
+  int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }
+
   const void* x = nullptr;                  // (batch, dim)
   const void* context = nullptr;            // (batch, context_dim)
   const void* weight[kMaxHidden + 1] = {};  // layer 1 reads the columns x, t, context

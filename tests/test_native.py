@@ -162,6 +162,19 @@ def test_opcheck(name, dtype):
     torch.library.opcheck(torch.ops.jkoflow.integrate.default, (*operator_arguments(NETWORKS[name], dtype), True))
 
 
+@pytest.mark.parametrize("operator", ["integrate", "jko_loss"])
+def test_opcheck_with_strided_tensors(operator):
+    arguments = operator_arguments(NETWORKS["context and linear"], torch.float64)
+    strided = [
+        part.detach().T.contiguous().T.requires_grad_(part.requires_grad)
+        if torch.is_tensor(part) and part.dim() == 2
+        else part
+        for part in arguments
+    ]
+    rest = (True,) if operator == "integrate" else (0.5, True, True)
+    torch.library.opcheck(getattr(torch.ops.jkoflow, operator).default, (*strided, *rest))
+
+
 @pytest.mark.parametrize("name", ["two layers", "context and linear"])
 @pytest.mark.parametrize("parameters_wanted", [True, False])
 def test_opcheck_of_the_adjoint(name, parameters_wanted):

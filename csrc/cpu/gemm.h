@@ -175,13 +175,19 @@ __attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_s
   }
 }
 
+// Width of the panel that a column lies in: the last one may be narrower.
+template <class Real>
+JKOFLOW_INLINE int panel_width(int column, int columns) {
+  const int rest = columns - column / kOuterWidth<Real> * kOuterWidth<Real>;
+  return rest < kOuterWidth<Real> ? rest : kOuterWidth<Real>;
+}
+
 // Where element (sample, column) of a stage lies in the panels that outer_product reads.
 template <class Real>
 JKOFLOW_INLINE ptrdiff_t panel_offset(int column, int columns, int stage, int stages, int sample) {
   const int first = column / kOuterWidth<Real> * kOuterWidth<Real>;
-  const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
-  return (static_cast<ptrdiff_t>(first) * stages + 0) * kTile<Real> +
-         (static_cast<ptrdiff_t>(stage) * kTile<Real> + sample) * width + (column - first);
+  return static_cast<ptrdiff_t>(first) * stages * kTile<Real> +
+         (static_cast<ptrdiff_t>(stage) * kTile<Real> + sample) * panel_width<Real>(column, columns) + (column - first);
 }
 
 // Writes source [columns][kTile] of one stage into the panels; columns is a multiple of the lanes.
@@ -189,8 +195,7 @@ template <class Real, int Vectors>
 void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
   constexpr int n = kLanes<Real>;
   for (int column = 0; column < columns; column += n) {
-    const int first = column / kOuterWidth<Real> * kOuterWidth<Real>;
-    const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
+    const int width = panel_width<Real>(column, columns);
     for (int j = 0; j < Vectors; ++j) {
       Vector<Real> block[n];
       JKOFLOW_UNROLL
@@ -207,8 +212,7 @@ void transpose_panels(const Real* source, int columns, int stage, int stages, Re
 template <class Real>
 void scatter_panels(const Real* source, int rows, int columns, int stage, int stages, int samples, Real* panels) {
   for (int row = 0; row < rows; ++row) {
-    const int first = row / kOuterWidth<Real> * kOuterWidth<Real>;
-    const int width = columns - first < kOuterWidth<Real> ? columns - first : kOuterWidth<Real>;
+    const int width = panel_width<Real>(row, columns);
     Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
     for (int k = 0; k < samples; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
   }

@@ -91,8 +91,8 @@ JKOFLOW_INLINE void for_each_vector(int rows, Function&& function) {
 
 template <class Real>
 struct Grid {
-  Real t0, dt;
-  explicit Grid(const Problem& p) : t0(static_cast<Real>(p.t0)), dt(static_cast<Real>((p.t1 - p.t0) / p.num_steps)) {}
+  Real dt;
+  explicit Grid(const Problem& p) : dt(static_cast<Real>((p.t1 - p.t0) / p.num_steps)) {}
   Real time(const Problem& p, int step, int stage) const {
     return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * ((p.t1 - p.t0) / p.num_steps));
   }
@@ -377,7 +377,7 @@ class Reduction {
     for (int block = part * kLanes<Real>; block < net_.width[0]; block += parts * kLanes<Real>) {
       const int end = block + kLanes<Real> < net_.width[0] ? block + kLanes<Real> : net_.width[0];
       for (int a = block; a < end; ++a) {
-        Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * columns();
+        Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
         for (int k = 0; k < net_.inputs; ++k) {
           row[k < p_.dim || !p_.time ? k : k + 1] =
               total(sums.first + static_cast<ptrdiff_t>(a) * sums.first_columns + k);
@@ -394,15 +394,14 @@ class Reduction {
                  load(net_.product_grad + static_cast<ptrdiff_t>(m) * net_.padded[0] + block);
         }
         for (int a = block; a < end; ++a) {
-          out(adjoint_.weight[0])[static_cast<ptrdiff_t>(a) * columns() + i] += sum[a - block];
+          out(adjoint_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i] += sum[a - block];
         }
       }
     }
   }
 
-  int columns() const { return p_.dim + (p_.time ? 1 : 0) + p_.context_dim; }
   Real first_weight(int a, int i) const {
-    return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * columns() + i];
+    return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i];
   }
   Real coupling_total(int a) const { return total_lanes(results_[0].work.sums.coupling + a * kLanes<Real>); }
 

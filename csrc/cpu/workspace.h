@@ -120,7 +120,7 @@ struct Network {
 
  private:
   void pack_weights(const Problem& p, bool adjoint, int part, int parts) const {
-    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    const int stride = p.input_columns();
     const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
     const Real* w1 = static_cast<const Real*>(p.weight[0]);
     const Real* w_last = static_cast<const Real*>(p.weight[hidden]);
@@ -156,7 +156,7 @@ struct Network {
   }
 
   void copy_first_columns(const Problem& p, int part, int parts) const {
-    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    const int stride = p.input_columns();
     for (int i = part; first_columns != nullptr && i < dim; i += parts) {
       copy_padded(first_columns + i * padded[0], static_cast<const Real*>(p.weight[0]) + i, stride, width[0],
                   padded[0]);
@@ -172,7 +172,7 @@ struct Network {
       }
       return;
     }
-    const int stride = p.dim + (p.time ? 1 : 0) + p.context_dim;
+    const int stride = p.input_columns();
     const Real *w1 = static_cast<const Real*>(p.weight[0]), *w2 = static_cast<const Real*>(p.weight[1]);
     for (int a = part; a < padded[0]; a += parts) {
       Real sum = 0;

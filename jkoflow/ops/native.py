@@ -83,9 +83,9 @@ class Network(NamedTuple):
     linear: Tensor | None
 
     def empty_like(self) -> Network:
-        """Uninitialised gradients."""
-        linear = None if self.linear is None else torch.empty_like(self.linear)
-        return Network([torch.empty_like(w) for w in self.weights], [torch.empty_like(b) for b in self.biases], linear)
+        """Uninitialised gradients, contiguous whatever the strides of the tensors."""
+        linear = None if self.linear is None else dense_like(self.linear)
+        return Network([dense_like(w) for w in self.weights], [dense_like(b) for b in self.biases], linear)
 
 
 class Settings(NamedTuple):
@@ -114,6 +114,11 @@ def forward(
     return x_end, logdet, path
 
 
+def dense_like(tensor: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor of the same shape, where empty_like would copy the strides."""
+    return tensor.new_empty(tensor.shape)
+
+
 def new_outputs(x: Tensor, num_steps: int, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised x at t1, logdet and path."""
     batch, dim = x.shape
@@ -136,8 +141,8 @@ def backward(
     x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
     adjoint = _C.Adjoint()
     adjoint.x_end, adjoint.logdet, adjoint.path = map(_address, (x_end_bar, logdet_bar, path_bar))
-    x_grad = torch.empty_like(path[0])
-    context_grad = None if context is None else torch.empty_like(context)
+    x_grad = dense_like(path[0])
+    context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_backward(problem, adjoint)
@@ -162,8 +167,8 @@ def jko_loss(
     loss = _C.JkoLoss()
     loss.step_size, loss.terms = step_size, _address(terms)
     adjoint = _C.Adjoint()
-    x_grad = torch.empty_like(x) if x_wanted else None
-    context_grad = None if context is None else torch.empty_like(context)
+    x_grad = dense_like(x) if x_wanted else None
+    context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_jko_loss(problem, loss, adjoint)

@@ -66,7 +66,7 @@ def _encode(settings: Settings) -> str:
     return f"{flags} {activation} {t0!r} {t1!r} {num_steps} {method}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
     exact, time, activation, t0, t1, num_steps, method = text.split()
     return Settings(exact == "exact", time == "time", activation, float(t0), float(t1), int(num_steps), method)
@@ -147,8 +147,8 @@ def _fake_gradients(
     x: Tensor, context: Tensor | None, network: Network, x_wanted: bool, parameters_wanted: bool
 ) -> tuple[Tensor | None, Tensor | None, Network | None]:
     return (
-        torch.empty_like(x) if x_wanted else None,
-        None if context is None else torch.empty_like(context),
+        native.dense_like(x) if x_wanted else None,
+        None if context is None else native.dense_like(context),
         network.empty_like() if parameters_wanted else None,
     )
 
