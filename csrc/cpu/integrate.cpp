@@ -1,30 +1,10 @@
 // Whole integrations on one instruction set: tiles over threads, Runge-Kutta steps over tiles, and the exact adjoint.
 #include "block.h"
 #include "kernels.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
-
-template <class Function>
-void run_threads(int threads, Function&& function) {
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-  function(omp_get_thread_num(), omp_get_num_threads());
-#else
-  (void)threads;
-  function(0, 1);
-#endif
-}
-
-inline void wait_for_threads() {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
 
 // ---- Tiles
 

@@ -2,29 +2,11 @@
 #pragma once
 
 #include "../problem.h"
+#include "arena.h"
 #include "gemm.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
-
-// Hands out aligned pieces of a block of memory; with a null block it only counts.
-class Arena {
- public:
-  explicit Arena(char* base) : base_(base) {}
-
-  template <class Real>
-  Real* take(ptrdiff_t count) {
-    char* piece = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (static_cast<size_t>(count) * sizeof(Real) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<Real*>(piece);
-  }
-  size_t used() const { return used_; }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  char* base_;
-  size_t used_ = 0;
-};
 
 template <class Real>
 constexpr int padded_width(int width) {

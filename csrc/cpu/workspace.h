@@ -212,8 +212,8 @@ struct BackwardSpace {
   // The sums start at zero. So do the panels: columns and samples that no tile fills are multiplied all the same, and
   // what an earlier call left there may be denormal or NaN, which is slow.
   void clear() const {
-    std::memset(sums.begin, 0, sizeof(Real) * sums.count);
-    std::memset(input_panels, 0, sizeof(Real) * (panels_end - input_panels));
+    clear_pieces(sums.begin, sums.count);
+    clear_pieces(input_panels, panels_end - input_panels);
   }
 };
 
