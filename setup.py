@@ -1,8 +1,8 @@
 """Builds the extension through CMake; everything else about the package is in pyproject.toml.
 
 Environment variables: ``CMAKE_ARGS`` (more arguments for CMake), ``JKOFLOW_CUDA`` (``AUTO``, ``ON`` or ``OFF``),
-``TORCH_CUDA_ARCH_LIST`` or ``CUDAARCHS`` (GPUs to compile for), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL`` (parallel
-compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols).
+``TORCH_CUDA_ARCH_LIST`` or ``CUDAARCHS`` (GPUs to compile for), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL``
+(parallel compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols).
 """
 
 from __future__ import annotations

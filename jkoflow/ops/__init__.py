@@ -18,6 +18,7 @@ __all__ = ["FallbackWarning", "Integrated", "JKOTerms", "integrate", "jko_loss",
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
+Precision = Literal["auto", "fp32", "tf32x3", "tf32"]
 
 
 class FallbackWarning(UserWarning):
@@ -47,7 +48,7 @@ def integrate(
     divergence: Divergence = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
-    precision: str = "fp32",
+    precision: Precision = "auto",
     keep_path: bool = True,
 ) -> Integrated:
     r"""Integrates dx/dt = v(x, t) and the divergence of v with a fixed-step Runge-Kutta method.
@@ -74,7 +75,10 @@ def integrate(
         noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"`` picks the fused kernel for the device of x and falls back to the reference with a
             `FallbackWarning`; ``"cpu"``, ``"cuda"`` and ``"reference"`` force one.
-        precision: ``"fp32"``: products in the precision of x. Others are for CUDA.
+        precision: How the CUDA kernels multiply float32 numbers: ``"fp32"``; ``"tf32x3"``, on tensor cores and nearly
+            as accurate; ``"tf32"``, on tensor cores with 11 significant bits, errors near 1e-3. ``"auto"`` is
+            ``"tf32x3"`` on GPUs on which that is faster (compute capability 8.0, 9.0 and 10), else ``"fp32"``.
+            Elsewhere products have the precision of x, and only ``"auto"`` and ``"fp32"`` are accepted.
         keep_path: Whether to return x at every step.
 
     Returns:
@@ -96,9 +100,9 @@ def integrate(
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
-    if _use_kernel(field, x, divergence, backend):
+    if _use_kernel(field, x, divergence, backend, precision):
         assert field is not None
-        settings = _settings(field, divergence == "exact", t0, t1, num_steps, method)
+        settings = _settings(field, divergence == "exact", t0, t1, num_steps, method, precision)
         result = operators.integrate_mlp(field, x, context, settings, keep_path)
     else:
         rhs = (
@@ -122,6 +126,7 @@ def jko_loss(
     num_steps: int = 3,
     method: str = "rk4",
     backend: Backend = "auto",
+    precision: Precision = "auto",
 ) -> JKOTerms:
     r"""The JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
 
@@ -140,6 +145,7 @@ def jko_loss(
         num_steps: Number of Runge-Kutta steps.
         method: Runge-Kutta method.
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
+        precision: As in `integrate`.
 
     Returns:
         The terms. Differentiate ``total``; with a kernel the other three are there to be looked at and carry no
@@ -158,13 +164,14 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, "fp32")
+    _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, precision)
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
-    if _use_kernel(field, x, "exact", backend) and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, True, t0, t1, num_steps, method)
+    kernel = _use_kernel(field, x, "exact", backend, precision)
+    if kernel and field is not None and operators.needs_gradient(field, x, context):
+        settings = _settings(field, True, t0, t1, num_steps, method, precision)
         return operators.jko_loss_mlp(field, x, context, settings, step_size)
     end, logdet, _ = integrate(
         velocity,
@@ -175,15 +182,16 @@ def jko_loss(
         num_steps=num_steps,
         method=method,
         backend=backend,
+        precision=precision,
         keep_path=False,
     )
     return jko_terms(x, end, logdet, step_size)
 
 
-def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str) -> bool:
+def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str, precision: str) -> bool:
     if backend == "reference":
         return False
-    reason = native.unsupported(field, x, divergence, backend)
+    reason = native.unsupported(field, x, divergence, backend, precision)
     if reason is not None and backend != "auto":
         raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
     if reason is not None:
@@ -191,8 +199,10 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
     return reason is None
 
 
-def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
-    return native.Settings(exact, field.time, field.activation.text, float(t0), float(t1), num_steps, method)
+def _settings(
+    field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str, precision: str
+) -> native.Settings:
+    return native.Settings(exact, field.time, field.activation.text, float(t0), float(t1), num_steps, method, precision)
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -243,12 +253,12 @@ def _check(
         ("method", method, tuple(TABLEAUX)),
         ("divergence", divergence, ("exact", "hutchinson", "none")),
         ("backend", backend, ("auto", "cpu", "cuda", "reference")),
-        ("precision", precision, ("fp32", "tf32x3", "tf32")),
+        ("precision", precision, ("auto", "fp32", "tf32x3", "tf32")),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if precision != "fp32":
-        raise ValueError(f"precision must be 'fp32' outside the CUDA kernels, got {precision!r}")
+    if precision not in ("auto", "fp32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
+        raise ValueError(f"precision must be 'auto' or 'fp32' outside the CUDA kernels, got {precision!r}")
     if (noise is not None) != (divergence == "hutchinson"):
         raise ValueError(
             f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "

@@ -61,15 +61,17 @@ def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    exact, time, activation, t0, t1, num_steps, method = settings
+    exact, time, activation, t0, t1, num_steps, method, precision = settings
     flags = ("exact" if exact else "none") + (" time" if time else " steady")
-    return f"{flags} {activation} {t0!r} {t1!r} {num_steps} {method}"
+    return f"{flags} {activation} {t0!r} {t1!r} {num_steps} {method} {precision}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
-    exact, time, activation, t0, t1, num_steps, method = text.split()
-    return Settings(exact == "exact", time == "time", activation, float(t0), float(t1), int(num_steps), method)
+    exact, time, activation, t0, t1, num_steps, method, precision = text.split()
+    return Settings(
+        exact == "exact", time == "time", activation, float(t0), float(t1), int(num_steps), method, precision
+    )
 
 
 def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
@@ -114,7 +116,8 @@ _LIBRARY.define(f"integrate(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x
 
 
 @torch.library.impl(_LIBRARY, "integrate", "CPU")
-def _integrate_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.impl(_LIBRARY, "integrate", "CUDA")
+def _integrate_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, context, network, settings, (keep_path,) = _unpack(arguments)
     return native.forward(x, context, network, settings, keep_path)
 
@@ -132,7 +135,8 @@ _LIBRARY.define(
 
 
 @torch.library.impl(_LIBRARY, "integrate_backward", "CPU")
-def _integrate_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.impl(_LIBRARY, "integrate_backward", "CUDA")
+def _integrate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, settings, (*bars, wanted) = _unpack(arguments)
     return _pack(path, *native.backward(tuple(bars), path, context, network, settings, wanted))
 
@@ -191,7 +195,8 @@ _LIBRARY.define(
 
 
 @torch.library.impl(_LIBRARY, "jko_loss", "CPU")
-def _jko_loss_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.impl(_LIBRARY, "jko_loss", "CUDA")
+def _jko_loss_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
     terms, x_grad, context_grad, gradients = native.jko_loss(
         x, context, network, settings, step_size, x_wanted, parameters_wanted
