@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from jkoflow.activation import parse_activation
+from jkoflow.ops.extension import MISSING
 from jkoflow.ops.extension import C as _C
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
@@ -26,13 +27,20 @@ _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 @torch.compiler.assume_constant_result
 def missing() -> str | None:
     """Why no CUDA kernel can run here, or None if they can."""
-    if _C is None or not _C.has_cuda:
+    if _C is None:
+        return MISSING
+    if not _C.has_cuda:
         return NOT_BUILT
     if problem := _C.cuda_device_problem():
         return problem
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA; install one that is built with it"
     return None if torch.cuda.is_available() else "no CUDA device that PyTorch can use"
+
+
+def architectures() -> list[str]:
+    """What the kernels are built for, in CMake's words: ``["80-real", "90-real", "90-virtual"]``."""
+    return _C.cuda_architectures.split() if _C is not None and _C.has_cuda else []
 
 
 def unsupported(field: MLPField, device: torch.device, float64: bool, divergence: str, precision: str) -> str | None:
@@ -68,10 +76,10 @@ def _cached_unsupported(
     precision: str,
 ) -> str | None:
     capability = torch.cuda.get_device_capability(index)
-    if not covers(_C.cuda_architectures, capability):
+    if not covers(architectures(), capability):
         major, minor = capability
         return (
-            f"the CUDA kernels are built for {_C.cuda_architectures}, cuda:{index} has compute capability "
+            f"the CUDA kernels are built for {' '.join(architectures())}, cuda:{index} has compute capability "
             f"{major}.{minor}" + ("" if major < 8 else f"; build them with TORCH_CUDA_ARCH_LIST={major}.{minor}")
         )
     problem = _C.Problem()
@@ -87,10 +95,10 @@ def _cached_unsupported(
     return f"the CUDA kernels {reason}" if reason else None
 
 
-def covers(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether a GPU can run what was built for CMake's CUDA architectures, such as ``"80-real 90-virtual"``."""
+def covers(built_for: list[str], capability: tuple[int, int]) -> bool:
+    """Whether a GPU can run what was built for CMake's CUDA architectures."""
     major, minor = capability
-    for architecture in architectures.split():
+    for architecture in built_for:
         match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
         if match is None:  # "native", "all", "all-major": whoever asked for them knows
             return True

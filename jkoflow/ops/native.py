@@ -32,11 +32,11 @@ def capabilities() -> dict[str, Any]:
     """
     return {
         "cpu": _MISSING,
-        "cuda": _MISSING if _C is None else cuda.missing(),
+        "cuda": cuda.missing(),
         "isa": None if _MISSING else _C.cpu_isa(),
         "isas": [] if _C is None else _C.cpu_isas(),
         "openmp": _C is not None and _C.has_openmp,
-        "cuda_architectures": _C.cuda_architectures.split() if _C is not None and _C.has_cuda else [],
+        "cuda_architectures": cuda.architectures(),
         "threads": torch.get_num_threads(),
     }
 
