@@ -100,10 +100,10 @@ def integrate(
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
-    if _use_kernel(field, x, divergence, backend, precision):
+    if _use_kernel(field, x, divergence, noise, backend, precision):
         assert field is not None
-        settings = _settings(field, divergence == "exact", t0, t1, num_steps, method, precision)
-        result = operators.integrate_mlp(field, x, context, settings, keep_path)
+        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
+        result = operators.integrate_mlp(field, x, context, noise, settings, keep_path)
     else:
         rhs = (
             reference.autograd_rhs(velocity, context, divergence, noise)
@@ -125,6 +125,8 @@ def jko_loss(
     t1: float = 1.0,
     num_steps: int = 3,
     method: str = "rk4",
+    divergence: Literal["exact", "hutchinson"] = "exact",
+    noise: Tensor | None = None,
     backend: Backend = "auto",
     precision: Precision = "auto",
 ) -> JKOTerms:
@@ -144,6 +146,8 @@ def jko_loss(
         t1: End time.
         num_steps: Number of Runge-Kutta steps.
         method: Runge-Kutta method.
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
         precision: As in `integrate`.
 
@@ -164,15 +168,17 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, precision)
+    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
+    if divergence == "none":
+        raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
-    kernel = _use_kernel(field, x, "exact", backend, precision)
+    kernel = _use_kernel(field, x, divergence, noise, backend, precision)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, True, t0, t1, num_steps, method, precision)
-        return operators.jko_loss_mlp(field, x, context, settings, step_size)
+        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
+        return operators.jko_loss_mlp(field, x, context, noise, settings, step_size)
     end, logdet, _ = integrate(
         velocity,
         x,
@@ -181,6 +187,8 @@ def jko_loss(
         t1=t1,
         num_steps=num_steps,
         method=method,
+        divergence=divergence,
+        noise=noise,
         backend=backend,
         precision=precision,
         keep_path=False,
@@ -188,10 +196,12 @@ def jko_loss(
     return jko_terms(x, end, logdet, step_size)
 
 
-def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str, precision: str) -> bool:
+def _use_kernel(
+    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+) -> bool:
     if backend == "reference":
         return False
-    reason = native.unsupported(field, x, divergence, backend, precision)
+    reason = native.unsupported(field, x, divergence, noise, backend, precision)
     if reason is not None and backend != "auto":
         raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
     if reason is not None:
@@ -200,9 +210,10 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
 
 
 def _settings(
-    field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str, precision: str
+    field: MLPField, divergence: str, t0: float, t1: float, num_steps: int, method: str, precision: str
 ) -> native.Settings:
-    return native.Settings(exact, field.time, field.activation.text, float(t0), float(t1), num_steps, method, precision)
+    interval = float(t0), float(t1)
+    return native.Settings(divergence, field.time, field.activation.text, *interval, num_steps, method, precision)
 
 
 def _field(velocity: object) -> MLPField | None:
