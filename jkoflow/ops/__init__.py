@@ -245,6 +245,13 @@ def _check(
                 f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
                 f"({x.dtype}, {x.device}); convert one with .to(...)"
             )
+        if x.device.type != "cpu":  # a kernel on a GPU cannot even notice that an address is not the GPU's
+            for part in (*field.weights, *field.biases, *(() if field.linear is None else (field.linear,))):
+                if part.device != x.device:
+                    raise ValueError(
+                        f"the velocity must be on one device, x's {x.device}, but has parameters on {part.device}; "
+                        "move all of it with .to(...)"
+                    )
         # in plain comparisons: torch.compile with dynamic shapes cannot trace the message, nor all that Python can
         c = field.context_dim
         if c == 0:
@@ -275,9 +282,10 @@ def _check(
             f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "
             f"divergence={divergence!r}"
         )
-    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype):
+    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype or noise.device != x.device):
         raise ValueError(
-            f"noise must have shape {tuple(x.shape)} and dtype {x.dtype} as x, got {tuple(noise.shape)}, {noise.dtype}"
+            f"noise must have shape {tuple(x.shape)} on {x.device} and dtype {x.dtype} as x, got "
+            f"{tuple(noise.shape)} on {noise.device}, {noise.dtype}"
         )
 
 

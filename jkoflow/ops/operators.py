@@ -143,7 +143,7 @@ def _integrate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("jkoflow::integrate_backward", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, _, _, (*_, parameters_wanted) = _unpack(arguments)
-    return _pack(path, *_fake_gradients(path[0], context, network, True, parameters_wanted))
+    return _pack(path, *_fake_gradients(path.select(0, 0), context, network, True, parameters_wanted))
 
 
 def _fake_gradients(
