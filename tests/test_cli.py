@@ -289,7 +289,8 @@ def test_doctor_as_text_and_as_json():
 
 def test_doctor_says_why_a_kernel_is_missing(monkeypatch):
     environment = describe()
-    kernels = {"cpu": "no compiler was there", "cuda": None, "isa": None, "isas": [], "openmp": False, "threads": 1}
+    kernels = {"cpu": "no compiler was there", "cuda": None, "isa": None, "isas": [], "threads": 1}
+    kernels |= {"bf16x3": "no compiler was there", "openmp": False}
     monkeypatch.setattr(commands, "describe", lambda: {**environment, "kernels": kernels})
     output = run_cli("doctor").stdout
     assert "not available: no compiler was there" in output

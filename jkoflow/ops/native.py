@@ -29,7 +29,8 @@ def capabilities() -> dict[str, Any]:
 
     Returns:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
-        ``bf16x3`` (None if usable, else the reason), ``openmp``, ``cuda_architectures`` that the CUDA kernels are built for, ``threads``.
+        ``bf16x3`` (None if usable, else the reason), ``openmp``, ``cuda_architectures`` that the CUDA kernels are
+        built for, ``threads``.
     """
     return {
         "cpu": _MISSING,
