@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jkoflow.bench.candidate import Peer
-from jkoflow.bench.peers import closed_form, ours, torchdiffeq, zuko
+from jkoflow.bench.peers import closed_form, jax_process, ours, torchdiffeq, zuko
 
 OURS = "jkoflow"
 FUSED = "jkoflow, fused loss"
@@ -31,7 +31,12 @@ PEERS: tuple[Peer, ...] = (
         closed_form.compiled,
         optional="compiling takes minutes: ask with --compile",
     ),
+    Peer("JAX jit, closed form", "jax", jax_process.closed_form, ("jax",), cpu_only=True),
+    Peer("diffrax, closed form", "diffrax", jax_process.diffrax, ("jax", "diffrax"), cpu_only=True),
 )
 
 LIBRARIES = tuple(dict.fromkeys(peer.library for peer in PEERS))
 """What ``--peers`` chooses from."""
+
+MEASURED_MEMORY = (FUSED, OURS, "closed form by hand, eager", "torchdiffeq, exact")
+"""Whose memory is measured in training."""

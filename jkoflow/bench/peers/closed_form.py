@@ -24,44 +24,46 @@ def compiled(case: Case) -> Candidate:
 
 def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
     """The solver for tanh layers: one extra product for up to two of them, tangents of every column for more."""
-    weights = [layer.weight for layer in velocity.layers]
-    biases = [layer.bias for layer in velocity.layers]
+    parameters = list(velocity.parameters())
+    weights, biases = parameters[0::2], parameters[1::2]
+    first_t, time = weights[0][:, : velocity.dim].T, weights[0][:, velocity.dim]
     tableau = TABLEAUX["rk4"]
-    dim, hidden = velocity.dim, len(weights) - 1
+
+    def evaluate(x: Tensor, t: float, coupling: Tensor | None) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(torch.addmm(biases[0] + time * t, x, first_t))
+        slopes = [1 - h * h]
+        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+            h = torch.tanh(torch.addmm(bias, h, weight.T))
+            slopes.append(1 - h * h)
+        v = torch.addmm(biases[-1], h, weights[-1].T)
+        if coupling is None:
+            tangents = slopes[0] * first_t.unsqueeze(1)  # (d, B, H)
+            for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
+                tangents = slope * (tangents @ weight.T)
+            return v, (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
+        if len(slopes) == 1:
+            return v, slopes[0] @ coupling
+        return v, ((slopes[0] @ coupling) * slopes[1]).sum(1)
 
     def solve(x: Tensor) -> Solution:
-        first_t, time = weights[0][:, :dim].T, weights[0][:, dim]
-        if hidden == 1:
-            coupling_t = (first_t * weights[1]).sum(0)
-        elif hidden == 2:
-            coupling_t = (weights[1] * (weights[0][:, :dim] @ weights[2]).T).T
+        if len(weights) == 2:
+            coupling = (first_t * weights[1]).sum(0)
+        elif len(weights) == 3:
+            coupling = (weights[1] * (first_t.T @ weights[2]).T).T
         else:
-            coupling_t = None
+            coupling = None
         logdet = x.new_zeros(x.shape[0])
         for step in range(steps):
-            velocities: list[Tensor] = []
+            slopes: list[Tensor] = []
             for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
                 at = x
-                for a, v in zip(row, velocities, strict=True):
-                    at = at + (a / steps) * v
-                h = torch.tanh(torch.addmm(biases[0] + time * ((step + c) / steps), at, first_t))
-                slopes = [1 - h * h]
-                tangents = slopes[0] * first_t.unsqueeze(1) if coupling_t is None else None  # (d, B, H)
-                for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-                    h = torch.tanh(torch.addmm(bias, h, weight.T))
-                    slopes.append(1 - h * h)
-                    if tangents is not None:
-                        tangents = slopes[-1] * (tangents @ weight.T)
-                velocities.append(torch.addmm(biases[-1], h, weights[-1].T))
-                if tangents is not None:
-                    divergence = (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
-                elif hidden == 1:
-                    divergence = slopes[0] @ coupling_t
-                else:
-                    divergence = ((slopes[0] @ coupling_t) * slopes[1]).sum(1)
+                for a, slope in zip(row, slopes, strict=True):
+                    at = at + (a / steps) * slope
+                slope, divergence = evaluate(at, (step + c) / steps, coupling)
+                slopes.append(slope)
                 logdet = logdet + (b / steps) * divergence
-            for b, v in zip(tableau.b, velocities, strict=True):
-                x = x + (b / steps) * v
+            for b, slope in zip(tableau.b, slopes, strict=True):
+                x = x + (b / steps) * slope
         return Solution(x, logdet)
 
     return solve
