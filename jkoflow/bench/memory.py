@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-import jkoflow
 from jkoflow.bench.case import Case
-from jkoflow.bench.peers import MEASURED_MEMORY, PEERS
+from jkoflow.bench.peers import PEERS
 from jkoflow.bench.shapes import Shape
 
 METHOD = (
@@ -42,14 +41,14 @@ def measure(name: str, shapes: Sequence[Shape]) -> list[float]:
     """Bytes per row of a training step, by shape.
 
     Arguments:
-        name: One of `MEASURED_MEMORY`.
+        name: A peer that runs in this process, such as `jkoflow.bench.peers.MEASURED_MEMORY`.
         shapes: Their batch is not used.
 
     Raises:
         RuntimeError: If the process that measures fails.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
-    package = str(Path(jkoflow.__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     request = {"name": name, "shapes": shapes, "threads": torch.get_num_threads()}
     result = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -48,7 +48,7 @@ class Settings:
 
     shapes: tuple[Shape, ...] = SHAPES
     libraries: tuple[str, ...] = LIBRARIES
-    threads: int = 0
+    threads: int = field(default_factory=torch.get_num_threads)
     rounds: int = 7
     budget: float = 0.1
     compiled: bool = False

@@ -33,7 +33,7 @@ def times(record: Mapping[str, Any], direction: Direction) -> str:
         results = [_result(entry, name) for entry in entries]
         if any(direction in result for result in results) or all(_absent(result) for result in results):
             rows.append([name, *(cell(result, direction) for result in results)])
-    reference = REFERENCE[direction]
+    reference: str = REFERENCE[direction]
     rows.sort(key=lambda row: (row[0] != reference, row[0] != OURS))
     return _table([f"{TITLES[direction]}, ms (x ours)", *_headings(entries)], rows)
 
@@ -89,8 +89,8 @@ def surroundings(record: Mapping[str, Any]) -> str:
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return (
-        f"{environment['cpu']}, {environment['kernels']['isa'] or 'no kernels'}, {record['settings']['threads']} threads; "
-        f"jkoflow {environment['jkoflow']}, torch {environment['torch']}, {packages}; allocator: "
+        f"{environment['cpu']}, {environment['kernels']['isa'] or 'no kernels'}, "
+        f"{record['settings']['threads']} threads; jkoflow {environment['jkoflow']}, torch {environment['torch']}, {packages}; allocator: "
         f"{environment['allocator']}."
     )
 
