@@ -23,6 +23,8 @@ class Candidate(ABC):
 
     note: str | None = None
     """What a reader of its figures has to know."""
+    evaluations: int | None = None
+    """How often it evaluates velocity and divergence in a solve, if it chooses its steps itself."""
 
     @abstractmethod
     def forward(self) -> Solution:

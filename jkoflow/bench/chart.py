@@ -43,7 +43,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         loc="outside upper center",
         ncols=2,
         frameon=False,
-        title=f"Times as multiples of jkoflow's ({OURS} forward, {FUSED} forward + backward); shorter is faster",
+        title=f"Times as multiples of ours ({OURS} forward, {FUSED} forward + backward); shorter is faster",
     )
     figure.savefig(path)
 
@@ -67,7 +67,8 @@ def _panel(ax: Any, entry: Mapping[str, Any]) -> None:
     ax.invert_yaxis()
     ax.set_xscale("log")
     largest = max(r[d]["of_ours"] for r in results for d in DIRECTIONS if "of_ours" in r.get(d, {}))
-    ax.set_xlim(0.25, 6 * largest)
+    smallest = min(r[d]["of_ours"] for r in results for d in DIRECTIONS if "of_ours" in r.get(d, {}))
+    ax.set_xlim(min(0.25, smallest / 2), 6 * largest)
     ax.axvline(1, color="#69737d", linewidth=0.8)
     ax.tick_params(axis="x", labelsize=7.5)
     ax.spines[["top", "right"]].set_visible(False)

@@ -118,8 +118,8 @@ def measure_shape(shape: Shape, settings: Settings, detail: Callable[[str], None
 
     Returns:
         ``shape``, ``floor_gflops`` and ``peers``: of each its name, its ``status`` (``measured``, ``not installed``,
-        ``left out``, ``failed`` or ``disagrees``), a ``note``, its ``errors`` against ours, and for each direction
-        the milliseconds ``ms`` (a median), the times ``of_ours`` it takes, the milliseconds of each round, and, for
+        ``left out``, ``failed`` or ``disagrees``), a ``note``, its ``evaluations`` in a solve (of a peer that chooses
+        its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the times ``of_ours`` it takes, the milliseconds of each round, and, for
         ours, the share ``of_floor``.
     """
     case = Case(shape)
@@ -130,7 +130,13 @@ def measure_shape(shape: Shape, settings: Settings, detail: Callable[[str], None
     try:
         for peer in peers:
             detail(f"checking {peer.name}")
-            result = results[peer.name] = {"peer": peer.name, "status": "measured", "note": None, "errors": {}}
+            result = results[peer.name] = {
+                "peer": peer.name,
+                "status": "measured",
+                "note": None,
+                "evaluations": None,
+                "errors": {},
+            }
             result["status"], result["note"] = _standing(peer, settings)
             if result["status"] == "measured":
                 try:
@@ -193,7 +199,7 @@ def _check(
 ) -> None:
     candidate = peer.build(case)
     try:
-        result["note"] = candidate.note
+        result["note"], result["evaluations"] = candidate.note, candidate.evaluations
         result["errors"] = agreement.errors(peer, candidate, right)
         wrong = agreement.disagreement(peer, result["errors"])
         if wrong is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jkoflow.bench.peers import FUSED, OURS
 from jkoflow.bench.run import FORMAT, REFERENCE
-from jkoflow.bench.shapes import DIRECTIONS, Direction, Shape
+from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
@@ -28,13 +28,11 @@ def markdown(record: Mapping[str, Any]) -> str:
 def times(record: Mapping[str, Any], direction: Direction) -> str:
     """Milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
-    rows = []
+    rows: list[list[str]] = []
     for name in _names(entries):
         results = [_result(entry, name) for entry in entries]
         if any(direction in result for result in results) or all(_absent(result) for result in results):
             rows.append([name, *(cell(result, direction) for result in results)])
-    reference: str = REFERENCE[direction]
-    rows.sort(key=lambda row: (row[0] != reference, row[0] != OURS))
     return _table([f"{TITLES[direction]}, ms (x ours)", *_headings(entries)], rows)
 
 
@@ -73,25 +71,37 @@ def memory(record: Mapping[str, Any]) -> str:
 def notes(record: Mapping[str, Any]) -> str:
     """What stands behind single figures; equal notes share a line."""
     places: dict[tuple[str, str], list[str]] = {}
+    lines = []
+    for name in _names(record["shapes"]):
+        counts = [_result(entry, name)["evaluations"] for entry in record["shapes"]]
+        if any(count is not None for count in counts):
+            own = ", ".join(str(STAGES * entry["shape"]["steps"]) for entry in record["shapes"])
+            told = ", ".join("-" if count is None else str(count) for count in counts)
+            lines.append(
+                f"- {name}: as accurate as ours; its adaptive steps evaluate velocity and divergence {told} times, "
+                f"ours {own}"
+            )
     for entry in record["shapes"]:
         for result in entry["peers"]:
             if result["note"]:
                 places.setdefault((result["peer"], result["note"]), []).append(Shape(**entry["shape"]).text)
     everywhere = len(record["shapes"])
-    return "\n".join(
+    lines += [
         f"- {peer}: {note}" + ("" if len(where) == everywhere else f" (at {'; '.join(where)})")
         for (peer, note), where in places.items()
-    )
+    ]
+    return "\n".join(lines)
 
 
 def surroundings(record: Mapping[str, Any]) -> str:
     """The machine and the versions, in a sentence."""
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
     return (
-        f"{environment['cpu']}, {environment['kernels']['isa'] or 'no kernels'}, "
-        f"{record['settings']['threads']} threads; jkoflow {environment['jkoflow']}, torch {environment['torch']}, {packages}; allocator: "
-        f"{environment['allocator']}."
+        f"Measured on {environment['cpu']} ({environment['kernels']['isa'] or 'no kernels'}), threads: "
+        f"{record['settings']['threads']}, with {versions}{', ' * bool(packages)}{packages}. "
+        f"Allocator: {environment['allocator']}."
     )
 
 

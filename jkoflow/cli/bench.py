@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +19,15 @@ from rich.table import Table
 from jkoflow.bench import chart
 from jkoflow.bench.peers import LIBRARIES
 from jkoflow.bench.run import Settings, broken, run
-from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, parse_shapes
+from jkoflow.bench.shapes import DIRECTIONS, SHAPES, STAGES, Shape, parse_shapes
 from jkoflow.bench.table import TITLES, markdown, number, size
 from jkoflow.cli import console
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import require
 
 RECORD_FILE, TABLE_FILE, CHART_FILE = "bench.json", "bench.md", "bench.png"
+
+REFRESH_SECONDS = 0.25
 
 QUICK: dict[str, Any] = {"shapes": SHAPES[:1], "rounds": 3, "budget": 0.02, "memory": False}
 
@@ -110,11 +113,12 @@ class BenchBars:
             TimeElapsedColumn(),
             TextColumn("{task.fields[news]}", markup=False),
             console=self._screen,
-            refresh_per_second=4,
+            auto_refresh=False,  # its thread would take time from what is measured
             disable=not self._live,
         )
         self._task = self._bars.add_task("bench", total=1, news="")
         self._begun = self._parts = 0
+        self._drawn = 0.0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -132,22 +136,32 @@ class BenchBars:
 
     def part(self, text: str) -> None:
         """Says what is measured next."""
-        self._bars.update(self._task, completed=self._begun, description=text)
+        self._bars.update(self._task, completed=self._begun, description=text, refresh=True)
         self._begun += 1
         if not self._live:
             print(f"{self._begun}/{self._parts}: {text}", flush=True)
 
     def detail(self, text: str) -> None:
-        """Shows what is done now; the thread that draws is the bar's, and it sleeps while we measure."""
-        self._bars.update(self._task, news=text)
+        """Shows what is done now."""
+        now = time.monotonic()
+        self._bars.update(self._task, news=text, refresh=now - self._drawn > REFRESH_SECONDS)
+        if now - self._drawn > REFRESH_SECONDS:
+            self._drawn = now
 
     def shape_done(self, entry: dict[str, Any]) -> None:
         """Prints the table of a shape."""
         self._screen.print(shape_table(entry))
         for result in entry["peers"]:
-            if result["note"]:
-                self._screen.print(f"{result['peer']}: {result['note']}", markup=False, highlight=False, style="dim")
+            for note in filter(None, (result["note"], _effort(result, entry))):
+                self._screen.print(f"{result['peer']}: {note}", markup=False, highlight=False, style="dim")
         self._screen.print()
+
+
+def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
+    if result["evaluations"] is None:
+        return None
+    ours = STAGES * entry["shape"]["steps"]
+    return f"its own steps, as accurate as ours: {result['evaluations']} evaluations a solve, ours {ours}"
 
 
 def shape_table(entry: Mapping[str, Any]) -> Table:

@@ -11,7 +11,8 @@ FUSED = "jkoflow, fused loss"
 PEERS: tuple[Peer, ...] = (
     Peer(FUSED, "jkoflow", ours.fused_loss, directions=("forward+backward",)),
     Peer(OURS, "jkoflow", ours.integrated),
-    Peer("jkoflow, Hutchinson", "jkoflow", ours.estimated, estimate=True),
+    Peer(f"{FUSED}, Hutchinson", "jkoflow", ours.estimated_loss, directions=("forward+backward",), estimate=True),
+    Peer(f"{OURS}, Hutchinson", "jkoflow", ours.estimated, estimate=True),
     Peer("torchdiffeq, exact", "torchdiffeq", torchdiffeq.exact, ("torchdiffeq",)),
     Peer(
         "torchdiffeq, exact, adjoint",

@@ -7,40 +7,58 @@ from torch import Tensor
 
 from jkoflow.bench.candidate import Candidate, TorchCandidate
 from jkoflow.bench.case import Case, Solution
-from jkoflow.ops import jko_loss, native
+from jkoflow.ops import jko_loss
 
 
 def integrated(case: Case) -> Candidate:
     """`jkoflow.integrate` with the exact divergence, and its backward pass."""
-    return _Ours(case, estimate=False)
+    return _Integrated(case, estimate=False)
 
 
 def estimated(case: Case) -> Candidate:
     """`jkoflow.integrate` with Hutchinson's estimate, and its backward pass."""
-    return _Ours(case, estimate=True)
+    return _Integrated(case, estimate=True)
 
 
 def fused_loss(case: Case) -> Candidate:
-    """`jkoflow.jko_loss`: the way that training goes."""
+    """`jkoflow.jko_loss` with the exact divergence: the way that training goes."""
     return _FusedLoss(case, estimate=False)
 
 
-class _Ours(TorchCandidate):
+def estimated_loss(case: Case) -> Candidate:
+    """`jkoflow.jko_loss` with Hutchinson's estimate."""
+    return _FusedLoss(case, estimate=True)
+
+
+class _Integrated(TorchCandidate):
     def __init__(self, case: Case, estimate: bool) -> None:
         super().__init__(case, lambda x: case.solve(estimate, x))
+        self.estimate = estimate
         # so that a figure of the PyTorch reference never passes for one of a kernel
-        backend = "cuda" if case.x.is_cuda else "cpu"
-        reason = native.unsupported(case.velocity.field(), case.x, "hutchinson" if estimate else "exact", backend)
-        self.note = None if reason is None else f"no kernel, the PyTorch reference ran: {reason}"
+        try:
+            with torch.no_grad():
+                case.solve(estimate, backend="cuda" if case.x.is_cuda else "cpu")
+        except RuntimeError as error:
+            _, refused, reason = str(error).partition("cannot run this: ")
+            if not refused:
+                raise
+            self.note = f"the PyTorch reference ran, because no kernel can: {reason}"
 
 
-class _FusedLoss(_Ours):
+class _FusedLoss(_Integrated):
     def forward(self) -> Solution:
-        """Refuses: the loss has no solution to show; its ``directions`` say so."""
+        """Refuses: its peer has no forward direction."""
         raise NotImplementedError("the fused loss computes the loss and its gradient, no solution")
 
     def gradient(self) -> list[Tensor]:
         """Value and gradient of the loss in one pass."""
         case = self.case
-        total = jko_loss(case.velocity, case.x, float("inf"), num_steps=case.shape.steps).total
+        total = jko_loss(
+            case.velocity,
+            case.x,
+            float("inf"),
+            num_steps=case.shape.steps,
+            divergence="hutchinson" if self.estimate else "exact",
+            noise=case.probe if self.estimate else None,
+        ).total
         return list(torch.autograd.grad(total, case.parameters))
