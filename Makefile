@@ -47,8 +47,8 @@ format: $(VENV)/installed-lint  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format .
 	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
 
-bench: $(VENV)/installed-test  ## measure the CPU kernels against this machine's matrix product
-	$(BIN)/python benchmarks/cpu_floor.py $(BENCH_ARGS)
+bench: $(VENV)/installed-bench  ## measure against other libraries and this machine's matrix product (6 minutes)
+	$(BIN)/jkoflow bench --out runs/bench $(BENCH_ARGS)
 
 package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated and without torch
 	rm -rf build/wheel
@@ -59,7 +59,7 @@ package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated a
 	done; ls -l build/wheel
 
 clean:  ## remove the virtual environment, builds, caches and demo runs
-	rm -rf $(VENV) build dist $(RUNS) jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(RUNS) runs/bench jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # Installed editable and without isolation, so that a change of csrc recompiles only what it touches.
 $(VENV)/installed-%: $(VENV)/created $(BUILD_FILES)

@@ -37,12 +37,13 @@ def unsupported() -> str | None:
     return None
 
 
-def measure(name: str, shapes: Sequence[Shape]) -> list[float]:
+def measure(name: str, shapes: Sequence[Shape], largest: int = LARGEST) -> list[float]:
     """Bytes per row of a training step, by shape.
 
     Arguments:
         name: A peer that runs in this process, such as `jkoflow.bench.peers.MEASURED_MEMORY`.
         shapes: Their batch is not used.
+        largest: Rows at which batches stop to grow.
 
     Raises:
         RuntimeError: If the process that measures fails.
@@ -50,7 +51,7 @@ def measure(name: str, shapes: Sequence[Shape]) -> list[float]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    request = {"name": name, "shapes": shapes, "threads": torch.get_num_threads()}
+    request = {"name": name, "shapes": shapes, "largest": largest, "threads": torch.get_num_threads()}
     result = subprocess.run(
         [sys.executable, "-m", "jkoflow.bench.memory"],
         input=json.dumps(request),
@@ -63,11 +64,11 @@ def measure(name: str, shapes: Sequence[Shape]) -> list[float]:
     return json.loads(result.stdout)
 
 
-def bytes_per_row(name: str, shape: Shape) -> float:
+def bytes_per_row(name: str, shape: Shape, largest: int) -> float:
     """Measures in this process, which must have been started as `measure` does it."""
     batch = SMALLEST
     rise = _rise(name, shape._replace(batch=batch))
-    while rise < ENOUGH and batch < LARGEST:
+    while rise < ENOUGH and batch < largest:
         batch *= 4
         rise = _rise(name, shape._replace(batch=batch))
     twice = _rise(name, shape._replace(batch=2 * batch))
@@ -100,7 +101,8 @@ def main() -> None:
     warnings.simplefilter("ignore", FallbackWarning)
     request: dict[str, Any] = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    print(json.dumps([bytes_per_row(request["name"], Shape(*shape)) for shape in request["shapes"]]))
+    name, largest = request["name"], request["largest"]
+    print(json.dumps([bytes_per_row(name, Shape(*shape), largest) for shape in request["shapes"]]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -119,8 +120,8 @@ def measure_shape(shape: Shape, settings: Settings, detail: Callable[[str], None
     Returns:
         ``shape``, ``floor_gflops`` and ``peers``: of each its name, its ``status`` (``measured``, ``not installed``,
         ``left out``, ``failed`` or ``disagrees``), a ``note``, its ``evaluations`` in a solve (of a peer that chooses
-        its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the times ``of_ours`` it takes, the milliseconds of each round, and, for
-        ours, the share ``of_floor``.
+        its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the
+        times ``of_ours`` it takes, the milliseconds of each round, and, for ours, the share ``of_floor``.
     """
     case = Case(shape)
     peers = [peer for peer in PEERS if peer.library in {*settings.libraries, "jkoflow"}]
@@ -200,8 +201,9 @@ def _check(
     candidate = peer.build(case)
     try:
         result["note"], result["evaluations"] = candidate.note, candidate.evaluations
-        result["errors"] = agreement.errors(peer, candidate, right)
-        wrong = agreement.disagreement(peer, result["errors"])
+        errors = agreement.errors(peer, candidate, right)
+        result["errors"] = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+        wrong = agreement.disagreement(peer, errors, case.shape.steps)
         if wrong is None:
             candidates[peer.name] = candidate
         else:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jkoflow.bench.peers import FUSED, OURS
-from jkoflow.bench.run import FORMAT, REFERENCE
+from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
@@ -28,7 +28,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def times(record: Mapping[str, Any], direction: Direction) -> str:
     """Milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
-    rows: list[list[str]] = []
+    rows = []
     for name in _names(entries):
         results = [_result(entry, name) for entry in entries]
         if any(direction in result for result in results) or all(_absent(result) for result in results):
@@ -78,8 +78,7 @@ def notes(record: Mapping[str, Any]) -> str:
             own = ", ".join(str(STAGES * entry["shape"]["steps"]) for entry in record["shapes"])
             told = ", ".join("-" if count is None else str(count) for count in counts)
             lines.append(
-                f"- {name}: as accurate as ours; its adaptive steps evaluate velocity and divergence {told} times, "
-                f"ours {own}"
+                f"- {name}: as accurate as ours; its steps evaluate velocity and divergence {told} times, ours {own}"
             )
     for entry in record["shapes"]:
         for result in entry["peers"]:

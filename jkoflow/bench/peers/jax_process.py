@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,15 +41,16 @@ class _Remote(Candidate):
         arrays = Path(self._folder.name) / "case.npz"
         tensors: dict[str, Any] = {"x": case.x, **{f"p{i}": p.detach() for i, p in enumerate(case.parameters)}}
         np.savez(arrays, **{name: tensor.numpy() for name, tensor in tensors.items()})
-        # -P: the worker's neighbours are named like libraries
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), str(torch.get_num_threads())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(Path(self._folder.name) / "stderr.txt").open("w"),
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"},
-            text=True,
-        )
+        with (Path(self._folder.name) / "stderr.txt").open("w", encoding="utf-8") as told:
+            self._process = subprocess.Popen(
+                # -P: the worker's neighbours are named like libraries
+                [sys.executable, "-P", str(WORKER), str(torch.get_num_threads())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"},
+                text=True,
+            )
         tableau = TABLEAUX["rk4"]
         try:
             self._ask(
@@ -78,7 +80,8 @@ class _Remote(Candidate):
         """Ends the process, which a closed input tells to stop."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._folder.cleanup()
