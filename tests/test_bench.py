@@ -47,16 +47,17 @@ class Quiet:
         self.told.append(entry)
 
 
-@pytest.fixture
-def one_thread():
-    """Settings.threads sets the threads of the process; here they come back."""
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny batches have no work for more; what a benchmark sets does not reach other tests."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture
-def tiny(one_thread):
+def tiny():
     return Settings(shapes=(TINY,), libraries=("closed-form",), threads=1, rounds=2, budget=1e-4, memory=False)
 
 
@@ -173,17 +174,19 @@ def test_a_backward_pass_costs_two_products_more_for_each_and_ours_recomputes():
 
 def test_rounds_run_what_fits_and_let_the_slow_sit_out(monkeypatch):
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
-    calls = {"fast": [], "slow": []}
+    calls = {"fast": [], "slow": [], "slower": []}
 
     def timer(name, seconds):
         return lambda repeats: calls[name].append(repeats) or seconds * repeats
 
-    times = timing.rounds({"fast": timer("fast", 0.01), "slow": timer("slow", 5.0)}, 7, 0.1)
-    assert calls == {"fast": [1, 1, *[10] * 7], "slow": [1, 1, 1, 1]}
+    timers = {"fast": timer("fast", 0.01), "slow": timer("slow", 0.5), "slower": timer("slower", 5)}
+    times = timing.rounds(timers, 7, 0.1)
+    assert calls == {"fast": [1, 1, *[10] * 7], "slow": [1, 1, 1, 1], "slower": [1, 1, 1]}
     assert times["fast"] == pytest.approx([0.01] * 7)
-    assert times["slow"] == [5.0, None, None, 5.0, None, None, 5.0]
-    assert timing.median(times["slow"]) == 5.0
-    assert timing.ratio(times["slow"], times["fast"]) == pytest.approx(500)
+    assert times["slow"] == [0.5, None, None, 0.5, None, None, 0.5]
+    assert times["slower"] == [5, None, None, None, None, None, 5]
+    assert timing.median(times["slow"]) == 0.5
+    assert timing.ratio(times["slow"], times["fast"]) == pytest.approx(50)
 
 
 def test_ratios_are_taken_within_a_round():
@@ -216,6 +219,7 @@ def test_the_record_holds_every_peer_and_the_surroundings(tiny):
         "budget": 1e-4,
         "compiled": False,
         "memory": False,
+        "device": "cpu",
     }
     assert {"cpu", "torch", "kernels", "threads", "allocator", "packages"} <= record["environment"].keys()
     (entry,) = record["shapes"]
@@ -253,7 +257,19 @@ def not_a_number(case):
     return TorchCandidate(case, lambda x: Solution(*(math.nan * tensor for tensor in case.solve(False, x))))
 
 
+class Tiring(TorchCandidate):
+    """Passes the check and breaks when it is timed."""
+
+    def seconds(self, direction, repeats):
+        raise MemoryError("no more")
+
+
+def tiring(case):
+    return Tiring(case, partial(case.solve, False))
+
+
 BROKEN = (
+    Peer("tires", "closed-form", tiring),
     Peer("raises", "closed-form", raising),
     Peer("is wrong", "closed-form", wrong),
     Peer("is not a number", "closed-form", not_a_number),
@@ -267,6 +283,7 @@ def test_a_broken_peer_is_told_and_costs_the_others_nothing(tiny, monkeypatch):
     results = {result["peer"]: result for result in record["shapes"][0]["peers"]}
     assert results["closed form by hand, eager"]["forward"]["ms"] > 0
     assert (results["raises"]["status"], results["raises"]["note"]) == ("failed", "OSError: no disk")
+    assert (results["tires"]["status"], results["tires"]["note"]) == ("failed", "MemoryError: no more")
     assert results["is wrong"]["status"] == results["is not a number"]["status"] == "disagrees"
     assert "x is off by 1.0e-02, allowed 0.0001" in results["is wrong"]["note"]
     assert results["is not a number"]["errors"]["x"] is None
@@ -274,12 +291,19 @@ def test_a_broken_peer_is_told_and_costs_the_others_nothing(tiny, monkeypatch):
     assert results["is not there"]["note"] == "no_such_package not installed (pip install jkoflow[bench])"
     assert not any("forward" in results[peer.name] for peer in BROKEN)
     lines = broken(record)
-    assert [line.split(" at ")[0] for line in lines] == ["raises", "is wrong", "is not a number"]
+    assert [line.split(" at ")[0] for line in lines] == ["tires", "raises", "is wrong", "is not a number"]
     strict_json(json.dumps(record))
     table = markdown(record)
     assert "| raises | failed |" in table
     assert "| is not there | not installed |" in table
     assert "- is wrong: x is off" in table
+
+
+def test_peers_of_the_cpu_are_left_out_elsewhere():
+    (peer,) = (peer for peer in PEERS if peer.library == "jax")
+    here = replace(peer, requires=())
+    assert bench_run._standing(here, Settings()) == ("measured", None)
+    assert bench_run._standing(here, Settings(device="cuda"))[0] == "left out"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +442,7 @@ def test_a_terminal_sees_a_bar_and_the_tables():
     assert "zuko CNF, exact: its own steps, as accurate as ours: 28 evaluations a solve, ours 12" in output
 
 
-def test_the_command_writes_record_table_and_chart(tmp_path, one_thread):
+def test_the_command_writes_record_table_and_chart(tmp_path):
     arguments = ["bench", "--quick", "--shapes", "2,8,2,16,2 2,8,3,16,2", "--peers", "closed-form,torchdiffeq"]
     result = CliRunner().invoke(app, [*arguments, "--threads", "1", "--out", str(tmp_path / "new/out")])
     assert result.exit_code == 0, result.output
@@ -432,7 +456,7 @@ def test_the_command_writes_record_table_and_chart(tmp_path, one_thread):
     assert (tmp_path / "new/out/bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_fails_if_a_peer_is_broken(monkeypatch, one_thread):
+def test_the_command_fails_if_a_peer_is_broken(monkeypatch):
     monkeypatch.setattr(bench_run, "PEERS", (*PEERS, *BROKEN))
     arguments = ["bench", "--quick", "--shapes", "2,8,2,16,1", "--peers", "closed-form", "--threads", "1"]
     result = CliRunner().invoke(app, arguments)

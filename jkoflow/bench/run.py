@@ -17,7 +17,7 @@ from jkoflow.bench.candidate import Candidate, Peer
 from jkoflow.bench.case import Case
 from jkoflow.bench.peers import FUSED, LIBRARIES, MEASURED_MEMORY, OURS, PEERS
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Direction, Shape, flops
-from jkoflow.bench.timing import Rounds, floor_flops, floor_timer, median, ratio, rounds
+from jkoflow.bench.timing import Rounds, Timer, floor_flops, floor_timer, median, ratio, rounds
 from jkoflow.environment import describe
 from jkoflow.ops import FallbackWarning
 
@@ -41,7 +41,8 @@ class Settings:
         rounds: Paired rounds.
         budget: Seconds of each candidate in a round.
         compiled: Whether to compile what ``torch.compile`` can.
-        memory: Whether to measure memory too.
+        memory: Whether to measure the memory that training takes on the CPU.
+        device: Where the tensors live; peers that run on the CPU alone are left out elsewhere.
 
     Raises:
         ValueError: If a number is not positive or a library is not known.
@@ -54,6 +55,7 @@ class Settings:
     budget: float = 0.1
     compiled: bool = False
     memory: bool = True
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -123,7 +125,7 @@ def measure_shape(shape: Shape, settings: Settings, detail: Callable[[str], None
         its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the
         times ``of_ours`` it takes, the milliseconds of each round, and, for ours, the share ``of_floor``.
     """
-    case = Case(shape)
+    case = Case(shape, settings.device)
     peers = [peer for peer in PEERS if peer.library in {*settings.libraries, "jkoflow"}]
     right = {estimate: agreement.expected(case, estimate) for estimate in (False, True)}
     results: dict[str, dict[str, Any]] = {}
@@ -188,6 +190,8 @@ def _standing(peer: Peer, settings: Settings) -> tuple[str, str | None]:
         return "not installed", f"{', '.join(missing)} not installed (pip install jkoflow[bench])"
     if peer.optional is not None and not settings.compiled:
         return "left out", peer.optional
+    if peer.cpu_only and torch.device(settings.device).type != "cpu":
+        return "left out", f"measured on the CPU only, not on {settings.device}"
     return "measured", None
 
 
@@ -222,23 +226,37 @@ def _time(
     entry: dict[str, Any],
     detail: Callable[[str], None],
 ) -> None:
-    timers = {_FLOOR: floor_timer()}
+    timers = {_FLOOR: floor_timer(settings.device)}
+    results = {result["peer"]: result for result in entry["peers"]}
     for peer in peers:
-        if direction in peer.directions:
-            timers[peer.name] = lambda repeats, c=candidates[peer.name]: c.seconds(direction, repeats)
+        if direction in peer.directions and results[peer.name]["status"] == "measured":
+            timers[peer.name] = _guarded(candidates[peer.name], direction, results[peer.name])
     times = rounds(timers, settings.rounds, settings.budget, lambda name: detail(f"{direction}: {name}"))
     entry.setdefault("floor_gflops", {})[direction] = floor_flops() / median(times[_FLOOR]) / 1e9
-    for result in entry["peers"]:
-        name = result["peer"]
-        if name in times:
+    for name, result in results.items():
+        if name in times and result["status"] == "measured":
             result[direction] = _figures(times, name, direction, shape)
+
+
+def _guarded(candidate: Candidate, direction: Direction, result: dict[str, Any]) -> Timer:
+    """The candidate's timer; if it breaks, its status says so and the others go on."""
+
+    def timer(repeats: int) -> float:
+        if result["status"] == "measured":
+            try:
+                return candidate.seconds(direction, repeats)
+            except Exception as error:
+                result["status"], result["note"] = "failed", _one_line(error)
+        return math.inf
+
+    return timer
 
 
 def _figures(times: dict[str, Rounds], name: str, direction: Direction, shape: Shape) -> dict[str, Any]:
     own = times[name]
     figures: dict[str, Any] = {"ms": 1e3 * median(own), "rounds_ms": [t if t is None else 1e3 * t for t in own]}
     reference = REFERENCE[direction]
-    if reference in times:
+    if reference in times and all(map(math.isfinite, filter(None, times[reference]))):
         figures["of_ours"] = ratio(own, times[reference])
     if name in (OURS, FUSED):
         work = flops(shape, direction, fused=name == FUSED)

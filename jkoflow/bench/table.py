@@ -9,6 +9,11 @@ from jkoflow.bench.peers import FUSED, OURS
 from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
+SHARES: tuple[tuple[str, Direction], ...] = (
+    (OURS, "forward"),
+    (OURS, "forward+backward"),
+    (FUSED, "forward+backward"),
+)
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
 
@@ -50,7 +55,7 @@ def shares(record: Mapping[str, Any]) -> str:
     """Shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
-    for name, direction in ((OURS, "forward"), (OURS, "forward+backward"), (FUSED, "forward+backward")):
+    for name, direction in SHARES:
         values = [_result(entry, name).get(direction, {}).get("of_floor") for entry in entries]
         if any(value is not None for value in values):
             rows.append([f"{name}, {TITLES[direction]}", *("" if v is None else f"{v:.0%}" for v in values)])

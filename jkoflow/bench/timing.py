@@ -17,8 +17,8 @@ Rounds = list[float | None]
 """Seconds per run, one value a round; None in rounds that it sat out."""
 
 FLOOR_SIZE = 2048
-FEWEST = 3
-"""Rounds that even the slowest takes part in."""
+FEWEST, FEWEST_SLOW = 3, 2
+"""Rounds that a slow one takes part in, and one that takes more than ten times its seconds in a round."""
 
 PAUSE = 0.003
 """Seconds between two candidates, in which the last one's threads stop spinning."""
@@ -46,7 +46,7 @@ def rounds(
         timers: What to time, by name.
         count: Number of rounds.
         budget: Seconds that each candidate gets in a round: it runs as often as fits, at least once. One that is
-            slower sits out rounds, evenly, until its rounds fit as well; `FEWEST` it always has.
+            slower sits out rounds, evenly, until its rounds fit as well, or down to `FEWEST`.
         advance: Told the name of each before it runs.
 
     Returns:
@@ -59,7 +59,8 @@ def rounds(
         if once < budget:
             once = timer(1)  # the first run warmed up
         repeats[name] = max(1, round(budget / once))
-        number = min(count, max(FEWEST, round(count * budget / once)))
+        fewest = FEWEST_SLOW if once > 10 * budget else FEWEST
+        number = min(count, max(fewest, round(count * budget / once)))
         entered[name] = {round(i * (count - 1) / max(number - 1, 1)) for i in range(number)}
     times: dict[str, Rounds] = {name: [] for name in timers}
     for index in range(count):
