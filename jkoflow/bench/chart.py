@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jkoflow.bench.peers import FUSED, OURS
-from jkoflow.bench.run import REFERENCE
 from jkoflow.bench.shapes import DIRECTIONS, Direction, Shape
 from jkoflow.bench.table import TITLES, number
 from jkoflow.data import require
@@ -55,7 +54,7 @@ def _bars(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _panel(ax: Any, entry: Mapping[str, Any]) -> None:
     results = _bars(entry)
     for place, result in enumerate(results):
-        colours = OUR_COLOURS if result["peer"] in REFERENCE.values() else COLOURS
+        colours = OUR_COLOURS if result["peer"].startswith(OURS) else COLOURS
         for offset, direction in zip((-0.2, 0.2), DIRECTIONS, strict=True):
             figures = result.get(direction, {})
             if "of_ours" in figures:
