@@ -14,13 +14,14 @@ struct Options {
   Fill fill = Fill::kNaN;
   bool path = true;                                  // forward: whether the path is wanted
   bool x = true, context = true, parameters = true;  // the gradients that are wanted
-  // Deliberate faults in the tensor of this name, or in "memory": a block that is an element (or 64 bytes) too short,
-  // and one whose elements are not aligned.
+  // Deliberate faults: a tensor that is an element too short, or "memory" that is too small; a tensor whose elements
+  // are not aligned.
   std::string shortened = {}, misaligned = {};
 };
 
 // The kernels of one instruction set, or null for the dispatcher with its own working memory. Inputs that are missing
-// are null pointers. The results include no tensor that is not wanted. Throws std::runtime_error if an input changed.
+// are null pointers. The results include no tensor that is not wanted. Throws std::runtime_error if
+// an input changed, or what lies behind the working memory.
 Tensors<double> forward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
 Tensors<double> backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
 Tensors<double> jko_loss(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, double step_size,
