@@ -19,8 +19,8 @@
 #include <atomic>
 
 namespace jkoflow::cpu {
-// For tests/native: the piece of every Arena that gets only half its size, if any.
-inline std::atomic<int> shortened_piece{-1};
+// For tests/native: the piece of every Arena that gets only half its size, if any, and how often one has.
+inline std::atomic<int> shortened_piece{-1}, shortened_pieces{0};
 }  // namespace jkoflow::cpu
 #endif
 
@@ -39,8 +39,10 @@ class Arena {
     const size_t room = (bytes + kAlignment - 1) / kAlignment * kAlignment + kGuard;
     used_ += room;
 #ifdef JKOFLOW_ADDRESS_SANITIZER
-    const size_t granted = pieces_++ == cpu::shortened_piece ? bytes / 2 : bytes;
     if (piece != nullptr) {
+      const bool shortened = pieces_++ == cpu::shortened_piece && bytes > 0;
+      const size_t granted = shortened ? bytes / 2 : bytes;
+      cpu::shortened_pieces += shortened ? 1 : 0;
       ASAN_UNPOISON_MEMORY_REGION(piece, granted);
       ASAN_POISON_MEMORY_REGION(piece + granted, room - granted);
     }

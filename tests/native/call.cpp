@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "cpu/arena.h"
+
 namespace jkoflow::test {
 namespace {
 
@@ -58,7 +60,7 @@ class Call {
     problem.dim = c.dim;
     problem.context_dim = c.context_dim;
     problem.time = c.time;
-    problem.exact = c.divergence == Divergence::kExact;
+    problem.divergence = c.divergence;
     problem.hidden_layers = c.layers();
     for (int l = 0; l < c.layers(); ++l) problem.width[l] = c.hidden[l];
     problem.activation = c.activation;
@@ -70,6 +72,7 @@ class Call {
     problem.threads = c.threads;
     problem.x = input("x");
     problem.context = input("context");
+    problem.noise = input("noise");
     problem.linear = input("linear");
     for (int l = 0; l <= c.layers(); ++l) {
       problem.weight[l] = input("weight" + std::to_string(l));
@@ -119,6 +122,9 @@ class Call {
     char* behind = memory.data() + bytes - (options_.shortened == "memory" ? kTooSmall : 0);
     std::memset(behind, 0x5a, kBehind);
     run(memory.data());
+#ifdef JKOFLOW_ADDRESS_SANITIZER
+    ASAN_UNPOISON_MEMORY_REGION(behind, kBehind);
+#endif
     if (std::count(behind, behind + kBehind, 0x5a) != kBehind) {
       throw std::runtime_error("the kernels wrote beyond their memory");
     }

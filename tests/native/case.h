@@ -10,8 +10,6 @@
 
 namespace jkoflow::test {
 
-enum class Divergence { kNone, kExact, kHutchinson };
-
 // Row-major values by name: x, context, noise, weight0, bias0, ..., linear; the cotangents "bar x_end", "bar logdet"
 // and "bar path"; the results x_end, logdet, path and terms; the gradients "grad x", "grad weight0", ...
 template <class Scalar>
