@@ -116,10 +116,10 @@ class Call {
   // guards of AddressSanitizer there.
   template <class Run>
   void with_memory(size_t bytes, Run&& run) {
-    constexpr size_t kBehind = 4096, kTooSmall = 512;
+    constexpr size_t kBehind = 4096;
     const Buffer memory(64, 0, bytes + kBehind);
     fill_with<Real>(options_.fill, memory.data(), bytes);
-    char* behind = memory.data() + bytes - (options_.shortened == "memory" ? kTooSmall : 0);
+    char* behind = memory.data() + (options_.shortened == "memory" ? bytes / 2 : bytes);
     std::memset(behind, 0x5a, kBehind);
     run(memory.data());
 #ifdef JKOFLOW_ADDRESS_SANITIZER
