@@ -1,5 +1,6 @@
 // One call of a kernel for callgrind to count.
 //   count_instructions forward|backward|loss DIM WIDTH LAYERS BATCH STEPS
+//   count_instructions compiler
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +22,14 @@ Floats floats(const std::vector<double>& values) { return {values.begin(), value
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (count == 2 && std::string(arguments[1]) == "compiler") {
+#ifdef __clang__
+    std::puts(__VERSION__);
+#else
+    std::puts("GCC " __VERSION__);
+#endif
+    return 0;
+  }
   if (count != 7) {
     std::fprintf(stderr, "usage: %s forward|backward|loss DIM WIDTH LAYERS BATCH STEPS\n", arguments[0]);
     return 2;
@@ -82,6 +91,5 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "no kernel '%s'\n", what.c_str());
     return 2;
   }
-  std::printf("%s\n", jkoflow::cpu::kernels().isa);
   return 0;
 }
