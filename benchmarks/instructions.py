@@ -2,8 +2,9 @@
 
     python benchmarks/instructions.py build/instructions/tests/native/count_instructions [--record]
 
-Counts do not depend on the machine's load, so they show what a noisy timing hides; they do depend on the compiler. Valgrind
-runs no AVX-512, so these are the kernels for AVX2 and the baseline. `make instructions` builds the program and runs this.
+Counts do not depend on the machine's load, so they show what a noisy timing hides; they do depend on the compiler.
+Valgrind runs no AVX-512, so these are the kernels for AVX2 and the baseline. `make instructions` builds the program and
+runs this.
 """
 
 from __future__ import annotations
