@@ -218,14 +218,14 @@ std::vector<Case> cases() {
       vary(c);
     }
   }
-  for (const int dim : {1, 2, 3, 17, 63, 64}) {
+  for (const int dim : {1, 2, 3, 8, 9, 17, 63, 64}) {
     for (int repeat = 0; repeat < 2; ++repeat) {
       Case c;
       c.dim = dim;
       c.batch = 19;
       c.hidden = shapes[turn++ % shapes.size()];
-      if (dim > 10) c.method = "midpoint";
-      c.num_steps = dim > 10 ? 1 : 3;
+      if (dim > 3) c.method = "midpoint";
+      c.num_steps = dim > 3 ? 1 : 3;
       vary(c);
     }
   }
