@@ -1,28 +1,32 @@
 # Everything README names. A fresh clone needs python3 (3.11 or newer), a C++ compiler and pip; the rest goes into .venv.
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   WERROR=ON           compiler warnings are errors (CI does so)
+#   CUDA=ON             the CUDA kernels, or an error; OFF: without them (the demo's default: it runs on the CPU, and
+#                       compiling them takes minutes); AUTO: with them if there is an nvcc
 #   CMAKE_ARGS=...      more arguments for CMake; DEBUG=1 for an unoptimised build
 PYTHON ?= python3
 WERROR ?= OFF
+CUDA ?= $(if $(filter demo,$(MAKECMDGOALS)),OFF,AUTO)
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
 DEMO_SECONDS ?= 75
 
 NATIVE := $(shell find $(wildcard csrc tests/native) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*.cmake csrc/*/*.cmake) $(NATIVE)
 
 # The constraints hold for pip's isolated build environments too; newer releases of pip read the second name.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_ARGS := $(strip $(CMAKE_ARGS) $(if $(filter ON,$(WERROR)),-DJKOFLOW_WERROR=ON))
+export JKOFLOW_CUDA := $(CUDA)
 
 JOBS ?= $(shell nproc)
 , := ,
 # $(call native,FOLDER,ARGUMENTS): builds the programs of tests/native
-native = PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(1) -G Ninja -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON \
-	  $(CMAKE_ARGS) $(2) >$(1).log || { cat $(1).log; exit 1; } && $(BIN)/cmake --build $(1) --parallel $(JOBS)
+native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1) -G Ninja $(CMAKE_ARGS) \
+	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test sanitize instructions lint format bench package clean
@@ -31,7 +35,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(1) -G Ninja -DJKOFLOW_PY
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/installed-cli  ## train on the gas-turbine data and on a 2-D density, write a report of each (6 minutes)
+demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2-D density, write a report of each (6 minutes)
 	rm -rf $(RUNS)
 	mkdir -p $(RUNS)
 	$(BIN)/jkoflow train rose --out $(RUNS)/rose --time-budget $(DEMO_SECONDS)
@@ -39,7 +43,7 @@ demo: $(VENV)/installed-cli  ## train on the gas-turbine data and on a 2-D densi
 	@test -s $(RUNS)/rose/report.html && test -s $(RUNS)/gasturbine/report.html
 	@printf '\nReports, to open in a browser:\n  %s\n  %s\n' $(CURDIR)/$(RUNS)/rose/report.html $(CURDIR)/$(RUNS)/gasturbine/report.html
 
-test: $(VENV)/installed-test  ## build and run the tests
+test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
@@ -53,18 +57,18 @@ instructions: $(VENV)/created  ## count the CPU kernels' instructions and compar
 	$(call native,build/instructions,-DJKOFLOW_WIDE_ISAS=avx2)
 	$(BIN)/python benchmarks/instructions.py build/instructions/tests/native/count_instructions $(INSTRUCTIONS_ARGS)
 
-lint: $(VENV)/installed-lint $(VENV)/installed-test  ## ruff, pyright, clang-format: report, change nothing
+lint: $(VENV)/installed-lint-$(CUDA) $(VENV)/installed-test-$(CUDA)  ## ruff, pyright, clang-format: report, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(if $(NATIVE),$(BIN)/clang-format --dry-run --Werror $(NATIVE))
 
-format: $(VENV)/installed-lint  ## let ruff and clang-format rewrite the sources
+format: $(VENV)/installed-lint-$(CUDA)  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
 
-bench: $(VENV)/installed-test  ## measure the CPU kernels against this machine's matrix product
+bench: $(VENV)/installed-test-$(CUDA)  ## measure the CPU kernels against this machine's matrix product
 	$(BIN)/python benchmarks/cpu_floor.py $(BENCH_ARGS)
 
 package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated and without torch
@@ -78,9 +82,11 @@ package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated a
 clean:  ## remove the virtual environment, builds, caches and demo runs
 	rm -rf $(VENV) build dist $(RUNS) jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# Installed editable and without isolation, so that a change of csrc recompiles only what it touches.
-$(VENV)/installed-%: $(VENV)/created $(BUILD_FILES)
+# Installed editable and without isolation, so that a change of csrc recompiles only what it touches. The extension is the
+# one that was built last: what was installed with another CUDA is installed no more.
+$(VENV)/installed-%-$(CUDA): $(VENV)/created $(BUILD_FILES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable '.[$*]'
+	@rm -f $(filter-out %-$(CUDA),$(wildcard $(VENV)/installed-*))
 	@touch $@
 
 $(VENV)/created: constraints.txt

@@ -1,6 +1,7 @@
 """Builds the extension through CMake; everything else about the package is in pyproject.toml.
 
-Environment variables: ``CMAKE_ARGS`` (more arguments for CMake), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL``
+Environment variables: ``CMAKE_ARGS`` (more arguments for CMake), ``JKOFLOW_CUDA`` (``AUTO``, ``ON`` or ``OFF``),
+``TORCH_CUDA_ARCH_LIST`` or ``CUDAARCHS`` (GPUs to compile for), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL``
 (parallel compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols).
 """
 
@@ -19,6 +20,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
+CMAKE_READS = ("TORCH_CUDA_ARCH_LIST", "CUDAARCHS", "CUDACXX")
+"""Environment variables that CMake and CMakeLists.txt read themselves."""
+
 
 class CMakeBuild(build_ext):
     """Configures with Ninja, builds and copies the module to where setuptools expects it."""
@@ -26,9 +30,12 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds one extension; the build folder is kept, so that a second build is incremental."""
         build_type = "Debug" if os.environ.get("DEBUG", "0") not in ("", "0") else "Release"
-        extra = os.environ.get("CMAKE_ARGS", "")
+        extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        if cuda := os.environ.get("JKOFLOW_CUDA"):
+            extra.append(f"-DJKOFLOW_CUDA={cuda}")
         # CMake remembers its arguments, so builds with different ones get different folders.
-        suffix = f"-{zlib.crc32(extra.encode()):08x}" if extra else ""
+        identity = shlex.join(extra + [f"{name}={os.environ[name]}" for name in CMAKE_READS if name in os.environ])
+        suffix = f"-{zlib.crc32(identity.encode()):08x}" if identity else ""
         folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{build_type.lower()}{suffix}"
         _remove_if_moved(folder)
         pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
@@ -40,7 +47,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={build_type}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11}",
-            *shlex.split(extra),
+            *extra,
         ]
         build = [_tool("cmake"), "--build", str(folder), "--target", "_C"]
         if jobs := os.environ.get("MAX_JOBS"):

@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#ifdef JKOFLOW_HAVE_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -59,6 +62,35 @@ jkoflow::Tableau make_tableau(const std::vector<std::vector<double>>& a, const s
   }
   return t;
 }
+
+#ifdef JKOFLOW_HAVE_CUDA
+void bind_cuda(py::module_& m) {
+  namespace cuda = jkoflow::cuda;
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+  py::enum_<cuda::Precision>(m, "Precision")
+      .value("fp32", cuda::Precision::kFp32)
+      .value("tf32x3", cuda::Precision::kTf32x3)
+      .value("tf32", cuda::Precision::kTf32);
+
+  py::class_<cuda::Launch> launch(m, "CudaLaunch");
+  launch.def(py::init<>())
+      .def_readwrite("device", &cuda::Launch::device)
+      .def_readwrite("precision", &cuda::Launch::precision);
+  address(launch, "stream", &cuda::Launch::stream);
+  address(launch, "workspace", &cuda::Launch::workspace);
+
+  m.def("cuda_device_count", &cuda::device_count, Unlocked());
+  m.def("cuda_device_problem", &cuda::device_problem, Unlocked(), "Why no CUDA device can be used; empty if one can");
+  m.def("cuda_unsupported", &cuda::unsupported, Unlocked(), "Completes 'the CUDA kernels ...'; empty if they can");
+  m.def("cuda_forward_bytes", &cuda::forward_bytes, Unlocked());
+  m.def("cuda_backward_bytes", &cuda::backward_bytes, Unlocked());
+  m.def("cuda_jko_loss_bytes", &cuda::jko_loss_bytes, Unlocked());
+  m.def("cuda_forward", &cuda::forward, Unlocked());
+  m.def("cuda_backward", &cuda::backward, Unlocked());
+  m.def("cuda_jko_loss", &cuda::jko_loss, Unlocked());
+}
+#endif
 
 }  // namespace
 
@@ -133,4 +165,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_forward", &jkoflow::cpu::forward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_backward", &jkoflow::cpu::backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
+
+#ifdef JKOFLOW_HAVE_CUDA
+  m.attr("has_cuda") = true;
+  m.attr("cuda_architectures") = JKOFLOW_CUDA_ARCHITECTURES;
+  bind_cuda(m);
+#else
+  m.attr("has_cuda") = false;
+#endif
 }

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from jkoflow import MLPVelocity
@@ -53,6 +52,7 @@ def torchdiffeq_solution(
     context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The path of x (num_steps + 1, B, d) and logdet at t1 (B,) by torchdiffeq's solver with autograd's divergence."""
+    import torchdiffeq  # not on the bare machines that run test_gpu.py
 
     def augmented(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         def at_t(rows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = ["FallbackWarning", "Integrated", "JKOTerms", "integrate", "jko_loss",
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
+Precision = Literal["auto", "fp32", "tf32x3", "tf32"]
 
 
 class FallbackWarning(UserWarning):
@@ -47,7 +48,7 @@ def integrate(
     divergence: Divergence = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
-    precision: str = "fp32",
+    precision: Precision = "auto",
     keep_path: bool = True,
 ) -> Integrated:
     r"""Integrates dx/dt = v(x, t) and the divergence of v with a fixed-step Runge-Kutta method.
@@ -74,7 +75,10 @@ def integrate(
         noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"`` picks the fused kernel for the device of x and falls back to the reference with a
             `FallbackWarning`; ``"cpu"``, ``"cuda"`` and ``"reference"`` force one.
-        precision: ``"fp32"``: products in the precision of x. Others are for CUDA.
+        precision: How the CUDA kernels multiply float32 numbers: ``"fp32"``; ``"tf32x3"``, on tensor cores and nearly
+            as accurate; ``"tf32"``, on tensor cores with 11 significant bits, errors near 1e-3. ``"auto"`` is
+            ``"tf32x3"`` on GPUs on which that is faster (compute capability 8.0, 9.0 and 10), else ``"fp32"``.
+            Elsewhere products have the precision of x, and only ``"auto"`` and ``"fp32"`` are accepted.
         keep_path: Whether to return x at every step.
 
     Returns:
@@ -96,9 +100,9 @@ def integrate(
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
-    if _use_kernel(field, x, noise, backend):
+    if _use_kernel(field, x, divergence, noise, backend, precision):
         assert field is not None
-        settings = _settings(field, divergence, t0, t1, num_steps, method)
+        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
         result = operators.integrate_mlp(field, x, context, noise, settings, keep_path)
     else:
         rhs = (
@@ -124,6 +128,7 @@ def jko_loss(
     divergence: Literal["exact", "hutchinson"] = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
+    precision: Precision = "auto",
 ) -> JKOTerms:
     r"""The JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
 
@@ -144,6 +149,7 @@ def jko_loss(
         divergence: ``"exact"`` or ``"hutchinson"``.
         noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
+        precision: As in `integrate`.
 
     Returns:
         The terms. Differentiate ``total``; with a kernel the other three are there to be looked at and carry no
@@ -162,15 +168,16 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, "fp32")
+    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
     if divergence == "none":
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
-    if _use_kernel(field, x, noise, backend) and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, divergence, t0, t1, num_steps, method)
+    kernel = _use_kernel(field, x, divergence, noise, backend, precision)
+    if kernel and field is not None and operators.needs_gradient(field, x, context):
+        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
         return operators.jko_loss_mlp(field, x, context, noise, settings, step_size)
     end, logdet, _ = integrate(
         velocity,
@@ -183,15 +190,18 @@ def jko_loss(
         divergence=divergence,
         noise=noise,
         backend=backend,
+        precision=precision,
         keep_path=False,
     )
     return jko_terms(x, end, logdet, step_size)
 
 
-def _use_kernel(field: MLPField | None, x: Tensor, noise: Tensor | None, backend: str) -> bool:
+def _use_kernel(
+    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+) -> bool:
     if backend == "reference":
         return False
-    reason = native.unsupported(field, x, noise, backend)
+    reason = native.unsupported(field, x, divergence, noise, backend, precision)
     if reason is not None and backend != "auto":
         raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
     if reason is not None:
@@ -199,8 +209,11 @@ def _use_kernel(field: MLPField | None, x: Tensor, noise: Tensor | None, backend
     return reason is None
 
 
-def _settings(field: MLPField, divergence: str, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
-    return native.Settings(divergence, field.time, field.activation.text, float(t0), float(t1), num_steps, method)
+def _settings(
+    field: MLPField, divergence: str, t0: float, t1: float, num_steps: int, method: str, precision: str
+) -> native.Settings:
+    interval = float(t0), float(t1)
+    return native.Settings(divergence, field.time, field.activation.text, *interval, num_steps, method, precision)
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -232,6 +245,13 @@ def _check(
                 f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
                 f"({x.dtype}, {x.device}); convert one with .to(...)"
             )
+        if x.device.type != "cpu":  # a kernel on a GPU cannot even notice that an address is not the GPU's
+            for part in (*field.weights, *field.biases, *(() if field.linear is None else (field.linear,))):
+                if part.device != x.device:
+                    raise ValueError(
+                        f"the velocity must be on one device, x's {x.device}, but has parameters on {part.device}; "
+                        "move all of it with .to(...)"
+                    )
         # in plain comparisons: torch.compile with dynamic shapes cannot trace the message, nor all that Python can
         c = field.context_dim
         if c == 0:
@@ -251,20 +271,21 @@ def _check(
         ("method", method, tuple(TABLEAUX)),
         ("divergence", divergence, ("exact", "hutchinson", "none")),
         ("backend", backend, ("auto", "cpu", "cuda", "reference")),
-        ("precision", precision, ("fp32", "tf32x3", "tf32")),
+        ("precision", precision, ("auto", "fp32", "tf32x3", "tf32")),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if precision != "fp32":
-        raise ValueError(f"precision must be 'fp32' outside the CUDA kernels, got {precision!r}")
+    if precision not in ("auto", "fp32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
+        raise ValueError(f"precision must be 'auto' or 'fp32' outside the CUDA kernels, got {precision!r}")
     if (noise is not None) != (divergence == "hutchinson"):
         raise ValueError(
             f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "
             f"divergence={divergence!r}"
         )
-    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype):
+    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype or noise.device != x.device):
         raise ValueError(
-            f"noise must have shape {tuple(x.shape)} and dtype {x.dtype} as x, got {tuple(noise.shape)}, {noise.dtype}"
+            f"noise must have shape {tuple(x.shape)} on {x.device} and dtype {x.dtype} as x, got "
+            f"{tuple(noise.shape)} on {noise.device}, {noise.dtype}"
         )
 
 

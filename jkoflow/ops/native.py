@@ -8,28 +8,18 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import torch  # before the extension: both then share the OpenMP runtime that ships with torch
+import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
+from jkoflow.ops import cuda
+from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
+from jkoflow.ops.extension import MISSING as _MISSING
+from jkoflow.ops.extension import C as _C
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
-# Settled at import, as constants: torch.compile traces what reads them.
-_C: Any = None
-_MISSING: str | None = None  # why the kernels cannot run
-_BAD_ISA: str | None = None  # a wish in JKOFLOW_ISA that cannot be met
-try:
-    from jkoflow import _C  # pyright: ignore[reportAttributeAccessIssue]
-
-    _C.cpu_isa()
-except ImportError as error:
-    _MISSING = f"the compiled extension cannot be loaded ({error}); `pip install .` in a checkout builds it"
-except RuntimeError as error:
-    _MISSING = _BAD_ISA = str(error)
-
-MAX_HIDDEN_LAYERS: int = 4 if _C is None else _C.max_hidden_layers
-_NO_CUDA = "this version of jkoflow has no CUDA kernels"
+MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
 
 
@@ -38,30 +28,34 @@ def capabilities() -> dict[str, Any]:
 
     Returns:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
-        ``openmp``, ``threads``.
+        ``openmp``, ``cuda_architectures`` that the CUDA kernels are built for, ``threads``.
     """
     return {
         "cpu": _MISSING,
-        "cuda": _NO_CUDA,
+        "cuda": cuda.missing(),
         "isa": None if _MISSING else _C.cpu_isa(),
         "isas": [] if _C is None else _C.cpu_isas(),
         "openmp": _C is not None and _C.has_openmp,
+        "cuda_architectures": cuda.architectures(),
         "threads": torch.get_num_threads(),
     }
 
 
-def unsupported(field: MLPField | None, x: Tensor, noise: Tensor | None, backend: str) -> str | None:
+def unsupported(
+    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+) -> str | None:
     """Why no compiled kernel can run the request, or None if one can."""
-    if backend == "cuda":
-        return _NO_CUDA
-    if x.device.type != "cpu":
-        return f"the CPU kernels need CPU tensors, x is on {x.device}" + (
-            f" ({_NO_CUDA})" if x.device.type == "cuda" else ""
-        )
-    if _BAD_ISA is not None:
+    device = x.device.type if backend == "auto" else backend
+    if _BAD_ISA is not None and device == "cpu":
         raise RuntimeError(_BAD_ISA)
-    if _MISSING is not None:
+    if _C is None or (_MISSING is not None and device != "cuda"):
         return _MISSING
+    if device == "cuda" and (reason := cuda.missing()) is not None:
+        return reason
+    if device not in ("cpu", "cuda"):
+        return f"the kernels are for the CPU and for CUDA, x is on {x.device}"
+    if x.device.type != device:
+        return f"the {device.upper()} kernels need {device.upper()} tensors, x is on {x.device}"
     if field is None:
         return "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
     if x.dtype not in (torch.float32, torch.float64):
@@ -72,6 +66,8 @@ def unsupported(field: MLPField | None, x: Tensor, noise: Tensor | None, backend
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
+    if device == "cuda":
+        return cuda.unsupported(field, x.device, x.dtype == torch.float64, divergence, precision)
     return None
 
 
@@ -98,6 +94,7 @@ class Settings(NamedTuple):
     t1: float
     num_steps: int
     method: str
+    precision: str = "auto"  # of products in the CUDA kernels
 
 
 def forward(
@@ -108,7 +105,7 @@ def forward(
     problem = _describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.num_steps, keep_path)
     problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
-    _C.cpu_forward(problem)
+    _run("forward", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
         logdet += _linear_logdet(network.linear, noise, settings)
     return x_end, logdet, path
@@ -146,7 +143,7 @@ def backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradients = _set_gradients(adjoint, network, parameters_wanted)
-    _C.cpu_backward(problem, adjoint)
+    _run("backward", path.device, settings, problem, adjoint)
     if settings.divergence != "none" and logdet_bar is not None and gradients is not None:
         _add_linear_gradient(gradients.linear, noise, settings, logdet_bar)
     return x_grad, context_grad, gradients
@@ -165,7 +162,7 @@ def jko_loss(
     """Terms (3,) of the JKO objective of x (B, d), float64, and the gradients of their sum."""
     x, context, network, noise = _contiguous(x, context, network, noise)
     problem = _describe(x, context, network, noise, settings)
-    terms = torch.empty(3, dtype=torch.float64)
+    terms = torch.empty(3, dtype=torch.float64, device=x.device)
     loss = _C.JkoLoss()
     loss.step_size, loss.terms = step_size, _address(terms)
     adjoint = _C.Adjoint()
@@ -173,7 +170,7 @@ def jko_loss(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradients = _set_gradients(adjoint, network, parameters_wanted)
-    _C.cpu_jko_loss(problem, loss, adjoint)
+    _run("jko_loss", x.device, settings, problem, loss, adjoint)
     if network.linear is not None:
         terms[1] -= _linear_logdet(network.linear, noise, settings).mean()
     if gradients is not None and gradients.linear is not None:
@@ -201,6 +198,13 @@ def _add_linear_gradient(gradient: Tensor | None, noise: Tensor | None, settings
 
 
 # ---- What crosses over to the extension.
+
+
+def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+    if device.type == "cuda":
+        cuda.run(kernel, device, settings.precision, *descriptions)
+    else:
+        getattr(_C, f"cpu_{kernel}")(*descriptions)
 
 
 @functools.cache

@@ -63,14 +63,15 @@ def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    divergence, time, activation, t0, t1, num_steps, method = settings
-    return f"{divergence} {'time' if time else 'steady'} {activation} {t0!r} {t1!r} {num_steps} {method}"
+    divergence, time, activation, t0, t1, num_steps, method, precision = settings
+    kind = f"{divergence} {'time' if time else 'steady'} {activation}"
+    return f"{kind} {t0!r} {t1!r} {num_steps} {method} {precision}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
-    divergence, time, activation, t0, t1, num_steps, method = text.split()
-    return Settings(divergence, time == "time", activation, float(t0), float(t1), int(num_steps), method)
+    divergence, time, activation, t0, t1, num_steps, method, precision = text.split()
+    return Settings(divergence, time == "time", activation, float(t0), float(t1), int(num_steps), method, precision)
 
 
 def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
@@ -114,7 +115,8 @@ _LIBRARY.define(f"integrate(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x
 
 
 @torch.library.impl(_LIBRARY, "integrate", "CPU")
-def _integrate_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.impl(_LIBRARY, "integrate", "CUDA")
+def _integrate_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, context, network, noise, settings, (keep_path,) = _unpack(arguments)
     return native.forward(x, context, network, noise, settings, keep_path)
 
@@ -132,7 +134,8 @@ _LIBRARY.define(
 
 
 @torch.library.impl(_LIBRARY, "integrate_backward", "CPU")
-def _integrate_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.impl(_LIBRARY, "integrate_backward", "CUDA")
+def _integrate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, noise, settings, (*bars, wanted) = _unpack(arguments)
     return _pack(path, *native.backward(tuple(bars), path, context, network, noise, settings, wanted))
 
@@ -140,7 +143,7 @@ def _integrate_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("jkoflow::integrate_backward", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     path, context, network, _, _, (*_, parameters_wanted) = _unpack(arguments)
-    return _pack(path, *_fake_gradients(path[0], context, network, True, parameters_wanted))
+    return _pack(path, *_fake_gradients(path.select(0, 0), context, network, True, parameters_wanted))
 
 
 def _fake_gradients(
@@ -191,7 +194,8 @@ _LIBRARY.define(
 
 
 @torch.library.impl(_LIBRARY, "jko_loss", "CPU")
-def _jko_loss_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.impl(_LIBRARY, "jko_loss", "CUDA")
+def _jko_loss_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, noise, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
     terms, x_grad, context_grad, gradients = native.jko_loss(
         x, context, network, noise, settings, step_size, x_wanted, parameters_wanted

@@ -123,14 +123,12 @@ class BlockFit:
         terms = self.block.jko_loss(self.batches(counters.iteration))
         norm = self.adam.update(terms.total, rate)
         if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
-            numbers = {
-                "loss": float(terms.total.detach()),
-                "potential": float(terms.potential.detach()),
-                "divergence": float(terms.divergence.detach()),
-                "movement": float(terms.movement.detach()),
-            }
+            # one read, since each waits for the device
+            *values, grad_norm = torch.stack([*(term.detach() for term in terms), norm]).tolist()
+            names: list[str] = ["loss", "potential", "divergence", "movement"]
+            numbers = dict(zip(names, values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
-            rest = {"grad_norm": float(norm), "learning_rate": rate, "seconds": self.hooks.elapsed()}
+            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.elapsed()}
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
         counters.iteration += 1
@@ -160,8 +158,9 @@ class BlockFit:
         """JKO loss of the validation rows and NLL of the flow with this block, at twice the Runge-Kutta steps."""
         y, logdet = push_rows(self.block, self.samples.val)
         terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.step_size)
-        past = float(self.samples.val_logdet.double().mean())
-        return float(terms.total), float(terms.potential + terms.divergence) - past + gaussian_constant(y)
+        past = self.samples.val_logdet.double().mean()
+        loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
+        return loss, nll + gaussian_constant(y)
 
     def _guard(self) -> bool:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""

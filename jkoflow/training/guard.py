@@ -43,4 +43,4 @@ def read_guard(block: Block, x: Tensor) -> GuardReading:
     back, _ = block.inverse(y)
     difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
     distance = (back - x).square().sum(1).sqrt()
-    return GuardReading(float(difference.abs().mean()), float(distance.mean()))
+    return GuardReading(*torch.stack([difference.abs().mean(), distance.mean()]).tolist())

@@ -1,0 +1,29 @@
+// The block barriers by name, so that the emulation can leave out one at a time and show that the race is seen.
+#pragma once
+
+namespace jkoflow::cuda {
+
+enum class Barrier : int {
+  kStageInput,       // the stage's input is complete
+  kFirstLayer,       // h_1 and its slopes are complete
+  kSecondLayer,      // h_2 is complete
+  kTopLayer,         // the last h and the divergence are complete
+  kForwardTangent1,  // u_1 of a direction is complete
+  kForwardTangent2,  // u_2 of a direction is complete
+  kLossTerms,        // the tile's end is complete, for the terms of the loss
+  kStageAdjoint,     // the cotangent of the stage's velocity is complete, its input panel restored
+  kTangent1,         // u_1 of a direction is complete
+  kTangent2,         // u_2 of a direction is complete
+  kTangentAdjoint2,  // the cotangent of a_3 is complete
+  kTangentAdjoint1,  // the cotangent of a_2 is complete
+  kMiddleAdjoint,    // the cotangent of z_3 is complete
+  kTopAdjoint,       // the cotangent of z_2, and of q, is complete
+  kFirstAdjoint,     // the cotangent of z_1 is complete
+  kInputAdjoint,     // the cotangent of the stage's input is complete
+  kStepAdjoint,      // those of all stages of the step are complete
+  kGradientSums,     // the block's sums in shared memory are complete
+  kTermSums,         // the block's terms of the loss are complete
+  kCount
+};
+
+}  // namespace jkoflow::cuda

@@ -1,0 +1,76 @@
+// The only file with CUDA builtins and PTX. With JKOFLOW_EMULATION the same names come from the emulation in
+// tests/native/emulation, and the kernels compile as C++.
+#pragma once
+
+#include "barriers.h"
+
+#ifdef JKOFLOW_EMULATION
+#include "emulated_device.h"
+#else
+
+#define JKOFLOW_DEVICE __device__ __forceinline__
+#define JKOFLOW_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define JKOFLOW_KERNEL_PARAMS(Type) const __grid_constant__ Type
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "jkoflow's CUDA kernels need compute capability 8.0 or newer; set CMAKE_CUDA_ARCHITECTURES"
+#endif
+
+namespace jkoflow::cuda::device {
+
+JKOFLOW_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+JKOFLOW_DEVICE int block() { return static_cast<int>(blockIdx.x); }
+JKOFLOW_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
+JKOFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+
+extern __shared__ __align__(128) float dynamic_shared[];
+JKOFLOW_DEVICE float* shared() { return dynamic_shared; }
+
+// Barriers of the block and of the warp; both order memory.
+JKOFLOW_DEVICE void sync_block(Barrier) { __syncthreads(); }
+JKOFLOW_DEVICE void sync_warp() { __syncwarp(); }
+
+JKOFLOW_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+JKOFLOW_DEVICE unsigned bits(float v) { return __float_as_uint(v); }
+JKOFLOW_DEVICE float from_bits(unsigned v) { return __uint_as_float(v); }
+
+// One instruction each, with about 2 units in the last place.
+JKOFLOW_DEVICE float exp2_approx(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+JKOFLOW_DEVICE float log2_approx(float v) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+JKOFLOW_DEVICE float reciprocal_approx(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+JKOFLOW_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+JKOFLOW_DEVICE float minimum(float a, float b) { return fminf(a, b); }
+
+// Vectors of memory that is aligned to them.
+JKOFLOW_DEVICE float2 load2(const float* from) { return *reinterpret_cast<const float2*>(from); }
+JKOFLOW_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+JKOFLOW_DEVICE void store4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+// Of memory that no kernel writes while this one runs.
+JKOFLOW_DEVICE float load_constant(const float* from) { return __ldg(from); }
+JKOFLOW_DEVICE float4 load4_constant(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }
+
+// c += a b with a (16 x 8) and b (8 x 8) in TF32, whose lower 13 bits the tensor core ignores. With g = lane / 4 and
+// t = lane % 4: a0..a3 are (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b0, b1 are (t, g), (t + 4, g); c0..c3 are
+// (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+JKOFLOW_DEVICE void mma_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace jkoflow::cuda::device
+
+#endif

@@ -1,0 +1,5 @@
+#include "../forward_kernels.cuh"
+
+namespace jkoflow::cuda {
+JKOFLOW_FORWARD_KERNELS(256)
+}

@@ -1,0 +1,52 @@
+// Where numbers lie: panels in shared memory and weights packed in the order in which lanes read them.
+#pragma once
+
+#include "precision.h"
+
+#ifdef __CUDACC__
+#define JKOFLOW_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define JKOFLOW_HOST_DEVICE inline
+#endif
+
+namespace jkoflow::cuda {
+
+JKOFLOW_HOST_DEVICE constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// A panel holds a row for each sample, at a stride that is a multiple of 32; column c of row r lies at c ^ swizzle(r).
+// Reads of 8 rows x 4 pairs of columns, of 4 pairs of rows x 8 columns, and writes of fragments then hit every bank once.
+JKOFLOW_HOST_DEVICE int swizzle(int row) {
+  return ((((row >> 1) & 1) << 1) | ((row ^ (row >> 2)) & 1)) << 3;
+}
+JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return row * stride + (column ^ swizzle(row)); }
+
+// Weights (rows a multiple of 16, depth a multiple of 8) are packed by tiles of 16 rows. On tensor cores a lane reads
+// the four numbers of its fragment of 16 x 8 as one vector; depth is permuted within 8 so that the other factor is read
+// in pairs: the instruction's k = t and t + 4 stand for columns 2t and 2t + 1. For FMA a tile is [depth / 4][16][4].
+struct Element {
+  int row, column;
+};
+JKOFLOW_HOST_DEVICE Element packed_element(Precision precision, int index, int depth) {
+  const int tile = index / (16 * depth), within = index - tile * 16 * depth;
+  if (precision == Precision::kFp32) {
+    return {tile * 16 + within % 64 / 4, within / 64 * 4 + within % 4};
+  }
+  const int lane = within % 128 / 4, i = within % 4;
+  return {tile * 16 + lane / 4 + 8 * (i & 1), within / 128 * 8 + 2 * (lane % 4) + (i >> 1)};
+}
+
+// Slots of the adjoint with tangents, by layer and then what there is one of.
+struct AdjointSlots {
+  int layers, middle, hutchinson;
+  JKOFLOW_HOST_DEVICE AdjointSlots(int layers, int hutchinson)
+      : layers(layers), middle(layers > 2), hutchinson(hutchinson) {}
+  JKOFLOW_HOST_DEVICE int slope(int layer) const { return layer; }
+  JKOFLOW_HOST_DEVICE int curvature(int layer) const { return layers + layer; }
+  JKOFLOW_HOST_DEVICE int slope_bar(int layer) const { return 2 * layers + layer; }
+  JKOFLOW_HOST_DEVICE int value_bar() const { return 3 * layers; }       // of the last layer's value
+  JKOFLOW_HOST_DEVICE int middle_tangent() const { return 3 * layers + 1; }  // a_2 of three layers
+  JKOFLOW_HOST_DEVICE int noise() const { return 3 * layers + 1 + middle; }  // and the next one
+  JKOFLOW_HOST_DEVICE int count() const { return noise() + 2 * hutchinson; }
+};
+
+}  // namespace jkoflow::cuda

@@ -1,0 +1,250 @@
+// Products of a warp: 16 rows of packed weights by a panel of samples, and outer products summed over samples.
+//
+// A result is kept in fragments: with g = lane / 4 and t = lane % 4, element j of fragment n is row g + 8 (j / 2) of the
+// warp's 16, sample 8 n + 2 t + j % 2. That is how the tensor cores leave it, and FMA keeps to it.
+#pragma once
+
+#include "device.h"
+#include "layout.h"
+
+namespace jkoflow::cuda {
+
+struct Lane {
+  int index, g, t;
+  JKOFLOW_DEVICE Lane() : index(device::thread() & 31), g(index >> 2), t(index & 3) {}
+};
+
+// ---- One 16 x 8 by 8 x 8 product on tensor cores.
+
+template <Precision P>
+JKOFLOW_DEVICE void mma(float (&c)[4], const float (&a)[4], float b0, float b1) {
+  static_assert(P != Precision::kFp32);
+  if constexpr (P == Precision::kTf32) {
+    // Half a unit of the last place that counts, then the tensor core truncates: round to nearest.
+    constexpr unsigned kHalf = 0x1000u;
+    const unsigned rounded[4] = {device::bits(a[0]) + kHalf, device::bits(a[1]) + kHalf, device::bits(a[2]) + kHalf,
+                                 device::bits(a[3]) + kHalf};
+    device::mma_tf32(c, rounded, device::bits(b0) + kHalf, device::bits(b1) + kHalf);
+  } else {
+    // a = high + low to 21 bits and so is b; the product of the low parts is beyond float32.
+    constexpr unsigned kHigh = 0xffffe000u;
+    unsigned high[4], low[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      high[i] = device::bits(a[i]) & kHigh;
+      low[i] = device::bits(a[i] - device::from_bits(high[i]));
+    }
+    const unsigned b0_high = device::bits(b0) & kHigh, b1_high = device::bits(b1) & kHigh;
+    device::mma_tf32(c, low, b0_high, b1_high);
+    device::mma_tf32(c, high, device::bits(b0 - device::from_bits(b0_high)),
+                     device::bits(b1 - device::from_bits(b1_high)));
+    device::mma_tf32(c, high, b0_high, b1_high);
+  }
+}
+
+JKOFLOW_DEVICE float dot(float4 a, float4 b, float sum) { return sum + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+// ---- acc += W X
+
+// `weights`: the packed tile of 16 rows; steps: its depth / 8; x: the row of the panel of the first of 8 NT samples.
+template <Precision P, int NT>
+JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int steps, const float* x, int stride) {
+  const Lane lane;
+  if constexpr (P == Precision::kFp32) {
+    const int even = swizzle(2 * lane.t), odd = swizzle(2 * lane.t + 1);
+    const float* low = weights + lane.g * 4;
+    const float* row = x + 2 * lane.t * stride;
+#pragma unroll 2
+    for (int k = 0; k < 8 * steps; k += 4) {
+      const float4 a0 = device::load4_constant(low + k * 16), a1 = device::load4_constant(low + k * 16 + 32);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const float4 b0 = device::load4(row + 8 * n * stride + (k ^ even));
+        const float4 b1 = device::load4(row + (8 * n + 1) * stride + (k ^ odd));
+        acc[n][0] = dot(a0, b0, acc[n][0]);
+        acc[n][1] = dot(a0, b1, acc[n][1]);
+        acc[n][2] = dot(a1, b0, acc[n][2]);
+        acc[n][3] = dot(a1, b1, acc[n][3]);
+      }
+    }
+  } else {
+    const int swizzled = swizzle(lane.g);
+    const float* fragment = weights + lane.index * 4;
+    const float* row = x + lane.g * stride + 2 * lane.t;
+#pragma unroll 4
+    for (int step = 0; step < steps; ++step) {
+      const float4 w = device::load4_constant(fragment + step * 128);
+      const float a[4] = {w.x, w.y, w.z, w.w};
+      const int column = 8 * step ^ swizzled;
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const float2 b = device::load2(row + 8 * n * stride + column);
+        mma<P>(acc[n], a, b.x, b.y);
+      }
+    }
+  }
+}
+
+// The same for 8 samples and an even number of steps, in two chains, since one alone waits for each result.
+template <Precision P>
+JKOFLOW_DEVICE void multiply_chained(float (&acc)[4], const float* weights, int steps, const float* x, int stride) {
+  if constexpr (P == Precision::kFp32) {
+    float single[1][4] = {{acc[0], acc[1], acc[2], acc[3]}};
+    multiply<P, 1>(single, weights, steps, x, stride);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) acc[j] = single[0][j];
+  } else {
+    const Lane lane;
+    const int swizzled = swizzle(lane.g);
+    const float* fragment = weights + lane.index * 4;
+    const float* row = x + lane.g * stride + 2 * lane.t;
+    float other[4] = {};
+#pragma unroll 2
+    for (int step = 0; step < steps; step += 2) {
+      const float4 w = device::load4_constant(fragment + step * 128);
+      const float4 w_next = device::load4_constant(fragment + step * 128 + 128);
+      const float a[4] = {w.x, w.y, w.z, w.w}, a_next[4] = {w_next.x, w_next.y, w_next.z, w_next.w};
+      const float2 b = device::load2(row + (8 * step ^ swizzled));
+      const float2 b_next = device::load2(row + ((8 * step + 8) ^ swizzled));
+      mma<P>(acc, a, b.x, b.y);
+      mma<P>(other, a_next, b_next.x, b_next.y);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) acc[j] += other[j];
+  }
+}
+
+// ---- Outer products: sum over the tile's samples of left(row) right(column), for 16 rows and any number of columns.
+
+// Left factor: in fragments for tensor cores; for FMA in a panel, at columns `first` to `first` + 15, where the warp has
+// put it. Both must hold the same.
+template <int NT>
+struct Left {
+  const float (&fragments)[NT][4];
+  const float* panel;
+  int stride, first;
+};
+
+// 8 columns from `column` on, as fragment of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2.
+template <Precision P, int NT>
+JKOFLOW_DEVICE void outer_fragment(float (&c)[4], const Left<NT>& left, const float* right, int stride, int column) {
+  const Lane lane;
+  const float* even = right + 2 * lane.t * stride + ((column ^ swizzle(2 * lane.t)) + lane.g);
+  const float* odd = right + (2 * lane.t + 1) * stride + ((column ^ swizzle(2 * lane.t + 1)) + lane.g);
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    const float a[4] = {left.fragments[n][0], left.fragments[n][2], left.fragments[n][1], left.fragments[n][3]};
+    mma<P>(c, a, even[8 * n * stride], odd[8 * n * stride]);
+  }
+}
+
+// For FMA a lane takes 8 rows x 4 columns of 16 x 64: rows 8 (lane / 16) on, columns 4 (lane % 16) on.
+template <int NT>
+JKOFLOW_DEVICE void outer_block(float (&c)[8][4], const Left<NT>& left, const float* right, int stride, int column) {
+  const Lane lane;
+  const int row = left.first + 8 * (lane.index >> 4);
+#pragma unroll 2
+  for (int s = 0; s < 8 * NT; ++s) {
+    const float* at = left.panel + panel_index(s, row, left.stride);
+    const float4 a0 = device::load4(at), a1 = device::load4(at + 4), b = device::load4(right + panel_index(s, column, stride));
+    const float a[8] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      c[i][0] += a[i] * b.x;
+      c[i][1] += a[i] * b.y;
+      c[i][2] += a[i] * b.z;
+      c[i][3] += a[i] * b.w;
+    }
+  }
+}
+
+// Adds the product to sums in memory, `sums` being the first of the 16 rows. Every element has one lane that adds to it.
+template <Precision P, int NT>
+JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const Left<NT>& left, const float* right,
+                              int stride) {
+  const Lane lane;
+  if constexpr (P == Precision::kFp32) {
+    for (int column = 4 * (lane.index & 15); column < columns; column += 64) {
+      float c[8][4] = {};
+      outer_block<NT>(c, left, right, stride, column);
+      float* out = sums + 8 * (lane.index >> 4) * sums_stride + column;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) out[i * sums_stride + j] += c[i][j];
+      }
+    }
+  } else {
+    for (int column = 0; column < columns; column += 8) {
+      float c[4] = {};
+      outer_fragment<P, NT>(c, left, right, stride, column);
+      float* out = sums + lane.g * sums_stride + column + 2 * lane.t;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) out[8 * (j >> 1) * sums_stride + (j & 1)] += c[j];
+    }
+  }
+}
+
+// ---- Gradient of an H x H matrix, 16 rows of each warp: in registers up to H = 128, else in memory.
+
+template <int H, Precision P, int NT>
+class HiddenSums {
+ public:
+  static constexpr bool kInRegisters = H <= 128;
+
+  JKOFLOW_DEVICE void clear() {
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums_[i][j] = 0.0f;
+      }
+    }
+  }
+
+  // `memory`: the warp's rows of the block's partial gradient.
+  JKOFLOW_DEVICE void add(float* memory, const Left<NT>& left, const float* right) {
+    if constexpr (!kInRegisters) {
+      add_outer<P, NT>(memory, H, H, left, right, H);
+    } else if constexpr (P == Precision::kFp32) {
+      const Lane lane;
+#pragma unroll
+      for (int i = 0; i < kFragments / 8; ++i) {
+        float(&block)[8][4] = reinterpret_cast<float(&)[8][4]>(sums_[8 * i]);
+        outer_block<NT>(block, left, right, H, 64 * i + 4 * (lane.index & 15));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) {
+        float c[4] = {};
+        outer_fragment<P, NT>(c, left, right, H, 8 * i);
+        // Added outside the tensor core, which truncates: long sums would drift.
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums_[i][j] += c[j];
+      }
+    }
+  }
+
+  JKOFLOW_DEVICE void store(float* memory) const {
+    if constexpr (kInRegisters) {
+      const Lane lane;
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if constexpr (P == Precision::kFp32) {
+            memory[(8 * (lane.index >> 4) + i % 8) * H + i / 8 * 64 + 4 * (lane.index & 15) + j] = sums_[i][j];
+          } else {
+            memory[(lane.g + 8 * (j >> 1)) * H + 8 * i + 2 * lane.t + (j & 1)] = sums_[i][j];
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kFragments = H / 8;
+  float sums_[kInRegisters ? kFragments : 1][4];
+};
+
+}  // namespace jkoflow::cuda

@@ -1,0 +1,145 @@
+"""The CUDA kernels: why they cannot run a request, and their launches on PyTorch's current stream."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, Literal
+
+import torch
+
+from jkoflow.activation import parse_activation
+from jkoflow.ops.extension import MISSING
+from jkoflow.ops.extension import C as _C
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPField
+
+NOT_BUILT = (
+    "this build of jkoflow has no CUDA kernels; `JKOFLOW_CUDA=ON pip install .` in a checkout builds them, "
+    "with nvcc on PATH"
+)
+Kernel = Literal["forward", "backward", "jko_loss"]
+
+_FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
+"""Compute capabilities whose tensor cores make three TF32 products faster than one in float32."""
+
+
+@torch.compiler.assume_constant_result
+def missing() -> str | None:
+    """Why no CUDA kernel can run here, or None if they can."""
+    if _C is None:
+        return MISSING
+    if not _C.has_cuda:
+        return NOT_BUILT
+    if problem := _C.cuda_device_problem():
+        return problem
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA; install one that is built with it"
+    return None if torch.cuda.is_available() else "no CUDA device that PyTorch can use"
+
+
+def architectures() -> list[str]:
+    """What the kernels are built for, in CMake's words: ``["80-real", "90-real", "90-virtual"]``."""
+    return _C.cuda_architectures.split() if _C is not None and _C.has_cuda else []
+
+
+def unsupported(field: MLPField, device: torch.device, float64: bool, divergence: str, precision: str) -> str | None:
+    """Why the CUDA kernels cannot integrate a field on a device, or None if they can."""
+    return _unsupported(
+        0 if device.index is None else device.index,
+        float64,
+        field.dim,
+        field.context_dim,
+        field.time,
+        field.hidden,
+        field.activation.text,
+        divergence,
+        precision,
+    )
+
+
+@torch.compiler.assume_constant_result
+def _unsupported(*request: Any) -> str | None:
+    return _cached_unsupported(*request)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_unsupported(
+    index: int,
+    float64: bool,
+    dim: int,
+    context_dim: int,
+    time: bool,
+    hidden: tuple[int, ...],
+    activation: str,
+    divergence: str,
+    precision: str,
+) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if not covers(architectures(), capability):
+        major, minor = capability
+        return (
+            f"the CUDA kernels are built for {' '.join(architectures())}, cuda:{index} has compute capability "
+            f"{major}.{minor}" + ("" if major < 8 else f"; build them with TORCH_CUDA_ARCH_LIST={major}.{minor}")
+        )
+    problem = _C.Problem()
+    problem.float64 = float64
+    problem.batch, problem.dim, problem.context_dim, problem.time = 1, dim, context_dim, time
+    problem.hidden = hidden
+    problem.divergence = getattr(_C.Divergence, divergence)
+    kind = parse_activation(activation)
+    problem.activation, problem.beta = getattr(_C.ActivationKind, kind.name), kind.beta
+    tableau = TABLEAUX["rk4"]  # as many stages as there are
+    problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
+    reason = _C.cuda_unsupported(problem, getattr(_C.Precision, resolve_precision(precision, index)))
+    return f"the CUDA kernels {reason}" if reason else None
+
+
+def covers(built_for: list[str], capability: tuple[int, int]) -> bool:
+    """Whether a GPU can run what was built for CMake's CUDA architectures."""
+    major, minor = capability
+    for architecture in built_for:
+        match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
+        if match is None:  # "native", "all", "all-major": whoever asked for them knows
+            return True
+        built, variant, form = (int(match[1]), int(match[2])), match[3], match[4]
+        same_family = built[0] == major and built[1] <= minor
+        if variant == "a":
+            same_family = built == capability
+        newer = form != "-real" and not variant and built <= capability  # its PTX is compiled when it is loaded
+        if newer or (same_family and form != "-virtual") or (same_family and variant):
+            return True
+    return False
+
+
+@functools.cache
+def resolve_precision(precision: str, index: int) -> str:
+    """What ``"auto"`` means on a GPU: the fastest of those that are about as accurate as float32."""
+    if precision != "auto":
+        return precision
+    return "tf32x3" if torch.cuda.get_device_capability(index) in _FAST_TF32 else "fp32"
+
+
+def _launch(index: int, precision: str) -> Any:
+    launch = _C.CudaLaunch()
+    launch.device, launch.precision = index, getattr(_C.Precision, resolve_precision(precision, index))
+    return launch
+
+
+def run(kernel: Kernel, device: torch.device, precision: str, problem: Any, *rest: Any) -> None:
+    """Puts a kernel behind what PyTorch has put on the device's current stream, and waits for nothing.
+
+    Arguments:
+        kernel: Which one.
+        device: The GPU that holds all tensors.
+        precision: How products are computed: ``"auto"``, ``"fp32"``, ``"tf32x3"`` or ``"tf32"``.
+        problem: Its description.
+        rest: Its other descriptions.
+    """
+    launch = _launch(device.index, precision)
+    launch.stream = torch.cuda.current_stream(device).cuda_stream
+    # Given back to PyTorch on return: it hands the memory out again on the same stream only, behind the kernel.
+    size = getattr(_C, f"cuda_{kernel}_bytes")(problem, launch)
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    launch.workspace = workspace.data_ptr()
+    getattr(_C, f"cuda_{kernel}")(problem, *rest, launch)

@@ -1,0 +1,556 @@
+"""The CUDA kernels on a GPU: values, gradients, streams, graphs, compilation and training.
+
+Needs torch, numpy, safetensors and pytest only, and no conftest.py, so that it runs on a bare machine: see
+scripts/gpu_check.sh.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import jkoflow
+from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko_loss, metrics
+from jkoflow.ops import cuda, jko_terms, native, operators
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.training.adam import Adam
+from oracles import random_velocity
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda.missing() is not None, reason=f"no CUDA kernels here: {cuda.missing()}"),
+]
+
+PRECISIONS = ["fp32", "tf32x3", "tf32"]
+ACCURATE = ["fp32", "tf32x3"]
+FLOOR = {"fp32": 4e-7, "tf32x3": 1e-5, "tf32": 1e-2}
+"""Error that is always allowed, relative to the largest entry: a few roundings of the products."""
+
+NETWORKS = {
+    "one layer": {"dim": 3, "hidden": (20,)},
+    "two layers": {"dim": 3, "hidden": (20, 12)},
+    "three layers": {"dim": 3, "hidden": (20, 12, 17)},
+    "widths of one": {"dim": 1, "hidden": (1, 1)},
+    "no time": {"dim": 2, "hidden": (9, 33), "time": False},
+    "context and linear": {"dim": 4, "hidden": (17, 16), "context_dim": 3, "linear": True},
+    "one layer, all inputs": {"dim": 5, "hidden": (48,), "context_dim": 1, "linear": True},
+    "three layers, all inputs": {"dim": 2, "hidden": (30, 64, 33), "context_dim": 2, "linear": True},
+    "softplus": {"dim": 2, "hidden": (16, 16), "activation": "softplus(3)"},
+    "silu": {"dim": 2, "hidden": (64, 64), "activation": "silu", "linear": True},
+    "full width": {"dim": 6, "hidden": (128, 128)},
+    "wide": {"dim": 17, "hidden": (256, 130), "linear": True},
+    "widest": {"dim": 63, "hidden": (256, 256)},
+    "three wide layers": {"dim": 3, "hidden": (256, 200, 128)},
+    "many features": {"dim": 128, "hidden": (24, 40)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _float32_products():
+    """PyTorch's own products in float32: the peer of the comparisons."""
+    torch.manual_seed(0)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def case(network, batch, dtype=torch.float32, device="cuda"):
+    velocity = random_velocity(**network, dtype=dtype).to(device)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, velocity.dim, generator=generator, dtype=torch.float64).to(device, dtype)
+    context = None
+    if velocity.context_dim:
+        context = torch.randn(batch, velocity.context_dim, generator=generator, dtype=torch.float64).to(device, dtype)
+    return velocity, x, context
+
+
+def probe(x):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64).sign().to(x.device, x.dtype)
+
+
+def outputs_and_gradients(velocity, x, context, **options):
+    """Everything that comes out of integrate, then the gradients of x, context and the parameters, by name."""
+    leaves = [x.detach().clone().requires_grad_()]
+    if context is not None:
+        leaves.append(context.detach().clone().requires_grad_())
+    if options.get("divergence") == "hutchinson":
+        options["noise"] = probe(x)
+    result = integrate(velocity, leaves[0], context=leaves[1] if context is not None else None, **options)
+    generator = torch.Generator().manual_seed(7)
+    bars = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in result]
+    parts, bars = zip(*((part, bar) for part, bar in zip(result, bars, strict=True) if part.requires_grad), strict=True)
+    gradients = torch.autograd.grad(
+        parts, leaves + list(velocity.parameters()), bars, allow_unused=True, materialize_grads=True
+    )
+    names = ["x", "logdet", "path", "grad x"] + ["grad context"] * (context is not None)
+    names += [f"grad {name}" for name, _ in velocity.named_parameters()]
+    return dict(zip(names, [*(part.detach() for part in result), *gradients], strict=True))
+
+
+def loss_and_gradients(velocity, x, context, step_size, **options):
+    leaves = [x.detach().clone().requires_grad_()]
+    if context is not None:
+        leaves.append(context.detach().clone().requires_grad_())
+    if options.get("divergence") == "hutchinson":
+        options["noise"] = probe(x)
+    terms = jko_loss(velocity, leaves[0], step_size, context=leaves[1] if context is not None else None, **options)
+    gradients = torch.autograd.grad(3 * terms.total, leaves + list(velocity.parameters()))
+    names = [*terms._fields, "grad x"] + ["grad context"] * (context is not None)
+    names += [f"grad {name}" for name, _ in velocity.named_parameters()]
+    return dict(zip(names, [*(term.detach() for term in terms), *gradients], strict=True))
+
+
+def assert_accurate(got, peer, exact, precision, terms):
+    """The 2x rule for every result: at most twice PyTorch's error in float32 against float64, plus the floor.
+
+    Gradients of parameters are sums over rows and stages (``terms`` of them), whose rounding grows with the root of
+    their number.
+    """
+    assert got.keys() == exact.keys()
+    for name, value in exact.items():
+        assert got[name].dtype == torch.float32
+        assert got[name].shape == value.shape, name
+        if value.numel() == 0:
+            continue
+        error, allowed = ((part[name].double() - value).abs().max().item() for part in (got, peer))
+        grown = max(1.0, 0.25 * math.sqrt(terms)) if name.startswith("grad l") else 1.0
+        allowed = 2 * allowed + FLOOR[precision] * grown * max(1.0, value.abs().max().item())
+        assert error <= allowed, f"{name}: error {error:.3e} against float64, allowed {allowed:.3e}"
+
+
+def assert_parity(network, batch, precision, run=outputs_and_gradients, **options):
+    velocity, x, context = case(network, batch)
+    got = run(velocity, x, context, backend="cuda", precision=precision, **options)
+    peer = run(velocity, x, context, backend="reference", **options)
+    wide = copy.deepcopy(velocity).double(), x.double(), None if context is None else context.double()
+    exact = run(*wide, backend="reference", **options)
+    stages = len(TABLEAUX[options.get("method", "rk4")].b) * options.get("num_steps", 3)
+    assert_accurate(got, peer, exact, precision, batch * stages)
+
+
+def loss(velocity, x, context, **options):
+    return loss_and_gradients(velocity, x, context, 0.3, **options)
+
+
+def free_loss(velocity, x, context, **options):
+    return loss_and_gradients(velocity, x, context, math.inf, **options)
+
+
+# ---- Values and gradients
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_networks(network, precision):
+    assert_parity(network, 37, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_networks_in_the_fused_loss(network, precision):
+    assert_parity(network, 37, precision, loss)
+
+
+@pytest.mark.parametrize("precision", ACCURATE)
+@pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 129, 1003])
+@pytest.mark.parametrize("hidden", [(64, 70), (130,), (256, 200), (33, 20, 40)], ids=str)
+def test_batches(batch, hidden, precision):
+    network = {"dim": 6, "hidden": hidden, "linear": True}
+    assert_parity(network, batch, precision)
+    if batch > 0:
+        assert_parity(network, batch, precision, free_loss)
+
+
+@pytest.mark.parametrize("precision", ACCURATE)
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 9, 17, 32, 33, 63, 64, 65, 127, 128])
+def test_dimensions(dim, precision):
+    for hidden in ((50,), (100, 36)):
+        assert_parity({"dim": dim, "hidden": hidden, "activation": "silu"}, 97, precision)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 17])
+def test_dimensions_with_three_layers(dim):
+    assert_parity({"dim": dim, "hidden": (40, 36, 70)}, 50, "tf32x3")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_methods_and_divergences(method, divergence, precision):
+    for name in ("one layer, all inputs", "context and linear", "three layers, all inputs"):
+        assert_parity(NETWORKS[name], 20, precision, method=method, divergence=divergence, num_steps=2)
+        if divergence != "none":
+            assert_parity(NETWORKS[name], 20, precision, loss, method=method, divergence=divergence, num_steps=2)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus", "softplus(5)", "silu"])
+def test_activations(activation):
+    for hidden in ((33,), (64, 20), (20, 20, 20)):
+        assert_parity({"dim": 3, "hidden": hidden, "activation": activation}, 50, "tf32x3")
+
+
+def test_backwards_and_partial_intervals():
+    for precision in PRECISIONS:
+        assert_parity(NETWORKS["two layers"], 20, precision, t0=1.0, t1=0.0)
+        assert_parity(NETWORKS["two layers"], 20, precision, t0=-0.5, t1=0.25, num_steps=5)
+
+
+def test_many_steps_in_the_fused_loss():
+    assert_parity(NETWORKS["full width"], 100, "fp32", loss, num_steps=24)
+
+
+@pytest.mark.parametrize("network", ["full width", "widest"])
+@pytest.mark.parametrize("batch", [10_000, 100_000])
+def test_large_batches(network, batch):
+    """More tiles than blocks at once; the first and the last rows are where an index would overflow."""
+    velocity, x, _ = case(NETWORKS[network], batch)
+    got = integrate(velocity, x, backend="cuda", precision="tf32x3")
+    for rows in (slice(0, 500), slice(batch - 500, batch)):
+        exact = integrate(copy.deepcopy(velocity).double(), x[rows].double(), backend="reference")
+        torch.testing.assert_close(got.x[rows].double(), exact.x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got.logdet[rows].double(), exact.logdet, rtol=1e-4, atol=1e-3)
+    whole = loss_and_gradients(velocity, x, None, 0.5, backend="cuda", precision="tf32x3")
+    halves = [loss_and_gradients(velocity, half, None, 0.5, backend="cuda", precision="tf32x3") for half in x.chunk(2)]
+    for name in whole:
+        if name != "grad x":
+            mean = torch.stack([half[name] for half in halves]).mean(0)
+            torch.testing.assert_close(whole[name], mean, rtol=1e-3, atol=1e-4 * max(1.0, mean.abs().max().item()))
+
+
+def test_saturated_activations_stay_accurate():
+    for activation in ("tanh", "softplus(5)", "silu"):
+        velocity, x, _ = case({"dim": 2, "hidden": (24, 24), "activation": activation}, 33)
+        with torch.no_grad():
+            velocity.layers[0].bias.copy_(torch.linspace(-60, 60, 24))
+            velocity.layers[2].weight.mul_(0.01)
+        got = integrate(velocity, x, backend="cuda", precision="fp32")
+        exact = integrate(copy.deepcopy(velocity).double(), x.double(), backend="reference")
+        torch.testing.assert_close(got.x.double(), exact.x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.logdet.double(), exact.logdet, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_where_wanted_only():
+    velocity, x, context = case(NETWORKS["context and linear"], 21)
+    for trainable in ("x", "context", "parameters", "nothing"):
+        velocity.requires_grad_(trainable == "parameters")
+        leaves = {name: tensor.detach().clone() for name, tensor in (("x", x), ("context", context))}
+        wanted = list(velocity.parameters()) if trainable == "parameters" else []
+        if trainable in leaves:
+            wanted = [leaves[trainable].requires_grad_()]
+        results = [
+            integrate(velocity, leaves["x"], context=leaves["context"], backend=backend, precision="fp32")
+            if backend == "cuda"
+            else integrate(velocity, leaves["x"], context=leaves["context"], backend=backend)
+            for backend in ("cuda", "reference")
+        ]
+        if not wanted:
+            assert not any(part.requires_grad for part in results[0])
+            continue
+        got, expected = (torch.autograd.grad(r.logdet.sum() + r.x.square().sum(), wanted) for r in results)
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# ---- Memory
+
+
+def test_any_strides_and_alignment():
+    velocity, x, context = case(NETWORKS["context and linear"], 40)
+    expected = outputs_and_gradients(velocity, x, context, backend="cuda")
+    padded = torch.full((41, 9), math.nan, device="cuda")
+    padded[1:, 3:7] = x
+    flat = torch.full((40 * 4 + 3,), math.nan, device="cuda")
+    flat[1:161] = x.flatten()
+    layouts = {"transposed": x.T.contiguous().T, "slice": padded[1:, 3:7], "unaligned": flat[1:161].view(40, 4)}
+    layouts["every other"] = x.repeat_interleave(2, 0)[::2]
+    for name, strided in layouts.items():
+        with torch.no_grad():
+            got = integrate(velocity, strided, context=context.T.contiguous().T, backend="cuda")
+        assert torch.equal(got.x, expected["x"]), name
+        assert torch.equal(got.logdet, expected["logdet"]), name
+    for parameter in velocity.parameters():  # dense, but at odd addresses
+        room = torch.full((parameter.numel() + 1,), math.nan, device="cuda")
+        room[1:] = parameter.detach().flatten()
+        parameter.data = room[1:].view(parameter.shape)
+    unaligned = outputs_and_gradients(velocity, x, context, backend="cuda")
+    assert all(torch.equal(unaligned[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("network", ["one layer, all inputs", "full width", "three layers, all inputs"])
+def test_every_output_is_written_and_nothing_stale_is_read(network):
+    """The allocator hands out memory full of NaN, which shows where an output is not written or a read comes first."""
+    velocity, x, context = case(NETWORKS[network], 100)
+    torch.cuda.empty_cache()
+    for run in (outputs_and_gradients, loss):
+        for size in (2**10, 2**14, 2**18, 2**22, 2**26):
+            blocks = [torch.full((size // 4,), math.nan, device="cuda") for _ in range(8)]
+            del blocks
+        for name, value in run(velocity, x, context, backend="cuda").items():
+            assert bool(value.isfinite().all()), name
+
+
+def test_memory_is_given_back():
+    velocity, x, context = case(NETWORKS["context and linear"], 1000)
+    outputs_and_gradients(velocity, x, context, backend="cuda")
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        outputs_and_gradients(velocity, x, context, backend="cuda")
+        loss(velocity, x, context, backend="cuda")
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_a_row_does_not_depend_on_the_other_rows():
+    velocity, x, _ = case(NETWORKS["full width"], 200)
+    whole = integrate(velocity, x, backend="cuda")
+    poisoned = x.clone()
+    poisoned[100] = math.nan
+    around = integrate(velocity, poisoned, backend="cuda")
+    others = torch.arange(200, device="cuda") != 100
+    assert torch.equal(around.x[others], whole.x[others])
+    assert torch.equal(around.logdet[others], whole.logdet[others])
+    assert around.x[100].isnan().all()
+    assert around.logdet[100].isnan()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", ["one layer", "full width", "widest", "three layers, all inputs"])
+def test_same_bits_every_time(network, precision):
+    velocity, x, context = case(NETWORKS[network], 3000)
+    for run in (outputs_and_gradients, loss):
+        first = run(velocity, x, context, backend="cuda", precision=precision)
+        for _ in range(3):
+            again = run(velocity, x, context, backend="cuda", precision=precision)
+            assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+# ---- Streams, graphs, devices
+
+
+def training_step(velocity, x, step_size=0.5):
+    """Loss and gradients as one list of tensors, by both ways of training."""
+    parameters = list(velocity.parameters())
+    result = integrate(velocity, x, backend="cuda", keep_path=False)
+    total = jko_terms(x, result.x, result.logdet, step_size).total
+    gradients = torch.autograd.grad(total, parameters)
+    fused = jko_loss(velocity, x, step_size, backend="cuda").total
+    return [total, fused, *gradients, *torch.autograd.grad(fused, parameters)]
+
+
+def test_work_goes_to_the_current_stream():
+    velocity, x, _ = case(NETWORKS["full width"], 5000)
+    expected = training_step(velocity, x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    late = torch.zeros_like(x)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # about a tenth of a second: who does not wait for the stream reads zeros
+        late.copy_(x)
+        got = training_step(velocity, late)
+    stream.synchronize()
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_wait_for_the_device():
+    velocity, x, context = case(NETWORKS["three layers, all inputs"], 100)
+    x.requires_grad_()
+
+    def everything():
+        for divergence in ("exact", "hutchinson"):
+            noise = torch.ones_like(x) if divergence == "hutchinson" else None
+            options = {"context": context, "divergence": divergence, "noise": noise, "backend": "cuda"}
+            result = integrate(velocity, x, **options)
+            (result.x.sum() + result.logdet.sum()).backward()
+            jko_loss(velocity, x, 0.5, **options).total.backward()
+
+    everything()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def captured(run, warm_up=3):
+    """A CUDA graph of a function, and what it returned while it was captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_up):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph, outputs
+
+
+@pytest.mark.parametrize("network", ["one layer", "full width", "three layers"])
+def test_cuda_graph(network):
+    velocity, x, _ = case(NETWORKS[network], 500)
+    place = x.clone()
+    graph, outputs = captured(lambda: training_step(velocity, place))
+    for seed in (0, 1):
+        fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to("cuda")
+        expected = training_step(velocity, fresh)
+        place.copy_(fresh)
+        for output in outputs:
+            output.detach().fill_(math.nan)
+        graph.replay()
+        torch.cuda.synchronize()
+        for one, other in zip(outputs, expected, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_cuda_graph_without_gradients():
+    velocity, x, _ = case(NETWORKS["full width"], 500)
+    with torch.no_grad():
+        expected = integrate(velocity, x, backend="cuda")
+        graph, result = captured(lambda: integrate(velocity, x, backend="cuda"))
+        for part in result:
+            part.fill_(math.nan)
+        graph.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(result, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+def test_another_device_than_the_current_one():
+    velocity, x, context = case(NETWORKS["context and linear"], 100)
+    expected = outputs_and_gradients(velocity, x, context, backend="cuda", precision="fp32")
+    assert torch.cuda.current_device() == 0
+    velocity, x, context = case(NETWORKS["context and linear"], 100, device="cuda:1")
+    got = outputs_and_gradients(velocity, x, context, backend="cuda", precision="fp32")
+    for name, value in got.items():
+        assert value.device == torch.device("cuda:1")
+        torch.testing.assert_close(value.cpu(), expected[name].cpu(), rtol=1e-5, atol=1e-5)
+    assert torch.cuda.current_device() == 0
+
+
+# ---- PyTorch's machinery
+
+
+def operator_arguments(network):
+    velocity, x, context = case(NETWORKS[network], 7)
+    field = velocity.field()
+    settings = native.Settings("exact", field.time, field.activation.text, 0.0, 1.0, 2, "rk4", "fp32")
+    return x.requires_grad_(), context, *operators._slots_of(field), None, operators._encode(settings)
+
+
+@pytest.mark.parametrize("network", ["one layer", "context and linear", "three layers"])
+def test_opcheck(network):
+    torch.library.opcheck(torch.ops.jkoflow.integrate.default, (*operator_arguments(network), True))
+    torch.library.opcheck(torch.ops.jkoflow.jko_loss.default, (*operator_arguments(network), 0.5, True, True))
+
+
+def test_opcheck_of_the_adjoint():
+    x, *rest = (part.detach() if torch.is_tensor(part) else part for part in operator_arguments("context and linear"))
+    bars = torch.randn_like(x), torch.randn(x.shape[0], device="cuda"), None
+    path = torch.randn(3, *x.shape, device="cuda")
+    torch.library.opcheck(
+        torch.ops.jkoflow.integrate_backward.default,
+        (path, *rest, *bars, True),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.velocity = random_velocity(**NETWORKS["context and linear"], dtype=torch.float32)
+
+    def forward(self, x, context):
+        result = integrate(self.velocity, x * 2, context=context, num_steps=2, backend="cuda")
+        return result.x.square().sum(1) - result.logdet
+
+
+@pytest.mark.parametrize("options", [{"dynamic": False}, {"dynamic": True}, {"mode": "reduce-overhead"}], ids=str)
+def test_torch_compile(options):
+    torch.compiler.reset()
+    model = Model().to("cuda")
+    compiled = torch.compile(model, fullgraph=True, **options)
+    for batch in (5, 8, 8, 8):  # the third time, reduce-overhead replays a graph
+        x, context = torch.randn(batch, 4, device="cuda"), torch.randn(batch, 3, device="cuda")
+        expected = torch.autograd.grad(model(x, context).sum(), list(model.parameters()))
+        got = torch.autograd.grad(compiled(x, context).sum(), list(model.parameters()))
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one.clone(), other)
+
+
+def test_double_backward_is_refused():
+    velocity, x, _ = case(NETWORKS["two layers"], 4)
+    result = integrate(velocity, x.requires_grad_(), backend="cuda")
+    (gradient,) = torch.autograd.grad(result.logdet.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*backend='reference'"):
+        gradient.sum().backward()
+
+
+def test_float64_runs_in_the_reference_and_says_so(monkeypatch):
+    monkeypatch.setattr(jkoflow.ops, "_warned", set())
+    velocity, x, _ = case(NETWORKS["two layers"], 4, torch.float64)
+    with pytest.warns(FallbackWarning, match="the CUDA kernels .*float64"):
+        result = integrate(velocity, x)
+    assert result.x.is_cuda
+    assert result.x.dtype == torch.float64
+
+
+def test_auto_takes_the_kernel_and_the_best_precision(recwarn):
+    velocity, x, _ = case(NETWORKS["full width"], 100)
+    best = cuda.resolve_precision("auto", x.device.index)
+    assert best in ACCURATE
+    got, expected = integrate(velocity, x), integrate(velocity, x, backend="cuda", precision=best)
+    assert torch.equal(got.x, expected.x)
+    assert torch.equal(got.logdet, expected.logdet)
+    assert not [warning for warning in recwarn if issubclass(warning.category, FallbackWarning)]
+    assert native.capabilities()["cuda"] is None
+
+
+# ---- The flow
+
+
+def test_an_iteration_of_training_waits_for_nothing():
+    block = Block(random_velocity(6, (64, 64), linear=True, dtype=torch.float32), step_size=0.5).to("cuda")
+    adam = Adam(block.velocity, clip_norm=1.0)
+    x = torch.randn(1000, 6, device="cuda")
+    adam.update(block.jko_loss(x).total, 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            adam.update(block.jko_loss(x).total, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(adam.parameters.isfinite().all())
+
+
+def test_training_end_to_end(tmp_path):
+    factor = torch.tensor([[3.0, 0.0], [0.4, 0.5]])
+    rows = torch.randn(12_000, 2) @ factor.T
+    config = TrainConfig(
+        device="cuda", hidden=(64, 64), max_blocks=3, iterations_per_block=250, batch_size=500, learning_rate=1e-2
+    )
+    flow = jkoflow.train(rows, config)
+    assert all(parameter.is_cuda for parameter in flow.parameters())
+    fresh = torch.randn(5000, 2) @ factor.T
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2), factor @ factor.T).log_prob(fresh)
+    with torch.no_grad():
+        log_prob = flow.log_prob(fresh.to("cuda")).cpu()
+    assert -0.01 < (exact - log_prob).mean().item() < 0.03  # KL of the flow from the truth
+    assert metrics.inversion_error(flow, fresh.to("cuda")).mean < 1e-3
+    flow.save(tmp_path / "flow.safetensors")
+    loaded = JKOFlow.load(tmp_path / "flow.safetensors")
+    with torch.no_grad():  # the same densities on the CPU
+        torch.testing.assert_close(loaded.log_prob(fresh), log_prob, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_flow():
+    rows = torch.randn(3000, 2)
+    config = TrainConfig(device="cuda", hidden=(32, 32), max_blocks=2, iterations_per_block=30)
+    first, second = (jkoflow.train(rows, config).state_dict() for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
