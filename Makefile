@@ -22,8 +22,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_ARGS := $(strip $(CMAKE_ARGS) $(if $(filter ON,$(WERROR)),-DJKOFLOW_WERROR=ON))
 export JKOFLOW_CUDA := $(CUDA)
 
+JOBS ?= $(shell nproc)
+, := ,
+# $(call native,FOLDER,ARGUMENTS): builds the programs of tests/native
+native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1) -G Ninja $(CMAKE_ARGS) \
+	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench package clean
+.PHONY: help demo test sanitize instructions lint format bench package clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -39,6 +45,17 @@ demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2
 
 test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
+sanitize: $(VENV)/created  ## the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined)
+	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
+	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
+
+instructions: $(VENV)/created  ## count the CPU kernels' instructions and compare them with the recorded ones (valgrind)
+	$(call native,build/instructions,-DJKOFLOW_WIDE_ISAS=avx2)
+	$(BIN)/python benchmarks/instructions.py build/instructions/tests/native/count_instructions $(INSTRUCTIONS_ARGS)
 
 lint: $(VENV)/installed-lint-$(CUDA) $(VENV)/installed-test-$(CUDA)  ## ruff, pyright, clang-format: report, change nothing
 	$(BIN)/ruff check .

@@ -1,0 +1,30 @@
+// Calls the kernels on tensors by name. Each tensor lies in a heap block of exactly its size, aligned to no more than
+// its elements, so that AddressSanitizer sees every access beyond it; so does the memory that the kernels work in.
+#pragma once
+
+#include "case.h"
+#include "cpu/dispatch.h"
+
+namespace jkoflow::test {
+
+// What the working memory and the outputs hold before a call.
+enum class Fill { kZero, kNaN, kHuge };
+
+struct Options {
+  Fill fill = Fill::kNaN;
+  bool path = true;                                  // forward: whether the path is wanted
+  bool x = true, context = true, parameters = true;  // the gradients that are wanted
+  // Deliberate faults: a tensor that is an element too short, or "memory" that is too small; a tensor whose elements
+  // are not aligned.
+  std::string shortened = {}, misaligned = {};
+};
+
+// The kernels of one instruction set, or null for the dispatcher with its own working memory. Inputs that are missing
+// are null pointers. The results include no tensor that is not wanted. Throws std::runtime_error if
+// an input changed, or what lies behind the working memory.
+Tensors<double> forward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
+Tensors<double> backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
+Tensors<double> jko_loss(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, double step_size,
+                         const Options& options);
+
+}  // namespace jkoflow::test

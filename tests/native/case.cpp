@@ -1,0 +1,96 @@
+#include "case.h"
+
+#include <cmath>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+
+namespace jkoflow::test {
+
+std::string Case::text() const {
+  std::ostringstream out;
+  out << (float64 ? "float64" : "float32") << " batch " << batch << " dim " << dim << " hidden (";
+  for (size_t l = 0; l < hidden.size(); ++l) out << (l == 0 ? "" : ", ") << hidden[l];
+  out << ") "
+      << (activation == ActivationKind::kTanh   ? "tanh"
+          : activation == ActivationKind::kSilu ? "silu"
+                                                : "softplus")
+      << " beta " << beta << " divergence "
+      << (divergence == Divergence::kNone    ? "none"
+          : divergence == Divergence::kExact ? "exact"
+                                             : "hutchinson")
+      << " " << method << " steps " << num_steps << " [" << t0 << ", " << t1 << "] threads " << threads
+      << (time ? " time" : "") << (linear ? " linear" : "") << " context " << context_dim << " seed " << seed;
+  return out.str();
+}
+
+const std::vector<std::string>& methods() {
+  static const std::vector<std::string> names = {"euler", "midpoint", "heun", "rk4", "rk4_classic", "dense"};
+  return names;
+}
+
+Tableau tableau(const std::string& method) {
+  const auto make = [](const std::vector<std::vector<double>>& a, const std::vector<double>& b) {
+    Tableau t;
+    t.stages = static_cast<int>(b.size());
+    for (size_t i = 0; i < b.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) {
+        t.a[i][j] = a[i][j];
+        t.c[i] += a[i][j];
+      }
+      t.b[i] = b[i];
+    }
+    return t;
+  };
+  if (method == "euler") return make({{}}, {1});
+  if (method == "midpoint") return make({{}, {0.5}}, {0, 1});
+  if (method == "heun") return make({{}, {1}}, {0.5, 0.5});
+  if (method == "rk4") return make({{}, {1.0 / 3}, {-1.0 / 3, 1}, {1, -1, 1}}, {0.125, 0.375, 0.375, 0.125});
+  if (method == "rk4_classic") return make({{}, {0.5}, {0, 0.5}, {0, 0, 1}}, {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6});
+  if (method == "dense") return make({{}, {0.3}, {-0.2, 0.7}, {0.4, 0.25, 0.15}}, {0.2, 0.35, -0.1, 0.55});
+  throw std::invalid_argument("no method " + method);
+}
+
+std::vector<double> normal(uint64_t seed, size_t count, double scale) {
+  std::mt19937_64 bits(seed);
+  std::normal_distribution<double> draw;
+  std::vector<double> values(count);
+  for (double& value : values) value = static_cast<float>(scale * draw(bits));
+  return values;
+}
+
+Tensors<double> random_inputs(const Case& c) {
+  Tensors<double> in;
+  uint64_t seed = c.seed * 1000;
+  const auto give = [&](const std::string& name, int64_t count, double scale) {
+    if (count > 0) in[name] = normal(++seed, static_cast<size_t>(count), scale);
+  };
+  give("x", c.batch * c.dim, 1);
+  give("context", c.batch * c.context_dim, 1);
+  if (c.divergence == Divergence::kHutchinson) give("noise", c.batch * c.dim, 1);
+  int columns = c.input_columns();
+  for (int l = 0; l <= c.layers(); ++l) {
+    const int rows = l < c.layers() ? c.hidden[l] : c.dim;
+    give("weight" + std::to_string(l), static_cast<int64_t>(rows) * columns, 1 / std::sqrt(columns));
+    give("bias" + std::to_string(l), rows, 0.5);
+    columns = rows;
+  }
+  if (c.linear) give("linear", static_cast<int64_t>(c.dim) * c.dim, 0.5 / std::sqrt(c.dim));
+  give("bar x_end", c.batch * c.dim, 1);
+  give("bar logdet", c.batch, 1);
+  give("bar path", (c.num_steps + 1) * c.batch * c.dim, 1);
+  return in;
+}
+
+std::vector<std::string> differentiable(const Case& c) {
+  std::vector<std::string> names = {"x"};
+  if (c.context_dim > 0) names.emplace_back("context");
+  for (int l = 0; l <= c.layers(); ++l) {
+    names.push_back("weight" + std::to_string(l));
+    names.push_back("bias" + std::to_string(l));
+  }
+  if (c.linear) names.emplace_back("linear");
+  return names;
+}
+
+}  // namespace jkoflow::test

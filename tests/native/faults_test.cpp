@@ -1,0 +1,200 @@
+// The sanitizers see what they should: each deliberate fault, in a process of its own, is reported.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <exception>
+#include <functional>
+
+#include "call.h"
+#include "check.h"
+#include "cpu/arena.h"
+#include "cpu/threads.h"
+#include "oracle.h"
+
+// Reports need no line numbers here, and looking them up takes most of the time.
+#define JKOFLOW_EXPORT extern "C" __attribute__((visibility("default")))
+JKOFLOW_EXPORT const char* __asan_default_options() { return "symbolize=0"; }
+JKOFLOW_EXPORT const char* __ubsan_default_options() { return "symbolize=0"; }
+JKOFLOW_EXPORT const char* __tsan_default_options() { return "symbolize=0:halt_on_error=1"; }
+
+namespace jkoflow::test {
+namespace {
+
+constexpr int kNoSuchFault = 3;
+
+// What a process that runs `action` prints, and whether it ended well.
+struct Outcome {
+  int status;
+  std::string text;
+};
+
+Outcome run_apart(const std::function<void()>& action) {
+  int ends[2];
+  if (pipe(ends) != 0) std::abort();
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child < 0) std::abort();
+  if (child == 0) {
+    dup2(ends[1], STDERR_FILENO);
+    close(ends[0]);
+    close(ends[1]);
+    try {
+      action();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      _exit(1);
+    }
+    _exit(0);
+  }
+  close(ends[1]);
+  Outcome outcome = {};
+  char part[4096];
+  for (ssize_t got; (got = read(ends[0], part, sizeof part)) > 0;) outcome.text.append(part, static_cast<size_t>(got));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return outcome;
+}
+
+// False if the process ended with kNoSuchFault.
+bool expect_report(const std::string& what, const std::string& report, const std::function<void()>& action) {
+  const Outcome outcome = run_apart(action);
+  if (outcome.status == kNoSuchFault) return false;
+  ++comparisons;
+  if (outcome.status == 0 || outcome.text.find(report) == std::string::npos) {
+    fail(what + ": expected the report '" + report + "', got status " + std::to_string(outcome.status) + " and '" +
+         outcome.text.substr(0, 1000) + "'");
+  }
+  return true;
+}
+
+void expect_none(const std::string& what, const std::function<void()>& action) {
+  ++comparisons;
+  const Outcome outcome = run_apart(action);
+  if (outcome.status != 0) fail(what + ": expected no report, got '" + outcome.text.substr(0, 1000) + "'");
+}
+
+// One of the entry points on one case.
+struct Entry {
+  std::string name;
+  std::vector<std::string> read, written;  // its tensors
+  std::function<void(const Options&)> run;
+};
+
+std::vector<Entry> entries(const CpuKernels* kernels, const Case& c) {
+  Tensors<double> in = random_inputs(c);
+  in["path"] = integrate(c, in).at("path");
+  for (double& value : in["path"]) value = static_cast<float>(value);
+  std::vector<std::string> parameters, gradients;
+  if (c.divergence == Divergence::kHutchinson) parameters.emplace_back("noise");
+  for (const std::string& name : differentiable(c)) {
+    if (name != "x") parameters.push_back(name);
+    gradients.push_back("grad " + name);
+  }
+  const auto with = [&](std::vector<std::string> names) {
+    names.insert(names.end(), parameters.begin(), parameters.end());
+    return names;
+  };
+  // The adjoint does not read the path's last row.
+  return {{"forward", with({"x"}), {"x_end", "logdet", "path"}, [=](const Options& o) { forward(kernels, c, in, o); }},
+          {"backward", with({"bar x_end", "bar logdet", "bar path"}), gradients,
+           [=](const Options& o) { backward(kernels, c, in, o); }},
+          {"loss", with({"x"}), gradients, [=](const Options& o) { jko_loss(kernels, c, in, 0.5, o); }}};
+}
+
+// All that the kernels can read and write. The three ways of the divergence have memory of their own.
+std::vector<Case> everything() {
+  Case c;
+  c.float64 = false;
+  c.batch = 21;
+  c.context_dim = 2;
+  c.linear = true;
+  c.dim = 9;  // more than the kernels for few columns take
+  c.method = "midpoint";
+  c.seed = 2;
+  Case deep = c, probe = c;
+  deep.hidden = {9, 17, 5};
+  probe.hidden = {10, 7, 12, 8};
+  probe.divergence = Divergence::kHutchinson;
+  probe.activation = ActivationKind::kSilu;
+  return {c, deep, probe};
+}
+
+#ifdef JKOFLOW_ADDRESS_SANITIZER
+void faults_of_memory(const CpuKernels* kernels, const Case& c) {
+  for (const Entry& entry : entries(kernels, c)) {
+    const std::string what = entry.name + " of " + c.text();
+    expect_none(what, [&] { entry.run({}); });
+    for (const auto* names : {&entry.read, &entry.written}) {
+      for (const std::string& name : *names) {
+        Options options;
+        options.shortened = name;
+        expect_report(what + ", short " + name, "heap-buffer-overflow", [&] { entry.run(options); });
+      }
+    }
+    for (const std::string& name : entry.read) {
+      Options options;
+      options.misaligned = name;
+      expect_report(what + ", misaligned " + name, "misaligned address", [&] { entry.run(options); });
+    }
+    Options small;
+    small.shortened = "memory";
+    expect_report(what + ", small memory", "wrote beyond their memory", [&] { entry.run(small); });
+  }
+}
+
+// Halves each piece of the arenas in turn.
+void faults_of_pieces(const CpuKernels* kernels, const Case& c) {
+  for (const Entry& entry : entries(kernels, c)) {
+    for (int piece = 0, absent = 0; absent < 10; ++piece) {  // some pieces are empty
+      const std::string what = entry.name + " of " + c.text() + ", half of piece " + std::to_string(piece);
+      const bool exists = expect_report(what, "AddressSanitizer", [&] {
+        cpu::shortened_piece = piece;
+        entry.run({});
+        if (cpu::shortened_pieces == 0) _exit(kNoSuchFault);
+      });
+      absent = exists ? 0 : absent + 1;
+    }
+  }
+}
+#endif
+
+#ifdef JKOFLOW_THREAD_SANITIZER
+// Leaves out each barrier in turn. The report is of a data race, or of a crash on what another thread has not set yet.
+void faults_of_barriers(const CpuKernels* kernels, Case c) {
+  c.batch = 100;
+  c.threads = 3;
+  for (const Entry& entry : entries(kernels, c)) {
+    const std::string what = entry.name + " of " + c.text();
+    expect_none(what, [&] { entry.run({}); });
+    for (int barrier = 0, exists = true; exists; ++barrier) {
+      exists = expect_report(what + ", no barrier " + std::to_string(barrier), "ThreadSanitizer", [&] {
+        cpu::skipped_barrier = barrier;
+        entry.run({});
+        if (cpu::barriers_of_last_call <= barrier) _exit(kNoSuchFault);
+      });
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace jkoflow::test
+
+int main() {
+  using namespace jkoflow::test;
+  const jkoflow::CpuKernels* kernels = jkoflow::cpu::available_kernels().front();
+  for (const Case& c : everything()) {
+#ifdef JKOFLOW_ADDRESS_SANITIZER
+    faults_of_memory(kernels, c);
+    faults_of_pieces(kernels, c);
+#endif
+#ifdef JKOFLOW_THREAD_SANITIZER
+    faults_of_barriers(kernels, c);
+#endif
+  }
+  std::printf("%s faults: %ld, %d failures\n", kernels->isa, comparisons, failures);
+  return failures == 0 && comparisons > 0 ? 0 : 1;
+}

@@ -1,0 +1,183 @@
+#include "oracle.h"
+
+#include <cmath>
+
+namespace jkoflow::test {
+namespace {
+
+double real(double z) { return z; }
+double real(const std::complex<double>& z) { return z.real(); }
+
+template <class Scalar>
+Scalar sigmoid(const Scalar& z) {
+  return real(z) > 0 ? 1.0 / (1.0 + std::exp(-z)) : std::exp(z) / (1.0 + std::exp(z));
+}
+
+template <class Scalar>
+struct ValueAndSlope {
+  Scalar value, slope;
+};
+
+template <class Scalar>
+ValueAndSlope<Scalar> activate(const Case& c, const Scalar& z) {
+  switch (c.activation) {
+    case ActivationKind::kTanh: {
+      const Scalar h = std::tanh(z);
+      return {h, 1.0 - h * h};
+    }
+    case ActivationKind::kSoftplus: {
+      const Scalar y = c.beta * z;
+      const Scalar value = real(y) > 0 ? y + std::log(1.0 + std::exp(-y)) : std::log(1.0 + std::exp(y));
+      return {value / c.beta, sigmoid(y)};
+    }
+    case ActivationKind::kSilu: {
+      const Scalar gate = sigmoid(z);
+      return {z * gate, gate + z * gate * (1.0 - gate)};
+    }
+  }
+  return {};
+}
+
+// The network at one sample.
+template <class Scalar>
+class Velocity {
+ public:
+  Velocity(const Case& c, const Tensors<Scalar>& in, int64_t sample) : c_(c), sample_(sample) {
+    for (int l = 0; l <= c.layers(); ++l) {
+      weight_.push_back(in.at("weight" + std::to_string(l)).data());
+      bias_.push_back(in.at("bias" + std::to_string(l)).data());
+    }
+    const auto find = [&](const char* name) {
+      const auto found = in.find(name);
+      return found == in.end() ? nullptr : found->second.data();
+    };
+    context_ = find("context");
+    noise_ = find("noise");
+    linear_ = find("linear");
+  }
+
+  // Returns the divergence of the network without its linear term, whose trace is not the kernels' business.
+  Scalar operator()(const std::vector<Scalar>& x, double t, std::vector<Scalar>& velocity) const {
+    std::vector<Scalar> h = x;
+    if (c_.time) h.emplace_back(t);
+    for (int k = 0; k < c_.context_dim; ++k) h.push_back(context_[sample_ * c_.context_dim + k]);
+    std::vector<std::vector<Scalar>> slopes;
+    for (int l = 0; l < c_.layers(); ++l) {
+      h = affine(l, h);
+      slopes.emplace_back();
+      for (Scalar& z : h) {
+        const auto [value, slope] = activate(c_, z);
+        z = value;
+        slopes.back().push_back(slope);
+      }
+    }
+    velocity = affine(c_.layers(), h);
+    for (int i = 0; linear_ != nullptr && i < c_.dim; ++i) {
+      for (int j = 0; j < c_.dim; ++j) velocity[i] += linear_[i * c_.dim + j] * x[j];
+    }
+    return divergence(slopes);
+  }
+
+ private:
+  int rows(int l) const { return l < c_.layers() ? c_.hidden[l] : c_.dim; }
+
+  std::vector<Scalar> affine(int l, const std::vector<Scalar>& h) const {
+    std::vector<Scalar> z = product(l, h, static_cast<int>(h.size()));
+    for (int i = 0; i < rows(l); ++i) z[i] += bias_[l][i];
+    return z;
+  }
+  std::vector<Scalar> product(int l, const std::vector<Scalar>& h, int columns) const {
+    std::vector<Scalar> z(rows(l));
+    for (int i = 0; i < rows(l); ++i) {
+      for (size_t k = 0; k < h.size(); ++k) z[i] += weight_[l][static_cast<int64_t>(i) * columns + k] * h[k];
+    }
+    return z;
+  }
+
+  std::vector<Scalar> tangent(std::vector<Scalar> v, const std::vector<std::vector<Scalar>>& slopes) const {
+    for (int l = 0; l <= c_.layers(); ++l) {
+      v = product(l, v, l == 0 ? c_.input_columns() : static_cast<int>(v.size()));
+      for (size_t i = 0; l < c_.layers() && i < v.size(); ++i) v[i] *= slopes[l][i];
+    }
+    return v;
+  }
+
+  Scalar divergence(const std::vector<std::vector<Scalar>>& slopes) const {
+    Scalar sum = 0;
+    if (c_.divergence == Divergence::kExact) {
+      for (int i = 0; i < c_.dim; ++i) {
+        std::vector<Scalar> unit(c_.dim);
+        unit[i] = 1;
+        sum += tangent(unit, slopes)[i];
+      }
+    } else if (c_.divergence == Divergence::kHutchinson) {
+      const std::vector<Scalar> probe(noise_ + sample_ * c_.dim, noise_ + (sample_ + 1) * c_.dim);
+      const std::vector<Scalar> image = tangent(probe, slopes);
+      for (int i = 0; i < c_.dim; ++i) sum += probe[i] * image[i];
+    }
+    return sum;
+  }
+
+  const Case& c_;
+  int64_t sample_;
+  std::vector<const Scalar*> weight_, bias_;
+  const Scalar *context_, *noise_, *linear_;
+};
+
+}  // namespace
+
+template <class Scalar>
+Tensors<Scalar> integrate(const Case& c, const Tensors<Scalar>& in) {
+  const Tableau method = tableau(c.method);
+  const double dt = (c.t1 - c.t0) / c.num_steps;
+  Tensors<Scalar> out;
+  std::vector<Scalar>&x_end = out["x_end"], &logdet = out["logdet"], &path = out["path"];
+  x_end.resize(c.batch * c.dim);
+  logdet.resize(c.batch);
+  path.resize((c.num_steps + 1) * c.batch * c.dim);
+  for (int64_t sample = 0; sample < c.batch; ++sample) {
+    const Velocity<Scalar> velocity(c, in, sample);
+    const Scalar* row = in.at("x").data() + sample * c.dim;
+    std::vector<Scalar> x(row, row + c.dim);
+    const auto record = [&](int step) {
+      for (int i = 0; i < c.dim; ++i) path[(step * c.batch + sample) * c.dim + i] = x[i];
+    };
+    record(0);
+    for (int step = 0; step < c.num_steps; ++step) {
+      std::vector<std::vector<Scalar>> slope(method.stages);
+      std::vector<Scalar> end = x;
+      for (int s = 0; s < method.stages; ++s) {
+        std::vector<Scalar> at = x;
+        for (int j = 0; j < s; ++j) {
+          for (int i = 0; i < c.dim; ++i) at[i] += dt * method.a[s][j] * slope[j][i];
+        }
+        logdet[sample] += dt * method.b[s] * velocity(at, c.t0 + (step + method.c[s]) * dt, slope[s]);
+        for (int i = 0; i < c.dim; ++i) end[i] += dt * method.b[s] * slope[s][i];
+      }
+      x = end;
+      record(step + 1);
+    }
+    for (int i = 0; i < c.dim; ++i) x_end[sample * c.dim + i] = x[i];
+  }
+  return out;
+}
+
+template Tensors<double> integrate(const Case&, const Tensors<double>&);
+template Tensors<std::complex<double>> integrate(const Case&, const Tensors<std::complex<double>>&);
+
+double derivative(const Case& c, const Tensors<double>& in, const std::string& name,
+                  const std::vector<double>& direction) {
+  constexpr double kStep = 1e-30;
+  Tensors<std::complex<double>> moved;
+  for (const auto& [key, values] : in) moved[key].assign(values.begin(), values.end());
+  for (size_t i = 0; i < direction.size(); ++i) moved.at(name)[i].imag(kStep * direction[i]);
+  double sum = 0;
+  for (const auto& [key, values] : integrate(c, moved)) {
+    const auto bar = in.find("bar " + key);
+    if (bar == in.end()) continue;
+    for (size_t i = 0; i < values.size(); ++i) sum += bar->second[i] * values[i].imag();
+  }
+  return sum / kStep;
+}
+
+}  // namespace jkoflow::test
