@@ -28,6 +28,7 @@ LAYERS = [
     "environment",
     "training",
     "report",
+    "bench",
     "cli",
     "__main__",
 ]

@@ -1,4 +1,4 @@
-"""The commands: train, score, sample, report, doctor."""
+"""The commands: train, score, sample, report, doctor; bench has a module of its own."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.cli import console, settings
+from jkoflow.cli.bench import bench
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
@@ -236,6 +237,9 @@ def doctor(
         print(json.dumps(environment, indent=2))
     else:
         console.show_environment(environment)
+
+
+app.command()(bench)
 
 
 @contextmanager
