@@ -25,12 +25,14 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ SITE = BUILD / "site"
 REQUIRED = ("torch", "numpy", "safetensors", "pytest", "pybind11")
 TAIL = 6000
 """Characters of a stage's output that the report keeps."""
+RESERVE = 15
+"""Seconds that are kept for the end."""
 
 
 @dataclass
@@ -139,7 +143,7 @@ def _sources_hash() -> str:
     return digest.hexdigest()
 
 
-def stages(outdir: Path, capability: str) -> list[Stage]:
+def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = ()) -> list[Stage]:
     """The stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
@@ -192,7 +196,17 @@ def stages(outdir: Path, capability: str) -> list[Stage]:
         Stage("racecheck", [[*sanitizer, "--tool", "racecheck", *small, "--fewer"]], 75, ("build",), watched),
         Stage(
             "benchmark",
-            [[*python, "benchmarks/gpu.py", "--out", str(outdir / "benchmark.json"), "--seconds", "{seconds}"]],
+            [
+                [
+                    *python,
+                    "benchmarks/gpu.py",
+                    "--out",
+                    str(outdir / "benchmark.json"),
+                    "--seconds",
+                    "{seconds}",
+                    *benchmark_arguments,
+                ]
+            ],
             260,
             ("build",),
             imports,
@@ -212,7 +226,9 @@ def stage_site() -> None:
             zipfile.ZipFile(wheel).extractall(SITE)
 
 
-def check(outdir: Path, seconds: float, chosen: list[str] | None, reserve: float = 15.0) -> dict[str, Any]:
+def check(
+    outdir: Path, seconds: float, chosen: list[str] | None, benchmark_arguments: Sequence[str] = ()
+) -> dict[str, Any]:
     """Runs the stages and returns the report, which is in OUTDIR after every stage."""
     started = time.monotonic()
     outdir.mkdir(parents=True, exist_ok=True)
@@ -224,11 +240,11 @@ def check(outdir: Path, seconds: float, chosen: list[str] | None, reserve: float
         report["problem"] = "nvidia-smi finds no GPU: " + report["machine"]["gpu_problem"]
         _write(report, outdir)
         return report
-    for stage in stages(outdir, gpu["compute_cap"]):
+    for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments):
         lacking = [
             name for name in stage.needs if report["stages"].get(name, {"result": "passed"})["result"] != "passed"
         ]
-        left = seconds - reserve - (time.monotonic() - started)
+        left = seconds - RESERVE - (time.monotonic() - started)
         limit = left if stage.name == "benchmark" else min(stage.limit, left)
         if chosen is not None and stage.name not in chosen:
             continue
@@ -300,6 +316,7 @@ def main() -> int:
     parser.add_argument("outdir", nargs="?", type=Path, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="when everything has ended")
     parser.add_argument("--stages", help="some of the stages, such as build,tests")
+    parser.add_argument("--benchmark-arguments", default="", help='such as "--groups ours,compiled"')
     parser.add_argument("--stage-site", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage_site:
@@ -308,7 +325,9 @@ def main() -> int:
     if arguments.outdir is None:
         parser.error("OUTDIR is needed")
     chosen = arguments.stages.split(",") if arguments.stages else None
-    report = check(arguments.outdir.resolve(), 60 * arguments.minutes, chosen)
+    report = check(
+        arguments.outdir.resolve(), 60 * arguments.minutes, chosen, shlex.split(arguments.benchmark_arguments)
+    )
     print(table(report))
     passed = report["stages"] and all(entry["result"] == "passed" for entry in report["stages"].values())
     return 0 if passed else 1

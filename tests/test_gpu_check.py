@@ -52,7 +52,7 @@ def test_every_stage_is_recorded_whatever_the_others_do(gpu_check, fake_gpu, tmp
         gpu_check.Stage("racecheck", [python(hang), python("print('never')")], 5, ("build",)),
         gpu_check.Stage("follows", [python("print('never')")], 60, ("layout",)),
     ]
-    monkeypatch.setattr(gpu_check, "stages", lambda outdir, capability: made)
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
     started = time.monotonic()
     report = gpu_check.check(tmp_path / "out", 300, None)
     assert time.monotonic() - started < 200  # what hangs is ended, its children too
@@ -85,13 +85,13 @@ def test_the_report_is_there_before_the_end(gpu_check, fake_gpu, tmp_path, monke
     out = tmp_path / "out"
     look = f"import json; print(sorted(json.load(open({str(out / 'report.json')!r}))['stages']))"
     made = [gpu_check.Stage("build", [python("pass")], 60), gpu_check.Stage("tests", [python(look)], 60)]
-    monkeypatch.setattr(gpu_check, "stages", lambda outdir, capability: made)
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
     assert gpu_check.check(out, 300, None)["stages"]["tests"]["output_end"] == "['build']\n"
 
 
 def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
     made = [gpu_check.Stage("build", [python("print('never')")], 60)]
-    monkeypatch.setattr(gpu_check, "stages", lambda outdir, capability: made)
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
     entry = gpu_check.check(tmp_path / "out", 10, None)["stages"]["build"]
     assert entry == {"result": "not run", "reason": "no time left", "seconds": 0.0}
 
