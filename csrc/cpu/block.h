@@ -38,10 +38,9 @@ __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Rea
 template <class Real, int Vectors, Keep K>
 JKOFLOW_INLINE void hidden_layer(const Network<Real>& net, const Real* bias, const Real* input,
                                  const Stage<Real>& stage, int l) {
-  product<Real, Vectors>(net.weights[l], net.padded[l], net.depth(l), input, [&](int first_row, auto& acc) {
-    for_each_vector_of(first_row, acc, [&](int row, int, ptrdiff_t at, const Vector<Real>& z) {
-      store<Real>(stage.value[l] + at, z + bias[row]);
-    });
+  product<Real, Vectors>(net.weights[l], net.padded[l], net.depth(l), input, bias, [&](int first_row, auto& acc) {
+    for_each_vector_of(first_row, acc,
+                       [&](int, int, ptrdiff_t at, const Vector<Real>& z) { store<Real>(stage.value[l] + at, z); });
     constexpr bool kCurvature = K == Keep::kJets;
     const ptrdiff_t first = static_cast<ptrdiff_t>(first_row) * kTile<Real>;
     activate_rows<Real, Vectors, kCurvature>(net.activation, net.beta, stage.value[l] + first, stage.slope[l] + first,
@@ -87,12 +86,12 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
                          [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(velocity + at, v); });
     });
   }
-  product_any_rows<Real, Vectors>(net.last, net.dim, net.width[top], stage.value[top], [&](int first_row, auto& acc) {
-    for_each_vector_of(first_row, acc, [&](int row, int, ptrdiff_t at, const Vector<Real>& sum) {
-      const Vector<Real> v = sum + net.bias_last[row];
-      store<Real>(velocity + at, net.has_linear ? v + load(velocity + at) : v);
-    });
-  });
+  product_any_rows<Real, Vectors>(
+      net.last, net.dim, net.width[top], stage.value[top], net.bias_last, [&](int first_row, auto& acc) {
+        for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& v) {
+          store<Real>(velocity + at, net.has_linear ? v + load(velocity + at) : v);
+        });
+      });
 }
 
 // Adjoint of forward_stage: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
@@ -182,13 +181,6 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
       }
     }
   }
-  if (parameters) {
-    constexpr int kSamples = Vectors * kLanes<Real>;
-    scatter_panels<Real>(stage.input, net.inputs, sums.first_columns, index, work.stages, kSamples, work.input_panels);
-    scatter_panels<Real>(velocity_bar, net.dim, sums.last_columns, index, work.stages, kSamples,
-                         work.velocity_bar_panels);
-  }
-
   const auto write = [&](bool add) {
     return [input_bar, add](int first_row, auto& acc) {
       for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& v) {
@@ -201,35 +193,38 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
 }
 
 // Gradients of the weights over the stages of one step, added to work.sums.
-template <class Real, Keep K>
-void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, BackwardSpace<Real>& work, int samples) {
-  const int top = net.top();
+template <class Real, int Vectors, Keep K>
+void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, BackwardSpace<Real>& work) {
+  const int top = net.top(), stages = work.stages;
+  constexpr int kSamples = Vectors * kLanes<Real>;
   GradientSums<Real>& sums = work.sums;
-  const auto add = [&](const Real* left, ptrdiff_t stage_stride, int rows, const Real* right, int columns,
-                       Real* gradient) {
-    outer_product<Real>(left, stage_stride, rows, work.stages, samples, right, columns, gradient);
-  };
   const auto tile = [&](int l) { return static_cast<ptrdiff_t>(net.padded[l]) * kTile<Real>; };
-  add(work.z_bar[0], tile(0), net.padded[0], work.input_panels, sums.first_columns, sums.weights[0]);
   for (int l = 1; l <= top; ++l) {
-    add(work.z_bar[l], tile(l), net.padded[l], work.value_panels[l - 1], net.padded[l - 1], sums.weights[l]);
+    outer_product<Real>(work.z_bar[l], tile(l), net.padded[l], stages, kSamples, work.value_panels[l - 1],
+                        net.padded[l - 1], sums.weights[l]);
   }
   if (net.two_layer_form()) {
     if (K == Keep::kValues) {
-      for (ptrdiff_t at = 0; at < work.stages * tile(0); at += kLanes<Real>) {
+      for (ptrdiff_t at = 0; at < stages * tile(0); at += kLanes<Real>) {
         const Vector<Real> h = load(work.value_panels[0] + at);
         store<Real>(work.slope_panels + at, Real(1) - h * h);
       }
     }
-    add(work.q_bar, tile(1), net.padded[1], work.slope_panels, net.padded[0], sums.coupling);
+    outer_product<Real>(work.q_bar, tile(1), net.padded[1], stages, kSamples, work.slope_panels, net.padded[0],
+                        sums.coupling);
   }
-  // The last layer as (width, dim), the long side as rows; the stages' buffers are equally spaced.
-  const ptrdiff_t spacing = work.stages > 1 ? stage[1].value[top] - stage[0].value[top] : 0;
-  add(stage[0].value[top], spacing, net.padded[top], work.velocity_bar_panels, sums.last_columns, sums.last);
+  // The stages' buffers are equally spaced. The last layer goes as (width, dim), the long side as rows.
+  const ptrdiff_t input_spacing = stages > 1 ? stage[1].input - stage[0].input : 0;
+  const ptrdiff_t value_spacing = stages > 1 ? stage[1].value[top] - stage[0].value[top] : 0;
+  const ptrdiff_t output_spacing = static_cast<ptrdiff_t>(net.dim) * kTile<Real>;
+  narrow_product<Real, Vectors>(work.z_bar[0], tile(0), net.padded[0], stage[0].input, input_spacing, net.inputs,
+                                stages, work.narrow_panels, sums.weights[0]);
   if (net.has_linear) {
-    add(work.velocity_bar, static_cast<ptrdiff_t>(net.dim) * kTile<Real>, net.dim, work.input_panels,
-        sums.first_columns, sums.linear);
+    narrow_product<Real, Vectors>(work.velocity_bar, output_spacing, net.dim, stage[0].input, input_spacing, net.inputs,
+                                  stages, work.narrow_panels, sums.linear);
   }
+  narrow_product<Real, Vectors>(stage[0].value[top], value_spacing, net.padded[top], work.velocity_bar, output_spacing,
+                                net.dim, stages, work.narrow_panels, sums.last);
 }
 
 }  // namespace

@@ -39,15 +39,49 @@ JKOFLOW_INLINE void panel_product(int depth, const Real* __restrict weights, con
   }
 }
 
-template <class Real, int Rows, int Vectors, class Epilogue>
-JKOFLOW_INLINE void panel(int row, int depth, const Real* weights, const Real* input, Epilogue&& epilogue) {
-  Vector<Real> acc[Rows][Vectors];
+template <class Real, int Rows, int Vectors>
+JKOFLOW_INLINE void clear(Vector<Real> (&acc)[Rows][Vectors]) {
   JKOFLOW_UNROLL
   for (int i = 0; i < Rows; ++i) {
     JKOFLOW_UNROLL
     for (int j = 0; j < Vectors; ++j) acc[i][j] = Vector<Real>{};
   }
-  panel_product<Real, Rows, Vectors>(depth, weights + static_cast<ptrdiff_t>(row) * depth, input, acc);
+}
+
+// One panel. `start` are the values that its rows start from, such as biases, or null for zero.
+template <class Real, int Rows, int Vectors, class Epilogue>
+JKOFLOW_INLINE void panel(int row, int depth, const Real* weights, const Real* input, const Real* start,
+                          Epilogue&& epilogue) {
+  weights += static_cast<ptrdiff_t>(row) * depth;
+  Vector<Real> acc[Rows][Vectors];
+  clear<Real>(acc);
+  if (start != nullptr) {
+    JKOFLOW_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      JKOFLOW_UNROLL
+      for (int j = 0; j < Vectors; ++j) acc[i][j] = Vector<Real>{} + start[row + i];
+    }
+  }
+  if constexpr (Rows >= 4) {
+    panel_product<Real, Rows, Vectors>(depth, weights, input, acc);
+  } else {
+    // So few sums would wait for each other: the halves of the depth go side by side.
+    Vector<Real> other[Rows][Vectors];
+    clear<Real>(other);
+    const int half = depth / 2;
+    const Real *late_weights = weights + static_cast<ptrdiff_t>(half) * Rows, *late_input = input + half * kTile<Real>;
+    for (int k = 0; k < half; ++k) {
+      panel_product<Real, Rows, Vectors>(1, weights + k * Rows, input + k * kTile<Real>, acc);
+      panel_product<Real, Rows, Vectors>(1, late_weights + k * Rows, late_input + k * kTile<Real>, other);
+    }
+    panel_product<Real, Rows, Vectors>(depth - 2 * half, late_weights + half * Rows, late_input + half * kTile<Real>,
+                                       acc);
+    JKOFLOW_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      JKOFLOW_UNROLL
+      for (int j = 0; j < Vectors; ++j) acc[i][j] += other[i][j];
+    }
+  }
   epilogue(row, acc);
 }
 
@@ -78,31 +112,43 @@ JKOFLOW_INLINE void for_each_vector_in(int rows, Function&& function) {
   }
 }
 
-// weights (rows, depth) packed by pack(), times input [depth][kTile]; rows is a multiple of kPanelRows.
+// weights (rows, depth) packed by pack(), times input [depth][kTile], plus start; rows is a multiple of kPanelRows.
 // epilogue(first_row, acc[rows][Vectors]) consumes each panel while it is in registers.
 template <class Real, int Vectors, class Epilogue>
-JKOFLOW_INLINE void product(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+JKOFLOW_INLINE void product(const Real* weights, int rows, int depth, const Real* input, const Real* start,
+                            Epilogue&& epilogue) {
   for (int row = 0; row < rows; row += kPanelRows) {
-    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, epilogue);
+    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, start, epilogue);
   }
+}
+
+template <class Real, int Vectors, class Epilogue>
+JKOFLOW_INLINE void product(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+  product<Real, Vectors>(weights, rows, depth, input, nullptr, epilogue);
 }
 
 // The same for any number of rows: the rest goes in panels of 4, 2 and 1.
 template <class Real, int Vectors, class Epilogue>
-JKOFLOW_INLINE void product_any_rows(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+JKOFLOW_INLINE void product_any_rows(const Real* weights, int rows, int depth, const Real* input, const Real* start,
+                                     Epilogue&& epilogue) {
   int row = 0;
   for (; row + kPanelRows <= rows; row += kPanelRows) {
-    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, epilogue);
+    panel<Real, kPanelRows, Vectors>(row, depth, weights, input, start, epilogue);
   }
   if (kPanelRows > 4 && row + 4 <= rows) {
-    panel<Real, 4, Vectors>(row, depth, weights, input, epilogue);
+    panel<Real, 4, Vectors>(row, depth, weights, input, start, epilogue);
     row += 4;
   }
   if (row + 2 <= rows) {
-    panel<Real, 2, Vectors>(row, depth, weights, input, epilogue);
+    panel<Real, 2, Vectors>(row, depth, weights, input, start, epilogue);
     row += 2;
   }
-  if (row < rows) panel<Real, 1, Vectors>(row, depth, weights, input, epilogue);
+  if (row < rows) panel<Real, 1, Vectors>(row, depth, weights, input, start, epilogue);
+}
+
+template <class Real, int Vectors, class Epilogue>
+JKOFLOW_INLINE void product_any_rows(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
+  product_any_rows<Real, Vectors>(weights, rows, depth, input, nullptr, epilogue);
 }
 
 // Packs element(m, k), m < rows, into panels [panel][depth][panel rows]; rows from `rows` to `padded_rows` are zero.
@@ -124,10 +170,8 @@ JKOFLOW_INLINE void pack(Real* packed, int rows, int padded_rows, int depth, int
 // ---- Outer products over samples, for the gradients of the weights.
 
 // Widest column panel, in vectors; rows per block so that accumulators fill the registers.
-constexpr int kOuterVectors = kManyRegisters ? 4 : 2;
-constexpr int outer_rows(int vectors) {
-  return kManyRegisters ? (vectors == 4 ? 6 : vectors == 1 ? 16 : 8) : (vectors == 1 ? 8 : 6);
-}
+constexpr int kOuterVectors = 2;
+constexpr int outer_rows(int vectors) { return kManyRegisters ? (vectors == 1 ? 16 : 12) : (vectors == 1 ? 8 : 6); }
 template <class Real>
 constexpr int kOuterWidth = kOuterVectors * kLanes<Real>;
 
@@ -244,6 +288,70 @@ void scatter_panels(const Real* source, int rows, int columns, int stage, int st
     const int width = panel_width<Real>(row, columns);
     Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
     for (int k = 0; k < samples; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
+  }
+}
+
+// ---- The same where the right operand has few columns, the network's inputs or outputs: up to kFewColumns are not
+// padded to a vector, their sums stay spread over the lanes.
+
+constexpr int kFewColumns = 8;
+
+// Distance of two rows of such a gradient.
+template <class Real>
+constexpr int narrow_stride(int columns) {
+  return columns <= kFewColumns ? columns * kLanes<Real> : (columns + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>;
+}
+
+template <class Real, int Vectors, int Columns>
+JKOFLOW_INLINE void lane_product(const Real* left, ptrdiff_t left_stride, const Real* right, ptrdiff_t right_stride,
+                                 int stages, Real* gradient) {
+  Vector<Real> sum[Columns];
+  JKOFLOW_UNROLL
+  for (int c = 0; c < Columns; ++c) sum[c] = Vector<Real>{};
+  for (int stage = 0; stage < stages; ++stage) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) {
+      const Vector<Real> l = load(left + stage * left_stride + j * kLanes<Real>);
+      JKOFLOW_UNROLL
+      for (int c = 0; c < Columns; ++c) {
+        sum[c] += l * load(right + stage * right_stride + c * kTile<Real> + j * kLanes<Real>);
+      }
+    }
+  }
+  JKOFLOW_UNROLL
+  for (int c = 0; c < Columns; ++c) add_to<Real>(gradient + c * kLanes<Real>, sum[c]);
+}
+
+// gradient (rows, narrow_stride) += left [stages][rows][kTile] times right [stages][columns][kTile]. `panels` has room
+// for the stages' right operands in the form of outer_product, with zeros in the columns that pad.
+template <class Real, int Vectors>
+__attribute__((noinline)) void narrow_product(const Real* left, ptrdiff_t left_stride, int rows, const Real* right,
+                                              ptrdiff_t right_stride, int columns, int stages, Real* panels,
+                                              Real* gradient) {
+  const int stride = narrow_stride<Real>(columns);
+  if (columns > kFewColumns) {
+    constexpr int kSamples = Vectors * kLanes<Real>;
+    for (int stage = 0; stage < stages; ++stage) {
+      scatter_panels<Real>(right + stage * right_stride, columns, stride, stage, stages, kSamples, panels);
+    }
+    outer_product<Real>(left, left_stride, rows, stages, kSamples, panels, stride, gradient);
+    return;
+  }
+  for (int i = 0; i < rows; ++i) {
+    const Real* l = left + i * kTile<Real>;
+    Real* out = gradient + static_cast<ptrdiff_t>(i) * stride;
+    int c = 0;
+    for (; c + 3 <= columns; c += 3) {
+      lane_product<Real, Vectors, 3>(l, left_stride, right + c * kTile<Real>, right_stride, stages,
+                                     out + c * kLanes<Real>);
+    }
+    if (c + 2 <= columns) {
+      lane_product<Real, Vectors, 2>(l, left_stride, right + c * kTile<Real>, right_stride, stages,
+                                     out + c * kLanes<Real>);
+    } else if (c < columns) {
+      lane_product<Real, Vectors, 1>(l, left_stride, right + c * kTile<Real>, right_stride, stages,
+                                     out + c * kLanes<Real>);
+    }
   }
 }
 

@@ -196,7 +196,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const Tangent<Rea
       add_to<Real>(work.context_bar + at, load(work.input_bar[s] + p.dim * kTile<Real> + at));
     });
   }
-  if (parameters) accumulate_weights<Real, K>(net, stage, work, Vectors * kLanes<Real>);
+  if (parameters) accumulate_weights<Real, Vectors, K>(net, stage, work);
 }
 
 // Cotangents of a tile start at zero.
@@ -214,7 +214,7 @@ template <class Real, int Vectors>
 void store_gradients(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const Tangent<Real>& tangent,
                      BackwardSpace<Real>& work, int64_t first, int samples) {
   if (net.probed && adjoint.weight[0] != nullptr) {
-    accumulate_probe<Real>(net, tangent, work, Vectors * kLanes<Real>);
+    accumulate_probe<Real, Vectors>(net, tangent, work);
   }
   if (adjoint.x != nullptr) store_tile<Real>(adjoint.x, first, samples, p.dim, work.x_bar);
   if (adjoint.context != nullptr) store_tile<Real>(adjoint.context, first, samples, p.context_dim, work.context_bar);
@@ -324,10 +324,7 @@ class Reduction {
 
   void run(int part, int parts) const {
     biases(part, parts);
-    if (net_.has_linear) {
-      copy(results_[0].work.sums.linear, net_.dim, net_.dim, results_[0].work.sums.first_columns, out(adjoint_.linear),
-           part, parts);
-    }
+    linear(part, parts);
     upper_layers(part, parts);
     middle_layers(part, parts);
     if (net_.product_grad != nullptr) wait_for_threads();
@@ -344,6 +341,15 @@ class Reduction {
     }
     for (int i = part; i < net_.dim; i += parts) {
       out(adjoint_.bias[net_.hidden])[i] = total_lanes(sums.bias_last + i * kLanes<Real>);
+    }
+  }
+
+  void linear(int part, int parts) const {
+    for (int i = part; net_.has_linear && i < net_.dim; i += parts) {
+      for (int k = 0; k < net_.dim; ++k) {
+        out(adjoint_.linear)[static_cast<ptrdiff_t>(i) * net_.dim + k] =
+            narrow_total(results_[0].work.sums.linear, net_.inputs, i, k);
+      }
     }
   }
 
@@ -368,7 +374,7 @@ class Reduction {
         for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
       }
       for (int i = 0; i < net_.dim; ++i) {
-        Real sum = total(sums.last + static_cast<ptrdiff_t>(m) * sums.last_columns + i);
+        Real sum = narrow_total(sums.last, net_.dim, m, i);
         if (product != nullptr) sum += dot(product, net_.first_columns + i * width, net_.padded[0]);
         if (net_.closed && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
         if (sums.last_tangent != nullptr) sum += tangent_total(sums.last_tangent, net_.padded[top], i, m);
@@ -392,8 +398,7 @@ class Reduction {
       for (int a = block; a < end; ++a) {
         Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
         for (int k = 0; k < net_.inputs; ++k) {
-          row[k < p_.dim || !p_.time ? k : k + 1] =
-              total(sums.weights[0] + static_cast<ptrdiff_t>(a) * sums.first_columns + k);
+          row[k < p_.dim || !p_.time ? k : k + 1] = narrow_total(sums.weights[0], net_.inputs, a, k);
         }
         if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
         for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
@@ -423,6 +428,11 @@ class Reduction {
     for (int k = 0; k < net_.width[l - 1]; ++k) target[k] = total(source + k);
   }
 
+  // Of a gradient by narrow_product.
+  Real narrow_total(const Real* sums, int columns, int row, int column) const {
+    const Real* from = sums + static_cast<ptrdiff_t>(row) * narrow_stride<Real>(columns);
+    return columns <= kFewColumns ? total_lanes(from + column * kLanes<Real>) : total(from + column);
+  }
   Real tangent_total(const Real* sums, ptrdiff_t width, int direction, int unit) const {
     return total_lanes(sums + (direction * width + unit) * kLanes<Real>);
   }
@@ -451,14 +461,6 @@ class Reduction {
     for (int i = 0; i < kLanes<Real>; ++i) sum += total(lanes + i);
     return sum;
   }
-  void copy(const Real* source, int rows, int columns, int stride, Real* target, int part, int parts) const {
-    for (int i = part; i < rows; i += parts) {
-      for (int k = 0; k < columns; ++k) {
-        target[static_cast<ptrdiff_t>(i) * columns + k] = total(source + static_cast<ptrdiff_t>(i) * stride + k);
-      }
-    }
-  }
-
   const Problem& p_;
   const Adjoint& adjoint_;
   const Network<Real>& net_;

@@ -184,15 +184,12 @@ void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const
 }
 
 // Gradients of W1x and W_last by a tile's own directions: with the noise constant, one product for all its stages.
-template <class Real>
-void accumulate_probe(const Network<Real>& net, const Tangent<Real>& tangent, BackwardSpace<Real>& work, int samples) {
-  const GradientSums<Real>& sums = work.sums;
-  scatter_panels<Real>(tangent.noise, net.inputs, sums.first_columns, 0, 1, samples, work.input_panels);
-  outer_product<Real>(work.tangent.seed_bar, 0, net.padded[0], 1, samples, work.input_panels, sums.first_columns,
-                      sums.weights[0]);
-  scatter_panels<Real>(tangent.noise, net.dim, sums.last_columns, 0, 1, samples, work.velocity_bar_panels);
-  outer_product<Real>(work.tangent.weighing_bar, 0, net.padded[net.top()], 1, samples, work.velocity_bar_panels,
-                      sums.last_columns, sums.last);
+template <class Real, int Vectors>
+void accumulate_probe(const Network<Real>& net, const Tangent<Real>& tangent, BackwardSpace<Real>& work) {
+  narrow_product<Real, Vectors>(work.tangent.seed_bar, 0, net.padded[0], tangent.noise, 0, net.inputs, 1,
+                                work.narrow_panels, work.sums.weights[0]);
+  narrow_product<Real, Vectors>(work.tangent.weighing_bar, 0, net.padded[net.top()], tangent.noise, 0, net.dim, 1,
+                                work.narrow_panels, work.sums.last);
 }
 
 }  // namespace

@@ -117,16 +117,15 @@ struct ForwardSpace {
 // Sums of one thread over its tiles; sums over samples that stay vectors have kLanes columns.
 template <class Real>
 struct GradientSums {
-  int first_columns, last_columns;  // padded to the lanes
-  Real* weights[kMaxHidden];        // (padded, first_columns), then (padded, padded of the layer before)
+  int first_stride, last_stride;  // of the narrow gradients: those of the inputs, and of the outputs
+  Real* weights[kMaxHidden];      // (padded, first_stride), then (padded, padded of the layer before)
   Real *time, *bias[kMaxHidden], *coupling = nullptr, *last, *bias_last, *linear = nullptr;
   Real *first_tangent = nullptr, *last_tangent = nullptr;  // of W1x and W_last by tangents, (dim, padded, kLanes)
   Real* begin;
   ptrdiff_t count;
 
   GradientSums(const Network<Real>& net, Arena& arena)
-      : first_columns((net.inputs + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>),
-        last_columns((net.dim + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>) {
+      : first_stride(narrow_stride<Real>(net.inputs)), last_stride(narrow_stride<Real>(net.dim)) {
     const size_t start = arena.used();
     begin = arena.take<Real>(0);
     for (int l = 0; l < net.hidden; ++l) {
@@ -134,13 +133,13 @@ struct GradientSums {
       bias[l] = arena.take<Real>(net.padded[l] * kLanes<Real>);
     }
     time = arena.take<Real>(net.padded[0] * kLanes<Real>);
-    last = arena.take<Real>(net.padded[net.top()] * last_columns);
+    last = arena.take<Real>(net.padded[net.top()] * last_stride);
     bias_last = arena.take<Real>(net.dim * kLanes<Real>);
     if (net.closed) {
       coupling =
           arena.take<Real>(static_cast<ptrdiff_t>(net.padded[0]) * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
     }
-    if (net.has_linear) linear = arena.take<Real>(net.dim * first_columns);
+    if (net.has_linear) linear = arena.take<Real>(net.dim * first_stride);
     if (net.directions > 0 && !net.probed) {
       first_tangent = arena.take<Real>(static_cast<ptrdiff_t>(net.dim) * net.padded[0] * kLanes<Real>);
       last_tangent = arena.take<Real>(static_cast<ptrdiff_t>(net.dim) * net.padded[net.top()] * kLanes<Real>);
@@ -148,7 +147,7 @@ struct GradientSums {
     count = static_cast<ptrdiff_t>((arena.used() - start) / sizeof(Real));
   }
 
-  int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_columns : net.padded[layer - 1]; }
+  int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_stride : net.padded[layer - 1]; }
 };
 
 // Adjoint of a Tangent, with what the weight gradients of the hidden layers need of as many tangents as a step has
@@ -187,7 +186,7 @@ struct BackwardSpace {
   Real* input_bar[kMaxStages];                // [inputs][kTile]
   Real *z_bar[kMaxHidden], *q_bar = nullptr;  // [stages][width][kTile]
   TangentAdjoint<Real> tangent;
-  Real *input_panels, *velocity_bar_panels;  // right operands of outer_product
+  Real* narrow_panels;  // right operands of outer_product
   Real *value_panels[kMaxHidden] = {}, *slope_panels = nullptr;
   Real* panels_end;
   GradientSums<Real> sums;
@@ -201,8 +200,8 @@ struct BackwardSpace {
     for (int s = 0; s < stages; ++s) input_bar[s] = arena.take<Real>(net.inputs * tile);
     for (int l = 0; l < net.hidden; ++l) z_bar[l] = arena.take<Real>(stages * net.padded[l] * tile);
     if (net.two_layer_form()) q_bar = arena.take<Real>(stages * net.padded[1] * tile);
-    input_panels = arena.take<Real>(stages * sums.first_columns * tile);
-    velocity_bar_panels = arena.take<Real>(stages * sums.last_columns * tile);
+    const int columns = sums.first_stride > sums.last_stride ? sums.first_stride : sums.last_stride;
+    narrow_panels = arena.take<Real>(stages * columns * tile);
     for (int l = 0; l < net.top(); ++l) value_panels[l] = arena.take<Real>(stages * net.padded[l] * tile);
     if (net.two_layer_form()) slope_panels = arena.take<Real>(stages * net.padded[0] * tile);
     tangent.take_panels(net, stages, arena);
@@ -213,7 +212,7 @@ struct BackwardSpace {
   // what an earlier call left there may be denormal or NaN, which is slow.
   void clear() const {
     clear_pieces(sums.begin, sums.count);
-    clear_pieces(input_panels, panels_end - input_panels);
+    clear_pieces(narrow_panels, panels_end - narrow_panels);
   }
 };
 
