@@ -133,9 +133,12 @@ def test_inputs_are_left_alone():
 
 
 UNCOVERED = {
-    "three hidden layers": lambda: (MLPVelocity(2, hidden=(4, 4, 4)), {}),
+    "five hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 5), {}),
     "gelu": lambda: (MLPVelocity(2, hidden=(4,), activation="gelu"), {}),
-    "hutchinson": lambda: (MLPVelocity(2, hidden=(4,)), {"divergence": "hutchinson", "noise": torch.ones(4, 2)}),
+    "trainable noise": lambda: (
+        MLPVelocity(2, hidden=(4,)),
+        {"divergence": "hutchinson", "noise": torch.ones(4, 2, requires_grad=True)},
+    ),
     "callable": lambda: (lambda x, t, context: x, {}),
 }
 
