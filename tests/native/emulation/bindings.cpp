@@ -6,7 +6,7 @@
 #include "emulator.h"
 #include "faulty_kernels.h"
 #include "launch.h"
-#include "mma_layout.h"
+#include "../cuda/mma_layout.h"
 
 namespace py = pybind11;
 using namespace jkoflow;
