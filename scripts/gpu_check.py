@@ -172,6 +172,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
                     "-std=c++17",
                     f"-arch=sm_{architecture}",
                     "-Icsrc",
+                    "-Icsrc/cuda",
                     "-o",
                     layout,
                     "tests/native/cuda/mma_layout.cu",
