@@ -1,12 +1,12 @@
 # Everything README names. A fresh clone needs python3 (3.11 or newer), a C++ compiler and pip; the rest goes into .venv.
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   WERROR=ON           compiler warnings are errors (CI does so)
-#   CUDA=ON             the CUDA kernels, or an error; OFF: without them (the demo's default: it runs on the CPU, and
-#                       compiling them takes minutes); AUTO: with them if there is an nvcc
+#   CUDA=ON             the CUDA kernels, or an error; AUTO: with them if there is an nvcc; OFF: without them (the
+#                       default of demo and bench, which run on the CPU: compiling the kernels takes minutes)
 #   CMAKE_ARGS=...      more arguments for CMake; DEBUG=1 for an unoptimised build
 PYTHON ?= python3
 WERROR ?= OFF
-CUDA ?= $(if $(filter demo,$(MAKECMDGOALS)),OFF,AUTO)
+CUDA ?= $(if $(filter demo bench,$(MAKECMDGOALS)),OFF,AUTO)
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
