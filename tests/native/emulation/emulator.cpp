@@ -1,6 +1,5 @@
 #include "emulator.h"
 
-#include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -10,14 +9,13 @@
 #include <stdexcept>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
+#ifdef EMULATOR_WITH_TSAN
 #include <sanitizer/tsan_interface.h>
 #define TSAN 1
-#define UNSEEN __attribute__((noinline, no_sanitize("thread")))  // the emulator's own data is no data of the kernel's
 #else
 #define TSAN 0
-#define UNSEEN __attribute__((noinline))
 #endif
+#define SEPARATE __attribute__((noinline))  // looks up the running thread, which a switch of fibers changes
 
 namespace emulator {
 namespace {
@@ -43,7 +41,7 @@ struct Fiber {
   State state = State::kRunnable;
   bool started = false;
   ucontext_t context;
-  jmp_buf jump;
+  void* jump[5];
   void* sanitizer = nullptr;
 };
 
@@ -56,8 +54,7 @@ struct Machine {
   Fiber* current = nullptr;
   int waiting = 0, done = 0, which = 0, phase = 0;
   std::string failure;
-  ucontext_t main_context;
-  jmp_buf main_jump;
+  void* main_jump[5];
   void* main_sanitizer = nullptr;
   char *guard = nullptr, *guard_end = nullptr;
   // Start, end and the two phases of the barrier: each its own object, or one would order what another should.
@@ -66,17 +63,19 @@ struct Machine {
 };
 
 Machine* machine = nullptr;
+// ThreadSanitizer's fibers, the same in every launch, since making one is slow. Start and end of a block order them.
+std::vector<void*> sanitizer_fibers;
 Settings current_settings;
 Counts current_counts;
 
-UNSEEN void release(void* object) {
+SEPARATE void release(void* object) {
 #if TSAN
   __tsan_release(object);
 #else
   (void)object;
 #endif
 }
-UNSEEN void acquire(void* object) {
+SEPARATE void acquire(void* object) {
 #if TSAN
   __tsan_acquire(object);
 #else
@@ -84,7 +83,7 @@ UNSEEN void acquire(void* object) {
 #endif
 }
 
-UNSEEN uint32_t random_number() {
+SEPARATE uint32_t random_number() {
   uint64_t& r = machine->random;
   r ^= r << 13;
   r ^= r >> 7;
@@ -94,29 +93,26 @@ UNSEEN uint32_t random_number() {
 
 void enter();
 
-// Leaves the running fiber (or, null, the scheduler's caller) for another.
-UNSEEN void switch_to(Fiber* from, Fiber* to) {
-  machine->current = to;
-#if TSAN
-  if (to != nullptr && !to->started) {
-    to->started = true;
-    to->sanitizer = __tsan_create_fiber(0);
-  }
-  __tsan_switch_to_fiber(to != nullptr ? to->sanitizer : machine->main_sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(from != nullptr ? &from->context : &machine->main_context,
-              to != nullptr ? &to->context : &machine->main_context);
-#else
-  // setjmp is several times faster than swapcontext, which asks the kernel about signals.
-  if (_setjmp(from != nullptr ? from->jump : machine->main_jump) != 0) return;
-  if (to == nullptr) _longjmp(machine->main_jump, 1);
-  if (to->started) _longjmp(to->jump, 1);
+SEPARATE void jump_to(Fiber* to) {
+  if (to == nullptr) __builtin_longjmp(machine->main_jump, 1);
+  if (to->started) __builtin_longjmp(to->jump, 1);
   to->started = true;
   setcontext(&to->context);
+}
+
+// Leaves the running fiber (or, null, the scheduler's caller) for another. The compiler's own setjmp: the library's asks
+// the kernel about signals or is watched by ThreadSanitizer, and this is called millions of times.
+SEPARATE void switch_to(Fiber* from, Fiber* to) {
+  machine->current = to;
+#if TSAN
+  __tsan_switch_to_fiber(to != nullptr ? to->sanitizer : machine->main_sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
+  if (__builtin_setjmp(from != nullptr ? from->jump : machine->main_jump) != 0) return;
+  jump_to(to);
 }
 
 // The next runnable thread, those of the same warp first.
-UNSEEN Fiber* runnable() {
+SEPARATE Fiber* runnable() {
   Machine& m = *machine;
   const int warps = m.threads / kWarp, direction = current_settings.order == Order::kDescending ? -1 : 1;
   int warp = m.current != nullptr ? m.current->thread / kWarp : 0;
@@ -135,7 +131,7 @@ UNSEEN Fiber* runnable() {
 }
 
 // The current thread cannot go on.
-UNSEEN void wait() {
+SEPARATE void wait() {
   Machine& m = *machine;
   Fiber *from = m.current, *to = runnable();
   if (to == nullptr && m.done != m.threads) {
@@ -144,7 +140,7 @@ UNSEEN void wait() {
   if (to != from) switch_to(from, to);
 }
 
-UNSEEN void finish() {
+SEPARATE void finish() {
   Machine& m = *machine;
   release(&m.finish);
   m.current->state = State::kDone;
@@ -161,14 +157,14 @@ void enter() {
   finish();
 }
 
-UNSEEN float tf32(uint32_t bits) {
+SEPARATE float tf32(uint32_t bits) {
   bits &= 0xffffe000u;
   float v;
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
 
-UNSEEN void multiply(Warp& w) {
+SEPARATE void multiply(Warp& w) {
   float a[16][8], b[8][8], c[16][8];
   for (int lane = 0; lane < kWarp; ++lane) {
     const int g = lane / 4, t = lane % 4;
@@ -201,7 +197,7 @@ UNSEEN void multiply(Warp& w) {
   }
 }
 
-UNSEEN void collective(Collective which) {
+SEPARATE void collective(Collective which) {
   Machine& m = *machine;
   Warp& w = m.warps[m.current->thread / kWarp];
   if (w.waiting == 0) {
@@ -267,7 +263,7 @@ class Pages {
   size_t bytes_;
 };
 
-UNSEEN void run_block(Machine& m, char* stacks, size_t shared_bytes) {
+SEPARATE void run_block(Machine& m, char* stacks, size_t shared_bytes) {
   m.done = m.waiting = 0;
   std::memset(m.shared, 0xff, shared_bytes);
   for (Warp& w : m.warps) w.waiting = 0;
@@ -284,16 +280,13 @@ UNSEEN void run_block(Machine& m, char* stacks, size_t shared_bytes) {
   }
 #if TSAN
   m.main_sanitizer = __tsan_get_current_fiber();
+  while (sanitizer_fibers.size() < m.fibers.size()) sanitizer_fibers.push_back(__tsan_create_fiber(0));
+  for (int i = 0; i < m.threads; ++i) m.fibers[i].sanitizer = sanitizer_fibers[i];
 #endif
   release(&m.start);
   m.current = nullptr;
   switch_to(nullptr, &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1 : 0]);
   acquire(&m.finish);
-#if TSAN
-  for (Fiber& fiber : m.fibers) {
-    if (fiber.started) __tsan_destroy_fiber(fiber.sanitizer);
-  }
-#endif
 }
 
 }  // namespace
@@ -330,20 +323,20 @@ void launch(int blocks, int threads, size_t shared_bytes, const std::function<vo
   if (!failure.empty()) throw std::runtime_error(failure);
 }
 
-UNSEEN int thread() { return machine->current->thread; }
-UNSEEN int block() { return machine->block; }
-UNSEEN int blocks() { return machine->blocks; }
-UNSEEN int block_threads() { return machine->threads; }
-UNSEEN float* shared() { return machine->shared; }
+SEPARATE int thread() { return machine->current->thread; }
+SEPARATE int block() { return machine->block; }
+SEPARATE int blocks() { return machine->blocks; }
+SEPARATE int block_threads() { return machine->threads; }
+SEPARATE float* shared() { return machine->shared; }
 
-UNSEEN void fail(const std::string& what) {
+SEPARATE void fail(const std::string& what) {
   Machine& m = *machine;
   m.failure = what + " (block " + std::to_string(m.block) + ", thread " + std::to_string(m.current->thread) + ")";
   switch_to(m.current, nullptr);
   __builtin_unreachable();
 }
 
-UNSEEN void sync_block(int which) {
+SEPARATE void sync_block(int which) {
   if (which == current_settings.missing_barrier) return;
   Machine& m = *machine;
   const int phase = m.phase & 1;
@@ -370,14 +363,14 @@ UNSEEN void sync_block(int which) {
   acquire(&machine->barrier[phase]);
 }
 
-UNSEEN void sync_warp() {
+SEPARATE void sync_warp() {
   Warp* w = &machine->warps[machine->current->thread / kWarp];
   release(&w->order);
   collective(Collective::kSync);
   acquire(&w->order);
 }
 
-UNSEEN float shuffle_xor(float v, int mask) {
+SEPARATE float shuffle_xor(float v, int mask) {
   const int thread = machine->current->thread;
   Warp& w = machine->warps[thread / kWarp];
   w.values[thread % kWarp][0] = v;
@@ -386,7 +379,7 @@ UNSEEN float shuffle_xor(float v, int mask) {
   return w.results[thread % kWarp][0];
 }
 
-UNSEEN void mma_tf32(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+SEPARATE void mma_tf32(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
   const int thread = machine->current->thread;
   Warp& w = machine->warps[thread / kWarp];
   const int lane = thread % kWarp;

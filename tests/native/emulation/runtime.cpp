@@ -1,7 +1,6 @@
 // csrc/cuda/runtime.h on the emulator: a device whose size tests can choose.
 #include "runtime.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "emulated_runtime.h"
@@ -25,9 +24,10 @@ Current::~Current() = default;
 
 Device device_limits() { return emulated; }
 
-int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes) {
+// One: blocks run one after the other anyway, and fewer blocks take more tiles each.
+int blocks_per_multiprocessor(const Kernel&, size_t shared_bytes) {
   if (shared_bytes > emulated.shared_per_block) throw std::runtime_error("too much shared memory for a block");
-  return std::min(kernel.blocks, static_cast<int>(emulated.shared_per_multiprocessor / (shared_bytes + 1024)));
+  return 1;
 }
 
 template <class Parameters>
