@@ -48,7 +48,7 @@ test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
 sanitize: $(VENV)/created  ## the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined)
+	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512')
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
