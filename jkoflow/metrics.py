@@ -117,23 +117,27 @@ def calibrate(flow: JKOFlow, x: Tensor, tolerance: float = 1e-3) -> ConvergedNLL
 
 
 @torch.no_grad()
-def inversion_error(flow: JKOFlow, x: Tensor, num_steps: int | None = None) -> InversionError:
+def inversion_error(flow: JKOFlow, x: Tensor, num_steps: int | None = None, exact: bool = False) -> InversionError:
     """How far a trip to the noise and back ends from where it began.
 
     Arguments:
         flow: The flow.
         x: Rows in their own units, with shape (N, d).
         num_steps: Runge-Kutta steps per block; None means the calibrated number.
+        exact: Whether the way back is the exact inverse of the discrete map, see `JKOFlow.inverse`.
 
     Returns:
         Mean and largest Euclidean distance in standardised units; ``inf`` if a point does not come back at all.
+
+    Raises:
+        jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
     """
     distances = []
     for rows in x.split(CHUNK):
         z, _ = flow.forward(rows, num_steps=num_steps)
         if not bool(torch.isfinite(z).all()):
             return InversionError(math.inf, math.inf)
-        back, _ = flow.inverse(z, num_steps=num_steps)
+        back, _ = flow.inverse(z, num_steps=num_steps, exact=exact)
         distances.append(((back - rows) / flow.standardize.std).double().square().sum(1).sqrt())
     distance = torch.cat(distances).nan_to_num(nan=math.inf)
     return InversionError(float(distance.mean()), float(distance.max()))

@@ -270,6 +270,16 @@ def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
     assert len(np.unique(samples, axis=0)) == 150
 
 
+def test_sample_exactly(work, tmp_path):
+    for name, options in (("plain", []), ("exact", ["--exact"])):
+        result = run_cli("sample", work / "run", "-n", 50, "--out", tmp_path / f"{name}.npy", *options)
+        assert result.exit_code == 0, result.output
+    flow, generator = JKOFlow.load(work / "run"), torch.Generator().manual_seed(0)
+    exact, plain = (np.load(tmp_path / f"{name}.npy") for name in ("exact", "plain"))
+    np.testing.assert_array_equal(exact, flow.sample(50, generator=generator, exact=True).numpy())
+    assert 0 < np.abs(exact - plain).max() < 1e-2
+
+
 def test_report_writes_the_page_again(work):
     page = work / "run/report.html"
     page.unlink(missing_ok=True)

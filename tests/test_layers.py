@@ -20,6 +20,7 @@ LAYERS = [
     "_C",  # the compiled kernels
     "ops",
     "checkpoint",
+    "discrete",
     "block",
     "flow",
     "schedule",

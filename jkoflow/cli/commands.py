@@ -32,6 +32,7 @@ from jkoflow.data import (
     require_batch,
     write_table,
 )
+from jkoflow.discrete import NotContractiveError
 from jkoflow.environment import describe
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import CHUNK
@@ -42,7 +43,15 @@ from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
 
-USER_ERRORS = (DataError, CheckpointError, ConfigError, RunError, TrainingError, MissingExtraError)
+USER_ERRORS = (
+    DataError,
+    CheckpointError,
+    ConfigError,
+    RunError,
+    TrainingError,
+    MissingExtraError,
+    NotContractiveError,
+)
 """Their messages are one line and tell the fix; anything else is a bug and shows its traceback."""
 
 # click's own, wherever this version of typer keeps it
@@ -205,6 +214,10 @@ def sample(
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same samples.")] = 0,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Invert the flow's map to rounding, instead of integrating backwards; slower."),
+    ] = False,
 ) -> None:
     """Draw samples in the data's own units."""
     check_output(out)
@@ -212,7 +225,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(CHUNK, number - start) for start in range(0, number, CHUNK)]
     with torch.no_grad():
-        samples = torch.cat([flow.sample(size, generator=generator) for size in sizes])
+        samples = torch.cat([flow.sample(size, generator=generator, exact=exact) for size in sizes])
     write_table(out, samples.numpy(), _features(run, flow))
     print(f"written: {out} ({number} rows, {flow.dim} column{'s' if flow.dim > 1 else ''})")
 

@@ -274,6 +274,7 @@ def _metrics_table(run: Results) -> str:
             "distance between x and inverse(forward(x)), standardised",
         ),
         ("Inversion error, largest", page.number(m["inversion_error_max"]), "same"),
+        *_exact_inversion(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
         ("Parameters", f"{parameters:,}", ""),
@@ -283,6 +284,16 @@ def _metrics_table(run: Results) -> str:
         ("Seed", str(m["seed"]), ""),
     ]
     return page.grid_table(("", "value", "unit"), rows)
+
+
+def _exact_inversion(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The error of the exact inverse; nothing for runs of versions that did not measure it."""
+    if "inversion_error_exact_mean" not in m:
+        return []
+    mean, largest = m["inversion_error_exact_mean"], m["inversion_error_exact_max"]
+    if mean is None:
+        return [("Exact inverse", "none", "a Runge-Kutta step is too coarse to be inverted")]
+    return [("Inversion error, exact inverse", page.number(mean), f"mean; {page.number(largest)} at most")]
 
 
 def _gaussian_nll(run: Results) -> float | None:

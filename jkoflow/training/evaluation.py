@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from jkoflow import metrics
 from jkoflow.data import Dataset
+from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
 
 INVERSION_ROWS = 10_000
 """Test rows of the inversion error."""
+
+EXACT_ROWS = 1000
+"""Test rows of the exact inverse's error."""
 
 
 def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
@@ -22,7 +27,8 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
-        ``test_nll_converged`` is False, and the inversion error in standardised units.
+        ``test_nll_converged`` is False, and the inversion error in standardised units, that of the exact inverse too
+        (inf if the steps are too coarse for it).
     """
     device = flow.standardize.mean.device
     val, test = metrics.spread_rows(data.val, val_rows).to(device), data.test.to(device)
@@ -30,6 +36,10 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
     nll = metrics.step_converged_nll(flow, test)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
     inversion = metrics.inversion_error(flow, metrics.spread_rows(test, INVERSION_ROWS))
+    try:
+        exact = metrics.inversion_error(flow, metrics.spread_rows(test, EXACT_ROWS), exact=True)
+    except NotContractiveError:
+        exact = metrics.InversionError(math.inf, math.inf)
     log_scale = float(flow.standardize.std.double().log().sum())
     return {
         "test_nll": nll.nll - log_scale,
@@ -40,6 +50,8 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
         "eval_num_steps": flow.eval_num_steps,
         "inversion_error_mean": inversion.mean,
         "inversion_error_max": inversion.maximum,
+        "inversion_error_exact_mean": exact.mean,
+        "inversion_error_exact_max": exact.maximum,
         "blocks": len(flow.blocks),
         "dim": data.dim,
         "n_train": data.train.shape[0],
