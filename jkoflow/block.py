@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from jkoflow import discrete as discrete_map
 from jkoflow.ops import JKOTerms, integrate, jko_loss
+from jkoflow.schedule import refined_step_sizes
 from jkoflow.velocity import MLPVelocity
 
 
@@ -22,6 +25,7 @@ class Block(nn.Module):
         t0: Start of the time interval.
         t1: End of the time interval.
         step_size: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
+        movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
     Example:
         >>> block = Block(MLPVelocity(2), num_steps=8)
@@ -39,6 +43,7 @@ class Block(nn.Module):
         t0: float = 0.0,
         t1: float = 1.0,
         step_size: float = math.inf,
+        movement: float | None = None,
     ) -> None:
         super().__init__()
         self.velocity = velocity
@@ -47,6 +52,7 @@ class Block(nn.Module):
         self.t0 = t0
         self.t1 = t1
         self.step_size = step_size
+        self.movement = movement
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
@@ -144,11 +150,30 @@ class Block(nn.Module):
             "t0": self.t0,
             "t1": self.t1,
             "step_size": None if math.isinf(self.step_size) else self.step_size,
+            "movement": self.movement,
         }
+
+    def split(self, count: int) -> list[Block]:
+        """Divides the time interval into blocks that together are the same map, to the integrator's error.
+
+        Arguments:
+            count: Number of children.
+
+        Returns:
+            Blocks with copies of the velocity, equal parts of the interval and of the Runge-Kutta steps (rounded up),
+            and the step size h / count; their movement is not known.
+        """
+        times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
+        intervals, step_sizes = itertools.pairwise(times), refined_step_sizes([self.step_size], count)
+        steps = -(-self.num_steps // count)
+        return [
+            Block(copy.deepcopy(self.velocity), steps, self.method, start, end, step_size)
+            for (start, end), step_size in zip(intervals, step_sizes, strict=True)
+        ]
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Block:
-        """Builds a block with fresh parameters from what `describe` returned."""
+        """Builds a block with fresh parameters from what `describe` returned, in this version or an earlier one."""
         rest = {key: value for key, value in description.items() if key != "velocity"}
         if rest["step_size"] is None:
             rest["step_size"] = math.inf

@@ -25,7 +25,6 @@ class NotContractiveError(RuntimeError):
     """A Runge-Kutta step is so coarse that the fixed-point iteration for its inverse does not converge."""
 
 
-@torch.no_grad()
 def invert(
     velocity: MLPVelocity,
     y: Tensor,
@@ -60,17 +59,20 @@ def invert(
 
     Raises:
         NotContractiveError: If the iteration does not converge in a step.
-        ValueError: If y requires a gradient.
+        ValueError: If y requires a gradient, outside of ``torch.no_grad()``.
     """
     _refuse_gradient(y, "exact=True", "y")
     dt = (t1 - t0) / num_steps
-    x = y
-    for step in reversed(range(num_steps)):
-        start = t0 + step * dt
-        where = f"step {step + 1} of {num_steps} in {name}"
-        x = _invert_step(velocity, x, context, start, start + dt, method, where, 2 * num_steps)
-    forward = integrate(velocity, x, context=context, t0=t0, t1=t1, num_steps=num_steps, method=method, keep_path=False)
-    return x, -forward.logdet
+    with torch.no_grad():
+        x = y
+        for step in reversed(range(num_steps)):
+            start = t0 + step * dt
+            where = f"step {step + 1} of {num_steps} in {name}"
+            x = _invert_step(velocity, x, context, start, start + dt, method, where, 2 * num_steps)
+        forward = integrate(
+            velocity, x, context=context, t0=t0, t1=t1, num_steps=num_steps, method=method, keep_path=False
+        )
+        return x, -forward.logdet
 
 
 def forward(
@@ -100,7 +102,7 @@ def forward(
         Positions at t1 (B, d) and the log abs det of the discrete map (B,). No gradient flows through either.
 
     Raises:
-        ValueError: If x requires a gradient.
+        ValueError: If x requires a gradient, outside of ``torch.no_grad()``.
     """
     _refuse_gradient(x, "discrete=True", "x")
     dt = (t1 - t0) / num_steps
@@ -190,7 +192,7 @@ def _step(velocity: MLPVelocity, x: Tensor, context: Tensor | None, start: float
 
 
 def _refuse_gradient(x: Tensor, option: str, name: str) -> None:
-    if x.requires_grad and not x.is_inference():
+    if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError(
-            f"{option} computes no gradient, but {name} requires one; pass {name}.detach(), or leave it out"
+            f"{option} computes no gradient, but {name} requires one; call it under torch.no_grad(), or leave it out"
         )

@@ -140,6 +140,21 @@ def test_time_budget_and_built_in_data(work, tmp_path, no_report):
     assert tomllib.loads((tmp_path / "run/config.toml").read_text())["time_budget"] == 1.5
 
 
+def test_rounds_are_flags_and_are_told(work, tmp_path, no_report):
+    result = run_cli(
+        *("train", work / "rows.csv", "--out", tmp_path / "run", "--config", work / "small.toml", "--seed", 5),
+        *("--reparam-rounds", 1, "--refine", 2),
+    )
+    assert result.exit_code == 0, result.output
+    config = tomllib.loads((tmp_path / "run/config.toml").read_text())
+    assert (config["reparam_rounds"], config["refine"]) == (1, 2)
+    rounds = json.loads((tmp_path / "run/metrics.json").read_text())["rounds"]
+    assert [record["kind"] for record in rounds] == ["build", "reparametrize", "refine"]
+    assert "round 2, reparametrize: 3 blocks to train again" in result.stdout
+    assert "round 3, refine: 6 blocks to train again" in result.stdout
+    assert f"build: validation NLL {rounds[0]['val_nll']:.4f}" in result.stdout
+
+
 def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -370,10 +385,16 @@ def test_bars_show_terms_and_results(width):
         bars.message("guard: num_steps [3] -> 6")
         bars._bars.refresh()
         bars.end_block(0, SUMMARY)
+        bars.start_round(1, "refine", 2)
+        bars.start_block(0, 70)
+        bars.update(0, 30, TERMS)
+        bars._bars.refresh()
     drawn = screen.getvalue()
     assert "10/100" in drawn
     assert "10/120" in drawn
     assert "80/80" in drawn
+    assert "round 2, refine: 2 blocks" in drawn
+    assert "30/70" in drawn
     assert "guard: num_steps [3] -> 6" in drawn
     assert "loss 1.500" in drawn
     assert ("= 1.000 potential + 0.300 divergence + 0.200 movement" in drawn) == (width == 140)

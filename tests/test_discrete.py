@@ -118,10 +118,14 @@ def test_evaluation_says_when_there_is_no_exact_inverse(trained):
 
 def test_gradients_are_refused():
     block, x = linear_block(0.1), torch.ones(3, 2).double().requires_grad_()
-    with pytest.raises(ValueError, match=r"exact=True computes no gradient, but y requires one; pass y.detach\(\)"):
+    with pytest.raises(
+        ValueError, match=r"exact=True computes no gradient, but y requires one; call it under torch.no_grad\(\)"
+    ):
         block.inverse(x, exact=True)
     with pytest.raises(ValueError, match="discrete=True computes no gradient, but x requires one"):
         block(x, discrete=True)
+    with torch.no_grad():
+        block.inverse(x, exact=True)
     assert not block(x.detach(), discrete=True)[1].requires_grad
     assert all(parameter.requires_grad and parameter.grad is None for parameter in block.parameters())
 

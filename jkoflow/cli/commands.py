@@ -134,6 +134,14 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the data's split and of the training.", show_default=False)
     ] = None,
+    reparam_rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rounds that even out the blocks' movements and train again.", show_default=False),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts that every block is divided into at the end.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Train a flow, measure it and write its report.
@@ -145,7 +153,13 @@ def train(
     kernels = describe()["kernels"]["cpu"]
     if kernels is not None and "JKOFLOW_ISA" in kernels:  # before the run begins, which cannot do without its wish
         raise ConfigError(kernels)
-    flags = {"max_blocks": blocks, "time_budget": time_budget, "seed": seed}
+    flags = {
+        "max_blocks": blocks,
+        "time_budget": time_budget,
+        "seed": seed,
+        "reparam_rounds": reparam_rounds,
+        "refine": refine,
+    }
     given = settings.given(config, {name: value for name, value in flags.items() if value is not None})
     if resume:
         run, source, resolved = settings.for_resume(data, out, given)

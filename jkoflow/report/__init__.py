@@ -175,14 +175,16 @@ def _pictures(run: Results) -> list[str]:
 def _training(run: Results) -> str:
     from jkoflow.report import figures
 
-    ends = {r["block"]: r for r in run.history if r["event"] == "block"}
+    kept = [record for record in run.metrics.get("rounds", []) if record["kept"]]
+    number = kept[-1]["round"] if kept else 0  # of the round that the flow is from
+    ends = {r["block"]: r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] == number}
     guards = [r for r in run.history if r["event"] == "guard"]
     curves = page.figure(
         figures.training_figure(run.history),
         "Validation negative log-likelihood, terms of the loss and movement penalty over iterations, block by block.",
         "Loss = potential + divergence + movement penalty. Lines are running medians, bands hold 80 % of the recorded "
-        "iterations; vertical lines separate blocks. Each block starts from what the blocks before it left, so its "
-        "potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
+        "iterations; vertical lines separate blocks, thick ones rounds. Each block starts from what the blocks before "
+        "it left, so its potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
     )
     step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
     bars = page.figure(
@@ -211,18 +213,48 @@ def _training(run: Results) -> str:
         )
     details = page.details("Block by block", page.grid_table(head, rows))
     if guards:
-        head = ("block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
+        head = ("round", "block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
         keys = ("iteration", "nll_difference", "round_trip", "num_steps")
         rows = [
             (
-                r["block"] + 1,
+                *(number + 1 for number in probes.place_of(r)),
                 *(page.number(r.get(key)) for key in keys),
                 _action(r),
             )
             for r in guards
         ]
         details += page.details(f"Integrator guard: {page.count(len(guards), 'event')}", page.grid_table(head, rows))
-    return page.section("Training", curves + bars + details)
+    return page.section("Training", curves + bars + _rounds(run) + details)
+
+
+def _rounds(run: Results) -> str:
+    """Movements before and after every round, if there was more than one."""
+    from jkoflow.report import figures
+
+    records = run.metrics.get("rounds", [])
+    if len(records) < 2:
+        return ""
+    drawing = page.figure(
+        figures.rounds_figure(records),
+        "Bars: movement and step size of every block, one column per round of training.",
+        "Movements and step sizes round by round. Reparametrisation changes the step sizes so that penalised blocks "
+        "move more equally far; refinement divides every block. A round that does not improve the validation NLL is "
+        "undone.",
+    )
+    head = ("round", "kind", "blocks", "spread of movements", "validation NLL (nats)", "result", "time")
+    rows = [
+        (
+            record["round"] + 1,
+            record["kind"],
+            record["blocks"],
+            page.number(record["movement_spread"]),
+            page.number(record["val_nll"], 4),
+            "kept" if record["kept"] else "undone",
+            page.duration(record["seconds"]),
+        )
+        for record in records
+    ]
+    return drawing + page.grid_table(head, rows)
 
 
 _CONVERGED = {

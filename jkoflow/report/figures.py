@@ -31,6 +31,7 @@ from jkoflow.report.probes import (
     ks_distance,
     noise_like,
     or_nan,
+    place_of,
     point_work,
     running_quantiles,
     stage_log_density,
@@ -326,7 +327,7 @@ def training_figure(history: Records) -> Figure:
 
     Returns:
         A figure of three panels; a line is a running median, its band holds 80 % of the recorded iterations. Thin
-        vertical lines separate blocks, red triangles mark the guard's interventions.
+        vertical lines separate blocks, thick ones rounds, red triangles mark the guard's interventions.
     """
     offsets, total = timeline(history)
     figure = new_figure(WIDTH, 6.2)
@@ -334,14 +335,14 @@ def training_figure(history: Records) -> Figure:
     validation = [r for r in history if r.get("event") == "validation"]
     if validation:
         size = 2.2 if len(validation) <= 120 else 0
-        for block, start in offsets.items():
-            records = [r for r in validation if r["block"] == block]
+        for place, start in offsets.items():
+            records = [r for r in validation if place_of(r) == place]
             y = [or_nan(r.get("nll")) for r in records]
             top.plot([start + r["iteration"] for r in records], y, color=INK, lw=1.3, marker="o", ms=size)
         limit_robustly(top, [np.array([or_nan(r.get("nll")) for r in validation])])
     guards = [r for r in history if r.get("event") == "guard"]
     if guards:
-        x = [offsets[r["block"]] + r["iteration"] for r in guards]
+        x = [offsets[place_of(r)] + r["iteration"] for r in guards]
         top.plot(x, np.full(len(x), 0.93), "v", ms=6, color=GUARD, transform=top.get_xaxis_transform(), label="guard")
         top.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
     drawn: dict[str, list[Array]] = {"middle": [], "bottom": []}
@@ -367,8 +368,9 @@ def training_figure(history: Records) -> Figure:
         dress_axes(ax)
         ax.grid(axis="y", color=FAINT, lw=0.5)
         ax.set_ylabel(label, fontsize=8.5, color=MUTED)
-        for block, start in offsets.items():
-            ax.axvline(start, color=FAINT, lw=0.8, zorder=0)
+        for (number, block), start in offsets.items():
+            begins = block == 0 and number > 0
+            ax.axvline(start, color=MUTED if begins else FAINT, lw=1.4 if begins else 0.8, zorder=0)
             if ax is top and len(offsets) <= 40:
                 ax.text(start, 1.02, f" {block + 1}", transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
     top.text(-0.012, 1.02, "block", transform=top.transAxes, fontsize=8, color=MUTED, ha="right")
@@ -408,6 +410,35 @@ def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Fi
         ax.set_xlabel("block", fontsize=9, color=MUTED)
         ax.set_xlim(0.4, max(len(step_sizes), 1) + 0.6)
         ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def rounds_figure(rounds: Records) -> Figure:
+    """Draws the movement and the step size of every block, round by round.
+
+    Arguments:
+        rounds: The records of the rounds, from metrics.json; of more than six, the first and the last five.
+
+    Returns:
+        A figure with a column per round: movements above, step sizes below; free blocks have none.
+    """
+    shown = list(rounds) if len(rounds) <= 6 else [rounds[0], *rounds[-5:]]
+    figure = new_figure(WIDTH, 3.7, gap=0.06)
+    axes = figure.subplots(2, len(shown), sharey="row", squeeze=False)
+    for column, record in enumerate(shown):
+        blocks = np.arange(1, int(record["blocks"]) + 1)
+        axes[0, column].bar(blocks, [or_nan(s) for s in record["movements"]], color=DATA, width=0.62)
+        axes[1, column].bar(blocks, [or_nan(h) for h in record["step_sizes"]], color=MODEL, width=0.62)
+        name = f"{int(record['round']) + 1}: {record['kind']}" + ("" if record["kept"] else " (undone)")
+        axes[0, column].set_title(name, fontsize=9, color=INK)
+        axes[1, column].set_xlabel("block", fontsize=9, color=MUTED)
+        for ax in axes[:, column]:
+            dress_axes(ax)
+            ax.grid(axis="y", color=FAINT, lw=0.5)
+            ax.set_axisbelow(True)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax, label in ((axes[0, 0], "movement"), (axes[1, 0], "step size h")):
+        ax.set_ylabel(label, fontsize=8.5, color=MUTED)
     return figure
 
 

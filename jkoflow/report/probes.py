@@ -158,28 +158,33 @@ def to_array(values: Tensor) -> Array:
     return values.detach().cpu().double().numpy()
 
 
-def timeline(history: Records) -> tuple[dict[int, int], int]:
-    """The iteration at which each block starts, and the total."""
-    lengths: dict[int, int] = {}
+def place_of(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Round and block of a record; runs of earlier versions have one round."""
+    return int(record.get("round") or 0), int(record["block"])
+
+
+def timeline(history: Records) -> tuple[dict[tuple[int, int], int], int]:
+    """The iteration at which each block of each round starts, and the total."""
+    lengths: dict[tuple[int, int], int] = {}
     for record in history:
         if "block" in record:
             seen = record.get("iterations") or record.get("iteration") or 1
-            lengths[record["block"]] = max(lengths.get(record["block"], 1), int(seen))
+            lengths[place_of(record)] = max(lengths.get(place_of(record), 1), int(seen))
     offsets, total = {}, 0
-    for block in sorted(lengths):
-        offsets[block] = total
-        total += lengths[block]
+    for place in sorted(lengths):
+        offsets[place] = total
+        total += lengths[place]
     return offsets, total
 
 
 def running_quantiles(
-    history: Records, name: str, offsets: Mapping[int, int], total: int
+    history: Records, name: str, offsets: Mapping[tuple[int, int], int], total: int
 ) -> tuple[Array, Array, Array, Array]:
     """Abscissa and 10, 50 and 90 % quantiles of a term in some 200 bins that never straddle two blocks."""
     lines: list[list[float]] = []
     width = max(total / 200, 1.0)
-    for block, start in offsets.items():
-        records = [r for r in history if r.get("event") == "iteration" and r["block"] == block]
+    for place, start in offsets.items():
+        records = [r for r in history if r.get("event") == "iteration" and place_of(r) == place]
         values = np.array([or_nan(r.get(name)) for r in records])
         bins = np.array([int(r["iteration"] / width) for r in records], dtype=int)
         for index in np.unique(bins):

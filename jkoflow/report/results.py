@@ -127,6 +127,10 @@ def _metrics(path: Path) -> dict[str, Any]:
     moved = metrics["movements"]
     if not isinstance(moved, list) or not all(isinstance(value, (int, float)) for value in moved):
         raise ValueError(f"movements must be a list of numbers, got {moved!r}")
+    rounds = metrics.get("rounds", [])
+    keys = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
+    if not isinstance(rounds, list) or not all(isinstance(r, dict) and r.keys() >= keys for r in rounds):
+        raise ValueError(f"rounds must be a list of records with {', '.join(sorted(keys))}, got {rounds!r}")
     return metrics
 
 

@@ -78,6 +78,7 @@ class BlockFit:
         config: Settings of the run.
         hooks: What to call.
         counters: Where to go on; a fresh start if None.
+        round_number: Number of the round, from 0: another one has other batches.
     """
 
     index: int
@@ -86,11 +87,12 @@ class BlockFit:
     config: TrainConfig
     hooks: FitHooks
     counters: FitCounters = field(default_factory=FitCounters)
+    round_number: int = 0
 
     def __post_init__(self) -> None:
         config = self.config
         self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
-        self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index)
+        self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index, self.round_number)
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.elapsed(), self.counters.iteration)
         self._dampings = 0

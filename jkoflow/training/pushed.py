@@ -64,13 +64,14 @@ class Batches:
         batch_size: Rows per batch, at most N; what is left of an epoch is dropped.
         seed: Seed of the run.
         block: Number of the block.
+        round_number: Number of the round: every round sees the rows in an order of its own.
     """
 
-    def __init__(self, rows: Tensor, batch_size: int, seed: int, block: int) -> None:
+    def __init__(self, rows: Tensor, batch_size: int, seed: int, block: int, round_number: int = 0) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.per_epoch = rows.shape[0] // batch_size
-        self._seed, self._block = seed, block
+        self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
         self._shuffled = rows
 
@@ -78,7 +79,7 @@ class Batches:
         """The batch (batch_size, d) of an iteration: a view, not a copy."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch))
+            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
             self._shuffled = self.rows[order.to(self.rows.device)]
             self._epoch = epoch
         return self._shuffled[place * self.batch_size : (place + 1) * self.batch_size]
