@@ -473,7 +473,7 @@ def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
 @pytest.mark.parametrize("guess", [3, 1], ids=["all blocks", "the chain ends early"])
 def test_time_budget_is_split_over_the_rounds(monkeypatch, guess):
     """Every round gets as much as any other, and every block of a round as much as its neighbours."""
-    clock = SlowMachine(monkeypatch, 5e-5)
+    clock = SlowMachine(monkeypatch, 2e-5)
     begin, recorder = clock.now, Recorder()
     config = dataclasses.replace(
         TINY, max_blocks=3, time_budget=20.0, free_block=False, movement_tolerance=0.0, reparam_rounds=1, refine=2,
