@@ -67,6 +67,9 @@ class JKOFlow(nn.Module):
         std: Column standard deviations, with shape (d,); one if None.
         eval_num_steps: Calibrated number of Runge-Kutta steps per block for densities and samples; None means
             that each block uses its own.
+        context_mean: Column means of the context, with shape (c,), for a conditional flow that is given its context in
+            units of its own.
+        context_std: Column standard deviations of the context, with shape (c,).
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -85,6 +88,8 @@ class JKOFlow(nn.Module):
         mean: Tensor | None = None,
         std: Tensor | None = None,
         eval_num_steps: int | None = None,
+        context_mean: Tensor | None = None,
+        context_std: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -98,15 +103,31 @@ class JKOFlow(nn.Module):
         )
         if self.standardize.mean.shape != (dim,):
             raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
+        if (context_mean is None) != (context_std is None):
+            raise ValueError("context_mean and context_std must be given together")
+        self.standardize_context: Standardize | None = None
+        if context_mean is not None and context_std is not None:
+            self.standardize_context = Standardize(context_mean, context_std)
         for block in self.stack:
             if block.velocity.dim != dim:
                 raise ValueError(f"every block must have velocity.dim {dim}, got {block.velocity.dim}")
+            if block.velocity.context_dim != self.context_dim:
+                raise ValueError(
+                    f"every block must have velocity.context_dim {self.context_dim}, got {block.velocity.context_dim}"
+                )
         dtypes = {tensor.dtype for tensor in (*self.parameters(), *self.buffers())}
         if len(dtypes) != 1:
             raise ValueError(
                 f"mean, std and the parameters of every block must have one dtype, got "
                 f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
             )
+
+    @property
+    def context_dim(self) -> int:
+        """Number c of conditioning variables; 0 for an unconditional flow."""
+        if self.standardize_context is not None:
+            return self.standardize_context.mean.shape[0]
+        return self.stack[0].velocity.context_dim if len(self.blocks) else 0
 
     @property
     def stack(self) -> list[Block]:
@@ -123,7 +144,7 @@ class JKOFlow(nn.Module):
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
-            context: Conditioning variables, with shape (B, c).
+            context: Conditioning variables in their own units, finite, with shape (B, c).
             num_steps: Runge-Kutta steps per block; None means the calibrated number.
             discrete: Whether logdet is that of the Runge-Kutta map itself, see `log_prob`.
 
@@ -134,6 +155,7 @@ class JKOFlow(nn.Module):
             ValueError: If the shape does not match or x holds NaN or inf (row and column are named).
         """
         self._check(x, "x")
+        context = self.standardized_context(context, x.shape[0])
         z, logdet = self.standardize(x)
         for block in self.stack:
             z, increment = block(z, context, self._steps(num_steps), discrete)
@@ -169,6 +191,7 @@ class JKOFlow(nn.Module):
             True
         """
         self._check(z, "z")
+        context = self.standardized_context(context, z.shape[0])
         x, logdet = z, z.new_zeros(z.shape[0])
         for index, block in reversed(list(enumerate(self.stack))):
             x, increment = block.inverse(x, context, self._steps(num_steps), exact, f"block {index}")
@@ -243,6 +266,7 @@ class JKOFlow(nn.Module):
             Positions and logdets at every stage; stage 0 is the (standardised) data side in both directions.
         """
         self._check(x, "x")
+        context = self.standardized_context(context, x.shape[0])
         point = x if inverse else self.standardize(x)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
@@ -343,7 +367,37 @@ class JKOFlow(nn.Module):
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
         """A flow with the same standardisation and other blocks, which are not copied."""
-        return JKOFlow(self.dim, blocks, self.standardize.mean, self.standardize.std, eval_num_steps)
+        layer = self.standardize_context
+        context = (None, None) if layer is None else (layer.mean, layer.std)
+        return JKOFlow(self.dim, blocks, self.standardize.mean, self.standardize.std, eval_num_steps, *context)
+
+    def standardized_context(self, context: Tensor | None, rows: int) -> Tensor | None:
+        """Checks context and brings it into the units that the blocks were trained with.
+
+        Arguments:
+            context: Conditioning variables in their own units, finite, with shape (rows, c); None for an unconditional
+                flow.
+            rows: How many there must be.
+
+        Returns:
+            Standardised conditioning variables, with shape (rows, c), or None.
+
+        Raises:
+            ValueError: If context is missing or superfluous, its shape does not match or it holds NaN or inf.
+        """
+        wanted = (rows, self.context_dim)
+        if context is None:
+            if self.context_dim:
+                raise ValueError(f"context must have shape {wanted} for this conditional flow, got None")
+            return None
+        if not self.context_dim:
+            raise ValueError(
+                f"context must be None for a flow without conditioning variables, got {tuple(context.shape)}"
+            )
+        if context.shape != wanted:
+            raise ValueError(f"context must have shape {wanted} to match x and the flow, got {tuple(context.shape)}")
+        _check_finite(context, "context")
+        return context if self.standardize_context is None else self.standardize_context(context)[0]
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -354,6 +408,8 @@ class JKOFlow(nn.Module):
         description = {
             "dim": self.dim,
             "eval_num_steps": self.eval_num_steps,
+            "context_dim": self.context_dim,
+            "standardize_context": self.standardize_context is not None,
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
@@ -371,7 +427,10 @@ class JKOFlow(nn.Module):
         tensors, description = checkpoint.load(path, "flow")
         try:
             blocks = [Block.from_description(block) for block in description["blocks"]]
-            flow = cls(description["dim"], blocks, eval_num_steps=description["eval_num_steps"])
+            context: tuple[Tensor | None, Tensor | None] = (None, None)
+            if description.get("standardize_context", False):  # files of earlier versions do not have it
+                context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
+            flow = cls(description["dim"], blocks, None, None, description["eval_num_steps"], *context)
             flow = flow.to(getattr(torch, description["dtype"]))
             flow.load_state_dict(tensors)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -381,13 +440,17 @@ class JKOFlow(nn.Module):
     def _check(self, x: Tensor, name: str) -> None:
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"{name} must have shape (B, {self.dim}) to match flow.dim, got {tuple(x.shape)}")
-        finite = torch.isfinite(x)
-        if not bool(finite.all()):
-            row, column = (~finite).nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} must be finite, got {x[row, column].item()} in row {row}, column {column} "
-                f"({int((~finite).sum())} such values); drop or impute these rows"
-            )
+        _check_finite(x, name)
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        row, column = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} must be finite, got {x[row, column].item()} in row {row}, column {column} "
+            f"({int((~finite).sum())} such values); drop or impute these rows"
+        )
 
 
 def base_log_prob(z: Tensor) -> Tensor:

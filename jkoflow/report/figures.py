@@ -34,6 +34,7 @@ from jkoflow.report.probes import (
     place_of,
     point_work,
     running_quantiles,
+    shown_contexts,
     stage_log_density,
     stage_names,
     telling_pairs,
@@ -68,7 +69,9 @@ from jkoflow.report.style import (
 )
 
 
-def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int = 0) -> Figure:
+def stages_figure(
+    flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int = 0, context: Tensor | None = None
+) -> Figure:
     r"""Draws a two-dimensional flow stage by stage: data to noise, noise to data, and the density of each stage.
 
     The density before block k+1 is :math:`p_k(x) = N(z) \prod_{j>k} |\det J_j|`, with z the image of x under the
@@ -79,6 +82,7 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
         data: Points in the data's own units, with shape (n, 2).
         max_stages: Columns of the figure; more stages than this are thinned to evenly spaced ones.
         seed: Seed of the noise that is carried back.
+        context: Conditioning variables of the points, with shape (n, c); the densities are averaged over a few of them.
 
     Returns:
         A figure of three rows; axes are those of the standardised data, shared by all panels.
@@ -99,12 +103,13 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     _require_dim(flow, 2)
     stages = chosen_stages(len(flow.blocks), max_stages)
     steps = evaluation_steps(flow)
-    pushed = flow_stages(flow, data, stages)
-    carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True)
+    pushed = flow_stages(flow, data, stages, context=context)
+    carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True, context=context)
     limit = float(np.clip(np.quantile(np.abs(pushed[0]), 0.998) * 1.08, 3.2, 6.0))
     # Half the steps of a reported NLL: the difference cannot be seen in an image.
     density_steps = [max(2, -(-count // 2)) for count in steps]
-    work = sum(point_work(flow, density_steps, stage) for stage in stages)
+    conditions = len(shown_contexts(flow, context))
+    work = conditions * sum(point_work(flow, density_steps, stage) for stage in stages)
     side = int(np.clip(math.sqrt(1.5 * WORK / max(work, 1)), 48, 104))
     points = grid_points(flow, (-limit, limit), (-limit, limit), side)
 
@@ -116,7 +121,7 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
         axes[0].set_title(title, fontsize=9, color=INK, pad=4)
         draw_dots(axes[0], pushed[column], DATA_DOT)
         draw_dots(axes[1], carried[column], MODEL_DOT)
-        density = np.exp(stage_log_density(flow, stage, points, density_steps)).reshape(side, side)
+        density = np.exp(stage_log_density(flow, stage, points, density_steps, context)).reshape(side, side)
         top = max(float(np.quantile(density, 0.998)), 1e-30)
         draw_map(axes[2], density, (-limit, limit, -limit, limit), PowerNorm(0.8, 0, top))
         for row, ax in enumerate(axes):
@@ -126,7 +131,14 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     return figure
 
 
-def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", "y"), *, seed: int = 0) -> Figure:
+def density_figure(
+    flow: JKOFlow,
+    data: Tensor,
+    features: Sequence[str] = ("x", "y"),
+    *,
+    seed: int = 0,
+    context: Tensor | None = None,
+) -> Figure:
     """Draws data, as many samples, and the log-density of a two-dimensional flow side by side, in the data's units.
 
     Arguments:
@@ -134,6 +146,7 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
         data: Points in the data's own units, with shape (n, 2).
         features: Names of the two columns.
         seed: Seed of the samples.
+        context: Conditioning variables of the points, with shape (n, c); the density is averaged over a few of them.
 
     Returns:
         A figure of three panels that share their axes.
@@ -142,16 +155,17 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
         ValueError: If the flow is not two-dimensional.
     """
     _require_dim(flow, 2)
-    samples = flow_samples(flow, min(data.shape[0], MAX_POINTS), seed)
+    samples = flow_samples(flow, min(data.shape[0], MAX_POINTS), seed, context)
     rows = data[: samples.shape[0]]
     low, high = np.quantile(to_array(rows), (0.002, 0.998), axis=0)
     middle, half = (low + high) / 2, (high - low) / 2 * 1.2
     if half.max() < 2.5 * half.min():
         half[:] = half.max()
     (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
-    side = int(np.clip(math.sqrt(WORK / max(point_work(flow, evaluation_steps(flow)), 1)), 72, 220))
+    work = len(shown_contexts(flow, context)) * point_work(flow, evaluation_steps(flow))
+    side = int(np.clip(math.sqrt(WORK / max(work, 1)), 72, 220))
     points = (grid_points(flow, (x0, x1), (y0, y1), side) - flow.standardize.mean) / flow.standardize.std
-    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow)).reshape(side, side)
+    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow), context).reshape(side, side)
     log_density -= float(flow.standardize.std.log().sum())
 
     figure = new_figure(WIDTH, 4.1)
@@ -173,7 +187,9 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
     return figure
 
 
-def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int = 0) -> Figure:
+def curve_figure(
+    flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int = 0, context: Tensor | None = None
+) -> Figure:
     """Draws the density of a one-dimensional flow over the histogram of the data, and how quantiles reach the noise.
 
     Arguments:
@@ -181,6 +197,8 @@ def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int =
         data: Points in the data's own units, with shape (n, 1).
         feature: Name of the column.
         seed: Seed of the samples.
+        context: Conditioning variables of the points, with shape (n, c); the density is averaged over a few of them,
+            the paths are those of the points closest to the quantiles.
 
     Returns:
         A figure of two panels.
@@ -190,13 +208,16 @@ def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int =
     """
     _require_dim(flow, 1)
     values = to_array(data)[:, 0]
-    samples = to_array(flow_samples(flow, MAX_POINTS, seed))[:, 0]
+    samples = to_array(flow_samples(flow, MAX_POINTS, seed, context))[:, 0]
     low, high = robust_span(values)
     grid = torch.linspace(low, high, 600, dtype=flow.standardize.mean.dtype)[:, None]
+    points = (grid - flow.standardize.mean) / flow.standardize.std
+    density = np.exp(stage_log_density(flow, 0, points, evaluation_steps(flow), context)) / float(flow.standardize.std)
+    # whole rows, so that each keeps its context
+    rows = data[:, 0].argsort()[torch.linspace(0.01 * (len(data) - 1), 0.99 * (len(data) - 1), 33).long()]
     with torch.no_grad():
-        density = to_array(flow.log_prob(grid).exp())
-        levels = torch.quantile(data[:, 0].to(grid), torch.linspace(0.01, 0.99, 33).to(grid))
-        paths = to_array(flow.trajectory(levels[:, None]).x[:, :, 0])
+        conditions = None if context is None else context[rows].to(grid)
+        paths = to_array(flow.trajectory(data[rows].to(grid), conditions).x[:, :, 0])
 
     figure = new_figure(WIDTH, 3.9)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))

@@ -32,6 +32,7 @@ def train(
     progress: Progress | None = None,
     source: str | None = None,
     start: JKOFlow | None = None,
+    context: Tensor | NDArray[Any] | None = None,
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
 
@@ -54,6 +55,8 @@ def train(
         start: A flow whose blocks are trained again, each for its own step size, instead of building a new chain, such
             as what `JKOFlow.reparametrize` or `JKOFlow.refine` return. Networks and Runge-Kutta steps are the flow's,
             not the configuration's. It is not changed.
+        context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
+            the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated.
@@ -78,7 +81,10 @@ def train(
         torch.Size([3, 2])
     """
     started = time.monotonic()
-    data = data if isinstance(data, Dataset) else split_rows(data, seed=config.seed)
+    if not isinstance(data, Dataset):
+        data = split_rows(data, seed=config.seed, context=context)
+    elif context is not None:
+        raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
     require_batch(data, config.batch_size)
     if start is not None:
         start = _checked_start(start, data)
@@ -103,7 +109,7 @@ def train(
             progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
         run.reopen(0 if state is None else state.history_bytes, describe())
     else:
-        run.create(config, data.name if source is None else source, describe())
+        run.create(config, data.name if source is None else source, describe(), data.context_features)
     try:
         return Trainer(data, config, device, run, progress, started, start, state).run()
     finally:
@@ -116,6 +122,10 @@ def _checked_start(start: JKOFlow, data: Dataset) -> JKOFlow:
         raise ValueError("start must have at least one block to train, got none; leave it out to build a chain")
     if start.dim != data.dim:
         raise ValueError(f"start must have the {data.dim} columns of the data, got a flow of {start.dim}")
+    if start.context_dim != data.context_dim:
+        raise ValueError(
+            f"start must have the {data.context_dim} context columns of the data, got a flow with {start.context_dim}"
+        )
     if start.standardize.mean.dtype != torch.float32:
         raise ValueError(
             f"start must be float32, as training is, got {start.standardize.mean.dtype}; pass start.float()"

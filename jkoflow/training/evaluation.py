@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from jkoflow import metrics
 from jkoflow.data import Dataset
 from jkoflow.discrete import NotContractiveError
@@ -31,13 +34,16 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
         (inf if the steps are too coarse for it).
     """
     device = flow.standardize.mean.device
-    val, test = metrics.spread_rows(data.val, val_rows).to(device), data.test.to(device)
-    calibration = metrics.calibrate(flow, val)
-    nll = metrics.step_converged_nll(flow, test)
+    val, val_context = _spread(data.val, data.val_context, val_rows, device)
+    test, test_context = _spread(data.test, data.test_context, len(data.test), device)
+    calibration = metrics.calibrate(flow, val, context=val_context)
+    nll = metrics.step_converged_nll(flow, test, context=test_context)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
-    inversion = metrics.inversion_error(flow, metrics.spread_rows(test, INVERSION_ROWS))
+    rows, context = _spread(test, test_context, INVERSION_ROWS, device)
+    inversion = metrics.inversion_error(flow, rows, context=context)
     try:
-        exact = metrics.inversion_error(flow, metrics.spread_rows(test, EXACT_ROWS), exact=True)
+        rows, context = _spread(test, test_context, EXACT_ROWS, device)
+        exact = metrics.inversion_error(flow, rows, exact=True, context=context)
     except NotContractiveError:
         exact = metrics.InversionError(math.inf, math.inf)
     log_scale = float(flow.standardize.std.double().log().sum())
@@ -54,5 +60,12 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
         "inversion_error_exact_max": exact.maximum,
         "blocks": len(flow.blocks),
         "dim": data.dim,
+        "context_dim": data.context_dim,
         "n_train": data.train.shape[0],
     }
+
+
+def _spread(rows: Tensor, context: Tensor | None, limit: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """At most ``limit`` rows with their context, evenly spread, on a device."""
+    conditions = None if context is None else metrics.spread_rows(context, limit).to(device)
+    return metrics.spread_rows(rows, limit).to(device), conditions

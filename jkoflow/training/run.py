@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,13 @@ class RunDirectory:
         there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
         return there and not (self.path / STATE_FILE).exists()
 
-    def create(self, config: TrainConfig, source: str, environment: Mapping[str, Any]) -> None:
+    def create(
+        self,
+        config: TrainConfig,
+        source: str,
+        environment: Mapping[str, Any],
+        context_columns: Sequence[str] = (),
+    ) -> None:
         """Makes the directory and writes what is known before training.
 
         Raises:
@@ -128,7 +134,7 @@ class RunDirectory:
             MissingExtraError: If tomli-w is missing.
             OSError: If the directory cannot be written.
         """
-        toml = config_toml(config, source)
+        toml = config_toml(config, source, context_columns)
         if self.holds_run():
             raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -221,7 +227,14 @@ class RunDirectory:
         """Writes the results, then removes the state: a run without state has ended."""
         flow.save(self.path / MODEL_FILE)
         preview = io.BytesIO()
-        np.savez(preview, data=spread_rows(data.test, PREVIEW_ROWS).numpy(), features=np.array(data.features))
+        arrays: dict[str, Any] = {
+            "data": spread_rows(data.test, PREVIEW_ROWS).numpy(),
+            "features": np.array(data.features),
+        }
+        if data.test_context is not None:
+            arrays["context"] = spread_rows(data.test_context, PREVIEW_ROWS).numpy()
+            arrays["context_features"] = np.array(data.context_features)
+        np.savez(preview, **arrays)
         checkpoint.write_atomically(self.path / PREVIEW_FILE, preview.getvalue())
         self._write_json(METRICS_FILE, metrics)
         self.flush()
@@ -232,14 +245,17 @@ class RunDirectory:
         checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 
 
-def config_toml(config: TrainConfig, source: str) -> bytes:
-    """The text of config.toml: every setting, and where the data came from.
+def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str] = ()) -> bytes:
+    """The text of config.toml: every setting, where the data came from and which of their columns are context.
 
     Raises:
         MissingExtraError: If tomli-w is missing.
     """
     tomli_w = require("tomli_w", "a run directory")
-    return tomli_w.dumps({"data": source, **config.to_mapping()}).encode()
+    data: dict[str, Any] = {"data": source}
+    if context_columns:
+        data["context_columns"] = list(context_columns)
+    return tomli_w.dumps({**data, **config.to_mapping()}).encode()
 
 
 def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
@@ -249,7 +265,8 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
         digest.update(json.dumps([block.describe() for block in start.stack]).encode())
         for tensor in start.state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().data)
-    for rows in (data.train, data.val, data.test):
+    contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
+    for rows in (data.train, data.val, data.test, *contexts):
         digest.update(f"{tuple(rows.shape)}".encode())
         digest.update(rows.contiguous().numpy().data)
     return digest.hexdigest()

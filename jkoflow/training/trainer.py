@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jkoflow import schedule
 from jkoflow.block import Block
@@ -53,9 +54,8 @@ class Trainer:
         self._started, self._saved = started, started
         self._fingerprint = fingerprint(data, start) if run is not None else ""
         if start is None:
-            rows = data.train.double()
-            mean, std = rows.mean(0).float(), rows.std(0, correction=0).float()
-            start = JKOFlow(data.dim, mean=mean, std=std)
+            context = (None, None) if data.train_context is None else _moments(data.train_context)
+            start = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.flow = self.best.with_blocks([])  # the chain in training
         self.samples = self._fresh_samples()
@@ -130,11 +130,19 @@ class Trainer:
 
     def _fresh_samples(self) -> PushedSamples:
         """The data before the first block."""
-        device = self.best.standardize.mean.device
+        flow, data, limit = self.best, self.data, self.config.val_rows
+        device = flow.standardize.mean.device
         with torch.no_grad():
-            train, _ = self.best.standardize(self.data.train.to(device))
-            val, _ = self.best.standardize(spread_rows(self.data.val, self.config.val_rows).to(device))
-        return PushedSamples(train, val, val.new_zeros(val.shape[0]))
+            train, _ = flow.standardize(data.train.to(device))
+            val, _ = flow.standardize(spread_rows(data.val, limit).to(device))
+            contexts: tuple[Tensor | None, Tensor | None] = (None, None)
+            if data.train_context is not None and data.val_context is not None:
+                val_context = spread_rows(data.val_context, limit).to(device)
+                contexts = (
+                    flow.standardized_context(data.train_context.to(device), train.shape[0]),
+                    flow.standardized_context(val_context, val.shape[0]),
+                )
+        return PushedSamples(train, val, val.new_zeros(val.shape[0]), *contexts)
 
     def _measure_start(self) -> None:
         """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
@@ -199,7 +207,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(config.seed, index).initial_seed())
             velocity = MLPVelocity(
-                self.data.dim, config.hidden, config.activation, time=config.time, linear=config.linear
+                self.data.dim, config.hidden, config.activation, config.time, self.data.context_dim, config.linear
             )
         block = Block(velocity, config.num_steps, config.method, step_size=step_size)
         if index == 0:
@@ -297,3 +305,9 @@ class Trainer:
         for block in state.blocks:
             self.flow.blocks.append(block.to(device))
             self.samples.push(block)  # the same operations as before, so the same bits
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column (N, d), computed in float64, with shapes (d,)."""
+    exact = rows.double()
+    return exact.mean(0).float(), exact.std(0, correction=0).float()
