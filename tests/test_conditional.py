@@ -163,7 +163,8 @@ def test_rows_keep_their_context_in_every_batch():
     rows = torch.arange(103.0).unsqueeze(1)
     batches = Batches(rows, 20, 1, 0, context=-rows)
     for iteration in (0, 3, 7):
-        assert torch.equal(batches.context(iteration), -batches(iteration))
+        batch = batches(iteration)
+        assert torch.equal(batches.context(iteration), -batch)
     assert torch.equal(batches.context(7), Batches(rows, 20, 1, 0, context=-rows).context(7))
     assert Batches(rows, 20, 1, 0).context(0) is None
 

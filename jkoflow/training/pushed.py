@@ -91,7 +91,8 @@ class Batches:
 
     def __call__(self, iteration: int) -> Tensor:
         """The batch (batch_size, d) of an iteration: a view, not a copy."""
-        return self._shuffled[self._place(iteration)]
+        place = self._place(iteration)  # first: it may shuffle anew
+        return self._shuffled[place]
 
     def context(self, iteration: int) -> Tensor | None:
         """The conditioning variables (batch_size, c) of an iteration's batch."""
