@@ -36,6 +36,17 @@ class InversionError(NamedTuple):
     """Mean over the rows."""
     maximum: float
     """Largest over the rows."""
+    stderr: float
+    """Standard error of the mean; NaN for a single row."""
+
+
+class Movement(NamedTuple):
+    """How far a block moves its samples."""
+
+    value: float
+    """Root mean square distance."""
+    stderr: float
+    """Standard error of it; NaN for a single row, and 0 if nothing moves."""
 
 
 @torch.no_grad()
@@ -144,7 +155,8 @@ def inversion_error(
         context: Conditioning variables, with shape (N, c).
 
     Returns:
-        Mean and largest Euclidean distance in standardised units; ``inf`` if a point does not come back at all.
+        Mean and largest Euclidean distance in standardised units, ``inf`` if a point does not come back at all, and the
+        standard error of the mean.
 
     Raises:
         jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
@@ -153,11 +165,12 @@ def inversion_error(
     for rows, conditions in chunks(x, context):
         z, _ = flow.forward(rows, conditions, num_steps)
         if not bool(torch.isfinite(z).all()):
-            return InversionError(math.inf, math.inf)
+            return InversionError(math.inf, math.inf, math.nan)
         back, _ = flow.inverse(z, conditions, num_steps, exact)
         distances.append(((back - rows) / flow.standardize.std).double().square().sum(1).sqrt())
     distance = torch.cat(distances).nan_to_num(nan=math.inf)
-    return InversionError(float(distance.mean()), float(distance.max()))
+    spread = float(distance.std()) if len(distance) > 1 else math.nan
+    return InversionError(float(distance.mean()), float(distance.max()), spread / math.sqrt(len(distance)))
 
 
 def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -174,4 +187,24 @@ def spread_rows(x: Tensor, limit: int) -> Tensor:
 
 def movement(x: Tensor, y: Tensor) -> float:
     r"""Root mean square distance of points x and y (N, d): the arc length :math:`\sqrt{E |y - x|^2}` of a block."""
-    return math.sqrt(float((y - x).double().square().sum(1).mean()))
+    return movement_with_error(x, y).value
+
+
+def movement_with_error(x: Tensor, y: Tensor) -> Movement:
+    """The `movement` with its standard error, by that of the mean square."""
+    squares = (y - x).double().square().sum(1)
+    value = math.sqrt(float(squares.mean()))
+    if len(squares) < 2:
+        return Movement(value, math.nan)
+    error = float(squares.std()) / math.sqrt(len(squares))
+    return Movement(value, error / (2 * value) if value > 0 else 0.0)
+
+
+def bits_per_dim(nats: float, dim: int) -> float:
+    """A negative log-likelihood per row, or its standard error, in bits per column.
+
+    Example:
+        >>> bits_per_dim(4 * math.log(2), 2)
+        2.0
+    """
+    return nats / (dim * math.log(2))

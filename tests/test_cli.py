@@ -94,6 +94,11 @@ def test_train_leaves_a_run_with_report_and_prints_the_results(work):
     assert "block 2: validation NLL" in output
     assert f"{metrics['test_nll']:.4f} ±" in output
     assert f"report: {work / 'run/report.html'}" in output
+    assert f"{metrics['test_bits_per_dim']:.4f} ±" in output
+    assert f"{metrics['energy_distance']:.2e} ±" in output
+    page = (work / "run/report.html").read_text()
+    for expected in ("bits per column", "MMD², median bandwidth", "Energy distance", "exact inverse"):
+        assert expected in page, expected
     assert "<html" in (work / "run/report.html").read_text()
 
 
@@ -225,6 +230,7 @@ def test_score_writes_the_log_densities_in_file_order(work, tmp_path, suffix):
     mean, error = expected.mean(), expected.std(ddof=1) / len(expected) ** 0.5
     assert "rows: 600" in result.stdout
     assert f"mean log-likelihood: {mean:.4f} ± {error:.4f} nats" in result.stdout
+    assert f"{-mean / (2 * np.log(2)):.4f} bits per column" in result.stdout
 
 
 def test_score_of_the_test_split_is_the_metric_of_the_run(work, tmp_path):
@@ -239,6 +245,32 @@ def test_score_of_the_test_split_is_the_metric_of_the_run(work, tmp_path):
     standardised = re.search(r"on standardised columns: (\S+)", result.stdout)
     assert standardised is not None
     assert -float(standardised[1]) == pytest.approx(metrics["test_nll"], abs=1e-3)
+
+
+def test_score_compares_rows_with_samples(work, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    arguments = ("score", work / "run", work / "rows.csv", "--out", tmp_path / "s.npy", "--two-sample")
+    result = run_cli(*arguments)
+    assert result.exit_code == 0, result.output
+    for name in ("MMD², median bandwidth", "MMD², bandwidth 1", "energy distance"):
+        assert re.search(
+            rf"^{re.escape(name)}: \S+e-\d+ ± \S+ \(by chance up to \S+e-\d+\)$", result.stdout, re.MULTILINE
+        )
+    found = re.search(r"classifier accuracy: (\S+) ± (\S+) ", result.stdout)
+    assert found is not None
+    assert 0.4 < float(found[1]) < 0.8
+    np.save(tmp_path / "few.npy", np.ones((3, 2)))
+    few = run_cli("score", work / "run", tmp_path / "few.npy", "--out", tmp_path / "s.npy", "--two-sample")
+    assert few.exit_code == 2
+    assert "needs at least 20 rows, got 3" in few.stderr
+
+
+def test_score_without_scikit_learn_says_how_to_install_it(work, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    result = run_cli("score", work / "run", work / "rows.csv", "--out", tmp_path / "s.npy", "--two-sample")
+    assert result.exit_code == 2
+    assert 'pip install "jkoflow[sklearn]"' in result.stderr
+    assert not (tmp_path / "s.npy").exists()
 
 
 def test_score_finds_the_columns_by_name(work, tmp_path):

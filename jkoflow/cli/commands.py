@@ -36,13 +36,15 @@ from jkoflow.data import (
 from jkoflow.discrete import NotContractiveError
 from jkoflow.environment import describe
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.metrics import CHUNK, chunks
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import TrainingError
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.evaluation import compared_samples, two_sample_distances
 from jkoflow.training.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
+from jkoflow.two_sample import classifier_accuracy
 
 USER_ERRORS = (
     DataError,
@@ -209,12 +211,20 @@ def score(
             show_default=False,
         ),
     ] = None,
+    two_sample: Annotated[
+        bool,
+        typer.Option(
+            "--two-sample", help="Also compare the rows with samples: MMD, energy distance and a classifier's accuracy."
+        ),
+    ] = False,
 ) -> None:
     """Write the log-density of every row, in nats and in the data's own units.
 
     A conditional flow finds its context columns in the data, too.
     """
     check_output(out)
+    if two_sample:
+        require("sklearn", "--two-sample", "sklearn")
     flow = _load_flow(run)
     features, context_features = _features(run, flow)
     table = load_rows(data, split, _seed(run), (*features, *context_features)).to(flow.standardize.mean.dtype)
@@ -229,6 +239,9 @@ def score(
     print(f"rows: {len(log_prob)}")
     print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
     print(f"on standardised columns: {standardised:.4f}{error} nats")
+    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
+    if two_sample:
+        _compare(flow, rows, context)
     print(f"written: {out}")
     beyond = int((~torch.isfinite(log_prob)).sum())
     if beyond:
@@ -324,6 +337,18 @@ def _load_flow(run: Path) -> JKOFlow:
             raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
         raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
     return JKOFlow.load(run)
+
+
+def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
+    """Prints how well samples can be told from rows."""
+    if len(rows) < 20:
+        raise DataError(f"--two-sample needs at least 20 rows, got {len(rows)}; leave it out, or give more rows")
+    real, drawn = compared_samples(flow, rows, context)
+    measured = two_sample_distances(real, drawn)
+    for name, text in console.distances(measured).items():
+        print(f"{name}: {text}")
+    accuracy = classifier_accuracy(real, drawn)
+    print(f"classifier accuracy: {accuracy.value:.3f} ± {accuracy.stderr:.3f} (0.5 if it cannot tell them apart)")
 
 
 def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str, ...]) -> Tensor | None:

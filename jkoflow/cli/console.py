@@ -162,8 +162,10 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     rows = {
         "test NLL, standardised columns": f"{test['test_nll']} ± {test['test_nll_stderr']} nats",
         "test NLL, data units": f"{test['test_nll_data_units']} nats",
+        **_bits(metrics),
         "evaluated at": f"{metrics['eval_num_steps']} Runge-Kutta steps per block",
         "inversion error": f"{error['mean']} mean, {error['max']} max",
+        **distances(metrics),
         "blocks": str(metrics["blocks"]),
         "movements": " ".join(f"{movement:.3f}" for movement in metrics["movements"]),
         "guard events": str(metrics["guard_events"]),
@@ -201,6 +203,28 @@ def _show_table(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _bits(metrics: Mapping[str, Any]) -> dict[str, str]:
+    if "test_bits_per_dim" not in metrics:  # a run of an earlier version
+        return {}
+    bits = (_number(metrics[name], ".4f") for name in ("test_bits_per_dim", "test_bits_per_dim_stderr"))
+    return {"test NLL, data units, per column": f"{' ± '.join(bits)} bits"}
+
+
+def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Distances between data and samples as far as they were measured, by what they are."""
+    names = {
+        "mmd_median": "MMD², median bandwidth",
+        "mmd_fixed": "MMD², bandwidth 1",
+        "energy_distance": "energy distance",
+    }
+    return {
+        label: f"{_number(metrics[name], '.2e')} ± {_number(metrics[f'{name}_stderr'], '.1e')} "
+        f"(by chance up to {_number(metrics[f'{name}_threshold'], '.2e')})"
+        for name, label in names.items()
+        if name in metrics
+    }
 
 
 def _round_result(record: Mapping[str, Any]) -> str:

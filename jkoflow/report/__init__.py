@@ -14,6 +14,7 @@ from jkoflow.checkpoint import write_atomically
 from jkoflow.flow import JKOFlow
 from jkoflow.report import page, probes
 from jkoflow.report.results import Results, read_results
+from jkoflow.two_sample import FIXED_BANDWIDTH
 
 if TYPE_CHECKING:
     pass
@@ -291,6 +292,7 @@ def _metrics_table(run: Results) -> str:
             "nats per row, standardised columns",
         ),
         ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
+        *_bits(m),
     ]
     gaussian = _gaussian_nll(run)
     if gaussian is not None:
@@ -315,6 +317,7 @@ def _metrics_table(run: Results) -> str:
         ),
         ("Inversion error, largest", page.number(m["inversion_error_max"]), "same"),
         *_exact_inversion(m),
+        *_distances(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
         ("Parameters", f"{parameters:,}", ""),
@@ -324,6 +327,34 @@ def _metrics_table(run: Results) -> str:
         ("Seed", str(m["seed"]), ""),
     ]
     return page.grid_table(("", "value", "unit"), rows)
+
+
+def _bits(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if "test_bits_per_dim" not in m:
+        return []
+    value, error = (page.number(m[name], 4) for name in ("test_bits_per_dim", "test_bits_per_dim_stderr"))
+    return [("Test NLL", f"{value} ± {error}", "bits per column, the data's own units")]
+
+
+_DISTANCES = {
+    "mmd_median": "MMD², median bandwidth",
+    "mmd_fixed": f"MMD², bandwidth {FIXED_BANDWIDTH:g}",
+    "energy_distance": "Energy distance",
+}
+
+
+def _distances(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Distances between test rows and samples; nothing for runs of versions that did not measure them."""
+    return [
+        (
+            label,
+            f"{page.number(m[name])} ± {page.number(m[f'{name}_stderr'])}",
+            f"{m['two_sample_rows']:,} test rows against samples; chance alone exceeds "
+            f"{page.number(m[f'{name}_threshold'])} in one case of twenty",
+        )
+        for name, label in _DISTANCES.items()
+        if name in m
+    ]
 
 
 def _exact_inversion(m: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import chunks, movement
+from jkoflow.metrics import Movement, chunks, movement_with_error
 
 
 @dataclass
@@ -31,7 +31,7 @@ class PushedSamples:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
 
-    def push(self, block: Block) -> float:
+    def push(self, block: Block) -> Movement:
         """Carries the samples through a finished block and returns its movement over the training rows.
 
         Twice the Runge-Kutta steps of the training are used: the next block should start from where the flow's ODE
@@ -41,7 +41,7 @@ class PushedSamples:
         self.train, _ = push_rows(block, self.train, self.train_context)
         self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
-        return movement(before, self.train)
+        return movement_with_error(before, self.train)
 
     def val_nll(self) -> float:
         """NLL of the validation rows under the flow so far, in nats, on standardised columns."""

@@ -68,7 +68,13 @@ def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
 
 
 def record(
-    number: int, kind: str, blocks: Sequence[Block], val_nll: float, best: float | None, seconds: float
+    number: int,
+    kind: str,
+    blocks: Sequence[Block],
+    movements_stderr: Sequence[float],
+    val_nll: float,
+    best: float | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """The history's record of a round that has ended.
 
@@ -76,6 +82,7 @@ def record(
         number: Number of the round, from 0.
         kind: Its kind.
         blocks: The blocks that it left.
+        movements_stderr: Standard errors of their movements.
         val_nll: Validation NLL with them, in nats on standardised columns.
         best: That of the best flow before; None for the first round.
         seconds: What the round took.
@@ -91,6 +98,7 @@ def record(
         "step_sizes": [None if math.isinf(block.step_size) else block.step_size for block in blocks],
         "num_steps": [block.num_steps for block in blocks],
         "movements": [block.movement for block in blocks],
+        "movements_stderr": list(movements_stderr),
         "movement_spread": movement_spread(blocks),
         "val_nll": val_nll,
         "kept": best is None or val_nll < best,

@@ -89,6 +89,7 @@ class Trainer:
             )
         results |= {
             "movements": [block.movement for block in flow.stack],
+            "movements_stderr": rounds.last_kept(self.rounds)["movements_stderr"],
             "guard_events": self.guard_events,
             "train_seconds": seconds,
             "seed": self.config.seed,
@@ -115,7 +116,8 @@ class Trainer:
     def _end_round(self) -> None:
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds = self._elapsed() - self._round_started
-        record = rounds.record(self._number, self._kind, self.flow.stack, self.samples.val_nll(), best, seconds)
+        errors = [summary["movement_stderr"] for summary in self.summaries]
+        record = rounds.record(self._number, self._kind, self.flow.stack, errors, self.samples.val_nll(), best, seconds)
         if record["kept"]:
             self.best = self.flow
         else:
@@ -146,9 +148,12 @@ class Trainer:
 
     def _measure_start(self) -> None:
         """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
-        for block in self.best.stack:
-            block.movement = self.samples.push(block)
-        record = rounds.record(0, rounds.START, self.best.stack, self.samples.val_nll(), None, self._elapsed())
+        blocks = self.best.stack
+        moved = [self.samples.push(block) for block in blocks]
+        for block, movement in zip(blocks, moved, strict=True):
+            block.movement = movement.value
+        errors = [movement.stderr for movement in moved]
+        record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
         self._record(record)
         self.rounds.append(record)
         self.samples = self._fresh_samples()
@@ -179,7 +184,8 @@ class Trainer:
         fit = self._resumed_fit(index) or self._new_fit(index, step_size)
         fit.run()
         block, counters = fit.block, fit.counters
-        block.movement = self.samples.push(block)
+        movement = self.samples.push(block)
+        block.movement = movement.value
         summary = {
             "event": "block",
             "round": self._number,
@@ -187,7 +193,8 @@ class Trainer:
             "step_size": None if math.isinf(step_size) else step_size,
             "num_steps": block.num_steps,
             "iterations": counters.iteration,
-            "movement": block.movement,
+            "movement": movement.value,
+            "movement_stderr": movement.stderr,
             "val_nll": self.samples.val_nll(),
             "seconds": self._elapsed() - counters.started,
         }
