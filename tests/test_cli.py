@@ -290,7 +290,7 @@ def test_score_one_row_and_a_bare_model_file(work, tmp_path):
 
 
 def test_score_points_out_densities_that_are_not_finite(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x: torch.full((len(x),), -torch.inf))
+    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x, context: torch.full((len(x),), -torch.inf))
     np.save(tmp_path / "far.npy", np.zeros((3, 2)))
     result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy")
     assert "note: 3 of the log-densities are not finite" in result.stderr
