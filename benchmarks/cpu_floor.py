@@ -79,8 +79,8 @@ class _BareKernel:
     def __init__(self, velocity, x, x_bar, logdet_bar, steps) -> None:
         field = velocity.field()
         network = native.Network([w.detach() for w in field.weights], [b.detach() for b in field.biases], None)
-        settings = native.Settings(True, True, "tanh", 0.0, 1.0, steps, "rk4")
-        self.problem = native._describe(x, None, network, settings)
+        settings = native.Settings("exact", True, "tanh", 0.0, 1.0, steps, "rk4")
+        self.problem = native._describe(x, None, network, None, settings)
         outputs = native.new_outputs(x, steps, True)
         self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, outputs)
         x_grad = torch.empty_like(x)

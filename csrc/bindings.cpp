@@ -72,6 +72,11 @@ PYBIND11_MODULE(_C, m) {
       .value("softplus", jkoflow::ActivationKind::kSoftplus)
       .value("silu", jkoflow::ActivationKind::kSilu);
 
+  py::enum_<jkoflow::Divergence>(m, "Divergence")
+      .value("none", jkoflow::Divergence::kNone)
+      .value("exact", jkoflow::Divergence::kExact)
+      .value("hutchinson", jkoflow::Divergence::kHutchinson);
+
   py::class_<jkoflow::Tableau>(m, "Tableau").def(py::init(&make_tableau), py::arg("a"), py::arg("b"), py::arg("c"));
 
   py::class_<Problem> problem(m, "Problem");
@@ -81,7 +86,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("dim", &Problem::dim)
       .def_readwrite("context_dim", &Problem::context_dim)
       .def_readwrite("time", &Problem::time)
-      .def_readwrite("exact", &Problem::exact)
+      .def_readwrite("divergence", &Problem::divergence)
       .def_readwrite("activation", &Problem::activation)
       .def_readwrite("beta", &Problem::beta)
       .def_readwrite("t0", &Problem::t0)
@@ -100,6 +105,7 @@ PYBIND11_MODULE(_C, m) {
           });
   address(problem, "x", &Problem::x);
   address(problem, "context", &Problem::context);
+  address(problem, "noise", &Problem::noise);
   addresses(problem, "weights", &Problem::weight);
   addresses(problem, "biases", &Problem::bias);
   address(problem, "linear", &Problem::linear);

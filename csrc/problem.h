@@ -8,7 +8,13 @@
 
 namespace jkoflow {
 
-constexpr int kMaxHidden = 2;
+constexpr int kMaxHidden = 4;
+
+enum class Divergence : int {
+  kNone,        // logdet is zero
+  kExact,       // the trace: in closed form for 1 and 2 hidden layers, by dim tangents for more
+  kHutchinson,  // noise^T J noise
+};
 
 // dx/dt = MLP([x, t, context]) + A x over [t0, t1]. Tensors are dense, row-major, all of one floating-point type.
 struct Problem {
@@ -17,7 +23,7 @@ struct Problem {
   int dim = 0;
   int context_dim = 0;
   bool time = false;
-  bool exact = true;  // whether the divergence is wanted; otherwise logdet is zero
+  Divergence divergence = Divergence::kExact;
   int hidden_layers = 0;
   int width[kMaxHidden] = {};
   ActivationKind activation = ActivationKind::kTanh;
@@ -33,6 +39,7 @@ struct Problem {
 
   const void* x = nullptr;                  // (batch, dim)
   const void* context = nullptr;            // (batch, context_dim)
+  const void* noise = nullptr;              // (batch, dim), for kHutchinson
   const void* weight[kMaxHidden + 1] = {};  // layer 1 reads the columns x, t, context
   const void* bias[kMaxHidden + 1] = {};
   const void* linear = nullptr;  // A (dim, dim) or null

@@ -29,6 +29,12 @@ NETWORKS = {
     "silu, one layer": {"dim": 2, "hidden": (15,), "activation": "silu", "linear": True},
     "wide": {"dim": 17, "hidden": (512, 130), "linear": True},
     "many features": {"dim": 256, "hidden": (24, 40)},
+    "three layers": {"dim": 3, "hidden": (20, 33, 12)},
+    "three layers, all inputs": {"dim": 2, "hidden": (17, 16, 40), "context_dim": 3, "linear": True},
+    "four layers": {"dim": 5, "hidden": (9, 33, 16, 20), "linear": True},
+    "four layers of one": {"dim": 1, "hidden": (1, 1, 1, 1), "time": False},
+    "three layers, softplus": {"dim": 2, "hidden": (16, 15, 17), "activation": "softplus(3)"},
+    "four layers, silu": {"dim": 3, "hidden": (16, 8, 8, 24), "activation": "silu", "linear": True},
 }
 
 
@@ -44,6 +50,9 @@ def case(network, batch, dtype=torch.float64, seed=0):
 
 def outputs_and_gradients(velocity, x, context, backend, **options):
     """Everything that comes out of integrate, then the gradients of x, context and the parameters."""
+    if options.get("divergence") == "hutchinson":
+        generator = torch.Generator().manual_seed(11)
+        options["noise"] = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
     leaves = [x.detach().clone().requires_grad_()]
     if context is not None:
         leaves.append(context.detach().clone().requires_grad_())
@@ -70,15 +79,16 @@ def assert_float64_parity(network, batch, **options):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
-def test_values_and_gradients_in_float64(network):
-    assert_float64_parity(network, 37)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_values_and_gradients_in_float64(network, divergence):
+    assert_float64_parity(network, 37, divergence=divergence)
 
 
 @pytest.mark.parametrize("method", TABLEAUX)
-@pytest.mark.parametrize("divergence", ["exact", "none"])
-def test_methods_and_divergences(method, divergence):
-    assert_float64_parity(NETWORKS["context and linear"], 20, method=method, divergence=divergence, num_steps=2)
-    assert_float64_parity(NETWORKS["one layer"], 20, method=method, divergence=divergence, num_steps=2)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+@pytest.mark.parametrize("name", ["context and linear", "one layer", "three layers, all inputs", "four layers"])
+def test_methods_and_divergences(method, divergence, name):
+    assert_float64_parity(NETWORKS[name], 20, method=method, divergence=divergence, num_steps=2)
 
 
 def test_backwards_and_partial_intervals():
@@ -87,23 +97,29 @@ def test_backwards_and_partial_intervals():
 
 
 @pytest.mark.parametrize("batch", [0, 1, 15, 16, 17, 47, 48, 49, 1003])
-@pytest.mark.parametrize("hidden", [(64, 70), (130,)])
-def test_float32_within_twice_the_error_of_pytorch_over_batches(batch, hidden):
-    assert_float32_within_twice({"dim": 6, "hidden": hidden, "linear": True}, batch)
+@pytest.mark.parametrize("hidden", [(64, 70), (130,), (40, 50, 34), (20, 30, 40, 50)])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_float32_within_twice_the_error_of_pytorch_over_batches(batch, hidden, divergence):
+    assert_float32_within_twice({"dim": 6, "hidden": hidden, "linear": True}, batch, divergence)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 17, 63, 64])
 @pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
-def test_float32_within_twice_the_error_of_pytorch_over_dimensions(dim, activation):
-    assert_float32_within_twice({"dim": dim, "hidden": (100, 36), "activation": activation}, 97)
+@pytest.mark.parametrize("hidden", [(100, 36), (36, 20, 52)])
+def test_float32_within_twice_the_error_of_pytorch_over_dimensions(dim, activation, hidden):
+    assert_float32_within_twice({"dim": dim, "hidden": hidden, "activation": activation}, 97)
 
 
-def assert_float32_within_twice(network, batch):
+def assert_float32_within_twice(network, batch, divergence="exact"):
     velocity, x, context = case(network, batch, torch.float32)
-    got = outputs_and_gradients(velocity, x, context, "cpu")
-    peer = outputs_and_gradients(velocity, x, context, "reference")
+    got = outputs_and_gradients(velocity, x, context, "cpu", divergence=divergence)
+    peer = outputs_and_gradients(velocity, x, context, "reference", divergence=divergence)
     exact = outputs_and_gradients(
-        velocity.double(), x.double(), None if context is None else context.double(), "reference"
+        velocity.double(),
+        x.double(),
+        None if context is None else context.double(),
+        "reference",
+        divergence=divergence,
     )
     for name, value in exact.items():
         # The floor, for results on which PyTorch is exact by luck: a few roundings of the largest entry. Gradients of
@@ -127,12 +143,14 @@ def test_saturated_activations_stay_accurate():
 
 
 GRADCHECKED = ["one layer", "two layers", "context and linear", "softplus", "silu, one layer", "no time"]
+GRADCHECKED += ["three layers, all inputs", "four layers, silu"]
 
 
 @pytest.mark.parametrize("name", GRADCHECKED)
-@pytest.mark.parametrize("divergence", ["exact", "none"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
 def test_gradcheck(name, divergence):
-    velocity, x, context = case({**NETWORKS[name], "hidden": (5, 4)[: len(NETWORKS[name]["hidden"])]}, 3)
+    velocity, x, context = case({**NETWORKS[name], "hidden": (5, 4, 3, 4)[: len(NETWORKS[name]["hidden"])]}, 3)
+    noise = torch.randn(x.shape, dtype=x.dtype) if divergence == "hutchinson" else None
     names = [name for name, _ in velocity.named_parameters()]
 
     def function(x, context, *parameters):
@@ -141,25 +159,29 @@ def test_gradcheck(name, divergence):
 
         with nn.utils.stateless._reparametrize_module(velocity, dict(zip(names, parameters, strict=True))):
             assert field().weights[0] is parameters[names.index("layers.0.weight")]
-            result = jkoflow.integrate(velocity, x, context=context, num_steps=2, divergence=divergence, backend="cpu")
-        return (result.x, result.logdet, result.path) if divergence == "exact" else (result.x, result.path)
+            options = {"num_steps": 2, "divergence": divergence, "noise": noise}
+            result = jkoflow.integrate(velocity, x, context=context, backend="cpu", **options)
+        return (result.x, result.path) if divergence == "none" else (result.x, result.logdet, result.path)
 
     parameters = [parameter.detach().clone().requires_grad_() for parameter in velocity.parameters()]
     context = context if context is None else context.requires_grad_()
     assert torch.autograd.gradcheck(function, (x.requires_grad_(), context, *parameters))
 
 
-def operator_arguments(network, dtype):
+def operator_arguments(network, dtype, divergence="exact"):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    settings = native.Settings(True, field.time, field.activation.text, 0.0, 1.0, 2, "rk4")
-    return x.requires_grad_(), context, *operators._slots_of(field), operators._encode(settings)
+    settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, 2, "rk4")
+    noise = torch.randn(x.shape, dtype=x.dtype) if divergence == "hutchinson" else None
+    return x.requires_grad_(), context, *operators._slots_of(field), noise, operators._encode(settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["one layer", "two layers", "context and linear"])
-def test_opcheck(name, dtype):
-    torch.library.opcheck(torch.ops.jkoflow.integrate.default, (*operator_arguments(NETWORKS[name], dtype), True))
+@pytest.mark.parametrize("name", ["one layer", "two layers", "context and linear", "four layers"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_opcheck(name, dtype, divergence):
+    arguments = operator_arguments(NETWORKS[name], dtype, divergence)
+    torch.library.opcheck(torch.ops.jkoflow.integrate.default, (*arguments, True))
 
 
 @pytest.mark.parametrize("operator", ["integrate", "jko_loss"])
@@ -302,7 +324,8 @@ from jkoflow.ops import jko_loss, jko_terms, native, operators
 import test_native
 print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:
-    test_native.assert_float64_parity(test_native.NETWORKS[name], 37)
+    for divergence in ("exact", "hutchinson"):
+        test_native.assert_float64_parity(test_native.NETWORKS[name], 37, divergence=divergence)
 for activation in ("tanh", "softplus(5)", "silu"):
     test_native.assert_float32_within_twice({{"dim": 6, "hidden": (64, 70), "activation": activation}}, 49)
 """
@@ -335,9 +358,12 @@ def test_unknown_instruction_set_is_refused():
 def test_what_the_kernels_do_not_cover_falls_back_and_is_refused_by_name():
     x = torch.randn(3, 2)
     requests = {
-        "1 to 2 hidden layers": (jkoflow.MLPVelocity(2, (8, 8, 8)), {}),
+        "1 to 4 hidden layers": (jkoflow.MLPVelocity(2, (8,) * 5), {}),
         "not gelu": (jkoflow.MLPVelocity(2, (8,), "gelu"), {}),
-        "Hutchinson": (jkoflow.MLPVelocity(2, (8,)), {"divergence": "hutchinson", "noise": torch.ones(3, 2)}),
+        "noise as a constant": (
+            jkoflow.MLPVelocity(2, (8,)),
+            {"divergence": "hutchinson", "noise": torch.ones(3, 2, requires_grad=True)},
+        ),
         "another velocity": (lambda x, t, context: -x, {}),
     }
     for reason, (velocity, options) in requests.items():
@@ -351,6 +377,8 @@ def loss_and_gradients(velocity, x, context, backend, step_size, **options):
     leaves = [x.detach().clone().requires_grad_()]
     if context is not None:
         leaves.append(context.detach().clone().requires_grad_())
+    if options.get("divergence") == "hutchinson":
+        options["noise"] = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     loss = jko_loss(
         velocity, leaves[0], step_size, context=leaves[-1] if len(leaves) > 1 else None, backend=backend, **options
     )
@@ -360,18 +388,20 @@ def loss_and_gradients(velocity, x, context, backend, step_size, **options):
 
 @pytest.mark.parametrize("step_size", [0.3, float("inf")])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
-def test_fused_loss_in_float64(network, step_size):
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_fused_loss_in_float64(network, step_size, divergence):
     velocity, x, context = case(network, 37)
-    got = loss_and_gradients(velocity, x, context, "cpu", step_size)
-    expected = loss_and_gradients(velocity, x, context, "reference", step_size)
+    got = loss_and_gradients(velocity, x, context, "cpu", step_size, divergence=divergence)
+    expected = loss_and_gradients(velocity, x, context, "reference", step_size, divergence=divergence)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("batch", [1, 16, 17, 49, 1003])
 @pytest.mark.parametrize("activation", ["tanh", "silu"])
-def test_fused_loss_equals_the_two_operators_to_rounding(batch, activation):
-    velocity, x, _ = case({"dim": 6, "hidden": (64, 70), "activation": activation}, batch, torch.float32)
+@pytest.mark.parametrize("hidden", [(64, 70), (40, 30, 50)])
+def test_fused_loss_equals_the_two_operators_to_rounding(batch, activation, hidden):
+    velocity, x, _ = case({"dim": 6, "hidden": hidden, "activation": activation}, batch, torch.float32)
     got = loss_and_gradients(velocity, x, None, "cpu", 0.5)
     x = x.requires_grad_()
     end, logdet, _ = jkoflow.integrate(velocity, x, backend="cpu")
@@ -381,9 +411,10 @@ def test_fused_loss_equals_the_two_operators_to_rounding(batch, activation):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 
 
-def test_fused_loss_recomputes_what_it_cannot_keep():
-    # 67.5 MiB of activations a tile, more than the 64 that the kernel keeps: stages are recomputed step by step
-    velocity, x, _ = case({"dim": 2, "hidden": (512, 512), "linear": True}, 30)
+@pytest.mark.parametrize("hidden", [(512, 512), (448, 320, 320)])
+def test_fused_loss_recomputes_what_it_cannot_keep(hidden):
+    # about 68 MiB of activations a tile, more than the 64 that the kernel keeps: stages are recomputed step by step
+    velocity, x, _ = case({"dim": 2, "hidden": hidden, "linear": True}, 30)
     got = loss_and_gradients(velocity, x, None, "cpu", 0.5, num_steps=240, method="euler")
     expected = loss_and_gradients(velocity, x, None, "reference", 0.5, num_steps=240, method="euler")
     for a, b in zip(got, expected, strict=True):

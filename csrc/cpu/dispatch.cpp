@@ -21,9 +21,8 @@ extern const CpuKernels kKernels;
 }
 
 namespace cpu {
-namespace {
 
-std::vector<const CpuKernels*> available() {
+std::vector<const CpuKernels*> available_kernels() {
   std::vector<const CpuKernels*> list;
 #ifdef JKOFLOW_HAVE_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
@@ -40,8 +39,10 @@ std::vector<const CpuKernels*> available() {
   return list;
 }
 
+namespace {
+
 const CpuKernels& choose() {
-  const auto list = available();
+  const auto list = available_kernels();
   const char* wanted = std::getenv("JKOFLOW_ISA");
   if (wanted == nullptr || *wanted == '\0') return *list.front();
   std::string names;
@@ -83,7 +84,7 @@ thread_local Workspace workspace;
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const CpuKernels* kernels : available()) names.emplace_back(kernels->isa);
+  for (const CpuKernels* kernels : available_kernels()) names.emplace_back(kernels->isa);
   return names;
 }
 

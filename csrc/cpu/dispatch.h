@@ -8,7 +8,8 @@
 
 namespace jkoflow::cpu {
 
-// Instruction sets in this build that this processor runs, best first.
+// Those in this build that this processor runs, best first, and their instruction sets.
+std::vector<const CpuKernels*> available_kernels();
 std::vector<std::string> available_isas();
 
 // The one in use: the best, or the one that the environment variable JKOFLOW_ISA names.

@@ -1,6 +1,8 @@
 // Matrix products of the tile kernel: register-blocked, on packed weights and feature-major tiles.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -46,11 +48,38 @@ JKOFLOW_INLINE void panel(int row, int depth, const Real* weights, const Real* i
     for (int j = 0; j < Vectors; ++j) acc[i][j] = Vector<Real>{};
   }
   panel_product<Real, Rows, Vectors>(depth, weights + static_cast<ptrdiff_t>(row) * depth, input, acc);
-  epilogue(Constant<Rows>{}, row, acc);
+  epilogue(row, acc);
+}
+
+// Rows of a panel, from the type of its accumulators.
+template <class Accumulators>
+constexpr int kRowsOf = std::extent_v<std::remove_reference_t<Accumulators>>;
+
+// For epilogues: calls function(row, j, at, acc[i][j]) for every vector, `at` being its place in a tile buffer.
+template <class V, int Rows, int Vectors, class Function>
+JKOFLOW_INLINE void for_each_vector_of(int first_row, V (&acc)[Rows][Vectors], Function&& function) {
+  constexpr int kVector = sizeof(V) / sizeof(acc[0][0][0]);
+  JKOFLOW_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) {
+      const int row = first_row + i;
+      function(row, j, static_cast<ptrdiff_t>(row * kTileVectors + j) * kVector, acc[i][j]);
+    }
+  }
+}
+
+// Calls function(row, j, at) for every vector j of every row of a tile buffer.
+template <class Real, int Vectors, class Function>
+JKOFLOW_INLINE void for_each_vector_in(int rows, Function&& function) {
+  for (int row = 0; row < rows; ++row) {
+    JKOFLOW_UNROLL
+    for (int j = 0; j < Vectors; ++j) function(row, j, static_cast<ptrdiff_t>(row) * kTile<Real> + j * kLanes<Real>);
+  }
 }
 
 // weights (rows, depth) packed by pack(), times input [depth][kTile]; rows is a multiple of kPanelRows.
-// epilogue(Constant<R>, first_row, acc[R][Vectors]) consumes each panel while it is in registers.
+// epilogue(first_row, acc[rows][Vectors]) consumes each panel while it is in registers.
 template <class Real, int Vectors, class Epilogue>
 JKOFLOW_INLINE void product(const Real* weights, int rows, int depth, const Real* input, Epilogue&& epilogue) {
   for (int row = 0; row < rows; row += kPanelRows) {

@@ -1,30 +1,10 @@
 // Whole integrations on one instruction set: tiles over threads, Runge-Kutta steps over tiles, and the exact adjoint.
 #include "block.h"
 #include "kernels.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
-
-template <class Function>
-void run_threads(int threads, Function&& function) {
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-  function(omp_get_thread_num(), omp_get_num_threads());
-#else
-  (void)threads;
-  function(0, 1);
-#endif
-}
-
-inline void wait_for_threads() {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
 
 // ---- Tiles
 
@@ -119,7 +99,8 @@ void evaluate_stages(const Problem& p, const Network<Real>& net, const ForwardSp
   for (int s = 0; s < p.tableau.stages; ++s) {
     set_stage_input<Real, Vectors>(p, space, stage[s].input, grid.dt, s);
     Vector<Real> divergence[Vectors];
-    forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space.bias, space.velocity[s], divergence);
+    forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space.tangent, space.bias, space.velocity[s],
+                                    divergence);
     const Real weight = grid.dt * static_cast<Real>(p.tableau.b[s]);
     for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
@@ -137,9 +118,15 @@ void advance(const Problem& p, const ForwardSpace<Real>& space, const Grid<Real>
   });
 }
 
-// The context rows of every stage's input.
+// What stays the same for all stages of a tile: the context rows of every stage's input, and the probe.
 template <class Real, int Vectors>
-void load_context(const Problem& p, const ForwardSpace<Real>& space, int steps, int64_t first, int samples) {
+void load_constants(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space, int steps,
+                    int64_t first, int samples) {
+  if (net.probed) {
+    load_tile<Real, Vectors>(p.noise, first, samples, p.dim, space.tangent.noise);
+    load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, space.tangent.noise + p.dim * kTile<Real>);
+    start_probe<Real, Vectors>(net, space.tangent);
+  }
   for (int s = 0; s < steps * p.tableau.stages; ++s) {
     load_tile<Real, Vectors>(p.context, first, samples, p.context_dim, space.stage[s].input + p.dim * kTile<Real>);
   }
@@ -155,7 +142,7 @@ void forward_tile(const Problem& p, const Network<Real>& net, const ForwardSpace
                   int samples) {
   const Grid<Real> grid(p);
   load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
-  load_context<Real, Vectors>(p, space, 1, first, samples);
+  load_constants<Real, Vectors>(p, net, space, 1, first, samples);
   Vector<Real> logdet[Vectors] = {};
   for (int step = 0; step < p.num_steps; ++step) {
     if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, step), first, samples, p.dim, space.x);
@@ -178,10 +165,12 @@ void add_cotangent(const void* tensor, int64_t first, int samples, int columns, 
   }
 }
 
-// The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start.
+// The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start. Adds to logdet
+// what evaluate_stages left out.
 template <class Real, int Vectors, Keep K>
-void backward_step(const Problem& p, const Network<Real>& net, const Stage<Real>* stage, BackwardSpace<Real>& work,
-                   const Grid<Real>& grid, int step, const Vector<Real> (&logdet_bar)[Vectors], bool parameters) {
+void backward_step(const Problem& p, const Network<Real>& net, const Tangent<Real>& tangent, const Stage<Real>* stage,
+                   BackwardSpace<Real>& work, const Grid<Real>& grid, int step,
+                   const Vector<Real> (&logdet_bar)[Vectors], Vector<Real> (&logdet)[Vectors], bool parameters) {
   const Tableau& tableau = p.tableau;
   for (int s = tableau.stages - 1; s >= 0; --s) {
     const Real weight = grid.dt * static_cast<Real>(tableau.b[s]);
@@ -195,9 +184,11 @@ void backward_step(const Problem& p, const Network<Real>& net, const Stage<Real>
       }
       store<Real>(velocity_bar + at, v);
     });
-    Vector<Real> divergence_bar[Vectors];
+    Vector<Real> divergence_bar[Vectors], divergence[Vectors] = {};
     for (int j = 0; j < Vectors; ++j) divergence_bar[j] = weight * logdet_bar[j];
-    backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], work, s, divergence_bar, parameters);
+    backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], tangent, work, s, divergence_bar, divergence,
+                                     parameters);
+    for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
   for (int s = 0; s < tableau.stages; ++s) {
     for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(work.input_bar[s] + at)); });
@@ -208,9 +199,23 @@ void backward_step(const Problem& p, const Network<Real>& net, const Stage<Real>
   if (parameters) accumulate_weights<Real, K>(net, stage, work, Vectors * kLanes<Real>);
 }
 
-template <class Real>
-void store_gradients(const Problem& p, const Adjoint& adjoint, const BackwardSpace<Real>& work, int64_t first,
-                     int samples) {
+// Cotangents of a tile start at zero.
+template <class Real, int Vectors>
+void clear_tile(const Problem& p, const Network<Real>& net, const BackwardSpace<Real>& work) {
+  load_tile<Real, Vectors>(nullptr, 0, 0, p.dim, work.x_bar);
+  load_tile<Real, Vectors>(nullptr, 0, 0, p.context_dim, work.context_bar);
+  if (!net.probed) return;
+  load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[0], work.tangent.seed_bar);
+  load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[net.top()], work.tangent.weighing_bar);
+}
+
+// Ends the adjoint of a tile.
+template <class Real, int Vectors>
+void store_gradients(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const Tangent<Real>& tangent,
+                     BackwardSpace<Real>& work, int64_t first, int samples) {
+  if (net.probed && adjoint.weight[0] != nullptr) {
+    accumulate_probe<Real>(net, tangent, work, Vectors * kLanes<Real>);
+  }
   if (adjoint.x != nullptr) store_tile<Real>(adjoint.x, first, samples, p.dim, work.x_bar);
   if (adjoint.context != nullptr) store_tile<Real>(adjoint.context, first, samples, p.context_dim, work.context_bar);
 }
@@ -220,9 +225,9 @@ void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>
                    BackwardSpace<Real>& work, int64_t first, int samples) {
   const Grid<Real> grid(p);
   const bool parameters = adjoint.weight[0] != nullptr;
-  load_tile<Real, Vectors>(adjoint.x_end, first, samples, p.dim, work.x_bar);
-  load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, work.context_bar);
-  load_context<Real, Vectors>(p, space, 1, first, samples);
+  clear_tile<Real, Vectors>(p, net, work);
+  add_cotangent<Real>(adjoint.x_end, first, samples, p.dim, work.x_bar);
+  load_constants<Real, Vectors>(p, net, space, 1, first, samples);
   const auto path_bar = [&](int step) -> const void* {
     if (adjoint.path == nullptr) return nullptr;
     return static_cast<const Real*>(adjoint.path) + static_cast<int64_t>(step) * p.batch * p.dim;
@@ -237,10 +242,11 @@ void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>
     load_tile<Real, Vectors>(path_at<Real>(p, step), first, samples, p.dim, space.x);
     for (int j = 0; j < Vectors; ++j) unused[j] = Vector<Real>{};
     evaluate_stages<Real, Vectors, K>(p, net, space, space.stage, grid, step, unused);
-    backward_step<Real, Vectors, K>(p, net, space.stage, work, grid, step, logdet_bar, parameters);
+    backward_step<Real, Vectors, K>(p, net, space.tangent, space.stage, work, grid, step, logdet_bar, unused,
+                                    parameters);
     add_cotangent<Real>(path_bar(step), first, samples, p.dim, work.x_bar);
   }
-  store_gradients<Real>(p, adjoint, work, first, samples);
+  store_gradients<Real, Vectors>(p, adjoint, net, space.tangent, work, first, samples);
 }
 
 // Value and gradient of the JKO objective on one tile. The stages of `kept_steps` steps are kept: all of them, or, for
@@ -253,9 +259,9 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
   const bool keep_all = kept_steps == p.num_steps;
   const ptrdiff_t tile = p.dim * kTile<Real>;
   const auto stages_of = [&](int step) { return space.stage + (keep_all ? step * p.tableau.stages : 0); };
+  clear_tile<Real, Vectors>(p, net, work);
   load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
-  load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, work.context_bar);
-  load_context<Real, Vectors>(p, space, kept_steps, first, samples);
+  load_constants<Real, Vectors>(p, net, space, kept_steps, first, samples);
   Vector<Real> logdet[Vectors] = {}, unused[Vectors] = {};
   for (int step = 0; step < p.num_steps; ++step) {
     std::memcpy(path + step * tile, space.x, sizeof(Real) * tile);
@@ -266,7 +272,6 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
   // Terms, and the cotangents at the end; those of lanes without a sample stay zero.
   const double mean = 1.0 / static_cast<double>(p.batch), half_inverse_h = 0.5 / loss.step_size;
   Vector<Real> logdet_bar[Vectors] = {};
-  std::memset(work.x_bar, 0, sizeof(Real) * tile);
   for (int i = 0; i < samples; ++i) {
     double norm = 0, movement = 0;
     for (int c = 0; c < p.dim; ++c) {
@@ -276,7 +281,6 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
       work.x_bar[c * kTile<Real> + i] = static_cast<Real>(mean) * (y + static_cast<Real>(2 * half_inverse_h) * moved);
     }
     terms[0] += 0.5 * norm;
-    terms[1] -= logdet[i / kLanes<Real>][i % kLanes<Real>];
     terms[2] += half_inverse_h * movement;
     logdet_bar[i / kLanes<Real>][i % kLanes<Real>] = static_cast<Real>(-mean);
   }
@@ -292,12 +296,14 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
       const ForwardSpace<Real> from_path = space.at(path + step * tile);
       evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);
     }
-    backward_step<Real, Vectors, K>(p, net, stages_of(step), work, grid, step, logdet_bar, parameters);
+    backward_step<Real, Vectors, K>(p, net, space.tangent, stages_of(step), work, grid, step, logdet_bar, logdet,
+                                    parameters);
   }
+  for (int i = 0; i < samples; ++i) terms[1] -= logdet[i / kLanes<Real>][i % kLanes<Real>];
   if (adjoint.x != nullptr) {
     for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(space.x + at)); });
   }
-  store_gradients<Real>(p, adjoint, work, first, samples);
+  store_gradients<Real, Vectors>(p, adjoint, net, space.tangent, work, first, samples);
 }
 
 // ---- Gradients of all partitions into the output tensors, in a fixed order; rows are shared among the threads.
@@ -323,6 +329,7 @@ class Reduction {
            part, parts);
     }
     upper_layers(part, parts);
+    middle_layers(part, parts);
     if (net_.product_grad != nullptr) wait_for_threads();
     first_layer(part, parts);
   }
@@ -340,33 +347,39 @@ class Reduction {
     }
   }
 
-  // The last layer and the one between, by rows m of the last hidden layer. M = W2 * P with P = (W1x W3)^T hands its
-  // gradient on to W2 and P, and P to W3 here and to W1x in first_layer.
+  // The last layer and the one below it, by rows m of the last hidden layer. In closed form, M = W2 * P with
+  // P = (W1x W3)^T hands its gradient on to W2 and P, and P to W3 here and to W1x in first_layer.
   void upper_layers(int part, int parts) const {
     const GradientSums<Real>& sums = results_[0].work.sums;
-    const int top = net_.hidden - 1, width = net_.padded[0];
+    const int top = net_.top();
+    const ptrdiff_t width = net_.padded[0];
     for (int m = part; m < net_.width[top]; m += parts) {
-      const ptrdiff_t row = static_cast<ptrdiff_t>(m) * net_.width[0], padded_row = static_cast<ptrdiff_t>(m) * width;
-      Real* product = net_.product_grad == nullptr ? nullptr : net_.product_grad + padded_row;
-      if (net_.hidden == 2) {
-        const Real* w2 = static_cast<const Real*>(p_.weight[1]) + row;
-        Real* w2_grad = out(adjoint_.weight[1]) + row;
-        if (product != nullptr) net_.product_row(p_, m, nullptr, product);
+      Real* product = net_.product_grad == nullptr ? nullptr : net_.product_grad + m * width;
+      if (top > 0) copy_row(top, m);
+      if (product != nullptr) {
+        const Real* w2 = static_cast<const Real*>(p_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
+        Real* w2_grad = out(adjoint_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
+        net_.product_row(p_, m, nullptr, product);
         for (int k = 0; k < net_.width[0]; ++k) {
-          w2_grad[k] = total(sums.middle + padded_row + k);
-          if (product == nullptr) continue;
-          const Real m_grad = total(sums.coupling + padded_row + k);
+          const Real m_grad = total(sums.coupling + m * width + k);
           w2_grad[k] += m_grad * product[k];
           product[k] = m_grad * w2[k];
         }
-        for (int k = net_.width[0]; product != nullptr && k < width; ++k) product[k] = 0;
+        for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
       }
       for (int i = 0; i < net_.dim; ++i) {
         Real sum = total(sums.last + static_cast<ptrdiff_t>(m) * sums.last_columns + i);
-        if (product != nullptr) sum += dot(product, net_.first_columns + static_cast<ptrdiff_t>(i) * width, width);
-        if (net_.exact && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
+        if (product != nullptr) sum += dot(product, net_.first_columns + i * width, net_.padded[0]);
+        if (net_.closed && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
+        if (sums.last_tangent != nullptr) sum += tangent_total(sums.last_tangent, net_.padded[top], i, m);
         out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + m] = sum;
       }
+    }
+  }
+
+  void middle_layers(int part, int parts) const {
+    for (int l = 1; l < net_.top(); ++l) {
+      for (int m = part; m < net_.width[l]; m += parts) copy_row(l, m);
     }
   }
 
@@ -380,11 +393,14 @@ class Reduction {
         Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
         for (int k = 0; k < net_.inputs; ++k) {
           row[k < p_.dim || !p_.time ? k : k + 1] =
-              total(sums.first + static_cast<ptrdiff_t>(a) * sums.first_columns + k);
+              total(sums.weights[0] + static_cast<ptrdiff_t>(a) * sums.first_columns + k);
         }
         if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
-        for (int i = 0; net_.exact && net_.hidden == 1 && i < net_.dim; ++i) {
+        for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
           row[i] += coupling_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
+        }
+        for (int i = 0; sums.first_tangent != nullptr && i < net_.dim; ++i) {
+          row[i] += tangent_total(sums.first_tangent, net_.padded[0], i, a);
         }
       }
       for (int i = 0; net_.product_grad != nullptr && i < net_.dim; ++i) {
@@ -400,6 +416,16 @@ class Reduction {
     }
   }
 
+  // Row m of the gradient of hidden layer l, l >= 1.
+  void copy_row(int l, int m) const {
+    const Real* source = results_[0].work.sums.weights[l] + static_cast<ptrdiff_t>(m) * net_.padded[l - 1];
+    Real* target = out(adjoint_.weight[l]) + static_cast<ptrdiff_t>(m) * net_.width[l - 1];
+    for (int k = 0; k < net_.width[l - 1]; ++k) target[k] = total(source + k);
+  }
+
+  Real tangent_total(const Real* sums, ptrdiff_t width, int direction, int unit) const {
+    return total_lanes(sums + (direction * width + unit) * kLanes<Real>);
+  }
   Real first_weight(int a, int i) const {
     return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i];
   }
@@ -458,7 +484,7 @@ void forward(const Problem& p, char* memory) {
   Arena counted(nullptr);
   ForwardSpace<Real>(net, p.tableau.stages, 1, Keep::kNothing, counted);
   run_threads(partitions, [&](int thread, int threads) {
-    net.prepare(p, false, thread, threads, wait_for_threads);
+    net.prepare(p, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
       const ForwardSpace<Real> space(net, p.tableau.stages, 1, Keep::kNothing, own);
@@ -504,7 +530,7 @@ void run_adjoint(const Problem& p, const Adjoint& adjoint, int kept_steps, bool 
   AdjointSpace<Real>(p, net, kept_steps, with_path, counted);
   const Reduction<Real> reduction(p, adjoint, net, results, partitions);
   run_threads(partitions, [&](int thread, int threads) {
-    net.prepare(p, true, thread, threads, wait_for_threads);
+    net.prepare(p, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
       AdjointSpace<Real> space(p, net, kept_steps, with_path, own);

@@ -1,190 +1,10 @@
-// Memory of one call: packed weights, and the buffers of each thread's tile. Sizes and pointers come from one code
-// path.
+// Buffers of each thread's tile. Sizes and pointers come from one code path.
 #pragma once
 
-#include "../problem.h"
-#include "gemm.h"
+#include "network.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
-
-// Hands out aligned pieces of a block of memory; with a null block it only counts.
-class Arena {
- public:
-  explicit Arena(char* base) : base_(base) {}
-
-  template <class Real>
-  Real* take(ptrdiff_t count) {
-    char* piece = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (static_cast<size_t>(count) * sizeof(Real) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<Real*>(piece);
-  }
-  size_t used() const { return used_; }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  char* base_;
-  size_t used_ = 0;
-};
-
-template <class Real>
-constexpr int padded_width(int width) {
-  constexpr int kMultiple = kLanes<Real> > kPanelRows ? kLanes<Real> : kPanelRows;
-  return (width + kMultiple - 1) / kMultiple * kMultiple;
-}
-
-// The network of a Problem with weights packed for the panel products. Hidden widths are padded with zero weights.
-template <class Real>
-struct Network {
-  int dim, inputs;  // inputs: columns of layer 1 without t
-  int hidden;       // hidden layers
-  int width[kMaxHidden], padded[kMaxHidden];
-  bool exact;       // whether the divergence is wanted
-  bool has_linear;  // whether the velocity has the term A x
-  ActivationKind activation;
-  Real beta;
-
-  Real *first, *middle = nullptr, *last, *linear = nullptr;
-  // What the closed-form divergence needs of the weights: c_a = sum_i W1[a, i] W2[i, a], so that div = c . s1, padded;
-  // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1, packed and row by row.
-  Real *coupling = nullptr, *coupling_rows = nullptr;
-  Real* first_columns = nullptr;  // W1x transposed, (dim, padded H1): the right factor of M's product
-  Real* product_grad = nullptr;   // for the adjoint: gradient of (W1x W3)^T, with the shape of coupling_rows
-  Real *bias[kMaxHidden], *bias_last, *time;
-  Real *first_t, *middle_t, *coupling_t, *last_t, *linear_t;  // transposed, for the adjoint
-
-  Network(const Problem& p, Arena& arena, bool adjoint)
-      : dim(p.dim),
-        inputs(p.dim + p.context_dim),
-        hidden(p.hidden_layers),
-        exact(p.exact),
-        has_linear(p.linear != nullptr),
-        activation(p.activation),
-        beta(static_cast<Real>(p.beta)) {
-    for (int l = 0; l < hidden; ++l) {
-      width[l] = p.width[l];
-      padded[l] = padded_width<Real>(width[l]);
-      bias[l] = arena.take<Real>(padded[l]);
-    }
-    const ptrdiff_t top = padded[hidden - 1];
-    time = arena.take<Real>(padded[0]);
-    bias_last = arena.take<Real>(dim);
-    first = arena.take<Real>(padded[0] * inputs);
-    last = arena.take<Real>(dim * top);
-    if (has_linear) linear = arena.take<Real>(dim * dim);
-    if (hidden == 2) middle = arena.take<Real>(padded[1] * padded[0]);
-    if (exact) coupling = arena.take<Real>(hidden == 2 ? padded[1] * padded[0] : padded[0]);
-    if (exact && hidden == 2) {
-      coupling_rows = arena.take<Real>(width[1] * padded[0]);
-      first_columns = arena.take<Real>(dim * padded[0]);
-    }
-    if (!adjoint) return;
-    first_t = arena.take<Real>(inputs * padded[0]);
-    last_t = arena.take<Real>(top * dim);
-    if (has_linear) linear_t = arena.take<Real>(dim * dim);
-    if (hidden == 2) {
-      middle_t = arena.take<Real>(padded[0] * padded[1]);
-      if (exact) coupling_t = arena.take<Real>(padded[0] * padded[1]);
-      if (exact) product_grad = arena.take<Real>(width[1] * padded[0]);
-    }
-  }
-
-  // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
-  template <class Wait>
-  void prepare(const Problem& p, bool adjoint, int part, int parts, Wait&& wait) const {
-    pack_weights(p, adjoint, part, parts);
-    if (exact) {
-      copy_first_columns(p, part, parts);
-      wait();
-      set_coupling(p, part, parts);
-      if (hidden == 2) {
-        wait();
-        pack_square(coupling_rows, padded[0], coupling, adjoint ? coupling_t : nullptr, part, parts);
-      }
-    }
-    wait();
-  }
-
-  // Row m of (W1x W3)^T times the elements of `factor` (one row, or null), into `out`: padded H1 numbers.
-  void product_row(const Problem& p, int m, const Real* factor, Real* out) const {
-    const Real* w_last = static_cast<const Real*>(p.weight[hidden]) + m;
-    for (int k = 0; k < padded[0]; k += kLanes<Real>) {
-      Vector<Real> sum{};
-      for (int i = 0; i < dim; ++i) {
-        sum += w_last[static_cast<ptrdiff_t>(i) * width[1]] * load(first_columns + i * padded[0] + k);
-      }
-      store<Real>(out + k, sum);
-    }
-    for (int k = 0; factor != nullptr && k < width[0]; ++k) out[k] *= factor[k];
-  }
-
- private:
-  void pack_weights(const Problem& p, bool adjoint, int part, int parts) const {
-    const int stride = p.input_columns();
-    const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
-    const Real* w1 = static_cast<const Real*>(p.weight[0]);
-    const Real* w_last = static_cast<const Real*>(p.weight[hidden]);
-    const Real* a = static_cast<const Real*>(p.linear);
-    const int top = width[hidden - 1];
-    const auto give = [&](Real* packed, int rows, int padded_rows, int depth, auto&& element) {
-      pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
-    };
-    give(first, width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
-    give(last, dim, dim, top, [=](int m, int k) { return w_last[m * top + k]; });
-    if (a != nullptr) give(linear, dim, dim, dim, [=, d = dim](int m, int k) { return a[m * d + k]; });
-    if (adjoint) {
-      give(first_t, inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
-      give(last_t, top, padded[hidden - 1], dim, [=](int m, int k) { return w_last[k * top + m]; });
-      if (a != nullptr) give(linear_t, dim, dim, dim, [=, d = dim](int m, int k) { return a[k * d + m]; });
-    }
-    if (hidden == 2) {
-      pack_square(static_cast<const Real*>(p.weight[1]), width[0], middle, adjoint ? middle_t : nullptr, part, parts);
-    }
-    if (part != 0) return;
-    for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
-    copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
-    copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
-  }
-
-  // A matrix (H2, H1) whose rows are `stride` apart, and, unless null, its transpose.
-  void pack_square(const Real* rows, int stride, Real* packed, Real* packed_t, int part, int parts) const {
-    pack<Real>(packed, width[1], padded[1], width[0], part, parts,
-               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(m) * stride + k]; });
-    if (packed_t == nullptr) return;
-    pack<Real>(packed_t, width[0], padded[0], width[1], part, parts,
-               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(k) * stride + m]; });
-  }
-
-  void copy_first_columns(const Problem& p, int part, int parts) const {
-    const int stride = p.input_columns();
-    for (int i = part; first_columns != nullptr && i < dim; i += parts) {
-      copy_padded(first_columns + i * padded[0], static_cast<const Real*>(p.weight[0]) + i, stride, width[0],
-                  padded[0]);
-    }
-  }
-
-  void set_coupling(const Problem& p, int part, int parts) const {
-    if (hidden == 2) {
-      const Real* w2 = static_cast<const Real*>(p.weight[1]);
-      for (int m = part; m < width[1]; m += parts) {
-        product_row(p, m, w2 + static_cast<ptrdiff_t>(m) * width[0],
-                    coupling_rows + static_cast<ptrdiff_t>(m) * padded[0]);
-      }
-      return;
-    }
-    const int stride = p.input_columns();
-    const Real *w1 = static_cast<const Real*>(p.weight[0]), *w2 = static_cast<const Real*>(p.weight[1]);
-    for (int a = part; a < padded[0]; a += parts) {
-      Real sum = 0;
-      for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w2[i * width[0] + a];
-      coupling[a] = sum;
-    }
-  }
-
-  static void copy_padded(Real* out, const Real* source, int stride, int count, int padded_count) {
-    for (int i = 0; i < padded_count; ++i) out[i] = i < count ? source[static_cast<ptrdiff_t>(i) * stride] : Real(0);
-  }
-};
 
 // What a stage leaves behind for its adjoint.
 enum class Keep {
@@ -198,11 +18,58 @@ inline Keep keep_for_adjoint(ActivationKind kind) {
 }
 
 // One stage: its input and, per hidden layer, sigma, sigma' and sigma'' as [width][kTile].
-// After the divergence, the last layer's sigma'' holds sigma'' times the derivative of the divergence by its slope.
+// After a closed-form divergence, the last layer's sigma'' holds sigma'' times the derivative of the divergence by its
+// slope.
 template <class Real>
 struct Stage {
   Real* input;
   Real *value[kMaxHidden], *slope[kMaxHidden], *curvature[kMaxHidden];
+};
+
+// sigma' of a stage.
+template <class Real, Keep K>
+JKOFLOW_INLINE Vector<Real> slope_of(const Stage<Real>& stage, int l, ptrdiff_t at) {
+  if constexpr (K != Keep::kValues) {
+    return load(stage.slope[l] + at);
+  } else {
+    const Vector<Real> h = load(stage.value[l] + at);
+    return Real(1) - h * h;
+  }
+}
+
+// sigma'' of a kept stage.
+template <class Real, Keep K>
+JKOFLOW_INLINE Vector<Real> curvature_of(const Stage<Real>& stage, int l, ptrdiff_t at) {
+  if constexpr (K == Keep::kJets) {
+    return load(stage.curvature[l] + at);
+  } else {
+    const Vector<Real> h = load(stage.value[l] + at);
+    return Real(-2) * h * (Real(1) - h * h);
+  }
+}
+
+// The tangent of one direction v while it is carried through the hidden layers: a_1 = W1x v, u_l = sigma'_l * a_l,
+// a_(l+1) = W_(l+1) u_l, and w . u_L is its share of the divergence, where w = v^T W_last.
+template <class Real>
+struct Tangent {
+  Real* ahead[kMaxHidden] = {};                                 // a_l from the second layer on, [width][kTile]
+  Real* behind[2] = {};                                         // u_l of two consecutive layers
+  Real *noise = nullptr, *seed = nullptr, *weighing = nullptr;  // a direction of its own for each sample: v, a_1, w
+
+  Tangent(const Network<Real>& net, Arena& arena) {
+    if (net.directions == 0) return;
+    const auto tile = [&](int rows) { return arena.take<Real>(static_cast<ptrdiff_t>(rows) * kTile<Real>); };
+    int widest = 0;
+    for (int l = 0; l < net.hidden; ++l) {
+      if (l > 0) ahead[l] = tile(net.padded[l]);
+      if (net.padded[l] > widest) widest = net.padded[l];
+    }
+    for (Real*& u : behind) u = tile(widest);
+    if (!net.probed) return;
+    noise = tile(net.inputs);
+    seed = tile(net.padded[0]);
+    weighing = tile(net.padded[net.top()]);
+  }
 };
 
 // Buffers to carry a tile through Runge-Kutta steps, with the stages of `steps` steps kept.
@@ -210,11 +77,11 @@ template <class Real>
 struct ForwardSpace {
   Real *x, *bias;
   Real* velocity[kMaxStages];
+  Tangent<Real> tangent;
   Stage<Real>* stage;  // [steps][stages]
 
-  ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena) {
-    x = arena.take<Real>(net.dim * kTile<Real>);
-    bias = arena.take<Real>(net.padded[0]);
+  ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena)
+      : x(arena.take<Real>(net.dim * kTile<Real>)), bias(arena.take<Real>(net.padded[0])), tangent(net, arena) {
     for (int s = 0; s < stages; ++s) velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
     stage = arena.take<Stage<Real>>(steps * stages);
     const bool writable = stage != nullptr;
@@ -233,7 +100,7 @@ struct ForwardSpace {
         const auto tile = [&] { return arena.take<Real>(net.padded[l] * kTile<Real>); };
         if (keep != Keep::kNothing) own.value[l] = tile();
         if (keep == Keep::kJets) own.slope[l] = tile();
-        if (keep == Keep::kJets || (keep == Keep::kValues && l == net.hidden - 1)) own.curvature[l] = tile();
+        if (keep == Keep::kJets || (keep == Keep::kValues && net.closed && l == net.top())) own.curvature[l] = tile();
       }
       if (writable) stage[s] = own;
     }
@@ -251,7 +118,9 @@ struct ForwardSpace {
 template <class Real>
 struct GradientSums {
   int first_columns, last_columns;  // padded to the lanes
-  Real *first, *time, *bias[kMaxHidden], *middle = nullptr, *coupling = nullptr, *last, *bias_last, *linear = nullptr;
+  Real* weights[kMaxHidden];        // (padded, first_columns), then (padded, padded of the layer before)
+  Real *time, *bias[kMaxHidden], *coupling = nullptr, *last, *bias_last, *linear = nullptr;
+  Real *first_tangent = nullptr, *last_tangent = nullptr;  // of W1x and W_last by tangents, (dim, padded, kLanes)
   Real* begin;
   ptrdiff_t count;
 
@@ -259,17 +128,92 @@ struct GradientSums {
       : first_columns((net.inputs + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>),
         last_columns((net.dim + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>) {
     const size_t start = arena.used();
-    begin = first = arena.take<Real>(net.padded[0] * first_columns);
+    begin = arena.take<Real>(0);
+    for (int l = 0; l < net.hidden; ++l) {
+      weights[l] = arena.take<Real>(static_cast<ptrdiff_t>(net.padded[l]) * columns(net, l));
+      bias[l] = arena.take<Real>(net.padded[l] * kLanes<Real>);
+    }
     time = arena.take<Real>(net.padded[0] * kLanes<Real>);
-    for (int l = 0; l < net.hidden; ++l) bias[l] = arena.take<Real>(net.padded[l] * kLanes<Real>);
-    last = arena.take<Real>(net.padded[net.hidden - 1] * last_columns);
+    last = arena.take<Real>(net.padded[net.top()] * last_columns);
     bias_last = arena.take<Real>(net.dim * kLanes<Real>);
-    if (net.hidden == 2) middle = arena.take<Real>(net.padded[1] * net.padded[0]);
-    if (net.exact) {
-      coupling = arena.take<Real>(net.padded[0] * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
+    if (net.closed) {
+      coupling =
+          arena.take<Real>(static_cast<ptrdiff_t>(net.padded[0]) * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
     }
     if (net.has_linear) linear = arena.take<Real>(net.dim * first_columns);
+    if (net.directions > 0 && !net.probed) {
+      first_tangent = arena.take<Real>(static_cast<ptrdiff_t>(net.dim) * net.padded[0] * kLanes<Real>);
+      last_tangent = arena.take<Real>(static_cast<ptrdiff_t>(net.dim) * net.padded[net.top()] * kLanes<Real>);
+    }
     count = static_cast<ptrdiff_t>((arena.used() - start) / sizeof(Real));
+  }
+
+  int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_columns : net.padded[layer - 1]; }
+};
+
+// Adjoint of a Tangent, with what the weight gradients of the hidden layers need of as many tangents as a step has
+// stages: those of one outer product.
+template <class Real>
+struct TangentAdjoint {
+  Real* bar[kMaxHidden] = {};     // of a_l, [stages][width][kTile]; of a_1 only one
+  Real* panels[kMaxHidden] = {};  // u_(l-1), right operands of outer_product
+  Real *seed_bar = nullptr,
+       *weighing_bar = nullptr;  // of a_1 and w, where each sample has its direction: sums over stages
+
+  TangentAdjoint(const Network<Real>& net, int stages, Arena& arena) {
+    if (net.directions == 0) return;
+    for (int l = 0; l < net.hidden; ++l) {
+      bar[l] = arena.take<Real>(static_cast<ptrdiff_t>(l == 0 ? 1 : stages) * net.padded[l] * kTile<Real>);
+    }
+    if (net.probed) {
+      seed_bar = arena.take<Real>(net.padded[0] * kTile<Real>);
+      weighing_bar = arena.take<Real>(net.padded[net.top()] * kTile<Real>);
+    }
+  }
+
+  void take_panels(const Network<Real>& net, int stages, Arena& arena) {
+    for (int l = 1; net.directions > 0 && l < net.hidden; ++l) {
+      panels[l] = arena.take<Real>(static_cast<ptrdiff_t>(stages) * net.padded[l - 1] * kTile<Real>);
+    }
+  }
+};
+
+// Buffers of the adjoint of one Runge-Kutta step: all stages lie side by side, for one weight-gradient product a step.
+template <class Real>
+struct BackwardSpace {
+  int stages;
+  Real *x_bar, *context_bar;
+  Real* velocity_bar;                         // [stages][dim][kTile]
+  Real* input_bar[kMaxStages];                // [inputs][kTile]
+  Real *z_bar[kMaxHidden], *q_bar = nullptr;  // [stages][width][kTile]
+  TangentAdjoint<Real> tangent;
+  Real *input_panels, *velocity_bar_panels;  // right operands of outer_product
+  Real *value_panels[kMaxHidden] = {}, *slope_panels = nullptr;
+  Real* panels_end;
+  GradientSums<Real> sums;
+
+  BackwardSpace(const Network<Real>& net, int stages_, Arena& arena)
+      : stages(stages_), tangent(net, stages_, arena), sums(net, arena) {
+    const ptrdiff_t tile = kTile<Real>;
+    x_bar = arena.take<Real>(net.dim * tile);
+    context_bar = arena.take<Real>((net.inputs - net.dim) * tile);
+    velocity_bar = arena.take<Real>(stages * net.dim * tile);
+    for (int s = 0; s < stages; ++s) input_bar[s] = arena.take<Real>(net.inputs * tile);
+    for (int l = 0; l < net.hidden; ++l) z_bar[l] = arena.take<Real>(stages * net.padded[l] * tile);
+    if (net.two_layer_form()) q_bar = arena.take<Real>(stages * net.padded[1] * tile);
+    input_panels = arena.take<Real>(stages * sums.first_columns * tile);
+    velocity_bar_panels = arena.take<Real>(stages * sums.last_columns * tile);
+    for (int l = 0; l < net.top(); ++l) value_panels[l] = arena.take<Real>(stages * net.padded[l] * tile);
+    if (net.two_layer_form()) slope_panels = arena.take<Real>(stages * net.padded[0] * tile);
+    tangent.take_panels(net, stages, arena);
+    panels_end = arena.take<Real>(0);
+  }
+
+  // The sums start at zero. So do the panels: columns and samples that no tile fills are multiplied all the same, and
+  // what an earlier call left there may be denormal or NaN, which is slow.
+  void clear() const {
+    clear_pieces(sums.begin, sums.count);
+    clear_pieces(input_panels, panels_end - input_panels);
   }
 };
 

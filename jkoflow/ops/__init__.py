@@ -96,10 +96,10 @@ def integrate(
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
-    if _use_kernel(field, x, divergence, backend):
+    if _use_kernel(field, x, noise, backend):
         assert field is not None
-        settings = _settings(field, divergence == "exact", t0, t1, num_steps, method)
-        result = operators.integrate_mlp(field, x, context, settings, keep_path)
+        settings = _settings(field, divergence, t0, t1, num_steps, method)
+        result = operators.integrate_mlp(field, x, context, noise, settings, keep_path)
     else:
         rhs = (
             reference.autograd_rhs(velocity, context, divergence, noise)
@@ -121,6 +121,8 @@ def jko_loss(
     t1: float = 1.0,
     num_steps: int = 3,
     method: str = "rk4",
+    divergence: Literal["exact", "hutchinson"] = "exact",
+    noise: Tensor | None = None,
     backend: Backend = "auto",
 ) -> JKOTerms:
     r"""The JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
@@ -139,6 +141,8 @@ def jko_loss(
         t1: End time.
         num_steps: Number of Runge-Kutta steps.
         method: Runge-Kutta method.
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
 
     Returns:
@@ -158,14 +162,16 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, "exact", None, backend, "fp32")
+    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, "fp32")
+    if divergence == "none":
+        raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
-    if _use_kernel(field, x, "exact", backend) and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, True, t0, t1, num_steps, method)
-        return operators.jko_loss_mlp(field, x, context, settings, step_size)
+    if _use_kernel(field, x, noise, backend) and field is not None and operators.needs_gradient(field, x, context):
+        settings = _settings(field, divergence, t0, t1, num_steps, method)
+        return operators.jko_loss_mlp(field, x, context, noise, settings, step_size)
     end, logdet, _ = integrate(
         velocity,
         x,
@@ -174,16 +180,18 @@ def jko_loss(
         t1=t1,
         num_steps=num_steps,
         method=method,
+        divergence=divergence,
+        noise=noise,
         backend=backend,
         keep_path=False,
     )
     return jko_terms(x, end, logdet, step_size)
 
 
-def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str) -> bool:
+def _use_kernel(field: MLPField | None, x: Tensor, noise: Tensor | None, backend: str) -> bool:
     if backend == "reference":
         return False
-    reason = native.unsupported(field, x, divergence, backend)
+    reason = native.unsupported(field, x, noise, backend)
     if reason is not None and backend != "auto":
         raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
     if reason is not None:
@@ -191,8 +199,8 @@ def _use_kernel(field: MLPField | None, x: Tensor, divergence: str, backend: str
     return reason is None
 
 
-def _settings(field: MLPField, exact: bool, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
-    return native.Settings(exact, field.time, field.activation.text, float(t0), float(t1), num_steps, method)
+def _settings(field: MLPField, divergence: str, t0: float, t1: float, num_steps: int, method: str) -> native.Settings:
+    return native.Settings(divergence, field.time, field.activation.text, float(t0), float(t1), num_steps, method)
 
 
 def _field(velocity: object) -> MLPField | None:

@@ -28,7 +28,7 @@ except ImportError as error:
 except RuntimeError as error:
     _MISSING = _BAD_ISA = str(error)
 
-MAX_HIDDEN_LAYERS: int = 2 if _C is None else _C.max_hidden_layers
+MAX_HIDDEN_LAYERS: int = 4 if _C is None else _C.max_hidden_layers
 _NO_CUDA = "this version of jkoflow has no CUDA kernels"
 _ACTIVATIONS = ("tanh", "softplus", "silu")
 
@@ -50,7 +50,7 @@ def capabilities() -> dict[str, Any]:
     }
 
 
-def unsupported(field: MLPField | None, x: Tensor, divergence: str, backend: str) -> str | None:
+def unsupported(field: MLPField | None, x: Tensor, noise: Tensor | None, backend: str) -> str | None:
     """Why no compiled kernel can run the request, or None if one can."""
     if backend == "cuda":
         return _NO_CUDA
@@ -70,8 +70,8 @@ def unsupported(field: MLPField | None, x: Tensor, divergence: str, backend: str
         return f"the kernels know the activations {', '.join(_ACTIVATIONS)}, not {field.activation.name}"
     if len(field.biases) - 1 > MAX_HIDDEN_LAYERS:
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
-    if divergence == "hutchinson":
-        return "the kernels compute the exact divergence or none, not Hutchinson's estimate"
+    if noise is not None and noise.requires_grad:
+        return "the kernels take the noise as a constant, but it requires a gradient"
     return None
 
 
@@ -91,7 +91,7 @@ class Network(NamedTuple):
 class Settings(NamedTuple):
     """The numbers and names of one integration."""
 
-    exact: bool
+    divergence: str
     time: bool
     activation: str  # as parse_activation reads it
     t0: float
@@ -101,16 +101,16 @@ class Settings(NamedTuple):
 
 
 def forward(
-    x: Tensor, context: Tensor | None, network: Network, settings: Settings, keep_path: bool
+    x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrates x (B, d): x at t1, logdet (B,), path (num_steps + 1, B, d), which is empty unless it is kept."""
-    x, context, network = _contiguous(x, context, network)
-    problem = _describe(x, context, network, settings)
+    x, context, network, noise = _contiguous(x, context, network, noise)
+    problem = _describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.num_steps, keep_path)
     problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
     _C.cpu_forward(problem)
-    if settings.exact and network.linear is not None:
-        logdet += (settings.t1 - settings.t0) * torch.trace(network.linear)
+    if settings.divergence != "none" and network.linear is not None:
+        logdet += _linear_logdet(network.linear, noise, settings)
     return x_end, logdet, path
 
 
@@ -131,12 +131,13 @@ def backward(
     path: Tensor,
     context: Tensor | None,
     network: Network,
+    noise: Tensor | None,
     settings: Settings,
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Network | None]:
     """Gradients of x (B, d), context and parameters, given those of x at t1, logdet and path (None is zero)."""
-    path, context, network = _contiguous(path, context, network)
-    problem = _describe(path[0], context, network, settings)
+    path, context, network, noise = _contiguous(path, context, network, noise)
+    problem = _describe(path[0], context, network, noise, settings)
     problem.path = _address(path)
     x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
     adjoint = _C.Adjoint()
@@ -146,8 +147,8 @@ def backward(
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_backward(problem, adjoint)
-    if settings.exact and gradients is not None and gradients.linear is not None and logdet_bar is not None:
-        gradients.linear.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
+    if settings.divergence != "none" and logdet_bar is not None and gradients is not None:
+        _add_linear_gradient(gradients.linear, noise, settings, logdet_bar)
     return x_grad, context_grad, gradients
 
 
@@ -155,14 +156,15 @@ def jko_loss(
     x: Tensor,
     context: Tensor | None,
     network: Network,
+    noise: Tensor | None,
     settings: Settings,
     step_size: float,
     x_wanted: bool,
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Network | None]:
     """Terms (3,) of the JKO objective of x (B, d), float64, and the gradients of their sum."""
-    x, context, network = _contiguous(x, context, network)
-    problem = _describe(x, context, network, settings)
+    x, context, network, noise = _contiguous(x, context, network, noise)
+    problem = _describe(x, context, network, noise, settings)
     terms = torch.empty(3, dtype=torch.float64)
     loss = _C.JkoLoss()
     loss.step_size, loss.terms = step_size, _address(terms)
@@ -173,10 +175,29 @@ def jko_loss(
     gradients = _set_gradients(adjoint, network, parameters_wanted)
     _C.cpu_jko_loss(problem, loss, adjoint)
     if network.linear is not None:
-        terms[1] -= (settings.t1 - settings.t0) * torch.trace(network.linear)
+        terms[1] -= _linear_logdet(network.linear, noise, settings).mean()
     if gradients is not None and gradients.linear is not None:
-        gradients.linear.diagonal().sub_(settings.t1 - settings.t0)
+        _add_linear_gradient(gradients.linear, noise, settings, x.new_full((len(x),), -1.0 / len(x)))
     return terms, x_grad, context_grad, gradients
+
+
+# ---- The linear term's divergence is constant, so the kernels leave it to a few lines here.
+
+
+def _linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> Tensor:
+    """Its share of logdet: one number, or with noise one for each row."""
+    divergence = torch.trace(linear) if noise is None else ((noise @ linear.T) * noise).sum(1)
+    return (settings.t1 - settings.t0) * divergence
+
+
+def _add_linear_gradient(gradient: Tensor | None, noise: Tensor | None, settings: Settings, logdet_bar: Tensor) -> None:
+    """Adds to the gradient of the linear term what comes through its share of logdet."""
+    if gradient is None:
+        return
+    if noise is None:
+        gradient.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
+    else:
+        gradient.addmm_((noise * logdet_bar.unsqueeze(1)).T, noise, alpha=settings.t1 - settings.t0)
 
 
 # ---- What crosses over to the extension.
@@ -198,7 +219,9 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _contiguous(x: Tensor, context: Tensor | None, network: Network) -> tuple[Tensor, Tensor | None, Network]:
+def _contiguous(
+    x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
+) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
     return (
         x.contiguous(),
         None if context is None else context.contiguous(),
@@ -207,22 +230,23 @@ def _contiguous(x: Tensor, context: Tensor | None, network: Network) -> tuple[Te
             [bias.contiguous() for bias in network.biases],
             None if network.linear is None else network.linear.contiguous(),
         ),
+        None if noise is None else noise.contiguous(),
     )
 
 
-def _describe(x: Tensor, context: Tensor | None, network: Network, settings: Settings) -> Any:
+def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
     """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
     problem = _C.Problem()
     problem.float64 = x.dtype == torch.float64
     problem.batch, problem.dim = x.shape
     problem.context_dim = 0 if context is None else context.shape[1]
-    problem.time, problem.exact = settings.time, settings.exact
+    problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
     problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
     problem.activation, problem.beta = _activation(settings.activation)
     problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
     problem.tableau = _tableau(settings.method)
     problem.threads = torch.get_num_threads()
-    problem.x, problem.context = _address(x), _address(context)
+    problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
     _set_network(problem, network)
     return problem
 

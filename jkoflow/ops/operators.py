@@ -24,28 +24,30 @@ _SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the lay
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
-_ARGUMENTS = f"{_NETWORK}Tensor? linear, str settings"
+_ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? noise, str settings"
 _GRADIENTS = ", ".join(["Tensor"] * (2 + _SLOTS))  # of x, context and the slots; empty where there is none
 
 
 def integrate_mlp(
-    field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, keep_path: bool
+    field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
     tensors = (x, context, *_slots_of(field))
     x_end, logdet, path = torch.ops.jkoflow.integrate.default(
-        *tensors, _encode(settings), keep_path or _any_needs_gradient(tensors)
+        *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
     )
-    if not settings.exact:
+    if settings.divergence == "none":
         logdet = logdet.detach()  # zero: no gradient flows through it
     return x_end, logdet, path
 
 
-def jko_loss_mlp(field: MLPField, x: Tensor, context: Tensor | None, settings: Settings, step_size: float) -> JKOTerms:
+def jko_loss_mlp(
+    field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, step_size: float
+) -> JKOTerms:
     """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
     slots = _slots_of(field)
     total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
-        x, context, *slots, _encode(settings), float(step_size), x.requires_grad, _any_needs_gradient(slots)
+        x, context, *slots, noise, _encode(settings), float(step_size), x.requires_grad, _any_needs_gradient(slots)
     )
     return JKOTerms(total, *terms.unbind())
 
@@ -61,15 +63,14 @@ def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    exact, time, activation, t0, t1, num_steps, method = settings
-    flags = ("exact" if exact else "none") + (" time" if time else " steady")
-    return f"{flags} {activation} {t0!r} {t1!r} {num_steps} {method}"
+    divergence, time, activation, t0, t1, num_steps, method = settings
+    return f"{divergence} {'time' if time else 'steady'} {activation} {t0!r} {t1!r} {num_steps} {method}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
-    exact, time, activation, t0, t1, num_steps, method = text.split()
-    return Settings(exact == "exact", time == "time", activation, float(t0), float(t1), int(num_steps), method)
+    divergence, time, activation, t0, t1, num_steps, method = text.split()
+    return Settings(divergence, time == "time", activation, float(t0), float(t1), int(num_steps), method)
 
 
 def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
@@ -77,13 +78,12 @@ def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
     return [*layers, *itertools.repeat(None, _SLOTS - 1 - len(layers)), field.linear]
 
 
-def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Settings, list[Any]]:
-    """x, context, network and settings from an operator's arguments, and what follows them."""
+def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
+    """x, context, network, noise and settings from an operator's arguments, and what follows them."""
     x, context, *rest = arguments
-    slots, scalars = rest[:_SLOTS], rest[_SLOTS:]
+    slots, (noise, settings, *scalars) = rest[:_SLOTS], rest[_SLOTS:]
     layers = [slot for slot in slots[:-1] if slot is not None]
-    network = Network(layers[0::2], layers[1::2], slots[-1])
-    return x, context, network, _decode(scalars[0]), scalars[1:]
+    return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, _decode(settings), scalars
 
 
 def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Network | None) -> tuple[Tensor, ...]:
@@ -115,13 +115,13 @@ _LIBRARY.define(f"integrate(Tensor x, {_ARGUMENTS}, bool keep_path) -> (Tensor x
 
 @torch.library.impl(_LIBRARY, "integrate", "CPU")
 def _integrate_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, context, network, settings, (keep_path,) = _unpack(arguments)
-    return native.forward(x, context, network, settings, keep_path)
+    x, context, network, noise, settings, (keep_path,) = _unpack(arguments)
+    return native.forward(x, context, network, noise, settings, keep_path)
 
 
 @torch.library.register_fake("jkoflow::integrate", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, settings, (keep_path,) = _unpack(arguments)
+    x, _, _, _, settings, (keep_path,) = _unpack(arguments)
     return native.new_outputs(x, settings.num_steps, keep_path)
 
 
@@ -133,13 +133,13 @@ _LIBRARY.define(
 
 @torch.library.impl(_LIBRARY, "integrate_backward", "CPU")
 def _integrate_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-    path, context, network, settings, (*bars, wanted) = _unpack(arguments)
-    return _pack(path, *native.backward(tuple(bars), path, context, network, settings, wanted))
+    path, context, network, noise, settings, (*bars, wanted) = _unpack(arguments)
+    return _pack(path, *native.backward(tuple(bars), path, context, network, noise, settings, wanted))
 
 
 @torch.library.register_fake("jkoflow::integrate_backward", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    path, context, network, _, (*_, parameters_wanted) = _unpack(arguments)
+    path, context, network, _, _, (*_, parameters_wanted) = _unpack(arguments)
     return _pack(path, *_fake_gradients(path[0], context, network, True, parameters_wanted))
 
 
@@ -154,21 +154,21 @@ def _fake_gradients(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors = 2 + _SLOTS
+    settings = 3 + _SLOTS  # behind x, context, the slots and noise
     ctx.set_materialize_grads(False)
-    ctx.settings = inputs[tensors]
-    ctx.save_for_backward(output[2], *inputs[1:tensors])
+    ctx.settings = inputs[settings]
+    ctx.save_for_backward(output[2], *inputs[1:settings])
 
 
 def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[: 2 + _SLOTS]
     gradients = torch.ops.jkoflow.integrate_backward.default(*ctx.saved_tensors, ctx.settings, *bars, any(wanted[2:]))
-    return _wanted(wanted, gradients, 2)
+    return _wanted(wanted, gradients, 3)
 
 
-def _wanted(wanted: tuple[bool, ...], gradients: tuple[Tensor, ...], scalars: int) -> tuple[Tensor | None, ...]:
+def _wanted(wanted: tuple[bool, ...], gradients: tuple[Tensor, ...], others: int) -> tuple[Tensor | None, ...]:
     kept = (gradient if want else None for want, gradient in zip(wanted, gradients, strict=True))
-    return *kept, *(None,) * scalars
+    return *kept, *(None,) * others
 
 
 def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
@@ -192,21 +192,21 @@ _LIBRARY.define(
 
 @torch.library.impl(_LIBRARY, "jko_loss", "CPU")
 def _jko_loss_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-    x, context, network, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
+    x, context, network, noise, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
     terms, x_grad, context_grad, gradients = native.jko_loss(
-        x, context, network, settings, step_size, x_wanted, parameters_wanted
+        x, context, network, noise, settings, step_size, x_wanted, parameters_wanted
     )
     return terms.sum().to(x.dtype), terms.to(x.dtype, copy=True), *_pack(x, x_grad, context_grad, gradients)
 
 
 @torch.library.register_fake("jkoflow::jko_loss", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    x, context, network, _, (_, *wanted) = _unpack(arguments)
+    x, context, network, _, _, (_, *wanted) = _unpack(arguments)
     return x.new_empty(()), x.new_empty((3,)), *_pack(x, *_fake_gradients(x, context, network, *wanted))
 
 
 def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.scalars = len(inputs) - 2 - _SLOTS
+    ctx.others = len(inputs) - 2 - _SLOTS
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:])
@@ -217,7 +217,7 @@ def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> 
         _refuse_double_backward(ctx)
     wanted = [want and total_bar is not None for want in ctx.needs_input_grad[: 2 + _SLOTS]]
     scaled = tuple(g * total_bar if want else g for want, g in zip(wanted, ctx.saved_tensors, strict=True))
-    return _wanted(tuple(wanted), scaled, ctx.scalars)
+    return _wanted(tuple(wanted), scaled, ctx.others)
 
 
 _register_autograd("jko_loss", _loss_setup_context, _loss_backward)

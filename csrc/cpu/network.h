@@ -1,0 +1,182 @@
+// The velocity's weights, packed for the panel products once a call. Sizes and pointers come from one code path.
+#pragma once
+
+#include "../problem.h"
+#include "arena.h"
+#include "gemm.h"
+
+namespace jkoflow::JKOFLOW_ISA {
+namespace {
+
+template <class Real>
+constexpr int padded_width(int width) {
+  constexpr int kMultiple = kLanes<Real> > kPanelRows ? kLanes<Real> : kPanelRows;
+  return (width + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+// The network of a Problem with weights packed for the panel products. Hidden widths are padded with zero weights.
+template <class Real>
+struct Network {
+  int dim, inputs;  // inputs: columns of layer 1 without t
+  int hidden;       // hidden layers
+  int width[kMaxHidden], padded[kMaxHidden];
+  bool closed;      // the divergence is wanted and has a closed form
+  bool probed;      // it is taken along the noise of the Problem
+  int directions;   // tangents that it takes where there is no closed form
+  bool has_linear;  // whether the velocity has the term A x
+  ActivationKind activation;
+  Real beta;
+
+  Real *weights[kMaxHidden], *last, *linear = nullptr;
+  Real *bias[kMaxHidden], *bias_last, *time;
+  Real *weights_t[kMaxHidden], *last_t = nullptr, *linear_t = nullptr;  // transposed, for the adjoint
+  // What the closed-form divergence needs of the weights: c_a = sum_i W1[a, i] W2[i, a], so that div = c . s1, padded;
+  // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1, packed and row by row.
+  Real *coupling = nullptr, *coupling_rows = nullptr, *coupling_t = nullptr;
+  Real* product_grad = nullptr;  // for the adjoint: gradient of (W1x W3)^T, with the shape of coupling_rows
+  // Rows that tangents start from and end on, plain: W1x transposed (dim, padded H1) and W_last (dim, padded HL).
+  Real *first_columns = nullptr, *last_rows = nullptr;
+
+  Network(const Problem& p, Arena& arena, bool adjoint)
+      : dim(p.dim),
+        inputs(p.dim + p.context_dim),
+        hidden(p.hidden_layers),
+        closed(p.divergence == Divergence::kExact && p.hidden_layers <= 2),
+        probed(p.divergence == Divergence::kHutchinson),
+        directions(closed || p.divergence == Divergence::kNone ? 0
+                   : probed                                    ? 1
+                                                               : p.dim),
+        has_linear(p.linear != nullptr),
+        activation(p.activation),
+        beta(static_cast<Real>(p.beta)) {
+    for (int l = 0; l < hidden; ++l) {
+      width[l] = p.width[l];
+      padded[l] = padded_width<Real>(width[l]);
+      bias[l] = arena.take<Real>(padded[l]);
+      weights[l] = arena.take<Real>(padded[l] * depth(l));
+      weights_t[l] =
+          adjoint ? arena.take<Real>(static_cast<ptrdiff_t>(l == 0 ? inputs : padded[l - 1]) * padded[l]) : nullptr;
+    }
+    time = arena.take<Real>(padded[0]);
+    bias_last = arena.take<Real>(dim);
+    last = arena.take<Real>(static_cast<ptrdiff_t>(dim) * padded[top()]);
+    if (adjoint || probed) last_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[top()]) * dim);
+    if (has_linear) linear = arena.take<Real>(dim * dim);
+    if (has_linear && adjoint) linear_t = arena.take<Real>(dim * dim);
+    if (closed) coupling = arena.take<Real>(square());
+    if (two_layer_form() || (directions > 0 && !probed)) first_columns = arena.take<Real>(dim * padded[0]);
+    if (directions > 0 && !probed) last_rows = arena.take<Real>(dim * padded[top()]);
+    if (two_layer_form()) {
+      coupling_rows = arena.take<Real>(square());
+      if (adjoint) coupling_t = arena.take<Real>(square());
+      if (adjoint) product_grad = arena.take<Real>(square());
+    }
+  }
+
+  int top() const { return hidden - 1; }
+  ptrdiff_t depth(int layer) const { return layer == 0 ? inputs : width[layer - 1]; }
+  bool two_layer_form() const { return closed && hidden == 2; }
+
+  // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
+  template <class Wait>
+  void prepare(const Problem& p, int part, int parts, Wait&& wait) const {
+    pack_weights(p, part, parts);
+    copy_rows(p, part, parts);
+    if (closed) {
+      wait();
+      set_coupling(p, part, parts);
+      if (two_layer_form()) {
+        wait();
+        pack_square(coupling_rows, padded[0], 1, coupling, coupling_t, part, parts);
+      }
+    }
+    wait();
+  }
+
+  // Row m of (W1x W3)^T times the elements of `factor` (one row, or null), into `out`: padded H1 numbers.
+  void product_row(const Problem& p, int m, const Real* factor, Real* out) const {
+    const Real* w_last = static_cast<const Real*>(p.weight[hidden]) + m;
+    for (int k = 0; k < padded[0]; k += kLanes<Real>) {
+      Vector<Real> sum{};
+      for (int i = 0; i < dim; ++i) {
+        sum += w_last[static_cast<ptrdiff_t>(i) * width[1]] * load(first_columns + i * padded[0] + k);
+      }
+      store<Real>(out + k, sum);
+    }
+    for (int k = 0; factor != nullptr && k < width[0]; ++k) out[k] *= factor[k];
+  }
+
+ private:
+  ptrdiff_t square() const { return static_cast<ptrdiff_t>(padded[0]) * (hidden == 2 ? padded[1] : 1); }
+
+  void pack_weights(const Problem& p, int part, int parts) const {
+    const int stride = p.input_columns();
+    const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
+    const auto give = [&](Real* packed, int rows, int padded_rows, int depth, auto&& element) {
+      if (packed != nullptr) pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
+    };
+    const Real* w1 = static_cast<const Real*>(p.weight[0]);
+    give(weights[0], width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
+    give(weights_t[0], inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
+    for (int l = 1; l < hidden; ++l) {
+      pack_square(static_cast<const Real*>(p.weight[l]), width[l - 1], l, weights[l], weights_t[l], part, parts);
+    }
+    const int columns = width[top()];
+    const Real* w_last = static_cast<const Real*>(p.weight[hidden]);
+    give(last, dim, dim, columns, [=](int m, int k) { return w_last[m * columns + k]; });
+    give(last_t, columns, padded[top()], dim, [=](int m, int k) { return w_last[k * columns + m]; });
+    const Real* a = static_cast<const Real*>(p.linear);
+    give(linear, dim, dim, dim, [=, d = dim](int m, int k) { return a[m * d + k]; });
+    give(linear_t, dim, dim, dim, [=, d = dim](int m, int k) { return a[k * d + m]; });
+    if (part != 0) return;
+    for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
+    copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
+    copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
+  }
+
+  // A matrix from hidden layer l - 1 to l whose rows are `stride` apart, and, unless null, its transpose.
+  void pack_square(const Real* rows, int stride, int l, Real* packed, Real* packed_t, int part, int parts) const {
+    pack<Real>(packed, width[l], padded[l], width[l - 1], part, parts,
+               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(m) * stride + k]; });
+    if (packed_t == nullptr) return;
+    pack<Real>(packed_t, width[l - 1], padded[l - 1], width[l], part, parts,
+               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(k) * stride + m]; });
+  }
+
+  void copy_rows(const Problem& p, int part, int parts) const {
+    const int stride = p.input_columns(), columns = width[top()];
+    for (int i = part; first_columns != nullptr && i < dim; i += parts) {
+      copy_padded(first_columns + i * padded[0], static_cast<const Real*>(p.weight[0]) + i, stride, width[0],
+                  padded[0]);
+    }
+    for (int i = part; last_rows != nullptr && i < dim; i += parts) {
+      copy_padded(last_rows + i * padded[top()], static_cast<const Real*>(p.weight[hidden]) + i * columns, 1, columns,
+                  padded[top()]);
+    }
+  }
+
+  void set_coupling(const Problem& p, int part, int parts) const {
+    if (two_layer_form()) {
+      const Real* w2 = static_cast<const Real*>(p.weight[1]);
+      for (int m = part; m < width[1]; m += parts) {
+        product_row(p, m, w2 + static_cast<ptrdiff_t>(m) * width[0],
+                    coupling_rows + static_cast<ptrdiff_t>(m) * padded[0]);
+      }
+      return;
+    }
+    const int stride = p.input_columns();
+    const Real *w1 = static_cast<const Real*>(p.weight[0]), *w2 = static_cast<const Real*>(p.weight[1]);
+    for (int a = part; a < padded[0]; a += parts) {
+      Real sum = 0;
+      for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w2[i * width[0] + a];
+      coupling[a] = sum;
+    }
+  }
+
+  static void copy_padded(Real* out, const Real* source, int stride, int count, int padded_count) {
+    for (int i = 0; i < padded_count; ++i) out[i] = i < count ? source[static_cast<ptrdiff_t>(i) * stride] : Real(0);
+  }
+};
+
+}  // namespace
+}  // namespace jkoflow::JKOFLOW_ISA
