@@ -23,6 +23,7 @@ LAYERS = [
     "discrete",
     "schedule",
     "block",
+    "standardize",
     "flow",
     "metrics",
     "data",

@@ -181,14 +181,14 @@ def _pictures(run: Results) -> list[str]:
 
 
 def _training(run: Results) -> str:
-    from jkoflow.report import figures
+    from jkoflow.report import training_figures
 
     kept = [record for record in run.metrics.get("rounds", []) if record["kept"]]
     number = kept[-1]["round"] if kept else 0  # of the round that the flow is from
     ends = {r["block"]: r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] == number}
     guards = [r for r in run.history if r["event"] == "guard"]
     curves = page.figure(
-        figures.training_figure(run.history),
+        training_figures.training_figure(run.history),
         "Validation negative log-likelihood, terms of the loss and movement penalty over iterations, block by block.",
         "Loss = potential + divergence + movement penalty. Lines are running medians, bands hold 80 % of the recorded "
         "iterations; vertical lines separate blocks, thick ones rounds. Each block starts from what the blocks before "
@@ -196,7 +196,7 @@ def _training(run: Results) -> str:
     )
     step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
     bars = page.figure(
-        figures.blocks_figure(run.metrics["movements"], step_sizes),
+        training_figures.blocks_figure(run.metrics["movements"], step_sizes),
         "Bars: movement and JKO step size of every block.",
         "Movement is the root mean squared distance the training rows travel in a block. A free block has no "
         "penalty (h = ∞).",
@@ -237,13 +237,13 @@ def _training(run: Results) -> str:
 
 def _rounds(run: Results) -> str:
     """Movements before and after every round, if there was more than one."""
-    from jkoflow.report import figures
+    from jkoflow.report import training_figures
 
     records = run.metrics.get("rounds", [])
     if len(records) < 2:
         return ""
     drawing = page.figure(
-        figures.rounds_figure(records),
+        training_figures.rounds_figure(records),
         "Bars: movement and step size of every block, one column per round of training.",
         "Movements and step sizes round by round. Reparametrisation changes the step sizes so that penalised blocks "
         "move more equally far; refinement divides every block. A round that does not improve the validation NLL is "
