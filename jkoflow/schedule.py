@@ -181,6 +181,8 @@ def evaluation_seconds(
     val_rows: int,
     test_rows: int,
     inversion_rows: int,
+    exact_rows: int = 0,
+    samples: int = 0,
 ) -> float:
     """Seconds that the evaluation of a finished flow is expected to take.
 
@@ -196,10 +198,13 @@ def evaluation_seconds(
         val_rows: Rows of the calibration.
         test_rows: Rows of the test NLL.
         inversion_rows: Rows of the inversion error.
+        exact_rows: Rows of the exact inverse's error, which costs about as much as five passes.
+        samples: Samples to compare with test rows.
 
     Returns:
         Seconds.
     """
     fine = max(8 * num_steps, 2 * most_num_steps)
     row_steps = 2 * fine * val_rows + 1.5 * fine * test_rows + 2 * fine * inversion_rows
+    row_steps += 5 * fine * exact_rows + fine * samples
     return seconds_per_row_step * blocks * row_steps

@@ -78,13 +78,17 @@ def mmd(
     """
     distances = _distances(x, y)
     if bandwidth == "median":
-        rows, columns = torch.triu_indices(*distances.shape, offset=1)
-        bandwidth = float(distances[rows, columns].median())
+        bandwidth = _median(distances)
         if bandwidth == 0:
-            raise ValueError("more than half of all rows are equal: the median bandwidth is 0; pass a number")
+            raise ValueError("more than half of all pairs of rows are equal: the median distance is 0; pass a number")
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, or 'median', got {bandwidth}")
     return _discrepancy((-0.5 * (distances / bandwidth).square()).exp(), len(x), bootstraps, alpha, seed)
+
+
+def median_distance(x: Tensor, y: Tensor) -> float:
+    """The median distance between two different rows of both samples (n, d) and (m, d): a bandwidth for `mmd`."""
+    return _median(_distances(x, y))
 
 
 def energy_distance(x: Tensor, y: Tensor, *, bootstraps: int = 200, alpha: float = 0.05, seed: int = 0) -> Discrepancy:
@@ -152,6 +156,11 @@ def classifier_accuracy(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) 
     shares = [float((guesses[labels == label] == label).mean()) for label in (0, 1)]
     variances = [share * (1 - share) / count for share, count in zip(shares, (len(x), len(y)), strict=True)]
     return Accuracy(sum(shares) / 2, math.sqrt(sum(variances)) / 2)
+
+
+def _median(distances: Tensor) -> float:
+    rows, columns = torch.triu_indices(*distances.shape, offset=1, device=distances.device)
+    return float(distances[rows, columns].median())
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

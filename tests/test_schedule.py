@@ -102,6 +102,8 @@ def test_iterations_within_a_time():
 def test_evaluation_grows_with_everything_it_does():
     base = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000)
     assert base == pytest.approx(1e-6 * 6 * 24 * (2 + 1.5 + 2) * 1000)
+    more = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000, 500, 1000)
+    assert more == pytest.approx(base + 1e-6 * 6 * 24 * (5 * 500 + 1000))
     assert evaluation_seconds(1e-6, 12, 3, 3, 1000, 1000, 1000) == pytest.approx(2 * base)
     assert evaluation_seconds(1e-6, 6, 3, 12, 1000, 1000, 1000) == pytest.approx(base)
     assert evaluation_seconds(1e-6, 6, 3, 24, 1000, 1000, 1000) == pytest.approx(2 * base)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import jkoflow
-from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, metrics, train
+from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, discrete, metrics, train
 from jkoflow.data import DataError, Dataset, split_rows
 from jkoflow.ops import jko_terms
 from jkoflow.training.adam import Adam
@@ -438,11 +438,24 @@ class SlowMachine:
         integrate = Block._integrate
 
         def slow(block, x, context, num_steps, start, end):
-            work = x.shape[0] * (num_steps or block.num_steps) * (4 if torch.is_grad_enabled() else 1)
-            self.now += work * self.per_row_step
+            self.now += x.shape[0] * (num_steps or block.num_steps) * self.per_row_step
             return integrate(block, x, context, num_steps, start, end)
 
+        loss = Block.jko_loss
+
+        def slow_loss(block, x, context=None):
+            self.now += 4 * x.shape[0] * block.num_steps * self.per_row_step
+            return loss(block, x, context)
+
+        step = discrete._step
+
+        def slow_step(velocity, x, *rest):
+            self.now += 0.5 * x.shape[0] * self.per_row_step  # without the divergence
+            return step(velocity, x, *rest)
+
         monkeypatch.setattr(Block, "_integrate", slow)
+        monkeypatch.setattr(Block, "jko_loss", slow_loss)
+        monkeypatch.setattr(discrete, "_step", slow_step)
         monkeypatch.setattr("jkoflow.training.fit.time", self)
         monkeypatch.setattr("jkoflow.training.time", self)
         monkeypatch.setattr("jkoflow.training.trainer.time", self)
@@ -473,7 +486,7 @@ def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
 @pytest.mark.parametrize("guess", [3, 1], ids=["all blocks", "the chain ends early"])
 def test_time_budget_is_split_over_the_rounds(monkeypatch, guess):
     """Every round gets as much as any other, and every block of a round as much as its neighbours."""
-    clock = SlowMachine(monkeypatch, 2e-5)
+    clock = SlowMachine(monkeypatch, 1e-5)
     begin, recorder = clock.now, Recorder()
     config = dataclasses.replace(
         TINY, max_blocks=3, time_budget=20.0, free_block=False, movement_tolerance=0.0, reparam_rounds=1, refine=2,

@@ -13,7 +13,7 @@ from scipy.stats import energy_distance as scipy_energy_distance
 from jkoflow import Block, JKOFlow, MLPVelocity, metrics
 from jkoflow.data import MissingExtraError, draw, split_rows
 from jkoflow.training.evaluation import compared_samples, evaluate, two_sample_distances
-from jkoflow.two_sample import classifier_accuracy, energy_distance, mmd
+from jkoflow.two_sample import classifier_accuracy, energy_distance, median_distance, mmd
 
 MEASURES = {"median": mmd, "fixed": lambda x, y, **rest: mmd(x, y, 1.0, **rest), "energy": energy_distance}
 
@@ -32,6 +32,7 @@ def test_median_bandwidth_is_the_median_distance():
     x, y = normal(30), normal(40, 2, 0.5, 1)
     joined = torch.cat([x, y])
     bandwidth = float(torch.pdist(joined).median())
+    assert median_distance(x, y) == bandwidth
     assert mmd(x, y) == mmd(x, y, bandwidth)
     assert mmd(10 * x, 10 * y).value == pytest.approx(mmd(x, y).value, rel=1e-10)  # it goes with the units
 
@@ -87,7 +88,7 @@ def test_seed_decides_the_threshold():
     [
         ((torch.zeros(0, 2), torch.zeros(3, 2)), {}, r"with at least one row, got \(0, 2\), \(3, 2\)"),
         ((torch.zeros(3, 1), torch.zeros(3, 2)), {}, r"must have shapes \(n, d\) and \(m, d\)"),
-        ((torch.zeros(3, 2), torch.zeros(3, 2)), {}, "more than half of all rows are equal"),
+        ((torch.zeros(3, 2), torch.zeros(3, 2)), {}, "more than half of all pairs of rows are equal"),
         ((torch.zeros(3, 2), torch.zeros(3, 2), -1.0), {}, "bandwidth must be positive and finite"),
         ((torch.zeros(3, 2), torch.zeros(3, 2), 1.0), {"bootstraps": 0}, "bootstraps must be at least 1"),
         ((torch.zeros(3, 2), torch.zeros(3, 2), 1.0), {"alpha": 1.0}, "alpha between 0 and 1"),
@@ -167,6 +168,19 @@ def test_evaluation_carries_all_with_standard_errors():
     assert json.loads(json.dumps(result)) == result
     few = split_rows(draw("moons", 30, seed=0))
     assert "mmd_median" not in evaluate(flow, few, 100)
+
+
+def test_samples_that_overflow_are_infinitely_far():
+    x = normal(20)
+    found = two_sample_distances(x, torch.full_like(x, math.nan))
+    assert found["mmd_fixed"] == found["energy_distance"] == math.inf
+    assert math.isnan(found["energy_distance_threshold"])
+
+
+def test_rows_that_are_mostly_equal_have_no_median_bandwidth():
+    found = two_sample_distances(torch.ones(20, 2), torch.ones(20, 2))
+    assert "mmd_median" not in found
+    assert found["mmd_fixed"] == found["energy_distance"] == 0
 
 
 def test_standard_errors_of_movement_and_inversion_error():

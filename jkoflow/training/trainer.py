@@ -17,7 +17,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.metrics import first_num_steps, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.evaluation import INVERSION_ROWS, evaluate
+from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
 from jkoflow.training.fit import BlockFit, FitHooks, scale_output
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
@@ -253,16 +253,19 @@ class Trainer:
         config, data = self.config, self.data
         assert config.time_budget is not None
         blocks, most = len(self._warm) or config.max_blocks, max(num_steps, first_num_steps(self.flow))
+        first_steps = max((block.num_steps for block in self._warm), default=config.num_steps)
         # the children of a refinement to come share their parents' Runge-Kutta steps
         children = 1 if self._kind == rounds.REFINE else config.refine
         evaluation = schedule.evaluation_seconds(
             row_step,
             blocks * children,
-            -(-config.num_steps // children),
+            -(-first_steps // children),
             -(-most // children),
             self.samples.val.shape[0],
             data.test.shape[0],
             min(INVERSION_ROWS, data.test.shape[0]),
+            min(EXACT_ROWS, data.test.shape[0]),
+            min(TWO_SAMPLE_ROWS, data.test.shape[0]),
         )
         # a fiftieth: plans are kept to within that much
         reserve = evaluation + 0.02 * config.time_budget
