@@ -137,8 +137,12 @@ def rounds_figure(rounds: Records) -> Figure:
         name = f"{int(record['round']) + 1}: {record['kind']}" + ("" if record["kept"] else " (undone)")
         axes[0, column].set_title(name, fontsize=9, color=INK)
         axes[1, column].set_xlabel("block", fontsize=9, color=MUTED)
+        for block, step_size in zip(blocks, record["step_sizes"], strict=True):
+            if step_size is None:
+                axes[1, column].text(block, 0, "free", ha="center", va="bottom", fontsize=8, color=MUTED)
         for ax in axes[:, column]:
             dress_axes(ax)
+            ax.set_xlim(0.4, len(blocks) + 0.6)
             ax.grid(axis="y", color=FAINT, lw=0.5)
             ax.set_axisbelow(True)
             ax.xaxis.get_major_locator().set_params(integer=True)
