@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jkoflow
-from jkoflow.cli import commands
+from jkoflow.cli import runs
 from jkoflow.cli.commands import app
 from jkoflow.flow import JKOFlow
 from jkoflow.training.fit import TrainingError
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
     pd.DataFrame(rows(), columns=["a", "b"]).to_csv(path / "rows.csv", index=False)
     (path / "small.toml").write_text(SMALL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "write_report", lambda run: run)  # takes longer than all the rest
+        patch.setattr(runs, "write_report", lambda run: run)  # takes longer than all the rest
         result = invoke("train", path / "rows.csv", "--out", path / "run", "--config", path / "small.toml")
     assert result.exit_code == 0, result.output
     return path / "run"
@@ -235,7 +235,7 @@ def test_training_that_cannot_go_on(place, monkeypatch):
     def overflow(*args, **kwargs):
         raise TrainingError("the parameters overflow;\nswitch the guard on")
 
-    monkeypatch.setattr("jkoflow.cli.commands.train_flow", overflow)
+    monkeypatch.setattr("jkoflow.cli.runs.train_flow", overflow)
     refused("train", "moons", "--out", "run", says="overflow; switch the guard on")
 
 
@@ -243,7 +243,7 @@ def test_other_errors_are_bugs_and_show_their_traceback(place, monkeypatch):
     def broken(*args, **kwargs):
         raise ValueError("an error of ours")
 
-    monkeypatch.setattr("jkoflow.cli.commands.train_flow", broken)
+    monkeypatch.setattr("jkoflow.cli.runs.train_flow", broken)
     result = invoke("train", "moons", "--out", "run")
     assert isinstance(result.exception, ValueError)
 
@@ -399,7 +399,7 @@ def test_resuming_with_other_data(finished, place):
 
 
 def test_left_out_columns_are_a_note_on_stderr(place, monkeypatch):
-    monkeypatch.setattr(commands, "write_report", lambda run: run)
+    monkeypatch.setattr(runs, "write_report", lambda run: run)
     pd.DataFrame(rows(), columns=["a", "b"]).assign(city="Bonn").to_csv("t.csv", index=False)
     result = invoke("train", "t.csv", "--out", "run", "--config", "small.toml")
     assert result.exit_code == 0, result.output

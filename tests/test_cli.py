@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import jkoflow
 from jkoflow import cli
-from jkoflow.cli import commands, console
+from jkoflow.cli import commands, console, runs
 from jkoflow.cli.commands import app
 from jkoflow.data import load_dataset
 from jkoflow.environment import describe
@@ -55,7 +55,7 @@ def python(*args, **options):
 @pytest.fixture
 def no_report(monkeypatch):
     """Training without its report, which takes longer than a small training."""
-    monkeypatch.setattr(commands, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(runs, "write_report", lambda run: run / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "train_flow", stop)
+    monkeypatch.setattr(runs, "train_flow", stop)
     result = run_cli("train", "gasturbine", "--out", tmp_path / "run")
     assert "CC BY 4.0" in result.stdout
     assert result.exit_code == 130
@@ -174,7 +174,7 @@ def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["train --resume RUN", "train DATA --out RUN --resume"])
 def test_resuming_a_finished_run_shows_it_again(work, form, monkeypatch):
     pages = []
-    monkeypatch.setattr(commands, "write_report", pages.append)
+    monkeypatch.setattr(runs, "write_report", pages.append)
     words = {"DATA": work / "rows.csv", "RUN": work / "run"}
     result = run_cli(*(words.get(word, word) for word in form.split()))
     assert result.exit_code == 0, result.output

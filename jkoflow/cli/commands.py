@@ -1,4 +1,4 @@
-"""The commands: train, score, sample, report, doctor; bench has a module of its own."""
+"""The commands: train, score, sample, report, doctor; reproduce and bench have modules of their own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.cli import console, settings
+from jkoflow.cli import console, runs, settings
 from jkoflow.cli.bench import bench
+from jkoflow.cli.reproduce import reproduce
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
@@ -30,27 +31,29 @@ from jkoflow.data import (
     default_features,
     load_dataset,
     load_rows,
+    place,
     require,
     require_batch,
     write_table,
 )
 from jkoflow.discrete import NotContractiveError
 from jkoflow.environment import describe
+from jkoflow.experiments import ExperimentError
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import CHUNK, bits_per_dim, chunks
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import TrainingError
-from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import compared_samples, two_sample_distances
-from jkoflow.training.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
+from jkoflow.training.run import PREVIEW_FILE, RunDirectory, RunError
 from jkoflow.two_sample import classifier_accuracy
 
 USER_ERRORS = (
     DataError,
     CheckpointError,
     ConfigError,
+    ExperimentError,
     RunError,
     TrainingError,
     MissingExtraError,
@@ -156,11 +159,7 @@ def train(
 
     RUN then holds the model, its metrics, the history and report.html.
     """
-    require("matplotlib", "the report")
-    require("tomli_w", "a run directory")
-    kernels = describe()["kernels"]["cpu"]
-    if kernels is not None and "JKOFLOW_ISA" in kernels:  # before the run begins, which cannot do without its wish
-        raise ConfigError(kernels)
+    runs.require_for_run()
     flags = {
         "max_blocks": blocks,
         "time_budget": time_budget,
@@ -176,28 +175,8 @@ def train(
         run, source, resolved = settings.for_start(data, out, given)
     dataset = load_dataset(source.data, resolved.seed, source.context_columns)
     require_batch(dataset, resolved.batch_size)
-    print(
-        f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "
-        f"{dataset.test.shape[0]} to report on, {dataset.dim} column{'s' if dataset.dim > 1 else ''}"
-        + (f" given {', '.join(dataset.context_features)}" if dataset.context_features else "")
-    )
-    if dataset.attribution:
-        print(dataset.attribution)
-    try:
-        with console.training_progress() as progress:
-            place = settings.place(source.data)
-            train_flow(dataset, resolved, run_dir=run, resume=resume, progress=progress, source=place)
-        page = write_report(run)
-    except KeyboardInterrupt:
-        again = f"; continue with: jkoflow train --resume {shlex.quote(str(run))}"
-        console.error(f"interrupted{again if RunDirectory(run).holds_run() else ' before the run began'}")
-        raise typer.Exit(130) from None
-    except ValueError as error:
-        if str(error).startswith("device "):  # from the settings, but only the training can tell
-            raise ConfigError(str(error)) from error
-        raise
-    console.show_metrics(json.loads((run / METRICS_FILE).read_text(encoding="utf-8")))
-    print(f"report: {page}")
+    again = f"jkoflow train --resume {shlex.quote(str(run))}"
+    runs.run_training(dataset, place(source.data), resolved, run, resume=resume, again=again)
 
 
 @app.command()
@@ -313,6 +292,7 @@ def doctor(
         console.show_environment(environment)
 
 
+app.command()(reproduce)
 app.command()(bench)
 
 

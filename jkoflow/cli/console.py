@@ -171,6 +171,7 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         "guard events": str(metrics["guard_events"]),
         "training": f"{metrics['train_seconds']:.1f} s on {metrics['n_train']} rows of {metrics['dim']} columns",
     }
+    rows |= published(metrics)
     if len(metrics.get("rounds", [])) > 1:
         rows["rounds"] = "; ".join(_round_result(record) for record in metrics["rounds"])
     _show_table(rows)
@@ -226,6 +227,25 @@ def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
         for name, label in names.items()
         if name in metrics
     }
+
+
+def published(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """An experiment's NLL beside the published ones, by what they are; nothing for other runs."""
+    if "experiment" not in metrics:
+        return {}
+    reproduced, paper = metrics["reproduced_nll"], metrics["paper_nll"]
+    error = _number(metrics["reproduced_nll_stderr"], ".3f")
+    rows = {"reproduced NLL": f"{_number(reproduced, '.3f')} ± {error} {metrics['paper_nll_units']}"}
+    text = "none" if paper is None else f"{paper:.2f}"
+    if paper is not None and reproduced is not None and metrics["paper_nll_comparable"]:
+        text += f", ours is {reproduced - paper:+.2f}"
+    rows["the paper's NLL"] = f"{text} ({metrics['paper_remark']})"
+    others = [f"{figure['model']} {figure['nll']:.2f}" for figure in metrics["published"][paper is not None :]]
+    if others:
+        rows["others published"] = ", ".join(others)
+    if "reconstruction_error" in metrics:
+        rows["autoencoder's error"] = f"{metrics['reconstruction_error']:.4f} per pixel, from 0 to 1"
+    return rows
 
 
 def _round_result(record: Mapping[str, Any]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.data import BUILT_IN
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.run import CONFIG_FILE, RunDirectory, RunError
 
@@ -150,11 +149,6 @@ def read_run(run: Path) -> tuple[Source, TrainConfig]:
         return Source(source, columns), TrainConfig.from_mapping(values)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
-
-
-def place(source: str) -> str:
-    """What a run notes as its source: a built-in name, or a path that holds from any working directory."""
-    return source if source in BUILT_IN else str(Path(source).resolve())
 
 
 def _pop_columns(values: dict[str, Any], path: Path, kind: type[ValueError]) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkoflow.data.benchmarks import BENCHMARKS, read_benchmark
 from jkoflow.data.bundled import gasturbine
 from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features, warn_about_columns
 from jkoflow.data.dataset import Dataset, require_batch
@@ -19,6 +21,7 @@ from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.writers import check_output, write_table
 
 __all__ = [
+    "BENCHMARKS",
     "BUILT_IN",
     "DataError",
     "DataWarning",
@@ -29,6 +32,7 @@ __all__ = [
     "draw",
     "load_dataset",
     "load_rows",
+    "place",
     "read_table",
     "require",
     "require_batch",
@@ -43,11 +47,24 @@ SHAPE_ROWS = (20_000, 4_000, 4_000)
 """Training, validation and test rows of a two-dimensional shape."""
 
 
+class _Shape(NamedTuple):
+    name: str
+    rows: tuple[int, int, int]
+
+
+class _BenchmarkFiles(NamedTuple):
+    name: str
+    directory: Path
+
+
 def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[str] = ()) -> Dataset:
     """Loads data to train on.
 
     Arguments:
-        source: One of `BUILT_IN`, or a file as in `read_table`. A file without parts of its own is split 80/10/10.
+        source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for as many training rows and a tenth as many to
+            choose by and to report on; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the `BENCHMARKS`, see
+            `jkoflow.data.benchmarks.read_benchmark`; or a file as in `read_table`. A file without parts of its own is
+            split 80/10/10.
         seed: Seed of the points of a shape, and of the split of a file.
         context_columns: Names of columns to condition on, see `Dataset.condition_on`; columns without names are
             called x0, x1, ...
@@ -63,23 +80,26 @@ def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[st
         >>> load_dataset("moons").train.shape
         torch.Size([20000, 2])
     """
-    source = _known(source)
     if context_columns:
         return load_dataset(source, seed).condition_on(context_columns)
-    if isinstance(source, str):
-        return gasturbine() if source == "gasturbine" else _shape(source, seed)
-    table = read_table(source)
+    known = _known(source)
+    if isinstance(known, _Shape):
+        return _draw_parts(known, seed)
+    if isinstance(known, str):
+        return gasturbine()
+    table = _read(known)
+    name = known.name if isinstance(known, _BenchmarkFiles) else known.stem
     try:
         if not table.is_split:
             rows = table.parts["all"]
-            data = split_rows(rows, seed, source.stem, table.features)
+            data = split_rows(rows, seed, name, table.features)
         else:
             for part, rows in table.parts.items():
                 check_finite(rows, table.features, part)
             rows = table.parts["train"]
             check_varies(rows, table.features, "train")
             train, val, test = (to_float32(table.parts[part]) for part in PARTS)
-            data = Dataset(source.stem, train, val, test, table.features)
+            data = Dataset(name, train, val, test, table.features)
         warn_about_columns(rows, table.features)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
@@ -111,12 +131,12 @@ def load_rows(
     """
     if split not in (None, "all", *PARTS):
         raise DataError(f"split must be one of {', '.join(PARTS)}, all, got {split!r}")
-    source = _known(source)
-    if isinstance(source, str):
+    known = _known(source)
+    if isinstance(known, str | _Shape):
         data = load_dataset(source, seed)
         table = Table({part: getattr(data, part).numpy() for part in PARTS}, data.features)
     else:
-        table = read_table(source)
+        table = _read(known)
     columns = _columns(table.features, features, source)
     if split in PARTS and not table.is_split:
         return getattr(load_dataset(source, seed), split)[:, columns].contiguous()
@@ -136,18 +156,44 @@ def load_rows(
     return torch.cat(found)
 
 
-def _known(source: str | Path) -> str | Path:
-    """A built-in name as it is, a file as a Path; anything else is an error that shows the way."""
-    if isinstance(source, str) and source in BUILT_IN:
-        return source
+def place(source: str | Path) -> str:
+    """What a run notes as its source: paths in it are made to hold from any working directory."""
+    known = _known(source)
+    if isinstance(known, _BenchmarkFiles):
+        return f"{known.name}:{known.directory.resolve()}"
+    return str(known.resolve()) if isinstance(known, Path) else str(source)
+
+
+def _known(source: str | Path) -> str | _Shape | _BenchmarkFiles | Path:
+    """What a source means; anything unknown is an error that shows the way."""
+    name, colon, rest = str(source).partition(":")
+    if isinstance(source, str) and name in SHAPES:
+        return _Shape(name, _shape_rows(name, rest) if colon else SHAPE_ROWS)
+    if source == "gasturbine":
+        return "gasturbine"
+    if isinstance(source, str) and name in BENCHMARKS and colon:
+        return _BenchmarkFiles(name, Path(rest or "."))
     path = Path(source)
     if path.suffix or path.exists() or path.parent != Path():
         return path
+    if name in BENCHMARKS:
+        raise DataError(f"{name} needs the benchmark's files: name their directory, as {name}:DIRECTORY")
     near = difflib.get_close_matches(str(source), BUILT_IN, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise DataError(
         f"unknown data {str(source)!r}: {hint}Built in are {', '.join(BUILT_IN)}; files end in {', '.join(READERS)}"
     )
+
+
+def _shape_rows(name: str, text: str) -> tuple[int, int, int]:
+    if not (text.isdecimal() and int(text) >= 10):
+        raise DataError(f"the rows after {name}: must be a whole number of at least 10, got {text!r}; as {name}:500000")
+    rows = int(text)
+    return rows, rows // 10, rows // 10
+
+
+def _read(source: _BenchmarkFiles | Path) -> Table:
+    return read_benchmark(*source) if isinstance(source, _BenchmarkFiles) else read_table(source)
 
 
 def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str | Path) -> list[int]:
@@ -172,7 +218,7 @@ def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str 
     return list(range(len(have)))
 
 
-def _shape(name: str, seed: int) -> Dataset:
-    points = draw(name, sum(SHAPE_ROWS), seed)
-    train, val, test = points.split(SHAPE_ROWS)
-    return Dataset(name, train, val, test, ("x", "y"))
+def _draw_parts(shape: _Shape, seed: int) -> Dataset:
+    points = draw(shape.name, sum(shape.rows), seed)
+    train, val, test = points.split(shape.rows)
+    return Dataset(shape.name, train, val, test, ("x", "y"))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from jkoflow.block import Block
-from jkoflow.checkpoint import write_atomically
+from jkoflow.checkpoint import CheckpointError, write_atomically
 from jkoflow.flow import JKOFlow
+from jkoflow.images import IMAGES_FILE
 from jkoflow.report import page, probes
 from jkoflow.report.results import Results, read_results
 from jkoflow.two_sample import FIXED_BANDWIDTH
@@ -49,8 +50,10 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run: Results) -> str:
     """The page as HTML; deterministic for a given run."""
     source = str(run.config.get("data", run.path.name))
-    title = Path(source).stem or source
+    title = str(run.metrics.get("experiment") or Path(source).stem or source)
     sections = [
+        *_images(run),
+        *_published(run),
         *_pictures(run),
         _training(run),
         page.section("Results", _metrics_table(run)),
@@ -178,6 +181,36 @@ def _pictures(run: Results) -> list[str]:
         page.section("Data and samples, pair by pair", pairs),
         page.section("Noise", noise),
     ]
+
+
+def _images(run: Results) -> list[str]:
+    """Decoded samples of a run on pictures; nothing for other runs."""
+    path = run.path / IMAGES_FILE
+    if "reconstruction_error" not in run.metrics:
+        return []
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; restore it, or train the run again")
+    error = page.number(run.metrics["reconstruction_error"])
+    caption = (
+        f"Above: real test pictures. Middle: what the autoencoder makes of them (error {error} per pixel, from 0 to 1). "
+        "Below: samples of the flow in the autoencoder's latent space, decoded. The columns further down are those of the latent space."
+    )
+    alt = "Three bands of small pictures: real ones, their reconstructions, and decoded samples of the flow."
+    return [page.section("Images", page.picture(path.read_bytes(), alt, caption))]
+
+
+def _published(run: Results) -> list[str]:
+    """The run beside published figures; nothing for a run that is no experiment."""
+    m = run.metrics
+    if "experiment" not in m:
+        return []
+    error = page.number(m["reproduced_nll_stderr"], 3)
+    rows = [("this run", f"{page.number(m['reproduced_nll'], 3)} ± {error}", "step-converged, test rows")]
+    rows += [(figure["model"], page.number(figure["nll"], 2), figure["source"]) for figure in m["published"]]
+    verdict = "The figures compare" if m["paper_nll_comparable"] else "The figures do not compare one to one"
+    note = f"<p>{escape(verdict)}: {escape(m['paper_remark'])}.</p>"
+    table = page.grid_table(("model", f"test NLL, {m['paper_nll_units']}", "source"), rows)
+    return [page.section("Beside published figures", table + note)]
 
 
 def _training(run: Results) -> str:

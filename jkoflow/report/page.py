@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -40,6 +41,15 @@ def grid_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def figure(drawing: Figure, alt: str, caption: str) -> str:
     """A figure with what a reader who cannot see it is told, and its caption, both plain text."""
     return f"<figure>{svg(drawing, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def picture(png: bytes, alt: str, caption: str) -> str:
+    """A picture of few pixels, shown with sharp edges, and its caption; alt and caption are plain text."""
+    content = base64.b64encode(png).decode()
+    return (
+        f'<figure><img class="pixels" alt="{escape(alt)}" src="data:image/png;base64,{content}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def svg(drawing: Figure, alt: str) -> str:
@@ -151,6 +161,7 @@ h2 { margin: 56px 0 14px; font-size: 21px; font-weight: 620; letter-spacing: -.0
 .tile dd.note { font-size: 13px; font-weight: 400; letter-spacing: 0; color: var(--muted); white-space: normal; }
 figure { margin: 0 0 28px; }
 figure svg { display: block; height: auto; max-width: 100%; min-width: 640px; }
+.pixels { display: block; width: 896px; max-width: 100%; image-rendering: pixelated; }
 figcaption { margin-top: 10px; max-width: 110ch; color: var(--muted); font-size: 14px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }

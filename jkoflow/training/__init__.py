@@ -20,7 +20,7 @@ from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run import MODEL_FILE, RunDirectory, RunError
 from jkoflow.training.trainer import Trainer
 
-__all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train"]
+__all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
 
 
 def train(
@@ -89,7 +89,7 @@ def train(
     if start is not None:
         start = _checked_start(start, data)
     progress = Silent() if progress is None else progress
-    device = _device(config.device)
+    device = usable_device(config.device)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
@@ -133,7 +133,12 @@ def _checked_start(start: JKOFlow, data: Dataset) -> JKOFlow:
     return copy.deepcopy(start)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: If PyTorch cannot use it here.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

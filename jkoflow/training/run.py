@@ -241,6 +241,29 @@ class RunDirectory:
         self.close()
         (self.path / STATE_FILE).unlink(missing_ok=True)
 
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run.
+
+        Raises:
+            CheckpointError: If they are missing or damaged.
+        """
+        path = self.path / METRICS_FILE
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path} is missing or damaged: {error}; train the run again") from error
+        if not isinstance(metrics, dict):
+            raise checkpoint.CheckpointError(f"{path} is damaged: it holds no JSON object; train the run again")
+        return metrics
+
+    def add_metrics(self, more: Mapping[str, Any]) -> None:
+        """Adds to the metrics of a finished run.
+
+        Raises:
+            CheckpointError: If they are missing or damaged.
+        """
+        self._write_json(METRICS_FILE, {**self.metrics(), **more})
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 

@@ -1,0 +1,134 @@
+"""The command reproduce: an experiment by name, measured beside the published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jkoflow import experiments
+from jkoflow.cli import runs, settings
+from jkoflow.cli.settings import ConfigError
+from jkoflow.data import DataError, load_dataset, place, require_batch
+from jkoflow.data.idx import PictureSet, read_pictures
+from jkoflow.experiments import Experiment
+from jkoflow.flow import JKOFlow
+from jkoflow.images import LATENTS_FILE, prepare_latents, show_samples
+from jkoflow.training import usable_device
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.run import RunDirectory
+
+AUTOENCODER_SHARE = 1 / 3
+"""Of a time budget, for the autoencoder of an experiment with pictures."""
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="The experiment; see --list.", show_default=False)] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run; made if it is not there.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the experiment's files; see docs/experiments.md.", show_default=False),
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Seconds for the whole, instead of a number of iterations.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the data and of the training.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of settings; they win over the experiment's, flags over both.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Train one of the paper's experiments and compare it with the published figures.
+
+    RUN then holds what train leaves, with the comparison in metrics.json and in the report.
+    """
+    if show_list:
+        for known in experiments.names():
+            print(f"{known:<14} {experiments.load(known).summary}")
+        return
+    if name is None:
+        raise ConfigError("name the experiment: jkoflow reproduce NAME --out RUN; jkoflow reproduce --list shows them")
+    experiment = experiments.load(name)
+    started = time.monotonic()
+    runs.require_for_run()
+    if out is None:
+        raise ConfigError(f"name the run's directory: jkoflow reproduce {name} --out RUN")
+    flags = {"time_budget": time_budget, "seed": seed}
+    given = settings.given(config, {key: value for key, value in flags.items() if value is not None})
+    if given.source is not None or given.context_columns:
+        raise ConfigError(f"{config} must not name data or context_columns: those are the experiment's")
+    where = experiment.source(data)
+    pictures = None if experiment.autoencoder is None else read_pictures(where)
+    if resume:
+        run, source, resolved = settings.for_resume(None, out, given)
+        _check_source(experiment, run, source.data)
+        where = source.data if pictures is not None or data is None else where
+    else:
+        both = dataclasses.replace(given, values={**experiment.settings, **given.values})
+        run, _, resolved = settings.for_start(where, out, both)
+        if pictures is not None:
+            where, resolved = _latents(experiment, pictures, run, resolved, started)
+    dataset = load_dataset(where, resolved.seed)
+    require_batch(dataset, resolved.batch_size)
+
+    def more(flow: JKOFlow) -> Mapping[str, Any]:
+        measured = RunDirectory(run).metrics()
+        found = experiments.comparison(experiment, measured)
+        return found if pictures is None else found | show_samples(pictures, flow, run, resolved.seed)
+
+    words = ["jkoflow", "reproduce", name, "--out", str(run), *(["--data", str(data)] if data else []), "--resume"]
+    runs.run_training(dataset, place(where), resolved, run, resume=resume, again=shlex.join(words), more=more)
+
+
+def _latents(
+    experiment: Experiment, pictures: PictureSet, run: Path, config: TrainConfig, started: float
+) -> tuple[str, TrainConfig]:
+    """Trains the autoencoder; returns the file of the vectors, and the settings with what is left of the time."""
+    assert experiment.autoencoder is not None
+    if len(pictures.train) < config.batch_size:
+        raise DataError(
+            f"{experiment.name} has {len(pictures.train)} training pictures, fewer than a batch of {config.batch_size}; "
+            "set a smaller batch_size in a --config file"
+        )
+    try:
+        usable_device(config.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    seconds = None if config.time_budget is None else AUTOENCODER_SHARE * config.time_budget
+    path = prepare_latents(
+        pictures, experiment.autoencoder, run, seed=config.seed, seconds=seconds, device=config.device, report=_say
+    )
+    if config.time_budget is not None:
+        left = config.time_budget - (time.monotonic() - started)
+        config = dataclasses.replace(config, time_budget=max(left, 0.1 * config.time_budget))
+    return str(path), config
+
+
+def _check_source(experiment: Experiment, run: Path, source: str) -> None:
+    """Makes sure that a run to resume is one of the experiment."""
+    if experiment.autoencoder is not None:
+        fits = Path(source).name == LATENTS_FILE
+    elif experiment.needs_files:
+        wanted = experiment.data.partition("{directory}")
+        fits = source.startswith(wanted[0]) and source.endswith(wanted[2])
+    else:
+        fits = source == experiment.data
+    if not fits:
+        raise ConfigError(f"{run} is not a run of {experiment.name}: its data are {source}; choose another --out")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,153 @@
+"""Experiments by name: data, settings and published figures, one TOML file each beside this one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jkoflow.images import AutoencoderConfig
+from jkoflow.training.config import TrainConfig
+
+FOLDER = Path(__file__).parent
+
+OURS = "JKO-iFlow"
+"""The model whose published figure a run is measured against."""
+
+
+class ExperimentError(ValueError):
+    """The experiment is unknown, or what was asked of it does not fit; the message is one line and tells the fix."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of the literature."""
+
+    model: str
+    nll: float
+    """Test NLL per row, in nats."""
+    source: str
+    """Where it was published."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `jkoflow reproduce` does under one name."""
+
+    name: str
+    summary: str
+    """One line."""
+    data: str
+    """What `jkoflow.data.load_dataset` takes, ``{directory}`` standing for the directory of the files."""
+    directory: str | None
+    """Where the files are looked for if nobody says."""
+    settings: Mapping[str, Any]
+    """Settings of a `TrainConfig`; the rest keeps its defaults."""
+    units: str
+    """What the published figures, and the run's NLL beside them, are measured in."""
+    comparable: bool
+    """Whether the published figures were measured on the same rows."""
+    remark: str
+    """What to know when comparing."""
+    published: tuple[Published, ...] = ()
+    autoencoder: AutoencoderConfig | None = None
+    """For pictures: how to carry them to the vectors that the flow learns."""
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether there must be a directory of files."""
+        return "{directory}" in self.data
+
+    def source(self, directory: Path | None) -> str:
+        """What to load, with a directory given or the default one.
+
+        Raises:
+            ExperimentError: If there is neither, or a directory where none is needed.
+        """
+        if not self.needs_files:
+            if directory is not None:
+                raise ExperimentError(f"{self.name} needs no files; leave --data out")
+            return self.data
+        where = directory if directory is not None else self.directory
+        if where is None:
+            raise ExperimentError(
+                f"{self.name} needs files: jkoflow reproduce {self.name} --data DIR; docs/experiments.md says which"
+            )
+        return self.data.format(directory=where)
+
+    @property
+    def paper(self) -> Published | None:
+        """The figure of the JKO-iFlow paper."""
+        return next((figure for figure in self.published if figure.model == OURS), None)
+
+
+def names() -> list[str]:
+    """The names of all experiments."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str) -> Experiment:
+    """Reads an experiment.
+
+    Raises:
+        ExperimentError: If there is none of that name.
+
+    Example:
+        >>> load("rose").settings["hidden"]
+        [128, 128, 128]
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ExperimentError(f"unknown experiment {name!r}: {hint}there are {', '.join(names())}")
+    return parse(name, tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+def parse(name: str, content: dict[str, Any]) -> Experiment:
+    """An experiment from the content of its file.
+
+    Raises:
+        ExperimentError: If something is missing, superfluous or out of its range.
+    """
+    content = dict(content)
+    try:
+        figures = tuple(Published(**figure) for figure in content.pop("published", []))
+        autoencoder = content.pop("autoencoder", None)
+        TrainConfig.from_mapping(content["settings"])
+        return Experiment(
+            name=name,
+            published=figures,
+            autoencoder=None if autoencoder is None else AutoencoderConfig(**autoencoder),
+            directory=content.pop("directory", None),
+            **content,
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ExperimentError(f"the experiment {name} is not well described: {error}") from error
+
+
+def comparison(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's metrics say about the published figures.
+
+    Arguments:
+        experiment: The experiment.
+        metrics: The metrics of the finished run.
+
+    Returns:
+        ``experiment``; ``paper_nll``, the figure of the JKO-iFlow paper, None if it has none; ``paper_nll_units``;
+        ``paper_nll_comparable``, whether it was measured on the same rows; ``paper_remark``; ``reproduced_nll`` and
+        ``reproduced_nll_stderr``, the step-converged test NLL in the same units; ``published``, all figures known.
+    """
+    paper = experiment.paper
+    return {
+        "experiment": experiment.name,
+        "paper_nll": None if paper is None else paper.nll,
+        "paper_nll_units": experiment.units,
+        "paper_nll_comparable": experiment.comparable,
+        "paper_remark": experiment.remark,
+        "reproduced_nll": metrics["test_nll_data_units"],
+        "reproduced_nll_stderr": metrics["test_nll_stderr"],
+        "published": [{"model": p.model, "nll": p.nll, "source": p.source} for p in experiment.published],
+    }

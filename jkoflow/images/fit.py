@@ -1,0 +1,112 @@
+"""Training an autoencoder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from jkoflow.data.idx import Pictures
+from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
+
+CHUNK = 1000
+"""Pictures that are carried at a time when nothing is learned."""
+
+
+def train_autoencoder(
+    pictures: Pictures,
+    val: Pictures,
+    config: AutoencoderConfig,
+    *,
+    seed: int = 0,
+    seconds: float | None = None,
+    device: str | torch.device = "cpu",
+    report: Callable[[str], None] | None = None,
+) -> Autoencoder:
+    """Trains an autoencoder on grey pictures, for the squared error of their pixels.
+
+    Arguments:
+        pictures: Pictures of 0 to 255 to train on, with shape (N, height, width).
+        val: Pictures to tell the error on.
+        config: Settings.
+        seed: Seed of the first weights, of the order of the pictures and of the noise.
+        seconds: Where to end: the learning rate's cosine then runs along the time, over as many epochs as there is time
+            for; None means ``config.epochs`` epochs.
+        device: Where to train.
+        report: Is told the error, epoch by epoch.
+
+    Returns:
+        The autoencoder, in evaluation mode.
+
+    Raises:
+        ValueError: If the pictures' sides do not suit ``config.channels``.
+    """
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        autoencoder = Autoencoder(*pictures.shape[1:], config.dim, config.channels).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(autoencoder.parameters(), config.learning_rate)
+    rows = torch.from_numpy(pictures.copy())  # the file's bytes are read-only
+    batches = math.ceil(len(rows) / config.batch_size)
+    epoch, progress = 0, 0.0
+    while progress < 1:
+        for number, chosen in enumerate(torch.randperm(len(rows), generator=generator).split(config.batch_size)):
+            if seconds is None:
+                progress = (epoch * batches + number) / (config.epochs * batches)
+            else:
+                progress = min((time.monotonic() - started) / seconds, 1.0)
+            if progress >= 1:
+                break
+            for group in adam.param_groups:
+                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            _update(autoencoder, adam, rows[chosen], config, generator)
+        epoch += 1
+        if seconds is None:
+            progress = epoch / config.epochs
+        if report is not None:
+            whole = "" if seconds is not None else f"/{config.epochs}"
+            report(f"autoencoder: epoch {epoch}{whole}, error {reconstruction_error(autoencoder, val):.4f}")
+    return autoencoder.eval()
+
+
+def _update(
+    autoencoder: Autoencoder,
+    adam: torch.optim.Adam,
+    batch: Tensor,
+    config: AutoencoderConfig,
+    generator: torch.Generator,
+) -> None:
+    device = next(autoencoder.parameters()).device
+    x = batch.to(device).float() / 255
+    vectors = autoencoder.encode(x)
+    noise = torch.randn(vectors.shape, generator=generator).to(device)
+    decoded = autoencoder.decode(vectors + config.noise * noise)
+    loss = (decoded - x).square().sum((1, 2)).mean() + config.weight * vectors.square().sum(1).mean()
+    adam.zero_grad(set_to_none=True)
+    loss.backward()
+    adam.step()
+
+
+@torch.no_grad()
+def encode(autoencoder: Autoencoder, pictures: Pictures) -> Tensor:
+    """Vectors of pictures of 0 to 255 with shape (N, height, width), on the CPU, with shape (N, d)."""
+    return torch.cat([autoencoder.encode(part).cpu() for part in _parts(autoencoder, pictures)])
+
+
+@torch.no_grad()
+def reconstruction_error(autoencoder: Autoencoder, pictures: Pictures) -> float:
+    """Root mean square of the pixels' errors, pixels from 0 to 1."""
+    total = 0.0
+    for part in _parts(autoencoder, pictures):
+        total += float((autoencoder.decode(autoencoder.encode(part)) - part).double().square().sum())
+    return math.sqrt(total / pictures.size)
+
+
+def _parts(autoencoder: Autoencoder, pictures: Pictures) -> Iterator[Tensor]:
+    device = next(autoencoder.parameters()).device
+    for begin in range(0, len(pictures), CHUNK):
+        yield torch.from_numpy(pictures[begin : begin + CHUNK].copy()).to(device).float() / 255
