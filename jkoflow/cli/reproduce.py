@@ -100,8 +100,8 @@ def _latents(
     assert experiment.autoencoder is not None
     if len(pictures.train) < config.batch_size:
         raise DataError(
-            f"{experiment.name} has {len(pictures.train)} training pictures, fewer than a batch of {config.batch_size}; "
-            "set a smaller batch_size in a --config file"
+            f"{experiment.name} has {len(pictures.train)} training pictures, fewer than a batch of "
+            f"{config.batch_size}; set a smaller batch_size in a --config file"
         )
     try:
         usable_device(config.device)

@@ -61,10 +61,10 @@ def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[st
     """Loads data to train on.
 
     Arguments:
-        source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for as many training rows and a tenth as many to
-            choose by and to report on; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the `BENCHMARKS`, see
-            `jkoflow.data.benchmarks.read_benchmark`; or a file as in `read_table`. A file without parts of its own is
-            split 80/10/10.
+        source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for as many training rows and a tenth as many
+            to choose by and to report on; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the
+            `BENCHMARKS`, see `jkoflow.data.benchmarks.read_benchmark`; or a file as in `read_table`. A file without
+            parts of its own is split 80/10/10.
         seed: Seed of the points of a shape, and of the split of a file.
         context_columns: Names of columns to condition on, see `Dataset.condition_on`; columns without names are
             called x0, x1, ...

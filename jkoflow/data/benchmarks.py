@@ -74,8 +74,8 @@ def read_benchmark(name: str, directory: str | Path) -> Table:
     if sizes != benchmark.sizes:
         wanted, found = (" / ".join(f"{size:,}" for size in both) for both in (benchmark.sizes, sizes))
         warnings.warn(
-            f"{directory}: {name.upper()} has {wanted} rows to train on, to choose by and to report on, these files give "
-            f"{found}: likelihoods do not compare with published ones",
+            f"{directory}: {name.upper()} has {wanted} rows to train on, to choose by and to report on, these files "
+            f"give {found}: likelihoods do not compare with published ones",
             DataWarning,
             stacklevel=2,
         )
@@ -84,7 +84,7 @@ def read_benchmark(name: str, directory: str | Path) -> Table:
 
 
 def _power(place: Path) -> dict[str, Rows]:
-    """Household power consumption: two columns dropped, rounding undone by noise, shuffled with the benchmark's seed."""
+    """Household power consumption: two columns dropped, rounding undone by noise, with the benchmark's seed."""
     rows = np.array(_array(place / "data.npy"), dtype=np.float64)
     _require_columns(rows, 8, place / "data.npy")
     generator = np.random.RandomState(42)  # the old generator, so that rows and noise are the published ones

@@ -25,8 +25,8 @@ class AutoencoderConfig:
         epochs: Passes over the training pictures.
         batch_size: Pictures per iteration.
         learning_rate: Peak learning rate of Adam, left along a cosine.
-        noise: Standard deviation of the noise that the decoder learns to bear, of a vector's components: what lies between
-            the training pictures' vectors then decodes to something like its neighbours.
+        noise: Standard deviation of the noise that the decoder learns to bear, of a vector's components: what lies
+            between the training pictures' vectors then decodes to something like its neighbours.
         weight: Of the vectors' mean square in the loss, against the squared error summed over a picture; it keeps the
             vectors from growing until the noise is nothing.
 
@@ -76,7 +76,8 @@ class Autoencoder(nn.Module):
         share = 2 ** len(channels)
         if height % share or width % share or min(height, width) < share:
             raise DataError(
-                f"pictures must have sides divisible by {share} for {len(channels)} convolutions, got {height} x {width}"
+                f"pictures must have sides divisible by {share} for {len(channels)} convolutions, "
+                f"got {height} x {width}"
             )
         self.height, self.width, self.dim, self.channels = height, width, dim, tuple(channels)
         self.inner = (channels[-1], height // share, width // share)

@@ -47,7 +47,8 @@ def train_autoencoder(
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        autoencoder = Autoencoder(*pictures.shape[1:], config.dim, config.channels).to(device)
+        height, width = pictures.shape[1:]
+        autoencoder = Autoencoder(height, width, config.dim, config.channels).to(device)
     generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(autoencoder.parameters(), config.learning_rate)
     rows = torch.from_numpy(pictures.copy())  # the file's bytes are read-only

@@ -192,8 +192,9 @@ def _images(run: Results) -> list[str]:
         raise CheckpointError(f"{path}: no such file; restore it, or train the run again")
     error = page.number(run.metrics["reconstruction_error"])
     caption = (
-        f"Above: real test pictures. Middle: what the autoencoder makes of them (error {error} per pixel, from 0 to 1). "
-        "Below: samples of the flow in the autoencoder's latent space, decoded. The columns further down are those of the latent space."
+        "Above: real test pictures. Middle: what the autoencoder makes of them (root mean square error "
+        f"{error} per pixel, from 0 to 1). Below: samples of the flow in the autoencoder's latent space, decoded. The "
+        "columns further down are those of the latent space."
     )
     alt = "Three bands of small pictures: real ones, their reconstructions, and decoded samples of the flow."
     return [page.section("Images", page.picture(path.read_bytes(), alt, caption))]
