@@ -367,7 +367,10 @@ def test_version_and_help():
     for args in ([], ["--help"]):
         result = run_cli(*args)
         assert result.exit_code == 0
-        assert all(command in result.stdout for command in ("train", "score", "sample", "report", "doctor", "bench"))
+        assert all(
+            command in result.stdout
+            for command in ("train", "score", "sample", "report", "doctor", "bench", "reproduce")
+        )
 
 
 def test_python_m_jkoflow():

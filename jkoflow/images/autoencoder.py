@@ -37,8 +37,8 @@ class AutoencoderConfig:
     dim: int = 16
     channels: tuple[int, ...] = (32, 64)
     epochs: int = 10
-    batch_size: int = 250
-    learning_rate: float = 1e-3
+    batch_size: int = 128
+    learning_rate: float = 2e-3
     noise: float = 0.1
     weight: float = 0.01
 
