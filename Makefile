@@ -75,7 +75,7 @@ package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated a
 	rm -rf build/wheel
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	@unzip_list="$$($(BIN)/python -m zipfile -l build/wheel/jkoflow-*.whl)"; \
-	for file in 'jkoflow/_C\.' 'jkoflow/py\.typed' 'jkoflow/data/gasturbine\.npz'; do \
+	for file in 'jkoflow/_C\.' 'jkoflow/py\.typed' 'jkoflow/data/gasturbine\.npz' 'jkoflow/experiments/rose\.toml'; do \
 	  echo "$$unzip_list" | grep -q "$$file" || { echo "the wheel lacks $$file"; exit 1; }; \
 	done; ls -l build/wheel
 

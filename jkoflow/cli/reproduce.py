@@ -38,7 +38,8 @@ def reproduce(
         typer.Option(help="Directory of the experiment's files; see docs/experiments.md.", show_default=False),
     ] = None,
     time_budget: Annotated[
-        float | None, typer.Option(help="Seconds for the whole, instead of a number of iterations.", show_default=False)
+        float | None,
+        typer.Option(help="Seconds for all training, instead of a number of iterations.", show_default=False),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the data and of the training.", show_default=False)
