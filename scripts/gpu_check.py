@@ -147,7 +147,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     """The stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
-    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1"}
+    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "JKOFLOW_REQUIRE_GPU": "1"}
     # Every allocation its own, so that an access beyond it is seen.
     watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
