@@ -99,7 +99,7 @@ def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
 def test_stages_of_a_gpu(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "8.6")
     assert [stage.name for stage in made] == ["build", "layout", "tests", "memcheck", "racecheck", "benchmark"]
-    assert "-DCMAKE_CUDA_ARCHITECTURES=86" in made[0].commands[0]
+    assert "-DCMAKE_CUDA_ARCHITECTURES=86-real" in made[0].commands[0]
     assert "-arch=sm_86" in made[1].commands[0]
     for stage in made:
         for command in stage.commands:
