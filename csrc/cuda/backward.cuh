@@ -675,7 +675,7 @@ struct Backward {
     if (p.layers > 1) store_units(bias_sums[0], p.gradient.bias[0]);
     if (p.layers > 2) store_units(bias_sums[1], p.gradient.bias[1]);
     if (p.layers == 1) store_units(coupling_sums, p.gradient.coupling);
-    device::sync_block(Barrier::kGradientSums);
+    // The last of these sums were complete at kStepAdjoint.
     const int depth = round_up(p.dim, 8);
     copy(p.layout.first_sum, p.gradient.first, H * p.first_depth);
     copy(p.layout.last_sum, p.gradient.last, H * depth);

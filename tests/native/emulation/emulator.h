@@ -19,6 +19,7 @@ struct Settings {
   Order order = Order::kAscending;  // in which runnable threads go on
   bool truncate = false;            // the tensor core's sums: rounded towards zero instead of to nearest
   int missing_barrier = -1;         // this block barrier is passed without waiting
+  bool stop_at_race = false;        // launch() fails at the barrier after one
 };
 Settings& settings();
 
@@ -26,6 +27,8 @@ struct Counts {
   uint64_t tensor_products = 0, block_barriers = 0, warp_barriers = 0, shuffles = 0;
 };
 Counts& counts();
+int races();  // that ThreadSanitizer has reported
+void forget_races();
 
 // Runs `body` for every thread of every block. Shared memory counts bytes.
 void launch(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
