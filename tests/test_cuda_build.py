@@ -1,4 +1,4 @@
-"""What the CUDA compiler said of the kernels: scripts/cuda_report.py compiles them and writes docs/cuda_kernels.json."""
+"""What the CUDA compiler says of the kernels: scripts/cuda_report.py compiles them, docs/cuda_kernels.json keeps it."""
 
 import importlib.util
 import json
