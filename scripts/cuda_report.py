@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels and writes what ptxas reports of them, with estimates of occupancy and instruction mix.
 
 Needs nvcc, no GPU: `python scripts/cuda_report.py` writes docs/cuda_kernels.json and the table in docs/cuda.md. The
-occupancies follow from registers, shared memory and threads, and the instruction mix from counting the emulated
-instructions of the algorithm by hand: both are estimates, not measurements.
+occupancies follow from registers, shared memory and threads; the instruction mix is counted by hand from `multiply` in
+csrc/cuda/product.cuh. Both are estimates, not measurements.
 """
 
 from __future__ import annotations
