@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels as C++ against the emulator in tests/native/emulation, and runs jkoflow's operators on them."""
+"""Builds the CUDA kernels as C++ against the emulator in tests/native/emulation, and runs the operators on them."""
 
 import importlib.util
 import shutil

@@ -101,8 +101,8 @@ SEPARATE void jump_to(Fiber* to) {
   setcontext(&to->context);
 }
 
-// Leaves the running fiber (or, null, the scheduler's caller) for another. The compiler's own setjmp: the library's asks
-// the kernel about signals or is watched by ThreadSanitizer, and this is called millions of times.
+// Leaves the running fiber (or, null, the scheduler's caller) for another. The compiler's own setjmp: the library's
+// asks the kernel about signals or is watched by ThreadSanitizer, and this is called millions of times.
 SEPARATE void switch_to(Fiber* from, Fiber* to) {
   machine->current = to;
 #if TSAN
@@ -365,8 +365,9 @@ SEPARATE void sync_block(int which) {
     ++m.phase;
     for (Fiber& fiber : m.fibers) fiber.state = State::kRunnable;
     if (current_settings.order != Order::kAscending) {
-      Fiber* to = &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1
-                                                                         : static_cast<int>(random_number() % m.threads)];
+      Fiber* to =
+          &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1
+                                                                 : static_cast<int>(random_number() % m.threads)];
       if (to != m.current) switch_to(m.current, to);
     }
   } else {

@@ -1,4 +1,5 @@
-// Runs CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait for others.
+// Runs CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait for
+// others.
 //
 // Mistakes become std::runtime_error from launch(): lanes of a warp in different collectives, threads in different
 // barriers, a thread that ends while others wait for it, an access beyond shared memory (a guard page follows it).
