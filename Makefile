@@ -1,12 +1,12 @@
 # Everything README names. A fresh clone needs python3 (3.11 or newer), a C++ compiler and pip; the rest goes into .venv.
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   WERROR=ON           compiler warnings are errors (CI does so)
-#   CUDA=ON             the CUDA kernels, or an error; OFF: without them (the demo's default: it runs on the CPU, and
-#                       compiling them takes minutes); AUTO: with them if there is an nvcc
+#   CUDA=ON             the CUDA kernels, or an error; AUTO: with them if there is an nvcc; OFF: without them (the
+#                       default of demo and bench, which run on the CPU: compiling the kernels takes minutes)
 #   CMAKE_ARGS=...      more arguments for CMake; DEBUG=1 for an unoptimised build
 PYTHON ?= python3
 WERROR ?= OFF
-CUDA ?= $(if $(filter demo,$(MAKECMDGOALS)),OFF,AUTO)
+CUDA ?= $(if $(filter demo bench,$(MAKECMDGOALS)),OFF,AUTO)
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
@@ -48,7 +48,7 @@ test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
 sanitize: $(VENV)/created  ## the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined)
+	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512')
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
@@ -68,8 +68,8 @@ format: $(VENV)/installed-lint-$(CUDA)  ## let ruff and clang-format rewrite the
 	$(BIN)/ruff format .
 	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
 
-bench: $(VENV)/installed-test-$(CUDA)  ## measure the CPU kernels against this machine's matrix product
-	$(BIN)/python benchmarks/cpu_floor.py $(BENCH_ARGS)
+bench: $(VENV)/installed-bench-$(CUDA)  ## measure against other libraries and this machine's matrix product (6 minutes)
+	$(BIN)/jkoflow bench --out runs/bench $(BENCH_ARGS)
 
 package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated and without torch
 	rm -rf build/wheel
@@ -80,7 +80,7 @@ package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated a
 	done; ls -l build/wheel
 
 clean:  ## remove the virtual environment, builds, caches and demo runs
-	rm -rf $(VENV) build dist $(RUNS) jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(RUNS) runs/bench jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # Installed editable and without isolation, so that a change of csrc recompiles only what it touches. The extension is the
 # one that was built last: what was installed with another CUDA is installed no more.

@@ -1,52 +1,31 @@
-"""The CPU kernel against the floor: its matrix-product flops at the rate of a 2048^3 torch.mm in the same rounds.
+"""What the Python layers cost: the CPU kernel through autograd and bare, against the floor of `jkoflow bench`.
 
     python benchmarks/cpu_floor.py [--threads 2] [--rounds 15] [--out figures.json]
 
-Only products with the weight matrices count as work; activations, packing and the rest are overhead. A backward pass
-recomputes the stages, and that counts as work: it must be done in this design, which keeps the positions only.
+The shares of the floor are those of `jkoflow bench`: see `jkoflow.bench.shapes.forward_flops` for what counts as work.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from paired import ratio, rounds, write
+from record import write
 
 import jkoflow
+from jkoflow.bench.candidate import seconds
+from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, flops
+from jkoflow.bench.timing import floor_flops, floor_timer, median, ratio, rounds
 from jkoflow.ops import native
 
-
-class Shape(NamedTuple):
-    """One case: features, width of both hidden layers, batch and Runge-Kutta steps."""
-
-    dim: int
-    width: int
-    batch: int
-    steps: int
-
-    def forward_flops(self) -> int:
-        """Two H x H products and the first and last layer, per stage of the 4-stage method."""
-        return self.batch * self.steps * 4 * 2 * (2 * self.width**2 + 2 * self.width * self.dim)
-
-
-SHAPES = [
-    Shape(2, 128, 2000, 3),
-    Shape(6, 128, 10000, 3),
-    Shape(43, 128, 2000, 3),
-    Shape(63, 256, 1000, 3),
-    Shape(2, 64, 10000, 3),
-]
-FLOOR_SIZE = 2048
+CPU = torch.device("cpu")
 
 
 def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
-    """The bare kernel and the way through autograd, forward and forward + backward, beside the floor."""
+    """The bare kernel and the way through autograd, forward and forward + backward."""
     torch.manual_seed(0)
-    velocity = jkoflow.MLPVelocity(shape.dim, (shape.width, shape.width))
+    velocity = jkoflow.MLPVelocity(shape.dim, (shape.width,) * shape.layers)
     x = torch.randn(shape.batch, shape.dim)
     x_bar, logdet_bar = x / shape.batch, torch.full((shape.batch,), -1.0 / shape.batch)
     bare = _BareKernel(velocity, x, x_bar, logdet_bar, shape.steps)
@@ -63,9 +42,7 @@ def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
         bare.forward()
         bare.backward()
 
-    a, b, c = (torch.randn(FLOOR_SIZE, FLOOR_SIZE) for _ in range(3))
     return {
-        "floor": lambda: torch.mm(a, b, out=c),
         "forward": forward,
         "forward+backward": both,
         "bare forward": bare.forward,
@@ -106,22 +83,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = []
-    print(f"{'d, H, B, steps':>20} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs")
+    print(f"{'d, H, layers, B, steps':>25} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs")
     for shape in SHAPES:
-        times = rounds(candidates(shape), arguments.rounds, arguments.seconds)
-        mm = 2 * FLOOR_SIZE**3
-        work = {"forward": shape.forward_flops(), "forward+backward": 4 * shape.forward_flops()}
+        timers = {name: lambda n, run=run: seconds(run, n, CPU) for name, run in candidates(shape).items()}
+        times = rounds({"floor": floor_timer(), **timers}, arguments.rounds, arguments.seconds)
+        mm = floor_flops()
+        work = {direction: flops(shape, direction) for direction in DIRECTIONS}
         row = {
             "shape": shape._asdict(),
-            "floor_gflops": mm / statistics.median(times["floor"]) / 1e9,
-            "milliseconds": {name: 1e3 * statistics.median(values) for name, values in times.items()},
+            "floor_gflops": mm / median(times["floor"]) / 1e9,
+            "milliseconds": {name: 1e3 * median(values) for name, values in times.items()},
             "of_floor": {name: flops / mm * ratio(times["floor"], times[name]) for name, flops in work.items()},
             "python_cost": {name: ratio(times[name], times[f"bare {name}"]) - 1 for name in work},
         }
         results.append(row)
         ms, share, cost = row["milliseconds"], row["of_floor"], row["python_cost"]
         print(
-            f"{tuple(shape)!s:>20} | {row['floor_gflops']:10.0f} | {ms['forward']:10.2f} ({share['forward']:6.1%}) | "
+            f"{tuple(shape)!s:>25} | {row['floor_gflops']:10.0f} | {ms['forward']:10.2f} ({share['forward']:6.1%}) | "
             f"{ms['forward+backward']:10.2f} ({share['forward+backward']:6.1%}) | "
             f"{cost['forward']:+.1%}, {cost['forward+backward']:+.1%}",
             flush=True,

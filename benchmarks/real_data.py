@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import write
+from record import write
 
 
 def train(data: str, time_budget: float, seed: int) -> dict[str, Any]:

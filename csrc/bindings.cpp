@@ -126,6 +126,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("num_steps", &Problem::num_steps)
       .def_readwrite("tableau", &Problem::tableau)
       .def_readwrite("threads", &Problem::threads)
+      .def_readwrite("split", &Problem::split)
       .def_property(
           "hidden", [](const Problem& p) { return std::vector<int>(p.width, p.width + p.hidden_layers); },
           [](Problem& p, const std::vector<int>& widths) {
@@ -161,6 +162,7 @@ PYBIND11_MODULE(_C, m) {
   address(loss, "terms", &JkoLoss::terms);
 
   m.def("cpu_isas", &jkoflow::cpu::available_isas, "Instruction sets that this build and processor share, best first");
+  m.def("cpu_split_problem", &jkoflow::cpu::split_problem, "Why Problem.split cannot be had, or an empty text");
   m.def("cpu_isa", [] { return jkoflow::cpu::kernels().isa; }, "The instruction set in use");
   m.def("cpu_forward", &jkoflow::cpu::forward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_backward", &jkoflow::cpu::backward, py::call_guard<py::gil_scoped_release>());

@@ -32,7 +32,8 @@ struct Problem {
   double t1 = 1.0;
   int num_steps = 1;
   Tableau tableau;
-  int threads = 1;
+  int threads = 1;     // of the CPU kernels
+  bool split = false;  // CPU, float32: products between hidden layers as three of bfloat16 numbers each
 
   // Columns of layer 1: x, t, context.
   int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }

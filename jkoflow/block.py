@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from typing import Any
 
 from torch import Tensor, nn
 
+from jkoflow import discrete as discrete_map
 from jkoflow.ops import JKOTerms, integrate, jko_loss
+from jkoflow.schedule import refined_step_sizes
 from jkoflow.velocity import MLPVelocity
 
 
@@ -21,6 +25,7 @@ class Block(nn.Module):
         t0: Start of the time interval.
         t1: End of the time interval.
         step_size: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
+        movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
     Example:
         >>> block = Block(MLPVelocity(2), num_steps=8)
@@ -38,6 +43,7 @@ class Block(nn.Module):
         t0: float = 0.0,
         t1: float = 1.0,
         step_size: float = math.inf,
+        movement: float | None = None,
     ) -> None:
         super().__init__()
         self.velocity = velocity
@@ -46,23 +52,54 @@ class Block(nn.Module):
         self.t0 = t0
         self.t1 = t1
         self.step_size = step_size
+        self.movement = movement
 
-    def forward(self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Carries x towards the noise.
 
         Arguments:
             x: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
             num_steps: Runge-Kutta steps; None means those of training.
+            discrete: Whether logdet is that of the Runge-Kutta map itself, at the cost of d passes forward and back and
+                without gradients, instead of the integrated divergence.
 
         Returns:
             The image of x (B, d) and the log abs det of the map's Jacobian (B,).
         """
-        return self._integrate(x, context, num_steps, self.t0, self.t1)
+        if not discrete:
+            return self._integrate(x, context, num_steps, self.t0, self.t1)
+        return discrete_map.forward(self.velocity, x, context, **self._grid(num_steps))
 
-    def inverse(self, y: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Carries y back towards the data; shapes as in `forward`, logdet that of the inverse map."""
-        return self._integrate(y, context, num_steps, self.t1, self.t0)
+    def inverse(
+        self,
+        y: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | None = None,
+        exact: bool = False,
+        name: str = "the block",
+    ) -> tuple[Tensor, Tensor]:
+        """Carries y back towards the data.
+
+        Arguments:
+            y: Positions, with shape (B, d).
+            context: Conditioning variables, with shape (B, c).
+            num_steps: Runge-Kutta steps; None means those of training.
+            exact: Whether to invert the Runge-Kutta map of `forward` to rounding, at some three times the cost and
+                without gradients, instead of integrating backwards in time.
+            name: What an error calls the block.
+
+        Returns:
+            The preimage of y (B, d) and the inverse map's logdet (B,); if exact, minus that of `forward` there.
+
+        Raises:
+            jkoflow.discrete.NotContractiveError: If exact and the steps are too coarse to be inverted.
+        """
+        if not exact:
+            return self._integrate(y, context, num_steps, self.t1, self.t0)
+        return discrete_map.invert(self.velocity, y, context, **self._grid(num_steps), name=name)
 
     def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
         """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`."""
@@ -76,6 +113,10 @@ class Block(nn.Module):
             num_steps=self.num_steps,
             method=self.method,
         )
+
+    def _grid(self, num_steps: int | None) -> dict[str, Any]:
+        steps = self.num_steps if num_steps is None else num_steps
+        return {"t0": self.t0, "t1": self.t1, "num_steps": steps, "method": self.method}
 
     def _integrate(
         self, x: Tensor, context: Tensor | None, num_steps: int | None, start: float, end: float
@@ -109,11 +150,30 @@ class Block(nn.Module):
             "t0": self.t0,
             "t1": self.t1,
             "step_size": None if math.isinf(self.step_size) else self.step_size,
+            "movement": self.movement,
         }
+
+    def split(self, count: int) -> list[Block]:
+        """Divides the time interval into blocks that together are the same map, to the integrator's error.
+
+        Arguments:
+            count: Number of children.
+
+        Returns:
+            Blocks with copies of the velocity, equal parts of the interval and of the Runge-Kutta steps (rounded up),
+            and the step size h / count; their movement is not known.
+        """
+        times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
+        intervals, step_sizes = itertools.pairwise(times), refined_step_sizes([self.step_size], count)
+        steps = -(-self.num_steps // count)
+        return [
+            Block(copy.deepcopy(self.velocity), steps, self.method, start, end, step_size)
+            for (start, end), step_size in zip(intervals, step_sizes, strict=True)
+        ]
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Block:
-        """Builds a block with fresh parameters from what `describe` returned."""
+        """Builds a block with fresh parameters from what `describe` returned, in this version or an earlier one."""
         rest = {key: value for key, value in description.items() if key != "velocity"}
         if rest["step_size"] is None:
             rest["step_size"] = math.inf

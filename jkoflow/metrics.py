@@ -36,27 +36,46 @@ class InversionError(NamedTuple):
     """Mean over the rows."""
     maximum: float
     """Largest over the rows."""
+    stderr: float
+    """Standard error of the mean; NaN for a single row."""
+
+
+class Movement(NamedTuple):
+    """How far a block moves its samples."""
+
+    value: float
+    """Root mean square distance."""
+    stderr: float
+    """Standard error of it; NaN for a single row, and 0 if nothing moves."""
 
 
 @torch.no_grad()
-def mean_nll(flow: JKOFlow, x: Tensor, num_steps: int | None = None) -> tuple[float, float]:
+def mean_nll(
+    flow: JKOFlow, x: Tensor, num_steps: int | None = None, context: Tensor | None = None
+) -> tuple[float, float]:
     """Mean negative log-likelihood and its standard error, at a given number of Runge-Kutta steps.
 
     Arguments:
         flow: The flow.
         x: Rows in their own units, with shape (N, d).
         num_steps: Runge-Kutta steps per block; None means the calibrated number.
+        context: Conditioning variables, with shape (N, c).
 
     Returns:
         The mean in nats and its standard error (NaN for a single row), accumulated in float64.
     """
-    nll = torch.cat([-flow.log_prob(rows, num_steps=num_steps).double() for rows in x.split(CHUNK)])
+    nll = torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)])
     spread = float(nll.std()) if len(nll) > 1 else math.nan
     return float(nll.mean()), spread / math.sqrt(len(nll))
 
 
 def step_converged_nll(
-    flow: JKOFlow, x: Tensor, num_steps: int | None = None, tolerance: float = 1e-3, max_num_steps: int = 384
+    flow: JKOFlow,
+    x: Tensor,
+    num_steps: int | None = None,
+    tolerance: float = 1e-3,
+    max_num_steps: int = 384,
+    context: Tensor | None = None,
 ) -> ConvergedNLL:
     """Mean negative log-likelihood with num_steps doubled until it stands still.
 
@@ -68,6 +87,7 @@ def step_converged_nll(
         num_steps: Where to start; None means half the flow's calibrated number, or the most any block trained with.
         tolerance: Nats by which the last doubling may move the mean.
         max_num_steps: Where doubling ends at the latest.
+        context: Conditioning variables, with shape (N, c).
 
     Returns:
         The mean at the finer of the last two numbers of steps; check ``converged``.
@@ -84,10 +104,10 @@ def step_converged_nll(
         raise ValueError("x must have at least one row, got none")
     if num_steps is None:
         num_steps = first_num_steps(flow) if flow.eval_num_steps is None else max(1, flow.eval_num_steps // 2)
-    coarse, _ = mean_nll(flow, x, num_steps)
+    coarse, _ = mean_nll(flow, x, num_steps, context)
     while True:
         num_steps *= 2
-        fine, stderr = mean_nll(flow, x, num_steps)
+        fine, stderr = mean_nll(flow, x, num_steps, context)
         change = abs(fine - coarse)
         converged = change < tolerance  # False for NaN
         if converged or 2 * num_steps > max_num_steps:
@@ -100,43 +120,64 @@ def first_num_steps(flow: JKOFlow) -> int:
     return max((block.num_steps for block in flow.blocks), default=1)  # type: ignore[type-var]
 
 
-def calibrate(flow: JKOFlow, x: Tensor, tolerance: float = 1e-3) -> ConvergedNLL:
+def calibrate(flow: JKOFlow, x: Tensor, tolerance: float = 1e-3, context: Tensor | None = None) -> ConvergedNLL:
     """Sets ``flow.eval_num_steps`` to the number of steps at which the NLL of x (N, d) stands still.
 
     Arguments:
         flow: The flow; it is changed in place.
         x: Validation rows in their own units, with shape (N, d).
         tolerance: Nats by which the last doubling may move the mean.
+        context: Conditioning variables, with shape (N, c).
 
     Returns:
         The step-converged NLL of x.
     """
-    result = step_converged_nll(flow, x, first_num_steps(flow), tolerance)
+    result = step_converged_nll(flow, x, first_num_steps(flow), tolerance, context=context)
     flow.eval_num_steps = result.num_steps
     return result
 
 
 @torch.no_grad()
-def inversion_error(flow: JKOFlow, x: Tensor, num_steps: int | None = None) -> InversionError:
+def inversion_error(
+    flow: JKOFlow,
+    x: Tensor,
+    num_steps: int | None = None,
+    exact: bool = False,
+    context: Tensor | None = None,
+) -> InversionError:
     """How far a trip to the noise and back ends from where it began.
 
     Arguments:
         flow: The flow.
         x: Rows in their own units, with shape (N, d).
         num_steps: Runge-Kutta steps per block; None means the calibrated number.
+        exact: Whether the way back is the exact inverse of the discrete map, see `JKOFlow.inverse`.
+        context: Conditioning variables, with shape (N, c).
 
     Returns:
-        Mean and largest Euclidean distance in standardised units; ``inf`` if a point does not come back at all.
+        Mean and largest Euclidean distance in standardised units, ``inf`` if a point does not come back at all, and the
+        standard error of the mean.
+
+    Raises:
+        jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
     """
     distances = []
-    for rows in x.split(CHUNK):
-        z, _ = flow.forward(rows, num_steps=num_steps)
+    for rows, conditions in chunks(x, context):
+        z, _ = flow.forward(rows, conditions, num_steps)
         if not bool(torch.isfinite(z).all()):
-            return InversionError(math.inf, math.inf)
-        back, _ = flow.inverse(z, num_steps=num_steps)
+            return InversionError(math.inf, math.inf, math.nan)
+        back, _ = flow.inverse(z, conditions, num_steps, exact)
         distances.append(((back - rows) / flow.standardize.std).double().square().sum(1).sqrt())
     distance = torch.cat(distances).nan_to_num(nan=math.inf)
-    return InversionError(float(distance.mean()), float(distance.max()))
+    spread = float(distance.std()) if len(distance) > 1 else math.nan
+    return InversionError(float(distance.mean()), float(distance.max()), spread / math.sqrt(len(distance)))
+
+
+def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Rows (N, d) with their context (N, c), in pieces that bound the memory."""
+    parts = x.split(CHUNK)
+    contexts = [None] * len(parts) if context is None else context.split(CHUNK)
+    return list(zip(parts, contexts, strict=True))
 
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
@@ -146,4 +187,24 @@ def spread_rows(x: Tensor, limit: int) -> Tensor:
 
 def movement(x: Tensor, y: Tensor) -> float:
     r"""Root mean square distance of points x and y (N, d): the arc length :math:`\sqrt{E |y - x|^2}` of a block."""
-    return math.sqrt(float((y - x).double().square().sum(1).mean()))
+    return movement_with_error(x, y).value
+
+
+def movement_with_error(x: Tensor, y: Tensor) -> Movement:
+    """The `movement` with its standard error, by that of the mean square."""
+    squares = (y - x).double().square().sum(1)
+    value = math.sqrt(float(squares.mean()))
+    if len(squares) < 2:
+        return Movement(value, math.nan)
+    error = float(squares.std()) / math.sqrt(len(squares))
+    return Movement(value, error / (2 * value) if value > 0 else 0.0)
+
+
+def bits_per_dim(nats: float, dim: int) -> float:
+    """A negative log-likelihood per row, or its standard error, in bits per column.
+
+    Example:
+        >>> bits_per_dim(4 * math.log(2), 2)
+        2.0
+    """
+    return nats / (dim * math.log(2))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 
 def jko_step_size(block: int, first: float, growth: float, largest: float) -> float:
@@ -24,6 +27,85 @@ def jko_step_size(block: int, first: float, growth: float, largest: float) -> fl
     """
     # in logarithms: growth**block overflows for large k
     return largest if math.log(first) + block * math.log(growth) >= math.log(largest) else first * growth**block
+
+
+def reparametrized_step_sizes(
+    step_sizes: Sequence[float], movements: Sequence[float], damping: float = 1.0, largest: float = math.inf
+) -> list[float]:
+    r"""JKO step sizes under which blocks are expected to move equally far.
+
+    With movements S_k and times :math:`t_k = h_1 + \dots + h_k`, the time :math:`t'_k` is where the piecewise linear
+    cumulative movement reaches k times its mean; then :math:`t_k \leftarrow t_k + \eta\,(t'_k - t_k)`.
+
+    Arguments:
+        step_sizes: Step sizes h of the penalised blocks, positive and finite.
+        movements: Their movements S, not negative.
+        damping: :math:`\eta`, the share of the way that the times go, at most 1.
+        largest: Upper bound of the new step sizes.
+
+    Returns:
+        The new step sizes; those given if nothing has moved.
+
+    Raises:
+        ValueError: If a number is out of its range or the lengths differ.
+
+    References:
+        | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
+        | https://arxiv.org/abs/2212.14424
+
+    Example:
+        >>> reparametrized_step_sizes([1.0, 1.0], [3.0, 1.0])
+        [0.6666666666666666, 1.3333333333333335]
+    """
+    if len(step_sizes) != len(movements):
+        raise ValueError(f"movements must have {len(step_sizes)} entries, one per step size, got {len(movements)}")
+    if not all(0 < h < math.inf for h in step_sizes):
+        raise ValueError(f"step_sizes must be positive and finite, got {list(step_sizes)}")
+    if not all(0 <= s < math.inf for s in movements):
+        raise ValueError(f"movements must be finite and not negative, got {list(movements)}")
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping must be greater than 0 and at most 1, got {damping}")
+    if not largest > 0:
+        raise ValueError(f"largest must be positive, got {largest}")
+    total = math.fsum(movements)
+    if total == 0 or all(s == movements[0] for s in movements):
+        return [min(h, largest) for h in step_sizes]
+    count = len(step_sizes)
+    times = [0.0, *itertools.accumulate(step_sizes)]
+    arc = [0.0, *itertools.accumulate(movements)]
+    equal = np.interp([arc[-1] * k / count for k in range(1, count)], arc, times).tolist()
+    moved = [t + damping * (target - t) for t, target in zip(times[1:-1], equal, strict=True)]
+    return [min(end - start, largest) for start, end in itertools.pairwise([0.0, *moved, times[-1]])]
+
+
+def refined_step_sizes(step_sizes: Sequence[float], factor: int) -> list[float]:
+    """Step sizes of blocks that are divided into ``factor`` children each: h / factor; a free block's are free."""
+    return [h / factor for h in step_sizes for _ in range(factor)]
+
+
+def penalised_step_sizes(step_sizes: Sequence[float], fallback: float) -> list[float]:
+    """Step sizes to train a chain with: only its last block may be free (inf).
+
+    A free block before the last would leave nothing to do for those after it. It gets the step size of the block before
+    it, or ``fallback`` if there is none.
+
+    Example:
+        >>> penalised_step_sizes([0.5, math.inf, math.inf], 1.0)
+        [0.5, 0.5, inf]
+    """
+    sizes: list[float] = []
+    for index, h in enumerate(step_sizes):
+        free = math.isinf(h) and index + 1 < len(step_sizes)
+        sizes.append((sizes[-1] if sizes else fallback) if free else h)
+    return sizes
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Standard deviation over the mean: 0 for equal numbers; NaN for none, or all zero."""
+    mean = math.fsum(values) / len(values) if values else 0.0
+    if mean == 0:
+        return math.nan
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) / mean
 
 
 def has_converged(
@@ -99,6 +181,8 @@ def evaluation_seconds(
     val_rows: int,
     test_rows: int,
     inversion_rows: int,
+    exact_rows: int = 0,
+    samples: int = 0,
 ) -> float:
     """Seconds that the evaluation of a finished flow is expected to take.
 
@@ -114,10 +198,13 @@ def evaluation_seconds(
         val_rows: Rows of the calibration.
         test_rows: Rows of the test NLL.
         inversion_rows: Rows of the inversion error.
+        exact_rows: Rows of the exact inverse's error, which costs about as much as five passes.
+        samples: Samples to compare with test rows.
 
     Returns:
         Seconds.
     """
     fine = max(8 * num_steps, 2 * most_num_steps)
     row_steps = 2 * fine * val_rows + 1.5 * fine * test_rows + 2 * fine * inversion_rows
+    row_steps += 5 * fine * exact_rows + fine * samples
     return seconds_per_row_step * blocks * row_steps

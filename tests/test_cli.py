@@ -94,6 +94,11 @@ def test_train_leaves_a_run_with_report_and_prints_the_results(work):
     assert "block 2: validation NLL" in output
     assert f"{metrics['test_nll']:.4f} ±" in output
     assert f"report: {work / 'run/report.html'}" in output
+    assert f"{metrics['test_bits_per_dim']:.4f} ±" in output
+    assert f"{metrics['energy_distance']:.2e} ±" in output
+    page = (work / "run/report.html").read_text()
+    for expected in ("bits per column", "MMD², median bandwidth", "Energy distance", "exact inverse"):
+        assert expected in page, expected
     assert "<html" in (work / "run/report.html").read_text()
 
 
@@ -138,6 +143,21 @@ def test_time_budget_and_built_in_data(work, tmp_path, no_report):
     assert result.exit_code == 0, result.output
     assert tomllib.loads((tmp_path / "run/config.toml").read_text())["data"] == "moons"
     assert tomllib.loads((tmp_path / "run/config.toml").read_text())["time_budget"] == 1.5
+
+
+def test_rounds_are_flags_and_are_told(work, tmp_path, no_report):
+    result = run_cli(
+        *("train", work / "rows.csv", "--out", tmp_path / "run", "--config", work / "small.toml", "--seed", 5),
+        *("--reparam-rounds", 1, "--refine", 2),
+    )
+    assert result.exit_code == 0, result.output
+    config = tomllib.loads((tmp_path / "run/config.toml").read_text())
+    assert (config["reparam_rounds"], config["refine"]) == (1, 2)
+    rounds = json.loads((tmp_path / "run/metrics.json").read_text())["rounds"]
+    assert [record["kind"] for record in rounds] == ["build", "reparametrize", "refine"]
+    assert "round 2, reparametrize: 3 blocks to train again" in result.stdout
+    assert "round 3, refine: 6 blocks to train again" in result.stdout
+    assert f"build: validation NLL {rounds[0]['val_nll']:.4f}" in result.stdout
 
 
 def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
@@ -210,6 +230,7 @@ def test_score_writes_the_log_densities_in_file_order(work, tmp_path, suffix):
     mean, error = expected.mean(), expected.std(ddof=1) / len(expected) ** 0.5
     assert "rows: 600" in result.stdout
     assert f"mean log-likelihood: {mean:.4f} ± {error:.4f} nats" in result.stdout
+    assert f"{-mean / (2 * np.log(2)):.4f} bits per column" in result.stdout
 
 
 def test_score_of_the_test_split_is_the_metric_of_the_run(work, tmp_path):
@@ -224,6 +245,32 @@ def test_score_of_the_test_split_is_the_metric_of_the_run(work, tmp_path):
     standardised = re.search(r"on standardised columns: (\S+)", result.stdout)
     assert standardised is not None
     assert -float(standardised[1]) == pytest.approx(metrics["test_nll"], abs=1e-3)
+
+
+def test_score_compares_rows_with_samples(work, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    arguments = ("score", work / "run", work / "rows.csv", "--out", tmp_path / "s.npy", "--two-sample")
+    result = run_cli(*arguments)
+    assert result.exit_code == 0, result.output
+    for name in ("MMD², median bandwidth", "MMD², bandwidth 1", "energy distance"):
+        assert re.search(
+            rf"^{re.escape(name)}: \S+e-\d+ ± \S+ \(by chance up to \S+e-\d+\)$", result.stdout, re.MULTILINE
+        )
+    found = re.search(r"classifier accuracy: (\S+) ± (\S+) ", result.stdout)
+    assert found is not None
+    assert 0.4 < float(found[1]) < 0.8
+    np.save(tmp_path / "few.npy", np.ones((3, 2)))
+    few = run_cli("score", work / "run", tmp_path / "few.npy", "--out", tmp_path / "s.npy", "--two-sample")
+    assert few.exit_code == 2
+    assert "needs at least 20 rows, got 3" in few.stderr
+
+
+def test_score_without_scikit_learn_says_how_to_install_it(work, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    result = run_cli("score", work / "run", work / "rows.csv", "--out", tmp_path / "s.npy", "--two-sample")
+    assert result.exit_code == 2
+    assert 'pip install "jkoflow[sklearn]"' in result.stderr
+    assert not (tmp_path / "s.npy").exists()
 
 
 def test_score_finds_the_columns_by_name(work, tmp_path):
@@ -243,7 +290,7 @@ def test_score_one_row_and_a_bare_model_file(work, tmp_path):
 
 
 def test_score_points_out_densities_that_are_not_finite(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x: torch.full((len(x),), -torch.inf))
+    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x, context: torch.full((len(x),), -torch.inf))
     np.save(tmp_path / "far.npy", np.zeros((3, 2)))
     result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy")
     assert "note: 3 of the log-densities are not finite" in result.stderr
@@ -270,6 +317,24 @@ def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
     assert len(np.unique(samples, axis=0)) == 150
 
 
+def test_sample_exactly(work, tmp_path, monkeypatch):
+    inverse, asked = JKOFlow.inverse, []
+
+    def spy(self, z, context=None, num_steps=None, exact=False):
+        asked.append(exact)
+        return inverse(self, z, context, num_steps, exact)
+
+    monkeypatch.setattr(JKOFlow, "inverse", spy)
+    for options in ([], ["--exact"]):
+        result = run_cli("sample", work / "run", "-n", 50, "--out", tmp_path / "s.npy", *options)
+        assert result.exit_code == 0, result.output
+    assert asked == [False, True]
+    flow, generator = JKOFlow.load(work / "run"), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        expected = flow.sample(50, generator=generator, exact=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), expected.numpy())
+
+
 def test_report_writes_the_page_again(work):
     page = work / "run/report.html"
     page.unlink(missing_ok=True)
@@ -289,7 +354,8 @@ def test_doctor_as_text_and_as_json():
 
 def test_doctor_says_why_a_kernel_is_missing(monkeypatch):
     environment = describe()
-    kernels = {"cpu": "no compiler was there", "cuda": None, "isa": None, "isas": [], "openmp": False, "threads": 1}
+    kernels = {"cpu": "no compiler was there", "cuda": None, "isa": None, "isas": [], "threads": 1}
+    kernels |= {"bf16x3": "no compiler was there", "openmp": False}
     monkeypatch.setattr(commands, "describe", lambda: {**environment, "kernels": kernels})
     output = run_cli("doctor").stdout
     assert "not available: no compiler was there" in output
@@ -301,7 +367,7 @@ def test_version_and_help():
     for args in ([], ["--help"]):
         result = run_cli(*args)
         assert result.exit_code == 0
-        assert all(command in result.stdout for command in ("train", "score", "sample", "report", "doctor"))
+        assert all(command in result.stdout for command in ("train", "score", "sample", "report", "doctor", "bench"))
 
 
 def test_python_m_jkoflow():
@@ -352,10 +418,16 @@ def test_bars_show_terms_and_results(width):
         bars.message("guard: num_steps [3] -> 6")
         bars._bars.refresh()
         bars.end_block(0, SUMMARY)
+        bars.start_round(1, "refine", 2)
+        bars.start_block(0, 70)
+        bars.update(0, 30, TERMS)
+        bars._bars.refresh()
     drawn = screen.getvalue()
     assert "10/100" in drawn
     assert "10/120" in drawn
     assert "80/80" in drawn
+    assert "round 2, refine: 2 blocks" in drawn
+    assert "30/70" in drawn
     assert "guard: num_steps [3] -> 6" in drawn
     assert "loss 1.500" in drawn
     assert ("= 1.000 potential + 0.300 divergence + 0.200 movement" in drawn) == (width == 140)

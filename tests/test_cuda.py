@@ -1,5 +1,6 @@
 """The CUDA side without a GPU: refusals, outputs on fake tensors, what the launches are handed, build switches."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import jkoflow
+import jkoflow.data
 from jkoflow import FallbackWarning, MLPVelocity, TrainConfig, integrate, jko_loss
 from jkoflow.ops import cuda, native, operators, reference
 from jkoflow.ops.extension import C
+from jkoflow.training.fit import LOG_EVERY
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = C is not None and C.has_cuda
@@ -171,11 +173,11 @@ def test_precision_of_the_device(monkeypatch, capability, expected):
 def test_precision_is_refused_where_it_means_nothing():
     for backend in ("auto", "cpu", "reference"):
         with pytest.raises(
-            ValueError, match="precision must be 'auto' or 'fp32' outside the CUDA kernels, got 'tf32x3'"
+            ValueError, match="precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32x3'"
         ):
             integrate(MLPVelocity(2), torch.zeros(4, 2), precision="tf32x3", backend=backend)
         with pytest.raises(
-            ValueError, match="precision must be 'auto' or 'fp32' outside the CUDA kernels, got 'tf32x3'"
+            ValueError, match="precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32x3'"
         ):
             jko_loss(MLPVelocity(2), torch.zeros(4, 2), 1.0, precision="tf32x3", backend=backend)
 
@@ -335,6 +337,31 @@ def test_torch_compile_asks_the_device_at_compile_time(monkeypatch):
     assert asked == [(9, 0)]
     cuda._cached_unsupported.cache_clear()
     cuda.resolve_precision.cache_clear()
+
+
+# ---- Training
+
+
+def test_training_reads_from_the_device_only_to_log(monkeypatch):
+    """Each read waits for the device: one for every record of the loss, none for the iterations between."""
+    reads = []
+    for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def counting(self, *given, original=original, name=name, **named):
+            reads.append(name)
+            return original(self, *given, **named)
+
+        monkeypatch.setattr(torch.Tensor, name, counting)
+    totals = {}
+    rows = jkoflow.data.split_rows(torch.randn(500, 2))
+    for iterations in (100, 300):
+        reads.clear()
+        config = TrainConfig(hidden=(4,), max_blocks=1, batch_size=400, validate_every=10_000, guard_every=10_000)
+        jkoflow.train(rows, dataclasses.replace(config, iterations_per_block=iterations))
+        totals[iterations] = len(reads)
+    assert totals[100] > 10  # the counting works
+    assert totals[300] - totals[100] <= 200 / LOG_EVERY
 
 
 # ---- The build

@@ -22,7 +22,7 @@ def test_describes_versions_machine_and_kernels():
     assert found["cpus"] >= 1
     assert found["cpu"]
     kernels = found["kernels"]
-    assert kernels.keys() >= {"cpu", "cuda", "isa", "isas", "openmp", "threads"}
+    assert kernels.keys() >= {"cpu", "cuda", "isa", "isas", "bf16x3", "openmp", "threads"}
     assert (kernels["cpu"] is None) == (kernels["isa"] is not None)
     assert json.loads(json.dumps(found)) == found
 

@@ -8,7 +8,8 @@ import torch
 
 from jkoflow import Block, JKOFlow, MLPVelocity, checkpoint
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.flow import MODEL_FILE, Standardize, base_log_prob
+from jkoflow.flow import MODEL_FILE, base_log_prob
+from jkoflow.standardize import Standardize
 from oracles import autograd_jacobian, random_velocity
 
 FINE = 60

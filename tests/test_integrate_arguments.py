@@ -35,8 +35,8 @@ X = torch.zeros(4, 2)
         (X, {"method": "dopri5"}, "method must be one of euler, midpoint, heun, rk4, rk4_classic, got 'dopri5'"),
         (X, {"divergence": "trace"}, "divergence must be one of exact, hutchinson, none, got 'trace'"),
         (X, {"backend": "gpu"}, "backend must be one of auto, cpu, cuda, reference, got 'gpu'"),
-        (X, {"precision": "fp8"}, "precision must be one of auto, fp32, tf32x3, tf32, got 'fp8'"),
-        (X, {"precision": "tf32"}, "precision must be 'auto' or 'fp32' outside the CUDA kernels, got 'tf32'"),
+        (X, {"precision": "fp8"}, "precision must be one of auto, fp32, bf16x3, tf32x3, tf32, got 'fp8'"),
+        (X, {"precision": "tf32"}, "precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32'"),
         (X, {"divergence": "hutchinson"}, r"noise must be a probe of shape \(4, 2\) with divergence='hutchinson'"),
         (X, {"noise": X}, "noise must be None with divergence='exact'"),
         (X, {"divergence": "hutchinson", "noise": X[:3]}, r"noise must have shape \(4, 2\) .* as x, got \(3, 2\)"),
@@ -133,9 +133,12 @@ def test_inputs_are_left_alone():
 
 
 UNCOVERED = {
-    "three hidden layers": lambda: (MLPVelocity(2, hidden=(4, 4, 4)), {}),
+    "five hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 5), {}),
     "gelu": lambda: (MLPVelocity(2, hidden=(4,), activation="gelu"), {}),
-    "hutchinson": lambda: (MLPVelocity(2, hidden=(4,)), {"divergence": "hutchinson", "noise": torch.ones(4, 2)}),
+    "trainable noise": lambda: (
+        MLPVelocity(2, hidden=(4,)),
+        {"divergence": "hutchinson", "noise": torch.ones(4, 2, requires_grad=True)},
+    ),
     "callable": lambda: (lambda x, t, context: x, {}),
 }
 

@@ -20,14 +20,18 @@ LAYERS = [
     "_C",  # the compiled kernels
     "ops",
     "checkpoint",
-    "block",
-    "flow",
+    "discrete",
     "schedule",
+    "block",
+    "standardize",
+    "flow",
     "metrics",
     "data",
+    "two_sample",
     "environment",
     "training",
     "report",
+    "bench",
     "cli",
     "__main__",
 ]
@@ -121,7 +125,7 @@ def test_the_check_itself_allows():
 
 
 def test_import_stays_light():
-    optional = ["matplotlib", "pandas", "typer", "rich", "pyarrow", "tomli_w", "scipy", "torchdiffeq"]
+    optional = ["matplotlib", "pandas", "typer", "rich", "pyarrow", "tomli_w", "scipy", "torchdiffeq", "sklearn"]
     code = f"import jkoflow, sys; print([name for name in {optional} if name in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent

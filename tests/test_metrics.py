@@ -114,7 +114,7 @@ def test_inversion_error_uses_the_calibrated_steps():
 
 
 def test_inversion_error_of_a_broken_flow_is_infinite():
-    assert metrics.inversion_error(linear_flow(1e300, blocks=2), rows()) == (math.inf, math.inf)
+    assert metrics.inversion_error(linear_flow(1e300, blocks=2), rows())[:2] == (math.inf, math.inf)
 
 
 def test_spread_rows_come_from_the_whole_file():

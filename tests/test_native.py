@@ -451,3 +451,13 @@ def test_loss_refuses_double_backward_empty_batches_and_bad_step_sizes():
         jko_loss(velocity, x[:0], 1.0)
     with pytest.raises(ValueError, match="step_size must be positive"):
         jko_loss(velocity, x, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_mode_is_refused_and_never_ignored(grad):
+    velocity, x, _ = case(NETWORKS["two layers"], 4)
+    with torch.set_grad_enabled(grad), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="jvp"):
+            jkoflow.integrate(velocity, dual, backend="cpu")

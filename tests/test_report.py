@@ -306,11 +306,18 @@ def test_no_run_directory(tmp_path):
         write_report(tmp_path / "nowhere")
 
 
-def test_conditional_flow_is_refused(tmp_path):
+def test_a_conditional_flow_needs_its_context(tmp_path):
     run = make_run(tmp_path / "run", 2, blocks=1, rows=20)
     JKOFlow(2, [Block(MLPVelocity(2, (8,), context_dim=1))]).save(run / "model.safetensors")
-    with pytest.raises(CheckpointError, match="conditional"):
+    with pytest.raises(CheckpointError, match=r"preview.npz has 0 context columns, but .* has 1 context columns"):
         write_report(run)
+    with np.load(run / "preview.npz") as file:
+        arrays = dict(file)
+    names = np.array(["c"])
+    for context, message in ((np.zeros(20), "expected context of shape"), (np.full((20, 1), np.nan), "NaN or inf")):
+        np.savez(run / "preview.npz", **arrays, context=context, context_features=names)
+        with pytest.raises(CheckpointError, match=message):
+            write_report(run)
 
 
 def test_diverged_flow_is_refused(tmp_path):

@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
 # Runs in one process of its own, which forks for every attempt: one import, many lives. One thread: a fork of a process
 # with a running OpenMP pool would hang.
 HOST = """
-import os, signal, sys, time
+import dataclasses, os, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -41,18 +41,28 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 class KillAtUpdate(Silent):
-    def __init__(self, block, iteration):
-        self.place = (block, iteration)
+    def __init__(self, block, iteration, number=0):
+        self.place = (number, block, iteration)
+    def start_round(self, number, kind, blocks):
+        self.number = number
     def update(self, block, iteration, terms):
-        if (block, iteration) == self.place:
+        if (self.number, block, iteration) == self.place:
             kill()
 
 class KillAtEnd(Silent):
-    def __init__(self, block):
-        self.block = block
+    def __init__(self, block, number=0):
+        self.place = (number, block)
     def end_block(self, block, summary):
-        if block == self.block:
+        if (summary["round"], block) == self.place:
             kill()
+
+def kill_at_round(number):
+    record = RunDirectory.record
+    def wrapped(run, event):
+        record(run, event)
+        if event["event"] == "round" and event["round"] == number:
+            kill()
+    RunDirectory.record = wrapped
 
 def kill_before_replacing(name, times):
     replace, seen = os.replace, [0]
@@ -127,6 +137,26 @@ assert life("killed", False, lambda: kill_at_guard() or Silent()) == "killed"  #
 assert life("killed", True) == "exit 0"
 """
 
+IN_ROUNDS = """
+config = dataclasses.replace(config, reparam_rounds=1, refine=2, max_blocks=3, iterations_per_block=20)
+assert life("whole", False) == "exit 0"
+moments = [
+    lambda: KillAtEnd(0, 0),
+    lambda: kill_at_round(0) or Silent(),                               # its blocks are saved, its end is not
+    lambda: KillAtUpdate(0, 11, 1),
+    lambda: KillAtEnd(0, 1),
+    lambda: kill_at_round(1) or Silent(),
+    lambda: KillAtUpdate(2, 11, 2),
+    lambda: KillAtEnd(3, 2),
+    lambda: kill_at_round(2) or Silent(),
+    lambda: kill_before_replacing("metrics.json", 1) or Silent(),
+]
+for number, moment in enumerate(moments):
+    outcome = life("killed", number > 0, moment)
+    assert outcome == "killed", (number, outcome)
+assert life("killed", True) == "exit 0"
+"""
+
 UNPLANNED = """
 assert life("whole", False) == "exit 0"
 seconds, lives = 0.05, 0
@@ -144,12 +174,15 @@ def numbers(run):
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     result = json.loads((run / "metrics.json").read_text())
     assert result.pop("train_seconds") > 0
+    assert all(record.pop("seconds") >= 0 for record in result["rounds"])
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines], result
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 @pytest.mark.parametrize(
-    "script", [PLANNED, AT_THE_GUARD, UNPLANNED], ids=["planned moments", "at the guard", "any moment"]
+    "script",
+    [PLANNED, AT_THE_GUARD, IN_ROUNDS, UNPLANNED],
+    ids=["planned moments", "at the guard", "in rounds", "any moment"],
 )
 def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
     done = subprocess.run(

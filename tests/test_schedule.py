@@ -1,8 +1,9 @@
 """Schedules are functions of numbers."""
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,10 @@ from jkoflow.schedule import (
     iterations_within,
     jko_step_size,
     learning_rate,
+    penalised_step_sizes,
+    refined_step_sizes,
+    relative_spread,
+    reparametrized_step_sizes,
     seconds_for_block,
 )
 
@@ -97,6 +102,89 @@ def test_iterations_within_a_time():
 def test_evaluation_grows_with_everything_it_does():
     base = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000)
     assert base == pytest.approx(1e-6 * 6 * 24 * (2 + 1.5 + 2) * 1000)
+    more = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000, 500, 1000)
+    assert more == pytest.approx(base + 1e-6 * 6 * 24 * (5 * 500 + 1000))
     assert evaluation_seconds(1e-6, 12, 3, 3, 1000, 1000, 1000) == pytest.approx(2 * base)
     assert evaluation_seconds(1e-6, 6, 3, 12, 1000, 1000, 1000) == pytest.approx(base)
     assert evaluation_seconds(1e-6, 6, 3, 24, 1000, 1000, 1000) == pytest.approx(2 * base)
+
+
+# ---- Reparametrisation and refinement
+
+chains = st.lists(st.tuples(positive, positive), min_size=1, max_size=8)
+
+
+@given(st.lists(positive, min_size=1, max_size=8), st.floats(0, 100), st.floats(0.01, 1))
+def test_equal_movements_change_nothing(step_sizes, movement, damping):
+    assert reparametrized_step_sizes(step_sizes, [movement] * len(step_sizes), damping) == step_sizes
+
+
+@given(st.lists(positive, min_size=2, max_size=8), st.floats(0.01, 1))
+def test_nearly_equal_movements_change_next_to_nothing(step_sizes, damping):
+    movements = [1 + 1e-9 * k for k in range(len(step_sizes))]
+    assert reparametrized_step_sizes(step_sizes, movements, damping) == pytest.approx(step_sizes, rel=0, abs=1e-4)
+
+
+@given(chains)
+def test_blocks_would_move_equally_far_if_the_speed_were_that_of_before(chain):
+    step_sizes, movements = ([pair[k] for pair in chain] for k in (0, 1))
+    new = reparametrized_step_sizes(step_sizes, movements)
+    assert min(new) > 0
+    assert sum(new) == pytest.approx(sum(step_sizes), rel=1e-9)
+    times, arc = [0, *accumulate(step_sizes)], [0, *accumulate(movements)]
+    moved = np.diff(np.interp([0, *accumulate(new)], times, arc))
+    assert moved == pytest.approx(np.full(len(new), sum(movements) / len(new)), rel=1e-6)
+
+
+@given(chains, st.floats(0.01, 1))
+def test_damping_goes_a_part_of_the_way(chain, damping):
+    step_sizes, movements = ([pair[k] for pair in chain] for k in (0, 1))
+    full = reparametrized_step_sizes(step_sizes, movements)
+    part = reparametrized_step_sizes(step_sizes, movements, damping)
+    expected = [h + damping * (target - h) for h, target in zip(step_sizes, full, strict=True)]
+    assert part == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_block_that_moves_nothing_is_absorbed():
+    new = reparametrized_step_sizes([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0])
+    assert new == pytest.approx([0.75, 0.75, 1.75, 0.75])
+    assert reparametrized_step_sizes([1.0, 2.0], [0.0, 0.0]) == [1.0, 2.0]
+
+
+def test_new_step_sizes_are_bounded():
+    assert reparametrized_step_sizes([1.0, 1.0], [3.0, 1.0], largest=1.0) == pytest.approx([2 / 3, 1.0])
+    assert reparametrized_step_sizes([1.0, 1.0], [1.0, 1.0], largest=0.5) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0], [1.0, 2.0]), "movements must have 1 entries"),
+        (([1.0, math.inf], [1.0, 2.0]), "step_sizes must be positive and finite"),
+        (([1.0, 1.0], [1.0, math.nan]), "movements must be finite and not negative"),
+        (([1.0, 1.0], [1.0, -2.0]), "movements must be finite and not negative"),
+        (([1.0, 1.0], [1.0, 2.0], 0.0), "damping must be greater than 0 and at most 1, got 0.0"),
+        (([1.0, 1.0], [1.0, 2.0], 1.5), "damping must be greater than 0 and at most 1, got 1.5"),
+        (([1.0, 1.0], [1.0, 2.0], 1.0, 0.0), "largest must be positive, got 0.0"),
+    ],
+)
+def test_reparametrisation_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        reparametrized_step_sizes(*arguments)
+
+
+def test_children_share_their_parents_step_size():
+    assert refined_step_sizes([1.0, 3.0, math.inf], 2) == [0.5, 0.5, 1.5, 1.5, math.inf, math.inf]
+
+
+def test_only_the_last_block_is_trained_free():
+    assert penalised_step_sizes([1.0, math.inf, math.inf], 9.0) == [1.0, 1.0, math.inf]
+    assert penalised_step_sizes([math.inf, 2.0, math.inf, 3.0], 9.0) == [9.0, 2.0, 2.0, 3.0]
+    assert penalised_step_sizes([], 9.0) == []
+
+
+def test_spread_is_relative():
+    assert relative_spread([2.0, 2.0]) == 0
+    assert relative_spread([10.0, 30.0]) == relative_spread([1.0, 3.0]) == pytest.approx(0.5)
+    assert math.isnan(relative_spread([]))
+    assert math.isnan(relative_spread([0.0, 0.0]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import jkoflow
-from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, metrics, train
+from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, discrete, metrics, train
 from jkoflow.data import DataError, Dataset, split_rows
 from jkoflow.ops import jko_terms
 from jkoflow.training.adam import Adam
@@ -438,13 +438,27 @@ class SlowMachine:
         integrate = Block._integrate
 
         def slow(block, x, context, num_steps, start, end):
-            work = x.shape[0] * (num_steps or block.num_steps) * (4 if torch.is_grad_enabled() else 1)
-            self.now += work * self.per_row_step
+            self.now += x.shape[0] * (num_steps or block.num_steps) * self.per_row_step
             return integrate(block, x, context, num_steps, start, end)
 
+        loss = Block.jko_loss
+
+        def slow_loss(block, x, context=None):
+            self.now += 4 * x.shape[0] * block.num_steps * self.per_row_step
+            return loss(block, x, context)
+
+        step = discrete._step
+
+        def slow_step(velocity, x, *rest):
+            self.now += 0.5 * x.shape[0] * self.per_row_step  # without the divergence
+            return step(velocity, x, *rest)
+
         monkeypatch.setattr(Block, "_integrate", slow)
+        monkeypatch.setattr(Block, "jko_loss", slow_loss)
+        monkeypatch.setattr(discrete, "_step", slow_step)
         monkeypatch.setattr("jkoflow.training.fit.time", self)
         monkeypatch.setattr("jkoflow.training.time", self)
+        monkeypatch.setattr("jkoflow.training.trainer.time", self)
 
     def monotonic(self):
         return self.now
@@ -467,6 +481,30 @@ def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
     assert (len(history(tmp_path, "guard")) > 0) == (num_steps == 1)
     seconds = [end["seconds"] for end in recorder.ends]
     assert min(seconds) > 0.7 * max(seconds)  # equal shares
+
+
+@pytest.mark.parametrize("guess", [3, 1], ids=["all blocks", "the chain ends early"])
+def test_time_budget_is_split_over_the_rounds(monkeypatch, guess):
+    """Every round gets as much as any other, and every block of a round as much as its neighbours."""
+    clock = SlowMachine(monkeypatch, 1e-5)
+    begin, recorder = clock.now, Recorder()
+    config = dataclasses.replace(
+        TINY, max_blocks=3, time_budget=20.0, free_block=False, movement_tolerance=0.0, reparam_rounds=1, refine=2,
+        gain_tolerance=-9.0 if guess == 3 else 9.0, reparam_damping=1.0, guard=False,
+    )  # fmt: skip
+    train(split_rows(correlated(4000)[0]), config, progress=recorder)
+    assert 0.7 * 20 < clock.now - begin <= 20
+    seconds = {}
+    for end in recorder.ends:
+        seconds.setdefault(end["round"], []).append(end["seconds"])
+    assert [len(blocks) for blocks in seconds.values()] == ([3, 3, 6] if guess == 3 else [1, 2])
+    shares = [sum(blocks) for blocks in seconds.values()]
+    if guess == 3:
+        assert min(shares) > 0.7 * max(shares)
+    else:  # what the chain did not need is there for the refinement
+        assert shares[1] > 2 * shares[0]
+    for blocks in seconds.values():
+        assert min(blocks) > 0.7 * max(blocks)
 
 
 def test_an_impossible_budget_says_so_and_still_ends():
@@ -500,7 +538,7 @@ def test_run_directory_holds_what_the_readme_promises(tmp_path):
     loaded = JKOFlow.load(run)
     assert torch.equal(loaded.log_prob(rows.test), flow.log_prob(rows.test))
     assert "threads" in json.loads((run / "environment.json").read_text())
-    assert {line["event"] for line in history(run)} == {"iteration", "validation", "block"}
+    assert {line["event"] for line in history(run)} == {"iteration", "validation", "block", "round"}
     assert recorder.starts == [(0, 30), (1, 30)]
     assert recorder.updates[-1][:2] == (1, 30)
     terms = recorder.updates[-1][2]

@@ -34,29 +34,30 @@ __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Rea
   }
 }
 
-// One hidden layer: z = weights * input + bias, then the activation on each panel while it is in the L1 cache.
-template <class Real, int Vectors, Keep K>
-JKOFLOW_INLINE void hidden_layer(const Network<Real>& net, const Real* bias, const Real* input,
-                                 const Stage<Real>& stage, int l) {
-  product<Real, Vectors>(net.weights[l], net.padded[l], net.depth(l), input, bias, [&](int first_row, auto& acc) {
-    for_each_vector_of(first_row, acc,
-                       [&](int, int, ptrdiff_t at, const Vector<Real>& z) { store<Real>(stage.value[l] + at, z); });
-    constexpr bool kCurvature = K == Keep::kJets;
-    const ptrdiff_t first = static_cast<ptrdiff_t>(first_row) * kTile<Real>;
-    activate_rows<Real, Vectors, kCurvature>(net.activation, net.beta, stage.value[l] + first, stage.slope[l] + first,
-                                             kCurvature ? stage.curvature[l] + first : nullptr, kRowsOf<decltype(acc)>);
-  });
-}
-
 // Velocity and divergence at stage.input and time t. Tangents wait for the adjoint, if there will be one: then the
 // divergence is zero here.
 template <class Real, int Vectors, Keep K>
-void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const Tangent<Real>& tangent, Real* bias,
+void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                    Real* velocity, Vector<Real> (&divergence)[Vectors]) {
   const int top = net.top();
-  for (int i = 0; i < net.padded[0]; ++i) bias[i] = net.bias[0][i] + t * net.time[i];
-  hidden_layer<Real, Vectors, K>(net, bias, stage.input, stage, 0);
-  for (int l = 1; l <= top; ++l) hidden_layer<Real, Vectors, K>(net, net.bias[l], stage.value[l - 1], stage, l);
+  // Of a hidden layer: the activation on each panel of z while it is in the L1 cache.
+  const auto activation = [&](int l) {
+    return [&net, &stage, l](int first_row, auto& acc) {
+      for_each_vector_of(first_row, acc,
+                         [&](int, int, ptrdiff_t at, const Vector<Real>& z) { store<Real>(stage.value[l] + at, z); });
+      constexpr bool kCurvature = K == Keep::kJets;
+      const ptrdiff_t first = static_cast<ptrdiff_t>(first_row) * kTile<Real>;
+      activate_rows<Real, Vectors, kCurvature>(net.activation, net.beta, stage.value[l] + first, stage.slope[l] + first,
+                                               kCurvature ? stage.curvature[l] + first : nullptr,
+                                               kRowsOf<decltype(acc)>);
+    };
+  };
+  for (int i = 0; i < net.padded[0]; ++i) space.bias[i] = net.bias[0][i] + t * net.time[i];
+  product<Real, Vectors>(net.first, net.padded[0], net.inputs, stage.input, space.bias, activation(0));
+  for (int l = 1; l <= top; ++l) {
+    hidden_product<Real, Vectors>(net.weights[l], net.padded[l], net.width[l - 1], stage.value[l - 1], net.bias[l],
+                                  space.split, activation(l));
+  }
 
   for (int j = 0; j < Vectors; ++j) divergence[j] = Vector<Real>{};
   // div = sum_i q_i s_i over the last layer's slopes s, with q = M s_1 or the constant c.
@@ -69,15 +70,17 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
     }
   };
   if (net.two_layer_form()) {
-    product<Real, Vectors>(net.coupling, net.padded[1], net.width[0], stage.slope[0], [&](int first_row, auto& acc) {
-      for_each_vector_of(first_row, acc,
-                         [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
-    });
+    hidden_product<Real, Vectors>(net.coupling_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr,
+                                  space.split, [&](int first_row, auto& acc) {
+                                    for_each_vector_of(
+                                        first_row, acc,
+                                        [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
+                                  });
   } else if (net.closed) {
     for_each_vector_in<Real, Vectors>(
         net.width[0], [&](int row, int j, ptrdiff_t at) { contribute(j, at, Vector<Real>{} + net.coupling[row]); });
   } else if (K == Keep::kNothing) {
-    add_tangent_divergence<Real, Vectors>(net, stage, tangent, divergence);
+    add_tangent_divergence<Real, Vectors>(net, stage, space, divergence);
   }
 
   if (net.has_linear) {
@@ -97,7 +100,7 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
 // Adjoint of forward_stage: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
 // the input, with z_bar and the panels left for the weight gradients. Adds to `divergence` what forward_stage left out.
 template <class Real, int Vectors, Keep K>
-void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const Tangent<Real>& tangent,
+void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                     BackwardSpace<Real>& work, int index, const Vector<Real> (&divergence_bar)[Vectors],
                     Vector<Real> (&divergence)[Vectors], bool parameters) {
   const int top = net.top();
@@ -115,7 +118,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
     for (int j = 0; j < Vectors; ++j) sum += load(velocity_bar + i * kTile<Real> + j * kLanes<Real>);
     add_to<Real>(sums.bias_last + i * kLanes<Real>, sum);
   }
-  backward_tangents<Real, Vectors, K>(net, stage, tangent, work, index, divergence_bar, divergence, parameters);
+  backward_tangents<Real, Vectors, K>(net, stage, space, work, index, divergence_bar, divergence, parameters);
 
   // Last hidden layer: z_bar = s * (W^T v_bar) + sigma'' * (gradient of s), the latter being div_bar * q in closed
   // form.
@@ -149,31 +152,33 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
 
   // The layers below: z_bar = s * (W^T z_bar above) + sigma'' * (gradient of s), which lies in z_bar's place.
   if (net.two_layer_form()) {
-    product<Real, Vectors>(net.coupling_t, net.padded[0], net.width[1], q_bar, [&](int first_row, auto& acc) {
-      for_each_vector_of(first_row, acc,
-                         [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(z_bar(0) + at, v); });
-    });
+    hidden_product<Real, Vectors>(
+        net.coupling_matrix_t, net.padded[0], net.width[1], q_bar, nullptr, space.split, [&](int first_row, auto& acc) {
+          for_each_vector_of(first_row, acc,
+                             [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(z_bar(0) + at, v); });
+        });
   }
   for (int l = top - 1; l >= 0; --l) {
     Real* z = z_bar(l);
-    product<Real, Vectors>(
-        net.weights_t[l + 1], net.padded[l], net.width[l + 1], z_bar(l + 1), [&](int first_row, auto& acc) {
-          JKOFLOW_UNROLL
-          for (int i = 0; i < kRowsOf<decltype(acc)>; ++i) {
-            Vector<Real> sum{};
-            JKOFLOW_UNROLL
-            for (int j = 0; j < Vectors; ++j) {
-              const ptrdiff_t at = static_cast<ptrdiff_t>(first_row + i) * kTile<Real> + j * kLanes<Real>;
-              Vector<Real> total = slope_of<Real, K>(stage, l, at) * acc[i][j];
-              if (net.closed || net.directions > 0) {
-                total += curvature_of<Real, K>(stage, l, at) * load(z + at);
-              }
-              store<Real>(z + at, total);
-              sum += total;
-            }
-            add_bias(l, first_row + i, sum);
-          }
-        });
+    hidden_product<Real, Vectors>(net.weights_t[l + 1], net.padded[l], net.width[l + 1], z_bar(l + 1), nullptr,
+                                  space.split, [&](int first_row, auto& acc) {
+                                    JKOFLOW_UNROLL
+                                    for (int i = 0; i < kRowsOf<decltype(acc)>; ++i) {
+                                      Vector<Real> sum{};
+                                      JKOFLOW_UNROLL
+                                      for (int j = 0; j < Vectors; ++j) {
+                                        const ptrdiff_t at =
+                                            static_cast<ptrdiff_t>(first_row + i) * kTile<Real> + j * kLanes<Real>;
+                                        Vector<Real> total = slope_of<Real, K>(stage, l, at) * acc[i][j];
+                                        if (net.closed || net.directions > 0) {
+                                          total += curvature_of<Real, K>(stage, l, at) * load(z + at);
+                                        }
+                                        store<Real>(z + at, total);
+                                        sum += total;
+                                      }
+                                      add_bias(l, first_row + i, sum);
+                                    }
+                                  });
     if (parameters) {
       transpose_panels<Real, Vectors>(stage.value[l], net.padded[l], index, work.stages, work.value_panels[l]);
       if (work.slope_panels != nullptr && K == Keep::kJets) {
@@ -188,7 +193,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
       });
     };
   };
-  product_any_rows<Real, Vectors>(net.weights_t[0], net.inputs, net.width[0], z_bar(0), write(false));
+  product_any_rows<Real, Vectors>(net.first_t, net.inputs, net.width[0], z_bar(0), write(false));
   if (net.has_linear) product_any_rows<Real, Vectors>(net.linear_t, net.dim, net.dim, velocity_bar, write(true));
 }
 

@@ -4,8 +4,19 @@
 #include <new>
 #include <stdexcept>
 
+#if defined(JKOFLOW_HAVE_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace jkoflow {
 
+#ifdef JKOFLOW_HAVE_AMX
+namespace amx {
+extern const CpuKernels kKernels;
+}
+#endif
 #ifdef JKOFLOW_HAVE_AVX512
 namespace avx512 {
 extern const CpuKernels kKernels;
@@ -51,6 +62,44 @@ const CpuKernels& choose() {
     names += (names.empty() ? "" : ", ") + std::string(kernels->isa);
   }
   throw std::runtime_error("JKOFLOW_ISA must be one of " + names + " on this machine, got '" + wanted + "'");
+}
+
+#if defined(JKOFLOW_HAVE_AMX) && defined(__linux__)
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  return (d & kTile) != 0 && (d & kBf16) != 0;
+}
+
+// Linux hands out the registers of AMX to processes that ask for them.
+bool may_use_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+std::string find_split_problem() {
+#if defined(JKOFLOW_HAVE_AMX) && defined(__linux__)
+  if (!has_amx()) return "this processor has no AMX";
+  if (std::string(kernels().isa) != "avx512") return std::string("JKOFLOW_ISA=") + kernels().isa + " rules AMX out";
+  if (!may_use_amx()) return "the operating system does not let this process use AMX";
+  return "";
+#else
+  return "this build has no kernels for AMX";
+#endif
+}
+
+// The kernels for a problem.
+const CpuKernels& kernels_for(const Problem& problem) {
+  if (!problem.split) return kernels();
+  const std::string reason = split_problem();
+  if (!reason.empty()) throw std::runtime_error("split products need AMX: " + reason);
+#ifdef JKOFLOW_HAVE_AMX
+  return amx::kKernels;
+#else
+  return kernels();
+#endif
 }
 
 // Memory that a thread keeps between calls: fresh large blocks would page-fault on every call.
@@ -101,16 +150,24 @@ bool has_openmp() {
 #endif
 }
 
+std::string split_problem() {
+  static const std::string problem = find_split_problem();
+  return problem;
+}
+
 void forward(const Problem& problem) {
-  kernels().forward(problem, workspace.at_least(kernels().forward_bytes(problem)));
+  const CpuKernels& k = kernels_for(problem);
+  k.forward(problem, workspace.at_least(k.forward_bytes(problem)));
 }
 
 void backward(const Problem& problem, const Adjoint& adjoint) {
-  kernels().backward(problem, adjoint, workspace.at_least(kernels().backward_bytes(problem)));
+  const CpuKernels& k = kernels_for(problem);
+  k.backward(problem, adjoint, workspace.at_least(k.backward_bytes(problem)));
 }
 
 void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint) {
-  kernels().jko_loss(problem, loss, adjoint, workspace.at_least(kernels().jko_loss_bytes(problem)));
+  const CpuKernels& k = kernels_for(problem);
+  k.jko_loss(problem, loss, adjoint, workspace.at_least(k.jko_loss_bytes(problem)));
 }
 
 }  // namespace cpu

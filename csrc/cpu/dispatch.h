@@ -16,6 +16,9 @@ std::vector<std::string> available_isas();
 // Throws std::runtime_error if that one is not available.
 const CpuKernels& kernels();
 
+// "" if products between hidden layers can be split (Problem::split), else why not.
+std::string split_problem();
+
 // Threads of OpenMP are used if the build found it.
 bool has_openmp();
 

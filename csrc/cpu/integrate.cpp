@@ -99,8 +99,7 @@ void evaluate_stages(const Problem& p, const Network<Real>& net, const ForwardSp
   for (int s = 0; s < p.tableau.stages; ++s) {
     set_stage_input<Real, Vectors>(p, space, stage[s].input, grid.dt, s);
     Vector<Real> divergence[Vectors];
-    forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space.tangent, space.bias, space.velocity[s],
-                                    divergence);
+    forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space, space.velocity[s], divergence);
     const Real weight = grid.dt * static_cast<Real>(p.tableau.b[s]);
     for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
@@ -168,8 +167,8 @@ void add_cotangent(const void* tensor, int64_t first, int samples, int columns, 
 // The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start. Adds to logdet
 // what evaluate_stages left out.
 template <class Real, int Vectors, Keep K>
-void backward_step(const Problem& p, const Network<Real>& net, const Tangent<Real>& tangent, const Stage<Real>* stage,
-                   BackwardSpace<Real>& work, const Grid<Real>& grid, int step,
+void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space,
+                   const Stage<Real>* stage, BackwardSpace<Real>& work, const Grid<Real>& grid, int step,
                    const Vector<Real> (&logdet_bar)[Vectors], Vector<Real> (&logdet)[Vectors], bool parameters) {
   const Tableau& tableau = p.tableau;
   for (int s = tableau.stages - 1; s >= 0; --s) {
@@ -186,7 +185,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const Tangent<Rea
     });
     Vector<Real> divergence_bar[Vectors], divergence[Vectors] = {};
     for (int j = 0; j < Vectors; ++j) divergence_bar[j] = weight * logdet_bar[j];
-    backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], tangent, work, s, divergence_bar, divergence,
+    backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space, work, s, divergence_bar, divergence,
                                      parameters);
     for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
@@ -242,8 +241,7 @@ void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>
     load_tile<Real, Vectors>(path_at<Real>(p, step), first, samples, p.dim, space.x);
     for (int j = 0; j < Vectors; ++j) unused[j] = Vector<Real>{};
     evaluate_stages<Real, Vectors, K>(p, net, space, space.stage, grid, step, unused);
-    backward_step<Real, Vectors, K>(p, net, space.tangent, space.stage, work, grid, step, logdet_bar, unused,
-                                    parameters);
+    backward_step<Real, Vectors, K>(p, net, space, space.stage, work, grid, step, logdet_bar, unused, parameters);
     add_cotangent<Real>(path_bar(step), first, samples, p.dim, work.x_bar);
   }
   store_gradients<Real, Vectors>(p, adjoint, net, space.tangent, work, first, samples);
@@ -296,8 +294,7 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
       const ForwardSpace<Real> from_path = space.at(path + step * tile);
       evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);
     }
-    backward_step<Real, Vectors, K>(p, net, space.tangent, stages_of(step), work, grid, step, logdet_bar, logdet,
-                                    parameters);
+    backward_step<Real, Vectors, K>(p, net, space, stages_of(step), work, grid, step, logdet_bar, logdet, parameters);
   }
   for (int i = 0; i < samples; ++i) terms[1] -= logdet[i / kLanes<Real>][i % kLanes<Real>];
   if (adjoint.x != nullptr) {
@@ -486,6 +483,7 @@ void forward(const Problem& p, char* memory) {
   Arena counted(nullptr);
   ForwardSpace<Real>(net, p.tableau.stages, 1, Keep::kNothing, counted);
   run_threads(partitions, [&](int thread, int threads) {
+    [[maybe_unused]] const TileSession tiles;
     net.prepare(p, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);
@@ -532,6 +530,7 @@ void run_adjoint(const Problem& p, const Adjoint& adjoint, int kept_steps, bool 
   AdjointSpace<Real>(p, net, kept_steps, with_path, counted);
   const Reduction<Real> reduction(p, adjoint, net, results, partitions);
   run_threads(partitions, [&](int thread, int threads) {
+    [[maybe_unused]] const TileSession tiles;
     net.prepare(p, thread, threads, wait_for_threads);
     for (int i = thread; i < partitions; i += threads) {
       Arena own(memory + arena.used() + counted.used() * i);

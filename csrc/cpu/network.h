@@ -2,8 +2,7 @@
 #pragma once
 
 #include "../problem.h"
-#include "arena.h"
-#include "gemm.h"
+#include "split.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
@@ -19,7 +18,7 @@ template <class Real>
 struct Network {
   int dim, inputs;  // inputs: columns of layer 1 without t
   int hidden;       // hidden layers
-  int width[kMaxHidden], padded[kMaxHidden];
+  int width[kMaxHidden] = {}, padded[kMaxHidden] = {};
   bool closed;      // the divergence is wanted and has a closed form
   bool probed;      // it is taken along the noise of the Problem
   int directions;   // tangents that it takes where there is no closed form
@@ -27,12 +26,15 @@ struct Network {
   ActivationKind activation;
   Real beta;
 
-  Real *weights[kMaxHidden], *last, *linear = nullptr;
+  Real *first, *last, *linear = nullptr;  // of layer 1, of the last, A
+  Matrix<Real> weights[kMaxHidden];       // between hidden layers: [l] reads layer l - 1
   Real *bias[kMaxHidden], *bias_last, *time;
-  Real *weights_t[kMaxHidden], *last_t = nullptr, *linear_t = nullptr;  // transposed, for the adjoint
+  Real *first_t = nullptr, *last_t = nullptr, *linear_t = nullptr;  // transposed, for the adjoint
+  Matrix<Real> weights_t[kMaxHidden];
   // What the closed-form divergence needs of the weights: c_a = sum_i W1[a, i] W2[i, a], so that div = c . s1, padded;
-  // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1, packed and row by row.
-  Real *coupling = nullptr, *coupling_rows = nullptr, *coupling_t = nullptr;
+  // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1.
+  Real *coupling = nullptr, *coupling_rows = nullptr;  // c; M row by row
+  Matrix<Real> coupling_matrix, coupling_matrix_t;     // M
   Real* product_grad = nullptr;  // for the adjoint: gradient of (W1x W3)^T, with the shape of coupling_rows
   // Rows that tangents start from and end on, plain: W1x transposed (dim, padded H1) and W_last (dim, padded HL).
   Real *first_columns = nullptr, *last_rows = nullptr;
@@ -53,28 +55,34 @@ struct Network {
       width[l] = p.width[l];
       padded[l] = padded_width<Real>(width[l]);
       bias[l] = arena.take<Real>(padded[l]);
-      weights[l] = arena.take<Real>(padded[l] * depth(l));
-      weights_t[l] =
-          adjoint ? arena.take<Real>(static_cast<ptrdiff_t>(l == 0 ? inputs : padded[l - 1]) * padded[l]) : nullptr;
+      if (l > 0) weights[l] = Matrix<Real>::take(padded[l], width[l - 1], arena);
+      if (l > 0 && adjoint) weights_t[l] = Matrix<Real>::take(padded[l - 1], width[l], arena);
     }
+    first = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
+    if (adjoint) first_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
+    if (closed && hidden == 1) coupling = arena.take<Real>(padded[0]);
     time = arena.take<Real>(padded[0]);
     bias_last = arena.take<Real>(dim);
     last = arena.take<Real>(static_cast<ptrdiff_t>(dim) * padded[top()]);
     if (adjoint || probed) last_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[top()]) * dim);
     if (has_linear) linear = arena.take<Real>(dim * dim);
     if (has_linear && adjoint) linear_t = arena.take<Real>(dim * dim);
-    if (closed) coupling = arena.take<Real>(square());
     if (two_layer_form() || (directions > 0 && !probed)) first_columns = arena.take<Real>(dim * padded[0]);
     if (directions > 0 && !probed) last_rows = arena.take<Real>(dim * padded[top()]);
     if (two_layer_form()) {
-      coupling_rows = arena.take<Real>(square());
-      if (adjoint) coupling_t = arena.take<Real>(square());
-      if (adjoint) product_grad = arena.take<Real>(square());
+      coupling_rows = arena.take<Real>(static_cast<ptrdiff_t>(padded[1]) * padded[0]);
+      coupling_matrix = Matrix<Real>::take(padded[1], width[0], arena);
+      if (adjoint) coupling_matrix_t = Matrix<Real>::take(padded[0], width[1], arena);
+      if (adjoint) product_grad = arena.take<Real>(static_cast<ptrdiff_t>(padded[1]) * padded[0]);
     }
   }
 
   int top() const { return hidden - 1; }
-  ptrdiff_t depth(int layer) const { return layer == 0 ? inputs : width[layer - 1]; }
+  int widest() const {
+    int most = 0;
+    for (int l = 0; l < hidden; ++l) most = padded[l] > most ? padded[l] : most;
+    return most;
+  }
   bool two_layer_form() const { return closed && hidden == 2; }
 
   // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
@@ -87,7 +95,7 @@ struct Network {
       set_coupling(p, part, parts);
       if (two_layer_form()) {
         wait();
-        pack_square(coupling_rows, padded[0], 1, coupling, coupling_t, part, parts);
+        pack_hidden(coupling_rows, padded[0], 1, coupling_matrix, coupling_matrix_t, part, parts);
       }
     }
     wait();
@@ -107,8 +115,6 @@ struct Network {
   }
 
  private:
-  ptrdiff_t square() const { return static_cast<ptrdiff_t>(padded[0]) * (hidden == 2 ? padded[1] : 1); }
-
   void pack_weights(const Problem& p, int part, int parts) const {
     const int stride = p.input_columns();
     const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
@@ -116,10 +122,10 @@ struct Network {
       if (packed != nullptr) pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
     };
     const Real* w1 = static_cast<const Real*>(p.weight[0]);
-    give(weights[0], width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
-    give(weights_t[0], inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
+    give(first, width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
+    give(first_t, inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
     for (int l = 1; l < hidden; ++l) {
-      pack_square(static_cast<const Real*>(p.weight[l]), width[l - 1], l, weights[l], weights_t[l], part, parts);
+      pack_hidden(static_cast<const Real*>(p.weight[l]), width[l - 1], l, weights[l], weights_t[l], part, parts);
     }
     const int columns = width[top()];
     const Real* w_last = static_cast<const Real*>(p.weight[hidden]);
@@ -134,13 +140,14 @@ struct Network {
     copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
   }
 
-  // A matrix from hidden layer l - 1 to l whose rows are `stride` apart, and, unless null, its transpose.
-  void pack_square(const Real* rows, int stride, int l, Real* packed, Real* packed_t, int part, int parts) const {
-    pack<Real>(packed, width[l], padded[l], width[l - 1], part, parts,
-               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(m) * stride + k]; });
-    if (packed_t == nullptr) return;
-    pack<Real>(packed_t, width[l - 1], padded[l - 1], width[l], part, parts,
-               [=](int m, int k) { return rows[static_cast<ptrdiff_t>(k) * stride + m]; });
+  // A matrix from hidden layer l - 1 to l whose rows are `stride` apart, and for the adjoint its transpose.
+  void pack_hidden(const Real* rows, int stride, int l, const Matrix<Real>& packed, const Matrix<Real>& packed_t,
+                   int part, int parts) const {
+    packed.pack_from(width[l], padded[l], width[l - 1], part, parts,
+                     [=](int m, int k) { return rows[static_cast<ptrdiff_t>(m) * stride + k]; });
+    if (first_t == nullptr) return;
+    packed_t.pack_from(width[l - 1], padded[l - 1], width[l], part, parts,
+                       [=](int m, int k) { return rows[static_cast<ptrdiff_t>(k) * stride + m]; });
   }
 
   void copy_rows(const Problem& p, int part, int parts) const {

@@ -39,7 +39,7 @@ void start_probe(const Network<Real>& net, const Tangent<Real>& tangent) {
                          [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(out + at, v); });
     };
   };
-  product<Real, Vectors>(net.weights[0], net.padded[0], net.inputs, tangent.noise, keep(tangent.seed));
+  product<Real, Vectors>(net.first, net.padded[0], net.inputs, tangent.noise, keep(tangent.seed));
   product<Real, Vectors>(net.last_t, net.padded[net.top()], net.dim, tangent.noise, keep(tangent.weighing));
 }
 
@@ -53,20 +53,22 @@ void start_direction(const Network<Real>& net, const Stage<Real>& stage, const D
 
 // Adds w . u_L of every direction to the divergence.
 template <class Real, int Vectors>
-void add_tangent_divergence(const Network<Real>& net, const Stage<Real>& stage, const Tangent<Real>& tangent,
+void add_tangent_divergence(const Network<Real>& net, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                             Vector<Real> (&divergence)[Vectors]) {
   constexpr Keep K = Keep::kNothing;
+  const Tangent<Real>& tangent = space.tangent;
   const int top = net.top();
   for (int k = 0; k < net.directions; ++k) {
     const Direction<Real> direction(net, tangent, k);
     start_direction<Real, Vectors, K>(net, stage, direction, tangent.behind[0]);
     for (int l = 1; l < top; ++l) {
-      product<Real, Vectors>(net.weights[l], net.padded[l], net.width[l - 1], tangent.behind[(l - 1) % 2],
-                             [&](int first_row, auto& acc) {
-                               for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
-                                 store<Real>(tangent.behind[l % 2] + at, slope_of<Real, K>(stage, l, at) * a);
-                               });
-                             });
+      hidden_product<Real, Vectors>(
+          net.weights[l], net.padded[l], net.width[l - 1], tangent.behind[(l - 1) % 2], nullptr, space.split,
+          [&](int first_row, auto& acc) {
+            for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
+              store<Real>(tangent.behind[l % 2] + at, slope_of<Real, K>(stage, l, at) * a);
+            });
+          });
     }
     const auto weigh = [&](int row, int j, ptrdiff_t at, const Vector<Real>& u) {
       divergence[j] += direction.weight(row, at) * u;
@@ -76,13 +78,13 @@ void add_tangent_divergence(const Network<Real>& net, const Stage<Real>& stage, 
           net.padded[0], [&](int row, int j, ptrdiff_t at) { weigh(row, j, at, load(tangent.behind[0] + at)); });
       continue;
     }
-    product<Real, Vectors>(net.weights[top], net.padded[top], net.width[top - 1], tangent.behind[(top - 1) % 2],
-                           [&](int first_row, auto& acc) {
-                             for_each_vector_of(first_row, acc,
-                                                [&](int row, int j, ptrdiff_t at, const Vector<Real>& a) {
-                                                  weigh(row, j, at, slope_of<Real, K>(stage, top, at) * a);
-                                                });
-                           });
+    hidden_product<Real, Vectors>(net.weights[top], net.padded[top], net.width[top - 1], tangent.behind[(top - 1) % 2],
+                                  nullptr, space.split, [&](int first_row, auto& acc) {
+                                    for_each_vector_of(first_row, acc,
+                                                       [&](int row, int j, ptrdiff_t at, const Vector<Real>& a) {
+                                                         weigh(row, j, at, slope_of<Real, K>(stage, top, at) * a);
+                                                       });
+                                  });
   }
 }
 
@@ -98,11 +100,12 @@ void accumulate_tangents(const Network<Real>& net, const BackwardSpace<Real>& wo
 // Every direction forth, with its share of the divergence, and back: the gradients of the slopes are left in the z_bar
 // of the stage, those of the weights in work.
 template <class Real, int Vectors, Keep K>
-void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const Tangent<Real>& tangent,
+void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                        const BackwardSpace<Real>& work, int index, const Vector<Real> (&divergence_bar)[Vectors],
                        Vector<Real> (&divergence)[Vectors], bool parameters) {
   constexpr int kSamples = Vectors * kLanes<Real>;
   const int top = net.top();
+  const Tangent<Real>& tangent = space.tangent;
   const TangentAdjoint<Real>& adjoint = work.tangent;
   for (int k = 0; k < net.directions; ++k) {
     const Direction<Real> direction(net, tangent, k);
@@ -131,12 +134,13 @@ void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const
     for (int l = 1; l <= top; ++l) {
       const Real* u = tangent.behind[(l - 1) % 2];
       if (parameters) transpose_panels<Real, Vectors>(u, net.padded[l - 1], place, work.stages, adjoint.panels[l]);
-      product<Real, Vectors>(net.weights[l], net.padded[l], net.width[l - 1], u, [&](int first_row, auto& acc) {
-        for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
-          store<Real>(tangent.ahead[l] + at, a);
-          if (l < top) store<Real>(tangent.behind[l % 2] + at, slope_of<Real, K>(stage, l, at) * a);
-        });
-      });
+      hidden_product<Real, Vectors>(
+          net.weights[l], net.padded[l], net.width[l - 1], u, nullptr, space.split, [&](int first_row, auto& acc) {
+            for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
+              store<Real>(tangent.ahead[l] + at, a);
+              if (l < top) store<Real>(tangent.behind[l % 2] + at, slope_of<Real, K>(stage, l, at) * a);
+            });
+          });
     }
 
     for (int row = 0; row < net.padded[top]; ++row) {
@@ -160,11 +164,13 @@ void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const
       }
     }
     for (int l = top; l > 0; --l) {
-      product<Real, Vectors>(net.weights_t[l], net.padded[l - 1], net.width[l], bar(l), [&](int first_row, auto& acc) {
-        for_each_vector_of(first_row, acc, [&](int row, int, ptrdiff_t at, const Vector<Real>& u_bar) {
-          through_slope(l - 1, at, u_bar, ahead(l - 1, row, at), slope_of<Real, K>(stage, l - 1, at));
-        });
-      });
+      hidden_product<Real, Vectors>(
+          net.weights_t[l], net.padded[l - 1], net.width[l], bar(l), nullptr, space.split,
+          [&](int first_row, auto& acc) {
+            for_each_vector_of(first_row, acc, [&](int row, int, ptrdiff_t at, const Vector<Real>& u_bar) {
+              through_slope(l - 1, at, u_bar, ahead(l - 1, row, at), slope_of<Real, K>(stage, l - 1, at));
+            });
+          });
     }
     for (int row = 0; parameters && row < net.padded[0]; ++row) {
       const Real* a_bar = bar(0) + static_cast<ptrdiff_t>(row) * kTile<Real>;

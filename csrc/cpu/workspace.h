@@ -59,12 +59,8 @@ struct Tangent {
   Tangent(const Network<Real>& net, Arena& arena) {
     if (net.directions == 0) return;
     const auto tile = [&](int rows) { return arena.take<Real>(static_cast<ptrdiff_t>(rows) * kTile<Real>); };
-    int widest = 0;
-    for (int l = 0; l < net.hidden; ++l) {
-      if (l > 0) ahead[l] = tile(net.padded[l]);
-      if (net.padded[l] > widest) widest = net.padded[l];
-    }
-    for (Real*& u : behind) u = tile(widest);
+    for (int l = 1; l < net.hidden; ++l) ahead[l] = tile(net.padded[l]);
+    for (Real*& u : behind) u = tile(net.widest());
     if (!net.probed) return;
     noise = tile(net.inputs);
     seed = tile(net.padded[0]);
@@ -78,10 +74,14 @@ struct ForwardSpace {
   Real *x, *bias;
   Real* velocity[kMaxStages];
   Tangent<Real> tangent;
+  SplitSpace<Real> split;
   Stage<Real>* stage;  // [steps][stages]
 
   ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena)
-      : x(arena.take<Real>(net.dim * kTile<Real>)), bias(arena.take<Real>(net.padded[0])), tangent(net, arena) {
+      : x(arena.take<Real>(net.dim * kTile<Real>)),
+        bias(arena.take<Real>(net.padded[0])),
+        tangent(net, arena),
+        split(net.widest(), arena) {
     for (int s = 0; s < stages; ++s) velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
     stage = arena.take<Stage<Real>>(steps * stages);
     const bool writable = stage != nullptr;

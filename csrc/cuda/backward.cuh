@@ -77,6 +77,7 @@ struct Backward {
       }
       for (int stage = p.stages - 1; stage >= 0; --stage) {
         device::sync_block(Barrier::kInputAdjoint);
+        b.renew();
         set_stage(step, stage, loss ? step : 0);
         device::sync_block(Barrier::kStageAdjoint);
         if (kTangents && p.hutchinson && step + 1 == p.num_steps && stage + 1 == p.stages) {

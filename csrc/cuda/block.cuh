@@ -27,12 +27,17 @@ struct Block {
   float* scratch;
 
   JKOFLOW_DEVICE explicit Block(const Params& params)
-      : p(params),
-        thread(device::thread()),
-        warp(thread >> 5),
-        row(16 * warp + lane.g),
-        shared(device::shared()),
-        scratch(params.scratch + device::block() * params.scratch_stride) {}
+      : p(params), shared(device::shared()), scratch(params.scratch + device::block() * params.scratch_stride) {
+    renew();
+  }
+
+  // Forgets what follows from the thread's index, so that it is not held in registers from stage to stage.
+  JKOFLOW_DEVICE void renew() {
+    lane = Lane();
+    thread = device::thread();
+    warp = thread >> 5;
+    row = 16 * warp + lane.g;
+  }
 
   // ---- Buffers
 

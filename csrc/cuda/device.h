@@ -18,7 +18,13 @@
 
 namespace jkoflow::cuda::device {
 
-JKOFLOW_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+// Volatile: read again wherever it is asked for. Otherwise all addresses that follow from it are computed once, held across
+// the whole kernel and spilled.
+JKOFLOW_DEVICE int thread() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
 JKOFLOW_DEVICE int block() { return static_cast<int>(blockIdx.x); }
 JKOFLOW_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 JKOFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }

@@ -54,7 +54,7 @@ JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int step
     const int even = swizzle(2 * lane.t), odd = swizzle(2 * lane.t + 1);
     const float* low = weights + lane.g * 4;
     const float* row = x + 2 * lane.t * stride;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < 8 * steps; k += 4) {
       const float4 a0 = device::load4_constant(low + k * 16), a1 = device::load4_constant(low + k * 16 + 32);
 #pragma unroll
@@ -143,7 +143,7 @@ template <int NT>
 JKOFLOW_DEVICE void outer_block(float (&c)[8][4], const Left<NT>& left, const float* right, int stride, int column) {
   const Lane lane;
   const int row = left.first + 8 * (lane.index >> 4);
-#pragma unroll 2
+#pragma unroll 1
   for (int s = 0; s < 8 * NT; ++s) {
     const float* at = left.panel + panel_index(s, row, left.stride);
     const float4 a0 = device::load4(at), a1 = device::load4(at + 4), b = device::load4(right + panel_index(s, column, stride));

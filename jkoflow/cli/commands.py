@@ -1,4 +1,4 @@
-"""The commands: train, score, sample, report, doctor."""
+"""The commands: train, score, sample, report, doctor; bench has a module of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.cli import console, settings
+from jkoflow.cli.bench import bench
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
@@ -32,17 +34,28 @@ from jkoflow.data import (
     require_batch,
     write_table,
 )
+from jkoflow.discrete import NotContractiveError
 from jkoflow.environment import describe
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.metrics import CHUNK
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import TrainingError
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.evaluation import compared_samples, two_sample_distances
 from jkoflow.training.run import METRICS_FILE, PREVIEW_FILE, RunDirectory, RunError
+from jkoflow.two_sample import classifier_accuracy
 
-USER_ERRORS = (DataError, CheckpointError, ConfigError, RunError, TrainingError, MissingExtraError)
+USER_ERRORS = (
+    DataError,
+    CheckpointError,
+    ConfigError,
+    RunError,
+    TrainingError,
+    MissingExtraError,
+    NotContractiveError,
+)
 """Their messages are one line and tell the fix; anything else is a bug and shows its traceback."""
 
 # click's own, wherever this version of typer keeps it
@@ -125,6 +138,18 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the data's split and of the training.", show_default=False)
     ] = None,
+    context_columns: Annotated[
+        str | None,
+        typer.Option(help="Columns, as a,b: learn the density of the others given these.", show_default=False),
+    ] = None,
+    reparam_rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rounds that even out the blocks' movements and train again.", show_default=False),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts that every block is divided into at the end.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Train a flow, measure it and write its report.
@@ -136,23 +161,32 @@ def train(
     kernels = describe()["kernels"]["cpu"]
     if kernels is not None and "JKOFLOW_ISA" in kernels:  # before the run begins, which cannot do without its wish
         raise ConfigError(kernels)
-    flags = {"max_blocks": blocks, "time_budget": time_budget, "seed": seed}
-    given = settings.given(config, {name: value for name, value in flags.items() if value is not None})
+    flags = {
+        "max_blocks": blocks,
+        "time_budget": time_budget,
+        "seed": seed,
+        "reparam_rounds": reparam_rounds,
+        "refine": refine,
+    }
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    given = settings.given(config, chosen, context_columns)
     if resume:
         run, source, resolved = settings.for_resume(data, out, given)
     else:
         run, source, resolved = settings.for_start(data, out, given)
-    dataset = load_dataset(source, resolved.seed)
+    dataset = load_dataset(source.data, resolved.seed, source.context_columns)
     require_batch(dataset, resolved.batch_size)
     print(
         f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "
         f"{dataset.test.shape[0]} to report on, {dataset.dim} column{'s' if dataset.dim > 1 else ''}"
+        + (f" given {', '.join(dataset.context_features)}" if dataset.context_features else "")
     )
     if dataset.attribution:
         print(dataset.attribution)
     try:
         with console.training_progress() as progress:
-            train_flow(dataset, resolved, run_dir=run, resume=resume, progress=progress, source=settings.place(source))
+            place = settings.place(source.data)
+            train_flow(dataset, resolved, run_dir=run, resume=resume, progress=progress, source=place)
         page = write_report(run)
     except KeyboardInterrupt:
         again = f"; continue with: jkoflow train --resume {shlex.quote(str(run))}"
@@ -178,13 +212,26 @@ def score(
             show_default=False,
         ),
     ] = None,
+    two_sample: Annotated[
+        bool,
+        typer.Option(
+            "--two-sample", help="Also compare the rows with samples: MMD, energy distance and a classifier's accuracy."
+        ),
+    ] = False,
 ) -> None:
-    """Write the log-density of every row, in nats and in the data's own units."""
+    """Write the log-density of every row, in nats and in the data's own units.
+
+    A conditional flow finds its context columns in the data, too.
+    """
     check_output(out)
+    if two_sample:
+        require("sklearn", "--two-sample", "sklearn")
     flow = _load_flow(run)
-    rows = load_rows(data, split, _seed(run), _features(run, flow)).to(flow.standardize.mean.dtype)
+    features, context_features = _features(run, flow)
+    table = load_rows(data, split, _seed(run), (*features, *context_features)).to(flow.standardize.mean.dtype)
+    rows, context = table[:, : flow.dim], table[:, flow.dim :] if flow.context_dim else None
     with torch.no_grad():
-        log_prob = torch.cat([flow.log_prob(part) for part in rows.split(CHUNK)])
+        log_prob = torch.cat([flow.log_prob(*part) for part in chunks(rows, context)])
     write_table(out, log_prob.numpy(), ["log_prob"])
     log_prob = log_prob.double()
     mean = float(log_prob.mean())
@@ -193,6 +240,9 @@ def score(
     print(f"rows: {len(log_prob)}")
     print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
     print(f"on standardised columns: {standardised:.4f}{error} nats")
+    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
+    if two_sample:
+        _compare(flow, rows, context)
     print(f"written: {out}")
     beyond = int((~torch.isfinite(log_prob)).sum())
     if beyond:
@@ -202,19 +252,44 @@ def score(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
-    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.", show_default=False)],
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, help="How many; of each row with --context.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="For a conditional flow: a file with its context columns, one row for each condition to sample under.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same samples.")] = 0,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Invert the flow's map to rounding, instead of integrating backwards; slower."),
+    ] = False,
 ) -> None:
-    """Draw samples in the data's own units."""
+    """Draw samples in the data's own units; those of a conditional flow are written beside their context."""
     check_output(out)
     flow = _load_flow(run)
+    features, context_features = _features(run, flow)
+    conditions = _conditions(run, flow, context, context_features)
+    if conditions is not None:
+        conditions = conditions.repeat_interleave(number, 0)
+        number = len(conditions)
     generator = torch.Generator().manual_seed(seed)
-    sizes = [min(CHUNK, number - start) for start in range(0, number, CHUNK)]
+    samples = []
     with torch.no_grad():
-        samples = torch.cat([flow.sample(size, generator=generator) for size in sizes])
-    write_table(out, samples.numpy(), _features(run, flow))
-    print(f"written: {out} ({number} rows, {flow.dim} column{'s' if flow.dim > 1 else ''})")
+        for begin in range(0, number, CHUNK):
+            size = min(CHUNK, number - begin)
+            given = None if conditions is None else conditions[begin : begin + size]
+            samples.append(flow.sample(size, given, generator=generator, exact=exact))
+    table = torch.cat(samples)
+    if conditions is not None:
+        table = torch.cat([table, conditions], 1)
+    write_table(out, table.numpy(), (*features, *context_features))
+    columns = table.shape[1]
+    print(f"written: {out} ({number} rows, {columns} column{'s' if columns > 1 else ''})")
 
 
 @app.command()
@@ -236,6 +311,9 @@ def doctor(
         print(json.dumps(environment, indent=2))
     else:
         console.show_environment(environment)
+
+
+app.command()(bench)
 
 
 @contextmanager
@@ -265,19 +343,47 @@ def _load_flow(run: Path) -> JKOFlow:
     return JKOFlow.load(run)
 
 
-def _features(run: Path, flow: JKOFlow) -> tuple[str, ...]:
-    """Names of the columns that the flow was trained on; x0, x1, ... if there is only its model file."""
+def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
+    """Prints how well samples can be told from rows."""
+    if len(rows) < 20:
+        raise DataError(f"--two-sample needs at least 20 rows, got {len(rows)}; leave it out, or give more rows")
+    real, drawn = compared_samples(flow, rows, context)
+    measured = two_sample_distances(real, drawn)
+    for name, text in console.distances(measured).items():
+        print(f"{name}: {text}")
+    accuracy = classifier_accuracy(real, drawn)
+    print(f"classifier accuracy: {accuracy.value:.3f} ± {accuracy.stderr:.3f} (0.5 if it cannot tell them apart)")
+
+
+def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str, ...]) -> Tensor | None:
+    """The context rows to sample under, with shape (N, c)."""
+    if flow.context_dim == 0:
+        if context is not None:
+            raise ConfigError(f"the flow of {run} is not conditional; leave --context out")
+        return None
+    if context is None:
+        raise ConfigError(f"the flow of {run} is conditional; add --context FILE with the columns {', '.join(names)}")
+    return load_rows(context, None, _seed(run), names).to(flow.standardize.mean.dtype)
+
+
+def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the columns that the flow was trained on, and of its context; if there is only its model file x0, ..."""
     preview = run / PREVIEW_FILE
     if not preview.is_file():
-        return default_features(flow.dim)
+        names = default_features(flow.dim + flow.context_dim)
+        return names[: flow.dim], names[flow.dim :]
     try:
         with preview.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             features = tuple(str(name) for name in archive["features"])
+            context = tuple(str(name) for name in archive["context_features"]) if flow.context_dim else ()
     except Exception as error:
         raise CheckpointError(f"{preview} is damaged: train the run again") from error
-    if len(features) != flow.dim:
-        raise CheckpointError(f"{preview} names {len(features)} columns, the flow beside it has {flow.dim}")
-    return features
+    if (len(features), len(context)) != (flow.dim, flow.context_dim):
+        raise CheckpointError(
+            f"{preview} names {len(features)} columns{f' and {len(context)} context columns' if context else ''}, "
+            f"the flow beside it has {flow.dim}{f' and {flow.context_dim}' if flow.context_dim else ''}"
+        )
+    return features, context
 
 
 def _seed(run: Path) -> int:

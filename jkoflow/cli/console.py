@@ -64,6 +64,12 @@ class TrainingBars:
     ) -> None:
         self._bars.stop()
 
+    def start_round(self, number: int, kind: str, blocks: int) -> None:
+        """Says which round begins, and gives it bars of its own."""
+        self._tasks.clear()
+        if number > 0:
+            self._bars.console.print(round_text(number, kind, blocks), markup=False, highlight=False)
+
     def start_block(self, block: int, iterations: int) -> None:
         """Draws a bar, or changes its length."""
         if block in self._tasks:
@@ -101,6 +107,11 @@ class TrainingLines:
     ) -> None:
         pass
 
+    def start_round(self, number: int, kind: str, blocks: int) -> None:
+        """Says which round begins, after the first."""
+        if number > 0:
+            self._say(round_text(number, kind, blocks))
+
     def start_block(self, block: int, iterations: int) -> None:
         """Says how long the block will be."""
         self._iterations[block] = iterations
@@ -122,6 +133,11 @@ class TrainingLines:
     def _say(self, text: str) -> None:
         print(text, flush=True)
         self._printed = time.monotonic()
+
+
+def round_text(number: int, kind: str, blocks: int) -> str:
+    """What a round is about to do."""
+    return f"round {number + 1}, {kind}: {blocks} block{'' if blocks == 1 else 's'} to train again"
 
 
 def loss_text(terms: Mapping[str, float], short: bool = False) -> str:
@@ -146,13 +162,17 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     rows = {
         "test NLL, standardised columns": f"{test['test_nll']} ± {test['test_nll_stderr']} nats",
         "test NLL, data units": f"{test['test_nll_data_units']} nats",
+        **_bits(metrics),
         "evaluated at": f"{metrics['eval_num_steps']} Runge-Kutta steps per block",
         "inversion error": f"{error['mean']} mean, {error['max']} max",
+        **distances(metrics),
         "blocks": str(metrics["blocks"]),
         "movements": " ".join(f"{movement:.3f}" for movement in metrics["movements"]),
         "guard events": str(metrics["guard_events"]),
         "training": f"{metrics['train_seconds']:.1f} s on {metrics['n_train']} rows of {metrics['dim']} columns",
     }
+    if len(metrics.get("rounds", [])) > 1:
+        rows["rounds"] = "; ".join(_round_result(record) for record in metrics["rounds"])
     _show_table(rows)
     if metrics.get("test_nll_converged") is False:
         note("the test NLL still depends on the number of integration steps: do not trust it")
@@ -166,6 +186,7 @@ def show_environment(environment: Mapping[str, Any]) -> None:
         reason = kernels[backend]
         rows[f"{backend} kernels"] = "available" if reason is None else f"not available: {reason}"
     rows["instruction set"] = f"{kernels['isa'] or 'none'} (available: {', '.join(kernels['isas']) or 'none'})"
+    rows["bf16x3"] = "no: " + kernels["bf16x3"] if kernels["bf16x3"] else "yes"
     rows["OpenMP"] = "yes" if kernels["openmp"] else "no: the kernels run on one thread"
     _show_table(rows)
 
@@ -183,6 +204,34 @@ def _show_table(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _bits(metrics: Mapping[str, Any]) -> dict[str, str]:
+    if "test_bits_per_dim" not in metrics:  # a run of an earlier version
+        return {}
+    bits = (_number(metrics[name], ".4f") for name in ("test_bits_per_dim", "test_bits_per_dim_stderr"))
+    return {"test NLL, data units, per column": f"{' ± '.join(bits)} bits"}
+
+
+def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Distances between data and samples as far as they were measured, by what they are."""
+    names = {
+        "mmd_median": "MMD², median bandwidth",
+        "mmd_fixed": "MMD², bandwidth 1",
+        "energy_distance": "energy distance",
+    }
+    return {
+        label: f"{_number(metrics[name], '.2e')} ± {_number(metrics[f'{name}_stderr'], '.1e')} "
+        f"(by chance up to {_number(metrics[f'{name}_threshold'], '.2e')})"
+        for name, label in names.items()
+        if name in metrics
+    }
+
+
+def _round_result(record: Mapping[str, Any]) -> str:
+    spread = "" if record["movement_spread"] is None else f", movements spread {record['movement_spread']:.2f}"
+    kept = "" if record["kept"] else ", undone"
+    return f"{record['kind']}: validation NLL {_number(record['val_nll'], '.4f')}{spread}{kept}"
 
 
 def _number(number: float | None, form: str) -> str:

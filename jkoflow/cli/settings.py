@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import BUILT_IN
@@ -22,6 +22,15 @@ class ConfigError(ValueError):
     """A setting or a combination of arguments is wrong; the message is one line and tells the fix."""
 
 
+class Source(NamedTuple):
+    """The data of a run."""
+
+    data: str
+    """A built-in name or a path."""
+    context_columns: tuple[str, ...]
+    """Names of the columns that the density is conditional on."""
+
+
 @dataclass(frozen=True)
 class Given:
     """The settings that somebody chose, by flag or file."""
@@ -30,6 +39,8 @@ class Given:
     """Settings of a `TrainConfig` by name."""
     source: str | None = None
     """The data that the file names."""
+    context_columns: tuple[str, ...] = ()
+    """The columns to condition on."""
     file: Path | None = None
     from_file: frozenset[str] = frozenset()
     """Which of the values the file gave, and no flag."""
@@ -39,15 +50,19 @@ class Given:
         return f"{error} ({self.file})" if str(error).partition(" ")[0] in self.from_file else str(error)
 
 
-def given(file: Path | None, flags: Mapping[str, Any]) -> Given:
-    """Puts the flags over the settings of a TOML file.
+def given(file: Path | None, flags: Mapping[str, Any], context_columns: str | None = None) -> Given:
+    """Puts the flags over the settings of a TOML file; names of context columns are separated by commas.
 
     Raises:
         ConfigError: If the file cannot be read or has a name that is not a setting.
     """
+    columns = tuple(name.strip() for name in (context_columns or "").split(",") if name.strip())
+    if context_columns is not None and not columns:
+        raise ConfigError(f"--context-columns must name columns, separated by commas, got {context_columns!r}")
     if file is None:
-        return Given(dict(flags))
+        return Given(dict(flags), context_columns=columns)
     values = _read_toml(file, ConfigError)
+    columns = columns or _pop_columns(values, file, ConfigError)
     source = values.pop("data", None)
     if source is not None and not isinstance(source, str):
         raise ConfigError(f"data in {file} must be a name or a path, got {source!r}")
@@ -57,10 +72,10 @@ def given(file: Path | None, flags: Mapping[str, Any]) -> Given:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
             raise ConfigError(f"unknown setting {name!r} in {file}; {hint}")
-    return Given({**values, **flags}, source, file, frozenset(values) - frozenset(flags))
+    return Given({**values, **flags}, source, columns, file, frozenset(values) - frozenset(flags))
 
 
-def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:
+def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, Source, TrainConfig]:
     """Resolves the arguments of a new run.
 
     Returns:
@@ -79,12 +94,12 @@ def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, 
         raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     _check_directory(out)
     try:
-        return out, source, TrainConfig.from_mapping(chosen.values)
+        return out, Source(source, chosen.context_columns), TrainConfig.from_mapping(chosen.values)
     except ValueError as error:
         raise ConfigError(chosen.blame(error)) from error
 
 
-def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, str, TrainConfig]:
+def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, Source, TrainConfig]:
     """Resolves the arguments of a resumed run: ``train --resume RUN``, or the first command with ``--resume`` added.
 
     Returns:
@@ -103,19 +118,20 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
             f"{run} holds no run to resume; start one with: jkoflow train DATA --out {shlex.quote(str(run))}"
         )
     source, config = read_run(run)
-    has = config.to_mapping()
-    for name, value in chosen.values.items():
+    has = {"context_columns": source.context_columns, **config.to_mapping()}
+    asked = {"context_columns": chosen.context_columns} if chosen.context_columns else {}
+    for name, value in {**asked, **chosen.values}.items():
         if has.get(name) != value:
             raise ConfigError(
                 f"{run} was started with {name} = {has.get(name)}, got {value}: a resumed run keeps its settings; "
                 "leave the setting out, or start a new run"
             )
     if out is not None and data is not None:
-        source = data  # the training checks that they are the same rows, wherever they lie now
+        source = source._replace(data=data)  # the training checks that they are the same rows, wherever they lie now
     return run, source, config
 
 
-def read_run(run: Path) -> tuple[str, TrainConfig]:
+def read_run(run: Path) -> tuple[Source, TrainConfig]:
     """Reads a run's config.toml.
 
     Returns:
@@ -129,8 +145,9 @@ def read_run(run: Path) -> tuple[str, TrainConfig]:
     source = values.pop("data", None)
     if not isinstance(source, str):
         raise CheckpointError(f"{path} does not name the data; start a new run")
+    columns = _pop_columns(values, path, CheckpointError)
     try:
-        return source, TrainConfig.from_mapping(values)
+        return Source(source, columns), TrainConfig.from_mapping(values)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
 
@@ -138,6 +155,13 @@ def read_run(run: Path) -> tuple[str, TrainConfig]:
 def place(source: str) -> str:
     """What a run notes as its source: a built-in name, or a path that holds from any working directory."""
     return source if source in BUILT_IN else str(Path(source).resolve())
+
+
+def _pop_columns(values: dict[str, Any], path: Path, kind: type[ValueError]) -> tuple[str, ...]:
+    columns = values.pop("context_columns", [])
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise kind(f"context_columns in {path} must be a list of names, got {columns!r}")
+    return tuple(columns)
 
 
 def _read_toml(path: Path, kind: type[ValueError]) -> dict[str, Any]:

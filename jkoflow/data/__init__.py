@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,12 +43,14 @@ SHAPE_ROWS = (20_000, 4_000, 4_000)
 """Training, validation and test rows of a two-dimensional shape."""
 
 
-def load_dataset(source: str | Path, seed: int = 0) -> Dataset:
+def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[str] = ()) -> Dataset:
     """Loads data to train on.
 
     Arguments:
         source: One of `BUILT_IN`, or a file as in `read_table`. A file without parts of its own is split 80/10/10.
         seed: Seed of the points of a shape, and of the split of a file.
+        context_columns: Names of columns to condition on, see `Dataset.condition_on`; columns without names are
+            called x0, x1, ...
 
     Returns:
         The data in their own units.
@@ -61,6 +64,8 @@ def load_dataset(source: str | Path, seed: int = 0) -> Dataset:
         torch.Size([20000, 2])
     """
     source = _known(source)
+    if context_columns:
+        return load_dataset(source, seed).condition_on(context_columns)
     if isinstance(source, str):
         return gasturbine() if source == "gasturbine" else _shape(source, seed)
     table = read_table(source)
@@ -149,6 +154,8 @@ def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str 
     """Where the wanted columns are: by name where both sides have names, else by position."""
     if wanted is None:
         return list(range(len(have)))
+    if set(wanted) <= set(have):  # default names too: context columns come last, wherever the file has them
+        return [have.index(name) for name in wanted]
     if default_features(len(have)) != have and default_features(len(wanted)) != wanted:
         missing = [name for name in wanted if name not in have]
         if missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,11 @@ class Dataset:
         test: Rows to report on, with shape (N_test, d).
         features: Names of the d columns.
         attribution: Source and licence, shown wherever the data are.
+        context_features: Names of the c conditioning variables of a conditional density; none by default.
+        train_context: Conditioning variables of the training rows, in their own units, with shape (N, c); None if there
+            are none.
+        val_context: Those of the validation rows.
+        test_context: Those of the test rows.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -37,24 +44,89 @@ class Dataset:
     test: Tensor
     features: tuple[str, ...]
     attribution: str = ""
+    context_features: tuple[str, ...] = ()
+    train_context: Tensor | None = None
+    val_context: Tensor | None = None
+    test_context: Tensor | None = None
 
     def __post_init__(self) -> None:
-        dim = len(self.features)
-        for part, rows in (("train", self.train), ("val", self.val), ("test", self.test)):
-            if rows.dim() != 2 or rows.shape[1] != dim or dim == 0 or rows.dtype != torch.float32:
+        if len(self.features) == 0:
+            raise DataError("features must name at least one column, got none; not all columns can be context")
+        for part, rows, context in (
+            ("train", self.train, self.train_context),
+            ("val", self.val, self.val_context),
+            ("test", self.test, self.test_context),
+        ):
+            _check_part(part, rows, self.features)
+            if (context is None) != (not self.context_features):
+                given = "None" if context is None else "a tensor"
                 raise DataError(
-                    f"{part} must be float32 with shape (N, {dim}) to match the {dim} features, got {rows.dtype} "
-                    f"with shape {tuple(rows.shape)}"
+                    f"{part}_context must be {'a tensor' if self.context_features else 'None'} to match the "
+                    f"{len(self.context_features)} context_features, got {given}"
                 )
-            if rows.shape[0] == 0:
-                raise DataError(f"{part} is empty; give it at least one row")
-            check_finite(rows.detach().cpu().numpy(), self.features, part)
+            if context is not None:
+                _check_part(f"{part}_context", context, self.context_features)
+                if context.shape[0] != rows.shape[0]:
+                    raise DataError(f"{part}_context must have {rows.shape[0]} rows as {part}, got {context.shape[0]}")
         check_varies(self.train.detach().cpu().numpy(), self.features, "train")
+        if self.train_context is not None:
+            check_varies(self.train_context.detach().cpu().numpy(), self.context_features, "train_context")
 
     @property
     def dim(self) -> int:
         """Number d of features."""
         return len(self.features)
+
+    @property
+    def context_dim(self) -> int:
+        """Number c of conditioning variables."""
+        return len(self.context_features)
+
+    def condition_on(self, names: Sequence[str]) -> Dataset:
+        """The same rows with some columns as conditioning variables: data for the density of the rest given these.
+
+        Arguments:
+            names: Names of the columns, in the order that the context is to have.
+
+        Raises:
+            DataError: If a name is unknown or given twice, the data are conditional already, or no column is left.
+
+        Example:
+            >>> rows = torch.randn(30, 2)
+            >>> data = Dataset("noise", rows[:20], rows[20:25], rows[25:], ("a", "b")).condition_on(["b"])
+            >>> data.features, data.context_features
+            (('a',), ('b',))
+        """
+        if self.context_features:
+            raise DataError(f"{self.name} is conditional already, on {', '.join(self.context_features)}")
+        unknown = [name for name in names if name not in self.features]
+        if unknown or len(set(names)) != len(names) or not names:
+            wrong = f"unknown {', '.join(unknown)}" if unknown else f"got {', '.join(names) or 'none'}"
+            raise DataError(
+                f"the context columns of {self.name} must be different names out of {', '.join(self.features)}; {wrong}"
+            )
+        context = [self.features.index(name) for name in names]
+        rest = [column for column in range(self.dim) if column not in context]
+        parts = {part: getattr(self, part) for part in ("train", "val", "test")}
+        return dataclasses.replace(
+            self,
+            features=tuple(self.features[column] for column in rest),
+            context_features=tuple(names),
+            **{part: rows[:, rest].contiguous() for part, rows in parts.items()},
+            **{f"{part}_context": rows[:, context].contiguous() for part, rows in parts.items()},
+        )
+
+
+def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
+    dim = len(features)
+    if rows.dim() != 2 or rows.shape[1] != dim or rows.dtype != torch.float32:
+        raise DataError(
+            f"{part} must be float32 with shape (N, {dim}) to match the {dim} features, got {rows.dtype} "
+            f"with shape {tuple(rows.shape)}"
+        )
+    if rows.shape[0] == 0:
+        raise DataError(f"{part} is empty; give it at least one row")
+    check_finite(rows.detach().cpu().numpy(), features, part)
 
 
 def require_batch(data: Dataset, batch_size: int) -> None:

@@ -24,6 +24,7 @@ def split_rows(
     name: str = "data",
     features: tuple[str, ...] | None = None,
     attribution: str = "",
+    context: Tensor | NDArray[Any] | None = None,
 ) -> Dataset:
     """Splits a table 80/10/10 by a seeded shuffle.
 
@@ -33,6 +34,8 @@ def split_rows(
         name: What reports call the data.
         features: Names of the d columns; x0, x1, ... if None.
         attribution: Source and licence.
+        context: Conditioning variables of the rows, with shape (N, c), for a conditional density; their names are c0,
+            c1, ...
 
     Returns:
         The three parts, float32.
@@ -45,9 +48,9 @@ def split_rows(
         >>> len(data.train), len(data.val), len(data.test)
         (80, 10, 10)
     """
-    table = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-    if table.ndim != 2 or table.shape[1] == 0 or table.dtype.kind not in "fiu":
-        raise DataError(f"rows must be real numbers with shape (N, d), got {table.dtype} with shape {table.shape}")
+    if context is not None:
+        return _split_with_context(rows, context, seed, name, features, attribution)
+    table = _to_table(rows, "rows")
     features = default_features(table.shape[1]) if features is None else features
     if len(features) != table.shape[1]:
         raise DataError(f"features must name the {table.shape[1]} columns, got {len(features)} names")
@@ -60,6 +63,30 @@ def split_rows(
     held_out = round(SHARE * len(table))
     train, val, test = shuffled.tensor_split([len(table) - 2 * held_out, len(table) - held_out])
     return Dataset(name, train, val, test, features, attribution)
+
+
+def _to_table(rows: Tensor | NDArray[Any], name: str) -> NDArray[Any]:
+    table = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
+    if table.ndim != 2 or table.shape[1] == 0 or table.dtype.kind not in "fiu":
+        raise DataError(f"{name} must be real numbers with shape (N, d), got {table.dtype} with shape {table.shape}")
+    return table
+
+
+def _split_with_context(
+    rows: Tensor | NDArray[Any],
+    context: Tensor | NDArray[Any],
+    seed: int,
+    name: str,
+    features: tuple[str, ...] | None,
+    attribution: str,
+) -> Dataset:
+    table, conditions = _to_table(rows, "rows"), _to_table(context, "context")
+    if len(table) != len(conditions):
+        raise DataError(f"context must have {len(table)} rows as rows has, got {len(conditions)}")
+    names = default_features(table.shape[1]) if features is None else features
+    context_names = tuple(f"c{column}" for column in range(conditions.shape[1]))
+    joined = np.concatenate([table, conditions], 1)
+    return split_rows(joined, seed, name, (*names, *context_names), attribution).condition_on(context_names)
 
 
 def to_float32(rows: NDArray[Any]) -> Tensor:

@@ -21,6 +21,7 @@ from jkoflow.velocity import MLPField
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
+_NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # why bf16x3 cannot be had
 
 
 def capabilities() -> dict[str, Any]:
@@ -28,13 +29,15 @@ def capabilities() -> dict[str, Any]:
 
     Returns:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
-        ``openmp``, ``cuda_architectures`` that the CUDA kernels are built for, ``threads``.
+        ``bf16x3`` (None if usable, else the reason), ``openmp``, ``cuda_architectures`` that the CUDA kernels are
+        built for, ``threads``.
     """
     return {
         "cpu": _MISSING,
         "cuda": cuda.missing(),
         "isa": None if _MISSING else _C.cpu_isa(),
         "isas": [] if _C is None else _C.cpu_isas(),
+        "bf16x3": _MISSING or _NO_SPLIT,
         "openmp": _C is not None and _C.has_openmp,
         "cuda_architectures": cuda.architectures(),
         "threads": torch.get_num_threads(),
@@ -68,6 +71,8 @@ def unsupported(
         return "the kernels take the noise as a constant, but it requires a gradient"
     if device == "cuda":
         return cuda.unsupported(field, x.device, x.dtype == torch.float64, divergence, precision)
+    if precision == "bf16x3" and _NO_SPLIT:
+        return f"{_NO_SPLIT}; use precision='auto'"
     return None
 
 
@@ -94,7 +99,7 @@ class Settings(NamedTuple):
     t1: float
     num_steps: int
     method: str
-    precision: str = "auto"  # of products in the CUDA kernels
+    precision: str = "auto"  # of products, as `integrate` describes it
 
 
 def forward(
@@ -250,6 +255,7 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor
     problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
     problem.tableau = _tableau(settings.method)
     problem.threads = torch.get_num_threads()
+    problem.split = settings.precision == "bf16x3"
     problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
     _set_network(problem, network)
     return problem

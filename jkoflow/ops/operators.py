@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from jkoflow.ops import native
 from jkoflow.ops.native import Network, Settings
@@ -96,16 +97,24 @@ def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Netwo
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
 
-    def forward(ctx: Any, *arguments: Any) -> Any:
+    def compute(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            output = getattr(torch.ops.jkoflow, name).default(*arguments)
+            return getattr(torch.ops.jkoflow, name).default(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = compute(*arguments)
         setup_context(ctx, arguments, output)
         return output
 
     function = type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
-    torch.library.impl(_LIBRARY, name, "Autograd")(lambda *arguments: function.apply(*arguments))
+
+    @torch.library.impl(_LIBRARY, name, "Autograd")
+    def _(*arguments: Any) -> Any:
+        # A function's apply() takes a while; without gradients of either mode there is nothing for it to record.
+        recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        return function.apply(*arguments) if recording else compute(*arguments)
 
 
 # ---- Integration

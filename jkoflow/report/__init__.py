@@ -11,8 +11,10 @@ import torch
 
 from jkoflow.block import Block
 from jkoflow.checkpoint import write_atomically
+from jkoflow.flow import JKOFlow
 from jkoflow.report import page, probes
 from jkoflow.report.results import Results, read_results
+from jkoflow.two_sample import FIXED_BANDWIDTH
 
 if TYPE_CHECKING:
     pass
@@ -52,7 +54,7 @@ def render(run: Results) -> str:
         *_pictures(run),
         _training(run),
         page.section("Results", _metrics_table(run)),
-        page.section("Load the model", _load_snippet(run.path, run.flow.dim)),
+        page.section("Load the model", _load_snippet(run.path, run.flow)),
         '<div class="columns">',
         page.section("Configuration", page.pair_table(page.flat(run.config))),
         page.section("Environment", page.pair_table(_environment(run))),
@@ -98,12 +100,16 @@ def _headline(run: Results, title: str) -> str:
     )
     lede = (
         f"A flow of {page.count(len(run.flow.blocks), 'block')}, trained on {page.count(m['n_train'], 'row')} of "
-        f"{page.count(run.flow.dim, 'column')}; drawn with {page.count(len(run.data), 'test row')}."
+        f"{page.count(run.flow.dim, 'column')}{_given(run)}; drawn with {page.count(len(run.data), 'test row')}."
     )
     return (
         f'<header><p class="eyebrow">jkoflow report</p><h1>{escape(title)}</h1><p>{lede}</p>'
         f'<dl class="tiles">{cells}</dl></header>'
     )
+
+
+def _given(run: Results) -> str:
+    return f" given {', '.join(run.context_features)}" if run.context_features else ""
 
 
 def _pictures(run: Results) -> list[str]:
@@ -114,31 +120,33 @@ def _pictures(run: Results) -> list[str]:
     names = ", ".join(features)
     gap = "KS is the largest gap between the two cumulative distributions"
     norms = ", and the norm |z| the chi distribution" if flow.dim > 1 else ""
-    z = torch.from_numpy(probes.flow_stages(flow, data, [len(flow.blocks)])[0])
+    context = run.context
+    averaged = "" if context is None else f" Densities are averaged over {probes.MAX_CONTEXTS} rows of the context."
+    z = torch.from_numpy(probes.flow_stages(flow, data, [len(flow.blocks)], context=context)[0])
     noise = page.figure(
         figures.noise_figure(z),
         "Histograms of the test data carried to the noise side, column by column, with the standard Gaussian.",
         f"Test data carried to the noise side: each column should follow the standard Gaussian{norms}. {gap}.",
     )
     if flow.dim == 1:
-        curve = figures.curve_figure(flow, data, features[0])
+        curve = figures.curve_figure(flow, data, features[0], context=context)
         caption = (
             "Left: the density of the flow over histograms of test data and samples. Right: quantiles of the data, "
-            "followed through the blocks; where lines spread, density falls."
+            f"followed through the blocks; where lines spread, density falls.{averaged}"
         )
         alt = f"Density of {names} under the flow, drawn over histograms, and paths of quantiles from data to noise."
         return [page.section("Density", page.figure(curve, alt, caption)), page.section("Noise", noise)]
     if flow.dim == 2:
         panels = page.figure(
-            figures.density_figure(flow, data, features),
+            figures.density_figure(flow, data, features, context=context),
             f"Three panels over {names}: test data, samples of the flow, and its log-density.",
-            "Test data, as many samples, and the log-density of the flow (nats), on the same axes.",
+            f"Test data, as many samples, and the log-density of the flow (nats), on the same axes.{averaged}",
         )
         shown = len(probes.chosen_stages(len(flow.blocks)))
         omitted = len(flow.blocks) + 1 - shown
         thinned = f" {shown} of {len(flow.blocks) + 1} stages, evenly spaced, are shown." if omitted else ""
         stages = page.figure(
-            figures.stages_figure(flow, data),
+            figures.stages_figure(flow, data, context=context),
             "Stages of the flow in columns from data to noise; rows: data pushed forward, noise carried back, density.",
             "Every column is the state after a block. First row: test data pushed towards the noise. Second row: noise "
             "carried back to the data side, read from right to left. Third row: the density at that stage, brightest "
@@ -149,7 +157,7 @@ def _pictures(run: Results) -> list[str]:
             page.section("From data to noise, and back", stages),
             page.section("Noise", noise),
         ]
-    samples = probes.flow_samples(flow, len(data))
+    samples = probes.flow_samples(flow, len(data), context=context)
     shown = min(flow.dim, probes.MAX_COLUMNS)
     which = "All columns" if shown == flow.dim else f"The {shown} columns of {flow.dim} that fit worst"
     chance = probes.chance_ks(len(data), len(samples))
@@ -173,20 +181,22 @@ def _pictures(run: Results) -> list[str]:
 
 
 def _training(run: Results) -> str:
-    from jkoflow.report import figures
+    from jkoflow.report import training_figures
 
-    ends = {r["block"]: r for r in run.history if r["event"] == "block"}
+    kept = [record for record in run.metrics.get("rounds", []) if record["kept"]]
+    number = kept[-1]["round"] if kept else 0  # of the round that the flow is from
+    ends = {r["block"]: r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] == number}
     guards = [r for r in run.history if r["event"] == "guard"]
     curves = page.figure(
-        figures.training_figure(run.history),
+        training_figures.training_figure(run.history),
         "Validation negative log-likelihood, terms of the loss and movement penalty over iterations, block by block.",
         "Loss = potential + divergence + movement penalty. Lines are running medians, bands hold 80 % of the recorded "
-        "iterations; vertical lines separate blocks. Each block starts from what the blocks before it left, so its "
-        "potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
+        "iterations; vertical lines separate blocks, thick ones rounds. Each block starts from what the blocks before "
+        "it left, so its potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
     )
     step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
     bars = page.figure(
-        figures.blocks_figure(run.metrics["movements"], step_sizes),
+        training_figures.blocks_figure(run.metrics["movements"], step_sizes),
         "Bars: movement and JKO step size of every block.",
         "Movement is the root mean squared distance the training rows travel in a block. A free block has no "
         "penalty (h = ∞).",
@@ -211,18 +221,48 @@ def _training(run: Results) -> str:
         )
     details = page.details("Block by block", page.grid_table(head, rows))
     if guards:
-        head = ("block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
+        head = ("round", "block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
         keys = ("iteration", "nll_difference", "round_trip", "num_steps")
         rows = [
             (
-                r["block"] + 1,
+                *(number + 1 for number in probes.place_of(r)),
                 *(page.number(r.get(key)) for key in keys),
                 _action(r),
             )
             for r in guards
         ]
         details += page.details(f"Integrator guard: {page.count(len(guards), 'event')}", page.grid_table(head, rows))
-    return page.section("Training", curves + bars + details)
+    return page.section("Training", curves + bars + _rounds(run) + details)
+
+
+def _rounds(run: Results) -> str:
+    """Movements before and after every round, if there was more than one."""
+    from jkoflow.report import training_figures
+
+    records = run.metrics.get("rounds", [])
+    if len(records) < 2:
+        return ""
+    drawing = page.figure(
+        training_figures.rounds_figure(records),
+        "Bars: movement and step size of every block, one column per round of training.",
+        "Movements and step sizes round by round. Reparametrisation changes the step sizes so that penalised blocks "
+        "move more equally far; refinement divides every block. A round that does not improve the validation NLL is "
+        "undone.",
+    )
+    head = ("round", "kind", "blocks", "spread of movements", "validation NLL (nats)", "result", "time")
+    rows = [
+        (
+            record["round"] + 1,
+            record["kind"],
+            record["blocks"],
+            page.number(record["movement_spread"]),
+            page.number(record["val_nll"], 4),
+            "kept" if record["kept"] else "undone",
+            page.duration(record["seconds"]),
+        )
+        for record in records
+    ]
+    return drawing + page.grid_table(head, rows)
 
 
 _CONVERGED = {
@@ -252,6 +292,7 @@ def _metrics_table(run: Results) -> str:
             "nats per row, standardised columns",
         ),
         ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
+        *_bits(m),
     ]
     gaussian = _gaussian_nll(run)
     if gaussian is not None:
@@ -259,7 +300,8 @@ def _metrics_table(run: Results) -> str:
             (
                 "Gaussian for comparison",
                 page.number(gaussian, 4),
-                "nats per row, standardised; mean and covariance of these test rows",
+                "nats per row, standardised; mean and covariance of these test rows"
+                + (" and their context" if run.context_features else ""),
             )
         )
     rows += [
@@ -274,6 +316,8 @@ def _metrics_table(run: Results) -> str:
             "distance between x and inverse(forward(x)), standardised",
         ),
         ("Inversion error, largest", page.number(m["inversion_error_max"]), "same"),
+        *_exact_inversion(m),
+        *_distances(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
         ("Parameters", f"{parameters:,}", ""),
@@ -285,23 +329,74 @@ def _metrics_table(run: Results) -> str:
     return page.grid_table(("", "value", "unit"), rows)
 
 
+def _bits(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if "test_bits_per_dim" not in m:
+        return []
+    value, error = (page.number(m[name], 4) for name in ("test_bits_per_dim", "test_bits_per_dim_stderr"))
+    return [("Test NLL", f"{value} ± {error}", "bits per column, the data's own units")]
+
+
+_DISTANCES = {
+    "mmd_median": "MMD², median bandwidth",
+    "mmd_fixed": f"MMD², bandwidth {FIXED_BANDWIDTH:g}",
+    "energy_distance": "Energy distance",
+}
+
+
+def _distances(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Distances between test rows and samples; nothing for runs of versions that did not measure them."""
+    return [
+        (
+            label,
+            f"{page.number(m[name])} ± {page.number(m[f'{name}_stderr'])}",
+            f"{m['two_sample_rows']:,} test rows against samples; chance alone exceeds "
+            f"{page.number(m[f'{name}_threshold'])} in one case of twenty",
+        )
+        for name, label in _DISTANCES.items()
+        if name in m
+    ]
+
+
+def _exact_inversion(m: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The error of the exact inverse; nothing for runs of versions that did not measure it."""
+    if "inversion_error_exact_mean" not in m:
+        return []
+    mean, largest = m["inversion_error_exact_mean"], m["inversion_error_exact_max"]
+    if mean is None:
+        return [("Exact inverse", "none", "a Runge-Kutta step is too coarse to be inverted")]
+    return [("Inversion error, exact inverse", page.number(mean), f"mean; {page.number(largest)} at most")]
+
+
 def _gaussian_nll(run: Results) -> float | None:
     """NLL of a Gaussian with the moments of the test rows on standardised columns; None if they are degenerate."""
-    if len(run.data) <= 2 * run.flow.dim:
+    dim, count = run.flow.dim, run.flow.dim + run.flow.context_dim
+    if len(run.data) <= 2 * count:
         return None
     z = run.flow.standardize(run.data.to(run.flow.standardize.mean))[0].double()
-    sign, log_det = torch.linalg.slogdet(torch.cov(z.T).reshape(run.flow.dim, run.flow.dim))
-    value = 0.5 * (float(log_det) + run.flow.dim * (1 + math.log(2 * math.pi)))
-    return value if float(sign) > 0 and math.isfinite(value) else None
+    joint = z if run.context is None else torch.cat([z, run.context.double()], 1)
+    covariance = torch.cov(joint.T).reshape(count, count)
+    sign, log_det = torch.linalg.slogdet(covariance)
+    # of the rows given their context: the determinant of the joint covariance over that of the context's
+    context_sign, context_log_det = torch.linalg.slogdet(covariance[dim:, dim:])
+    value = 0.5 * (float(log_det - context_log_det) + dim * (1 + math.log(2 * math.pi)))
+    return value if float(sign) > 0 and float(context_sign) > 0 and math.isfinite(value) else None
 
 
-def _load_snippet(path: Path, dim: int) -> str:
-    code = f"""from jkoflow import JKOFlow
-
-flow = JKOFlow.load({_relative(path)!r})
-log_p = flow.log_prob(x)      # nats, x of shape (n, {dim}) in the data's own units
-samples = flow.sample(1000)   # in the data's own units
-z, logdet = flow.forward(x)   # to the noise side; flow.inverse(z) leads back"""
+def _load_snippet(path: Path, flow: JKOFlow) -> str:
+    if flow.context_dim:
+        lines = (
+            f"log_p = flow.log_prob(x, c)        # nats, x of shape (n, {flow.dim}), context c of shape "
+            f"(n, {flow.context_dim}), in their own units",
+            "samples = flow.sample(len(c), c)   # one for each row of c",
+            "z, logdet = flow.forward(x, c)     # to the noise side; flow.inverse(z, c) leads back",
+        )
+    else:
+        lines = (
+            f"log_p = flow.log_prob(x)      # nats, x of shape (n, {flow.dim}) in the data's own units",
+            "samples = flow.sample(1000)   # in the data's own units",
+            "z, logdet = flow.forward(x)   # to the noise side; flow.inverse(z) leads back",
+        )
+    code = "\n".join(["from jkoflow import JKOFlow", "", f"flow = JKOFlow.load({_relative(path)!r})", *lines])
     return f"<pre><code>{escape(code)}</code></pre>"
 
 

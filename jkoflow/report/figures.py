@@ -22,7 +22,6 @@ from jkoflow.report.probes import (
     MAX_POINTS,
     WORK,
     Array,
-    Records,
     chosen_stages,
     evaluation_steps,
     flow_samples,
@@ -30,13 +29,11 @@ from jkoflow.report.probes import (
     grid_points,
     ks_distance,
     noise_like,
-    or_nan,
     point_work,
-    running_quantiles,
+    shown_contexts,
     stage_log_density,
     stage_names,
     telling_pairs,
-    timeline,
     to_array,
     worst_columns,
 )
@@ -44,7 +41,6 @@ from jkoflow.report.style import (
     DATA,
     DATA_DOT,
     FAINT,
-    GUARD,
     INK,
     LEGEND,
     MODEL,
@@ -59,7 +55,6 @@ from jkoflow.report.style import (
     dress_axes,
     dress_panel,
     dress_tile,
-    limit_robustly,
     name_axes,
     new_figure,
     new_panels,
@@ -67,7 +62,9 @@ from jkoflow.report.style import (
 )
 
 
-def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int = 0) -> Figure:
+def stages_figure(
+    flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int = 0, context: Tensor | None = None
+) -> Figure:
     r"""Draws a two-dimensional flow stage by stage: data to noise, noise to data, and the density of each stage.
 
     The density before block k+1 is :math:`p_k(x) = N(z) \prod_{j>k} |\det J_j|`, with z the image of x under the
@@ -78,6 +75,7 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
         data: Points in the data's own units, with shape (n, 2).
         max_stages: Columns of the figure; more stages than this are thinned to evenly spaced ones.
         seed: Seed of the noise that is carried back.
+        context: Conditioning variables of the points, with shape (n, c); the densities are averaged over a few of them.
 
     Returns:
         A figure of three rows; axes are those of the standardised data, shared by all panels.
@@ -98,12 +96,13 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     _require_dim(flow, 2)
     stages = chosen_stages(len(flow.blocks), max_stages)
     steps = evaluation_steps(flow)
-    pushed = flow_stages(flow, data, stages)
-    carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True)
+    pushed = flow_stages(flow, data, stages, context=context)
+    carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True, context=context)
     limit = float(np.clip(np.quantile(np.abs(pushed[0]), 0.998) * 1.08, 3.2, 6.0))
     # Half the steps of a reported NLL: the difference cannot be seen in an image.
     density_steps = [max(2, -(-count // 2)) for count in steps]
-    work = sum(point_work(flow, density_steps, stage) for stage in stages)
+    conditions = len(shown_contexts(flow, context))
+    work = conditions * sum(point_work(flow, density_steps, stage) for stage in stages)
     side = int(np.clip(math.sqrt(1.5 * WORK / max(work, 1)), 48, 104))
     points = grid_points(flow, (-limit, limit), (-limit, limit), side)
 
@@ -115,7 +114,7 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
         axes[0].set_title(title, fontsize=9, color=INK, pad=4)
         draw_dots(axes[0], pushed[column], DATA_DOT)
         draw_dots(axes[1], carried[column], MODEL_DOT)
-        density = np.exp(stage_log_density(flow, stage, points, density_steps)).reshape(side, side)
+        density = np.exp(stage_log_density(flow, stage, points, density_steps, context)).reshape(side, side)
         top = max(float(np.quantile(density, 0.998)), 1e-30)
         draw_map(axes[2], density, (-limit, limit, -limit, limit), PowerNorm(0.8, 0, top))
         for row, ax in enumerate(axes):
@@ -125,7 +124,14 @@ def stages_figure(flow: JKOFlow, data: Tensor, *, max_stages: int = 8, seed: int
     return figure
 
 
-def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", "y"), *, seed: int = 0) -> Figure:
+def density_figure(
+    flow: JKOFlow,
+    data: Tensor,
+    features: Sequence[str] = ("x", "y"),
+    *,
+    seed: int = 0,
+    context: Tensor | None = None,
+) -> Figure:
     """Draws data, as many samples, and the log-density of a two-dimensional flow side by side, in the data's units.
 
     Arguments:
@@ -133,6 +139,7 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
         data: Points in the data's own units, with shape (n, 2).
         features: Names of the two columns.
         seed: Seed of the samples.
+        context: Conditioning variables of the points, with shape (n, c); the density is averaged over a few of them.
 
     Returns:
         A figure of three panels that share their axes.
@@ -141,16 +148,17 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
         ValueError: If the flow is not two-dimensional.
     """
     _require_dim(flow, 2)
-    samples = flow_samples(flow, min(data.shape[0], MAX_POINTS), seed)
+    samples = flow_samples(flow, min(data.shape[0], MAX_POINTS), seed, context)
     rows = data[: samples.shape[0]]
     low, high = np.quantile(to_array(rows), (0.002, 0.998), axis=0)
     middle, half = (low + high) / 2, (high - low) / 2 * 1.2
     if half.max() < 2.5 * half.min():
         half[:] = half.max()
     (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
-    side = int(np.clip(math.sqrt(WORK / max(point_work(flow, evaluation_steps(flow)), 1)), 72, 220))
+    work = len(shown_contexts(flow, context)) * point_work(flow, evaluation_steps(flow))
+    side = int(np.clip(math.sqrt(WORK / max(work, 1)), 72, 220))
     points = (grid_points(flow, (x0, x1), (y0, y1), side) - flow.standardize.mean) / flow.standardize.std
-    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow)).reshape(side, side)
+    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow), context).reshape(side, side)
     log_density -= float(flow.standardize.std.log().sum())
 
     figure = new_figure(WIDTH, 4.1)
@@ -172,7 +180,9 @@ def density_figure(flow: JKOFlow, data: Tensor, features: Sequence[str] = ("x", 
     return figure
 
 
-def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int = 0) -> Figure:
+def curve_figure(
+    flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int = 0, context: Tensor | None = None
+) -> Figure:
     """Draws the density of a one-dimensional flow over the histogram of the data, and how quantiles reach the noise.
 
     Arguments:
@@ -180,6 +190,8 @@ def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int =
         data: Points in the data's own units, with shape (n, 1).
         feature: Name of the column.
         seed: Seed of the samples.
+        context: Conditioning variables of the points, with shape (n, c); the density is averaged over a few of them,
+            the paths are those of the points closest to the quantiles.
 
     Returns:
         A figure of two panels.
@@ -189,13 +201,16 @@ def curve_figure(flow: JKOFlow, data: Tensor, feature: str = "x", *, seed: int =
     """
     _require_dim(flow, 1)
     values = to_array(data)[:, 0]
-    samples = to_array(flow_samples(flow, MAX_POINTS, seed))[:, 0]
+    samples = to_array(flow_samples(flow, MAX_POINTS, seed, context))[:, 0]
     low, high = robust_span(values)
     grid = torch.linspace(low, high, 600, dtype=flow.standardize.mean.dtype)[:, None]
+    points = (grid - flow.standardize.mean) / flow.standardize.std
+    density = np.exp(stage_log_density(flow, 0, points, evaluation_steps(flow), context)) / float(flow.standardize.std)
+    # whole rows, so that each keeps its context
+    rows = data[:, 0].argsort()[torch.linspace(0.01 * (len(data) - 1), 0.99 * (len(data) - 1), 33).long()]
     with torch.no_grad():
-        density = to_array(flow.log_prob(grid).exp())
-        levels = torch.quantile(data[:, 0].to(grid), torch.linspace(0.01, 0.99, 33).to(grid))
-        paths = to_array(flow.trajectory(levels[:, None]).x[:, :, 0])
+        conditions = None if context is None else context[rows].to(grid)
+        paths = to_array(flow.trajectory(data[rows].to(grid), conditions).x[:, :, 0])
 
     figure = new_figure(WIDTH, 3.9)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
@@ -315,99 +330,6 @@ def pairs_figure(data: Tensor, samples: Tensor, features: Sequence[str], *, coun
         if column == 0:
             for ax, text, colour in ((upper, "data", DATA_DOT), (lower, "samples", MODEL_DOT)):
                 ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=9, color=colour)
-    return figure
-
-
-def training_figure(history: Records) -> Figure:
-    """Draws validation NLL, the terms of the loss and the movement penalty over the iterations of all blocks.
-
-    Arguments:
-        history: The records of history.jsonl.
-
-    Returns:
-        A figure of three panels; a line is a running median, its band holds 80 % of the recorded iterations. Thin
-        vertical lines separate blocks, red triangles mark the guard's interventions.
-    """
-    offsets, total = timeline(history)
-    figure = new_figure(WIDTH, 6.2)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.25, 0.8))
-    validation = [r for r in history if r.get("event") == "validation"]
-    if validation:
-        size = 2.2 if len(validation) <= 120 else 0
-        for block, start in offsets.items():
-            records = [r for r in validation if r["block"] == block]
-            y = [or_nan(r.get("nll")) for r in records]
-            top.plot([start + r["iteration"] for r in records], y, color=INK, lw=1.3, marker="o", ms=size)
-        limit_robustly(top, [np.array([or_nan(r.get("nll")) for r in validation])])
-    guards = [r for r in history if r.get("event") == "guard"]
-    if guards:
-        x = [offsets[r["block"]] + r["iteration"] for r in guards]
-        top.plot(x, np.full(len(x), 0.93), "v", ms=6, color=GUARD, transform=top.get_xaxis_transform(), label="guard")
-        top.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
-    drawn: dict[str, list[Array]] = {"middle": [], "bottom": []}
-    for ax, row, name, colour in (
-        (middle, "middle", "potential", DATA),
-        (middle, "middle", "divergence", MODEL),
-        (middle, "middle", "loss", INK),
-        (bottom, "bottom", "movement", DATA),
-    ):
-        x, low, median, high = running_quantiles(history, name, offsets, total)
-        ax.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
-        ax.plot(x, median, color=colour, lw=1.3, label=name)
-        drawn[row] += [low, high]
-    limit_robustly(middle, drawn["middle"])
-    limit_robustly(bottom, drawn["bottom"])
-    bottom.set_ylim(bottom=0)
-    middle.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
-    for ax, label in (
-        (top, "validation NLL\nnats"),
-        (middle, "terms of the loss\nnats"),
-        (bottom, "movement penalty\nnats"),
-    ):
-        dress_axes(ax)
-        ax.grid(axis="y", color=FAINT, lw=0.5)
-        ax.set_ylabel(label, fontsize=8.5, color=MUTED)
-        for block, start in offsets.items():
-            ax.axvline(start, color=FAINT, lw=0.8, zorder=0)
-            if ax is top and len(offsets) <= 40:
-                ax.text(start, 1.02, f" {block + 1}", transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
-    top.text(-0.012, 1.02, "block", transform=top.transAxes, fontsize=8, color=MUTED, ha="right")
-    bottom.set_xlim(0, max(total, 1))
-    bottom.set_xlabel("iteration", fontsize=9, color=MUTED)
-    figure.align_ylabels()
-    return figure
-
-
-def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Figure:
-    """Draws the movement (arc length) and the JKO step size of every block as bars.
-
-    Arguments:
-        movements: Movement of each block in standardised units.
-        step_sizes: JKO step size of each block; ``inf`` marks a free block.
-
-    Returns:
-        A figure of two panels.
-    """
-    figure = new_figure(WIDTH, 2.5)
-    left, right = figure.subplots(1, 2)
-    blocks = np.arange(1, len(movements) + 1)
-    left.bar(blocks, movements, color=DATA, width=0.62)
-    finite = [h for h in step_sizes if math.isfinite(h)]
-    right.bar(
-        np.arange(1, len(step_sizes) + 1), [h if math.isfinite(h) else 0 for h in step_sizes], color=MODEL, width=0.62
-    )
-    for k, h in enumerate(step_sizes):
-        if not math.isfinite(h):
-            right.text(k + 1, 0.03 * max(finite, default=1.0), "free", ha="center", fontsize=8, color=MUTED)
-    right.set_ylim(0, 1.1 * max(finite, default=1.0))
-    for ax, title in ((left, "movement of each block, standardised units"), (right, "JKO step size h of each block")):
-        dress_axes(ax)
-        ax.grid(axis="y", color=FAINT, lw=0.5)
-        ax.set_axisbelow(True)
-        ax.set_title(title, fontsize=10, color=INK)
-        ax.set_xlabel("block", fontsize=9, color=MUTED)
-        ax.set_xlim(0.4, max(len(step_sizes), 1) + 0.6)
-        ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
+from jkoflow.metrics import spread_rows
 
 Array = NDArray[np.float64]
 Records = Sequence[Mapping[str, Any]]
 
 MAX_POINTS = 4000
 MAX_COLUMNS = 24
+MAX_CONTEXTS = 16
+"""Conditions over which the density of a conditional flow is averaged."""
 WORK = 1e11
 """Floating-point operations that one panel of a figure may spend: about a second on two cores."""
 
@@ -65,26 +68,51 @@ def noise_like(flow: JKOFlow, count: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def flow_samples(flow: JKOFlow, count: int, seed: int = 0) -> Tensor:
-    """At most ``count`` seeded samples in the data's own units, with shape (n, d)."""
-    return _finite(flow.inverse(noise_like(flow, count, seed))[0])
+def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | None = None) -> Tensor:
+    """At most ``count`` seeded samples in the data's own units, with shape (n, d); one for a row of context (N, c)."""
+    noise = noise_like(flow, count if context is None else min(count, len(context)), seed)
+    return _finite(flow.inverse(noise, matching_context(flow, noise, context))[0])
 
 
 @torch.no_grad()
-def flow_stages(flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False) -> Array:
+def flow_stages(
+    flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False, context: Tensor | None = None
+) -> Array:
     """Standardised positions of the points at the chosen stages, with shape (len(stages), n, d)."""
-    points = points[: affordable_points(flow)].to(flow.standardize.mean)
-    return to_array(_finite(flow.trajectory(points, inverse=inverse).x[list(stages)]))
+    count = affordable_points(flow) if context is None else min(affordable_points(flow), len(context))
+    points = points[:count].to(flow.standardize.mean)
+    path = flow.trajectory(points, matching_context(flow, points, context), inverse=inverse)
+    return to_array(_finite(path.x[list(stages)]))
+
+
+def matching_context(flow: JKOFlow, points: Tensor, context: Tensor | None) -> Tensor | None:
+    """The context of the first rows, in the flow's dtype."""
+    return None if context is None else context[: len(points)].to(flow.standardize.mean)
+
+
+def shown_contexts(flow: JKOFlow, context: Tensor | None) -> list[Tensor | None]:
+    """The conditions (1, c) over which a density is averaged to be drawn; just None for an unconditional flow."""
+    return [None] if context is None else list(spread_rows(context, MAX_CONTEXTS).to(flow.standardize.mean).split(1))
 
 
 @torch.no_grad()
-def stage_log_density(flow: JKOFlow, stage: int, points: Tensor, steps: Sequence[int]) -> Array:
-    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at standardised points (n, d)."""
-    logdet = points.new_zeros(points.shape[0])
-    for block, count in list(zip(flow.blocks, steps, strict=True))[stage:]:
-        points, increment = block(points, None, count)
-        logdet = logdet + increment
-    return to_array(base_log_prob(points) + logdet)
+def stage_log_density(
+    flow: JKOFlow, stage: int, points: Tensor, steps: Sequence[int], context: Tensor | None = None
+) -> Array:
+    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at standardised points (n, d).
+
+    That of a conditional flow is averaged over a few rows of the context (N, c).
+    """
+    found = []
+    for condition in shown_contexts(flow, context):
+        x, logdet = points, points.new_zeros(points.shape[0])
+        rows = None if condition is None else condition.expand(len(points), -1)
+        rows = flow.standardized_context(rows, len(points))
+        for block, count in list(zip(flow.blocks, steps, strict=True))[stage:]:
+            x, increment = block(x, rows, count)
+            logdet = logdet + increment
+        found.append(base_log_prob(x) + logdet)
+    return to_array(torch.stack(found).logsumexp(0) - math.log(len(found)))
 
 
 def _finite(points: Tensor) -> Tensor:
@@ -158,28 +186,33 @@ def to_array(values: Tensor) -> Array:
     return values.detach().cpu().double().numpy()
 
 
-def timeline(history: Records) -> tuple[dict[int, int], int]:
-    """The iteration at which each block starts, and the total."""
-    lengths: dict[int, int] = {}
+def place_of(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Round and block of a record; runs of earlier versions have one round."""
+    return int(record.get("round") or 0), int(record["block"])
+
+
+def timeline(history: Records) -> tuple[dict[tuple[int, int], int], int]:
+    """The iteration at which each block of each round starts, and the total."""
+    lengths: dict[tuple[int, int], int] = {}
     for record in history:
         if "block" in record:
             seen = record.get("iterations") or record.get("iteration") or 1
-            lengths[record["block"]] = max(lengths.get(record["block"], 1), int(seen))
+            lengths[place_of(record)] = max(lengths.get(place_of(record), 1), int(seen))
     offsets, total = {}, 0
-    for block in sorted(lengths):
-        offsets[block] = total
-        total += lengths[block]
+    for place in sorted(lengths):
+        offsets[place] = total
+        total += lengths[place]
     return offsets, total
 
 
 def running_quantiles(
-    history: Records, name: str, offsets: Mapping[int, int], total: int
+    history: Records, name: str, offsets: Mapping[tuple[int, int], int], total: int
 ) -> tuple[Array, Array, Array, Array]:
     """Abscissa and 10, 50 and 90 % quantiles of a term in some 200 bins that never straddle two blocks."""
     lines: list[list[float]] = []
     width = max(total / 200, 1.0)
-    for block, start in offsets.items():
-        records = [r for r in history if r.get("event") == "iteration" and r["block"] == block]
+    for place, start in offsets.items():
+        records = [r for r in history if r.get("event") == "iteration" and place_of(r) == place]
         values = np.array([or_nan(r.get(name)) for r in records])
         bins = np.array([int(r["iteration"] / width) for r in records], dtype=int)
         for index in np.unique(bins):

@@ -9,13 +9,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jkoflow.block import Block
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.training.run import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, PREVIEW_FILE
@@ -47,6 +46,9 @@ class Results:
     data: Tensor
     """Test rows in their own units, with shape (n, d)."""
     features: tuple[str, ...]
+    context: Tensor | None
+    """Conditioning variables of these rows, with shape (n, c); None for an unconditional flow."""
+    context_features: tuple[str, ...]
 
 
 def read_results(run_dir: str | Path) -> Results:
@@ -59,14 +61,14 @@ def read_results(run_dir: str | Path) -> Results:
         Its parts, checked against each other.
 
     Raises:
-        CheckpointError: If a file of the run is missing or damaged, two of them disagree, or the flow is conditional.
+        CheckpointError: If a file of the run is missing or damaged, or two of them disagree.
     """
     path = Path(run_dir)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such run directory; train one with: jkoflow train DATA --out {path}")
     metrics = _parse(path / METRICS_FILE, _metrics)
     flow = _parse(path / MODEL_FILE, lambda file: JKOFlow.load(file).requires_grad_(False))
-    data, features = _parse(path / PREVIEW_FILE, _preview)
+    data, features, context, context_features = _parse(path / PREVIEW_FILE, _preview)
     results = Results(
         path=path,
         flow=flow,
@@ -76,20 +78,21 @@ def read_results(run_dir: str | Path) -> Results:
         environment=_parse(path / ENVIRONMENT_FILE, _json_object),
         data=data,
         features=features,
+        context=context,
+        context_features=context_features,
     )
     for name, what, found, expected in (
         (METRICS_FILE, "columns", metrics["dim"], flow.dim),
         (PREVIEW_FILE, "columns", data.shape[1], flow.dim),
+        (PREVIEW_FILE, "context columns", len(context_features), flow.context_dim),
         (METRICS_FILE, "movements", len(metrics["movements"]), len(flow.blocks)),
     ):
         if found != expected:
-            of = "columns" if what == "columns" else "blocks"
+            of = "blocks" if what == "movements" else what
             raise CheckpointError(
                 f"{path / name} has {found} {what}, but {MODEL_FILE} beside it has {expected} {of}: the files are of "
                 "different runs; restore them, or train the run again"
             )
-    if any(cast(Block, block).velocity.context_dim for block in flow.blocks):
-        raise CheckpointError(f"{path / MODEL_FILE} is a conditional flow; the report draws unconditional flows only")
     return results
 
 
@@ -127,6 +130,10 @@ def _metrics(path: Path) -> dict[str, Any]:
     moved = metrics["movements"]
     if not isinstance(moved, list) or not all(isinstance(value, (int, float)) for value in moved):
         raise ValueError(f"movements must be a list of numbers, got {moved!r}")
+    rounds = metrics.get("rounds", [])
+    keys = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
+    if not isinstance(rounds, list) or not all(isinstance(r, dict) and r.keys() >= keys for r in rounds):
+        raise ValueError(f"rounds must be a list of records with {', '.join(sorted(keys))}, got {rounds!r}")
     return metrics
 
 
@@ -157,13 +164,19 @@ def _history(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _preview(path: Path) -> tuple[Tensor, tuple[str, ...]]:
+def _preview(path: Path) -> tuple[Tensor, tuple[str, ...], Tensor | None, tuple[str, ...]]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         data, features = np.asarray(file["data"], dtype=np.float32), tuple(str(name) for name in file["features"])
+        context, names = None, ()
+        if "context" in file:
+            context = np.asarray(file["context"], dtype=np.float32)
+            names = tuple(str(name) for name in file["context_features"])
     if data.ndim != 2 or data.shape[0] < 2 or len(features) != data.shape[1]:
         raise ValueError(
             f"expected data of shape (n, d), n at least 2, and d features, got {data.shape} and {len(features)}"
         )
-    if not np.isfinite(data).all():
+    if context is not None and context.shape != (data.shape[0], len(names)):
+        raise ValueError(f"expected context of shape {(data.shape[0], len(names))}, got {context.shape}")
+    if not np.isfinite(data).all() or (context is not None and not np.isfinite(context).all()):
         raise ValueError("its data hold NaN or inf")
-    return torch.from_numpy(data), features
+    return torch.from_numpy(data), features, None if context is None else torch.from_numpy(context), names

@@ -30,6 +30,11 @@ class TrainConfig:
         step_size: JKO step size h of the first block.
         step_size_growth: Factor from one block's step size to the next one's.
         step_size_max: Upper bound of the step sizes.
+        reparam_rounds: Rounds of reparametrisation after the first training: the step sizes are changed towards equal
+            movements, with ``step_size_max`` as their bound, and all blocks are trained again from where they are.
+        reparam_damping: How far a round takes the step sizes towards those of equal movements, at most 1.
+        refine: Number of blocks that every block is divided into at the end, each then trained again with its share of
+            the step size; 1 means none. A round that leaves the validation NLL no better is undone.
         movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
         gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.
         batch_size: Rows per iteration.
@@ -73,6 +78,9 @@ class TrainConfig:
     step_size: float = 0.5
     step_size_growth: float = 1.5
     step_size_max: float = 5.0
+    reparam_rounds: int = 0
+    reparam_damping: float = 0.5
+    refine: int = 1
     movement_tolerance: float = 0.01
     gain_tolerance: float = 0.002
     batch_size: int = 1000
@@ -104,19 +112,21 @@ class TrainConfig:
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
         for name in (
             "num_steps", "max_blocks", "batch_size", "iterations_per_block", "validate_every", "val_rows",
-            "guard_every", "guard_rows",
+            "guard_every", "guard_rows", "refine",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("seed", "warmup", "movement_tolerance", "save_seconds"):
+        for name in ("seed", "warmup", "movement_tolerance", "save_seconds", "reparam_rounds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if not 0 < self.reparam_damping <= 1:
+            raise ValueError(f"reparam_damping must be greater than 0 and at most 1, got {self.reparam_damping}")
         for name, least in (
             ("step_size_growth", 1), ("step_size_max", self.step_size), ("max_num_steps", self.num_steps)
         ):  # fmt: skip

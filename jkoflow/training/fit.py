@@ -16,7 +16,7 @@ from jkoflow.block import Block
 from jkoflow.ops import jko_terms
 from jkoflow.training.adam import Adam, AdamState
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.guard import read_guard
+from jkoflow.training.guard import GuardReading, read_guard
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, gaussian_constant, push_rows
 
@@ -78,6 +78,7 @@ class BlockFit:
         config: Settings of the run.
         hooks: What to call.
         counters: Where to go on; a fresh start if None.
+        round_number: Number of the round, from 0: another one has other batches.
     """
 
     index: int
@@ -86,11 +87,15 @@ class BlockFit:
     config: TrainConfig
     hooks: FitHooks
     counters: FitCounters = field(default_factory=FitCounters)
+    round_number: int = 0
 
     def __post_init__(self) -> None:
         config = self.config
         self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
-        self.batches = Batches(self.samples.train, config.batch_size, config.seed, self.index)
+        samples = self.samples
+        self.batches = Batches(
+            samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
+        )
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.elapsed(), self.counters.iteration)
         self._dampings = 0
@@ -120,7 +125,8 @@ class BlockFit:
     def _iterate(self) -> None:
         counters, config = self.counters, self.config
         rate = schedule.learning_rate(counters.iteration, counters.iterations, config.learning_rate, config.warmup)
-        terms = self.block.jko_loss(self.batches(counters.iteration))
+        batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
+        terms = self.block.jko_loss(batch, context)
         norm = self.adam.update(terms.total, rate)
         if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
             # one read, since each waits for the device
@@ -156,7 +162,7 @@ class BlockFit:
 
     def _validate(self) -> tuple[float, float]:
         """JKO loss of the validation rows and NLL of the flow with this block, at twice the Runge-Kutta steps."""
-        y, logdet = push_rows(self.block, self.samples.val)
+        y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
         terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.step_size)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
@@ -165,7 +171,7 @@ class BlockFit:
     def _guard(self) -> bool:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
         config, counters = self.config, self.counters
-        reading = read_guard(self.block, self.samples.val[: config.guard_rows])
+        reading = self._read_guard()
         if reading.within(config.guard_nll, config.guard_round_trip):
             self.good = self.adam.state()
             return True
@@ -197,26 +203,27 @@ class BlockFit:
         # nothing has vouched for a shortened velocity either: look again before training on it
         return self._guard() if action == "damped" else not counters.stopped
 
+    def _read_guard(self) -> GuardReading:
+        rows, context = self.config.guard_rows, self.samples.val_context
+        return read_guard(self.block, self.samples.val[:rows], None if context is None else context[:rows])
+
     def _plan(self) -> None:
         """Sets the number of iterations, with a time budget from measured times that change nothing."""
         config, counters = self.config, self.counters
         if self.hooks.share is None:
             counters.iterations = config.iterations_per_block
             return
-        batch = self.batches(0)
+        batch, context = self.batches(0), self.batches.context(0)
         samples, fine_steps = self.samples, 2 * self.block.num_steps
         validation = _seconds(self._validate)
 
         def gradient() -> float:
-            self.block.jko_loss(batch).total.backward()
+            self.block.jko_loss(batch, context).total.backward()
             return float(self.adam.gradient[0])  # waits for the device
 
         per_iteration = _seconds(gradient) + validation / config.validate_every
         if config.guard:
-            rows = samples.val[: config.guard_rows]
-            per_iteration += _seconds(lambda: read_guard(self.block, rows)) / min(
-                config.guard_every, config.validate_every
-            )
+            per_iteration += _seconds(self._read_guard) / min(config.guard_every, config.validate_every)
         counters.row_step = validation / (samples.val.shape[0] * fine_steps)
         self._set_deadline()
         counters.iterations = schedule.iterations_within(counters.deadline - self.hooks.elapsed(), per_iteration)

@@ -28,19 +28,20 @@ class GuardReading(NamedTuple):
 
 
 @torch.no_grad()
-def read_guard(block: Block, x: Tensor) -> GuardReading:
+def read_guard(block: Block, x: Tensor, context: Tensor | None = None) -> GuardReading:
     """Compares a block at its num_steps with itself at twice as many.
 
     Arguments:
         block: The block.
         x: Samples that enter it, with shape (B, d).
+        context: Their standardised conditioning variables, with shape (B, c).
 
     Returns:
         The reading; NaN or inf where the block is so broken that a number overflows.
     """
-    y, logdet = block(x)
-    fine_y, fine_logdet = block(x, num_steps=2 * block.num_steps)
-    back, _ = block.inverse(y)
+    y, logdet = block(x, context)
+    fine_y, fine_logdet = block(x, context, 2 * block.num_steps)
+    back, _ = block.inverse(y, context)
     difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
     distance = (back - x).square().sum(1).sqrt()
     return GuardReading(*torch.stack([difference.abs().mean(), distance.mean()]).tolist())

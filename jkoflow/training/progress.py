@@ -9,6 +9,9 @@ from typing import Any, Protocol
 class Progress(Protocol):
     """Receives a training run's news; the command line draws bars from it."""
 
+    def start_round(self, number: int, kind: str, blocks: int) -> None:
+        """A round over all blocks begins, or goes on after a resume; see `jkoflow.training.rounds`."""
+
     def start_block(self, block: int, iterations: int) -> None:
         """A block begins, or goes on after a resume, and has this many iterations; called again if the plan changes."""
 
@@ -24,6 +27,9 @@ class Progress(Protocol):
 
 class Silent:
     """A `Progress` that says nothing."""
+
+    def start_round(self, number: int, kind: str, blocks: int) -> None:
+        """Does nothing."""
 
     def start_block(self, block: int, iterations: int) -> None:
         """Does nothing."""

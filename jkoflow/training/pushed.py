@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import CHUNK, movement
+from jkoflow.metrics import Movement, chunks, movement_with_error
 
 
 @dataclass
@@ -21,23 +21,27 @@ class PushedSamples:
         train: Training rows, with shape (N, d).
         val: Validation rows, with shape (N_val, d).
         val_logdet: Log abs det of the validation rows' way so far, standardisation not included, with shape (N_val,).
+        train_context: Standardised conditioning variables of the training rows, with shape (N, c); None without.
+        val_context: Those of the validation rows.
     """
 
     train: Tensor
     val: Tensor
     val_logdet: Tensor
+    train_context: Tensor | None = None
+    val_context: Tensor | None = None
 
-    def push(self, block: Block) -> float:
+    def push(self, block: Block) -> Movement:
         """Carries the samples through a finished block and returns its movement over the training rows.
 
         Twice the Runge-Kutta steps of the training are used: the next block should start from where the flow's ODE
         takes the samples, not from the integrator's error.
         """
         before = self.train
-        self.train, _ = push_rows(block, self.train)
-        self.val, increment = push_rows(block, self.val)
+        self.train, _ = push_rows(block, self.train, self.train_context)
+        self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
-        return movement(before, self.train)
+        return movement_with_error(before, self.train)
 
     def val_nll(self) -> float:
         """NLL of the validation rows under the flow so far, in nats, on standardised columns."""
@@ -45,9 +49,9 @@ class PushedSamples:
 
 
 @torch.no_grad()
-def push_rows(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, d) and logdets (N,) of rows x (N, d) at twice the block's Runge-Kutta steps."""
-    parts = [block(rows, num_steps=2 * block.num_steps) for rows in x.split(CHUNK)]
+def push_rows(block: Block, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), at twice the block's Runge-Kutta steps."""
+    parts = [block(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)]
     return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 
@@ -64,24 +68,48 @@ class Batches:
         batch_size: Rows per batch, at most N; what is left of an epoch is dropped.
         seed: Seed of the run.
         block: Number of the block.
+        round_number: Number of the round: every round sees the rows in an order of its own.
+        context: Conditioning variables of the rows, with shape (N, c).
     """
 
-    def __init__(self, rows: Tensor, batch_size: int, seed: int, block: int) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        seed: int,
+        block: int,
+        round_number: int = 0,
+        context: Tensor | None = None,
+    ) -> None:
         self.rows = rows
+        self.conditions = context
         self.batch_size = batch_size
         self.per_epoch = rows.shape[0] // batch_size
-        self._seed, self._block = seed, block
+        self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
-        self._shuffled = rows
+        self._shuffled, self._shuffled_context = rows, context
 
     def __call__(self, iteration: int) -> Tensor:
         """The batch (batch_size, d) of an iteration: a view, not a copy."""
+        place = self._place(iteration)  # first: it may shuffle anew
+        return self._shuffled[place]
+
+    def context(self, iteration: int) -> Tensor | None:
+        """The conditioning variables (batch_size, c) of an iteration's batch."""
+        place = self._place(iteration)
+        return None if self._shuffled_context is None else self._shuffled_context[place]
+
+    def _place(self, iteration: int) -> slice:
+        """Where in its shuffled epoch a batch is."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch))
-            self._shuffled = self.rows[order.to(self.rows.device)]
+            order = torch.randperm(
+                self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round)
+            ).to(self.rows.device)
+            self._shuffled = self.rows[order]
+            self._shuffled_context = None if self.conditions is None else self.conditions[order]
             self._epoch = epoch
-        return self._shuffled[place * self.batch_size : (place + 1) * self.batch_size]
+        return slice(place * self.batch_size, (place + 1) * self.batch_size)
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:

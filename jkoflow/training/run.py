@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,28 @@ class RunState:
     guard_events: int
     first_nll: float
     """Validation NLL before the first block, in nats on standardised columns."""
+    rounds: list[dict[str, Any]]
+    """The history's records of the rounds that have ended."""
+    accepted: list[Block]
+    """The blocks of the best flow that those left; none in the first round."""
+    round_started: float
+    """Seconds into the run at which the present round began."""
     summaries: list[dict[str, Any]]
-    """The history's records of the finished blocks."""
+    """The history's records of the blocks that the present round has finished."""
     blocks: list[Block]
-    """The finished blocks."""
+    """Those blocks."""
     fit: FitState | None
     """The block in training; None between blocks."""
 
-    def check_matches(self, config: TrainConfig, data: Dataset, path: Path) -> None:
+    def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
         """Makes sure that the run goes on with what it began with.
 
         Raises:
-            RunError: If the data or a setting has changed.
+            RunError: If the data, the flow to start from or a setting has changed.
         """
-        if self.fingerprint != fingerprint(data):
-            raise RunError(f"the data have changed since the run in {path} began; resume with the same data")
+        if self.fingerprint != fingerprint(data, start):
+            started = "" if start is None else " (or the flow to start from)"
+            raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
         settings = config.to_mapping()
         different = [
             f"{name} = {settings.get(name)} (was {self.settings.get(name)})"
@@ -113,7 +120,13 @@ class RunDirectory:
         there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
         return there and not (self.path / STATE_FILE).exists()
 
-    def create(self, config: TrainConfig, source: str, environment: Mapping[str, Any]) -> None:
+    def create(
+        self,
+        config: TrainConfig,
+        source: str,
+        environment: Mapping[str, Any],
+        context_columns: Sequence[str] = (),
+    ) -> None:
         """Makes the directory and writes what is known before training.
 
         Raises:
@@ -121,7 +134,7 @@ class RunDirectory:
             MissingExtraError: If tomli-w is missing.
             OSError: If the directory cannot be written.
         """
-        toml = config_toml(config, source)
+        toml = config_toml(config, source, context_columns)
         if self.holds_run():
             raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -174,6 +187,9 @@ class RunDirectory:
             "history_bytes": state.history_bytes,
             "guard_events": state.guard_events,
             "first_nll": state.first_nll,
+            "rounds": state.rounds,
+            "accepted": [block.describe() for block in state.accepted],
+            "round_started": state.round_started,
             "summaries": state.summaries,
             "blocks": [block.describe() for block in state.blocks],
             "fit": None,
@@ -200,11 +216,10 @@ class RunDirectory:
             return None
         tensors, description = checkpoint.load(path, STATE_KIND)
         try:
-            blocks = [Block.from_description(block) for block in description.pop("blocks")]
-            for index, block in enumerate(blocks):
-                block.load_state_dict({name: tensors[f"blocks.{index}.{name}"] for name in block.state_dict()})
-            fit = description.pop("fit")
-            return RunState(**description, blocks=blocks, fit=None if fit is None else _fit_state(fit, tensors))
+            accepted = _load_blocks("accepted", description.pop("accepted"), tensors)
+            blocks = _load_blocks("blocks", description.pop("blocks"), tensors)
+            fit = None if (fit := description.pop("fit")) is None else _fit_state(fit, tensors)
+            return RunState(**description, accepted=accepted, blocks=blocks, fit=fit)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a training state: {error}") from error
 
@@ -212,7 +227,14 @@ class RunDirectory:
         """Writes the results, then removes the state: a run without state has ended."""
         flow.save(self.path / MODEL_FILE)
         preview = io.BytesIO()
-        np.savez(preview, data=spread_rows(data.test, PREVIEW_ROWS).numpy(), features=np.array(data.features))
+        arrays: dict[str, Any] = {
+            "data": spread_rows(data.test, PREVIEW_ROWS).numpy(),
+            "features": np.array(data.features),
+        }
+        if data.test_context is not None:
+            arrays["context"] = spread_rows(data.test_context, PREVIEW_ROWS).numpy()
+            arrays["context_features"] = np.array(data.context_features)
+        np.savez(preview, **arrays)
         checkpoint.write_atomically(self.path / PREVIEW_FILE, preview.getvalue())
         self._write_json(METRICS_FILE, metrics)
         self.flush()
@@ -223,20 +245,28 @@ class RunDirectory:
         checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 
 
-def config_toml(config: TrainConfig, source: str) -> bytes:
-    """The text of config.toml: every setting, and where the data came from.
+def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str] = ()) -> bytes:
+    """The text of config.toml: every setting, where the data came from and which of their columns are context.
 
     Raises:
         MissingExtraError: If tomli-w is missing.
     """
     tomli_w = require("tomli_w", "a run directory")
-    return tomli_w.dumps({"data": source, **config.to_mapping()}).encode()
+    data: dict[str, Any] = {"data": source}
+    if context_columns:
+        data["context_columns"] = list(context_columns)
+    return tomli_w.dumps({**data, **config.to_mapping()}).encode()
 
 
-def fingerprint(data: Dataset) -> str:
-    """A hash of the rows of all three parts."""
+def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
+    """A hash of the rows of all three parts, and of the flow that training starts from."""
     digest = hashlib.sha256()
-    for rows in (data.train, data.val, data.test):
+    if start is not None:
+        digest.update(json.dumps([block.describe() for block in start.stack]).encode())
+        for tensor in start.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
+    for rows in (data.train, data.val, data.test, *contexts):
         digest.update(f"{tuple(rows.shape)}".encode())
         digest.update(rows.contiguous().numpy().data)
     return digest.hexdigest()
@@ -253,10 +283,18 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> list[Block]:
+    blocks = [Block.from_description(description) for description in descriptions]
+    for index, block in enumerate(blocks):
+        block.load_state_dict({name: tensors[f"{chain}.{index}.{name}"] for name in block.state_dict()})
+    return blocks
+
+
 def _named_tensors(state: RunState) -> Iterator[tuple[str, Tensor]]:
-    for index, block in enumerate(state.blocks):
-        for name, tensor in block.state_dict().items():
-            yield f"blocks.{index}.{name}", tensor
+    for chain, blocks in (("accepted", state.accepted), ("blocks", state.blocks)):
+        for index, block in enumerate(blocks):
+            for name, tensor in block.state_dict().items():
+                yield f"{chain}.{index}.{name}", tensor
     if state.fit is not None:
         yield "fit.best", state.fit.best
         for moment, adam in (("now", state.fit.now), ("good", state.fit.good)):

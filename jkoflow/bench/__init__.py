@@ -1,0 +1,1 @@
+"""How fast the kernels are beside everything else that integrates the same velocity: what ``jkoflow bench`` runs."""

@@ -1,0 +1,96 @@
+"""One velocity and one batch, the same for everybody, with what they must compute."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkoflow.bench.shapes import Shape
+from jkoflow.ops import Backend, integrate, jko_terms
+from jkoflow.velocity import MLPVelocity
+
+SEED = 0
+
+
+class Solution(NamedTuple):
+    """What a solver computes from a batch."""
+
+    x: Tensor
+    """x at t1, with shape (B, d)."""
+    logdet: Tensor
+    """With shape (B,)."""
+
+
+def loss(solution: Solution) -> Tensor:
+    """The objective of a free block, mean(abs(x)^2 / 2 - logdet), of which forward+backward takes the gradient."""
+    return jko_terms(solution.x, solution.x, solution.logdet, float("inf")).total
+
+
+class Case:
+    """A velocity, a batch and a probe of one shape.
+
+    The velocity has twice the weights that PyTorch starts with, which keeps a signal at its size through the layers
+    and so bends the paths about as much as training does; a solver with adaptive steps has something to adapt to.
+
+    Arguments:
+        shape: Sizes.
+        device: Where the tensors live.
+    """
+
+    def __init__(self, shape: Shape, device: str | torch.device = "cpu") -> None:
+        self.shape = shape
+        generator = torch.Generator().manual_seed(SEED)
+        velocity = MLPVelocity(shape.dim, (shape.width,) * shape.layers)
+        with torch.no_grad():
+            for layer in velocity.layers:
+                bound = layer.weight.shape[1] ** -0.5  # type: ignore[union-attr,index,operator]
+                layer.weight.uniform_(-2 * bound, 2 * bound, generator=generator)  # type: ignore[union-attr,operator]
+                layer.bias.uniform_(-bound, bound, generator=generator)  # type: ignore[union-attr,operator]
+        self.velocity = velocity.to(device)
+        self.x = torch.randn(shape.batch, shape.dim, generator=generator).to(device)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn."""
+        return list(self.velocity.parameters())
+
+    @cached_property
+    def probe(self) -> Tensor:
+        """The probe (B, d) of Hutchinson's estimate: what a solver draws that starts with `seed_probe`."""
+        self.seed_probe()
+        return torch.randn_like(self.x)
+
+    def seed_probe(self) -> None:
+        """Seeds PyTorch, so that its next ``randn_like(x)`` is `probe`."""
+        torch.manual_seed(SEED)
+
+    def solve(self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto") -> Solution:
+        """Our own solution of the batch or of another x, with gradients: exact, or estimated with `probe`."""
+        x = self.x if x is None else x
+        result = integrate(
+            self.velocity,
+            x,
+            num_steps=self.shape.steps,
+            divergence="hutchinson" if estimate else "exact",
+            noise=self.probe if estimate else None,
+            backend=backend,
+            keep_path=False,
+        )
+        return Solution(result.x, result.logdet)
+
+    def converged(self, estimate: bool) -> Solution:
+        """The solution in float64 with 8 times the steps: next to it, the fixed steps have an error, too."""
+        with torch.no_grad():
+            result = integrate(
+                copy.deepcopy(self.velocity).double(),
+                self.x.double(),
+                num_steps=8 * self.shape.steps,
+                divergence="hutchinson" if estimate else "exact",
+                noise=self.probe.double() if estimate else None,
+                keep_path=False,
+            )
+        return Solution(result.x, result.logdet)

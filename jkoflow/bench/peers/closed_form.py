@@ -1,0 +1,71 @@
+"""What an expert writes in plain PyTorch: the divergence in closed form, unrolled over the stages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jkoflow.bench.candidate import Candidate, Solve, TorchCandidate
+from jkoflow.bench.case import Case, Solution
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPVelocity
+
+
+def eager(case: Case) -> Candidate:
+    """The solver in PyTorch's eager mode."""
+    return TorchCandidate(case, unrolled(case.velocity, case.shape.steps))
+
+
+def compiled(case: Case) -> Candidate:
+    """The solver compiled as one graph for this shape."""
+    torch.compiler.reset()  # each shape has its own graphs, and their number is limited
+    return TorchCandidate(case, torch.compile(unrolled(case.velocity, case.shape.steps), fullgraph=True, dynamic=False))
+
+
+def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
+    """The solver for tanh layers: one extra product for up to two of them, tangents of every column for more."""
+    parameters = list(velocity.parameters())
+    weights, biases = parameters[0::2], parameters[1::2]
+    tableau = TABLEAUX["rk4"]
+    dim = velocity.dim
+
+    def solve(x: Tensor) -> Solution:
+        first_t, time = weights[0][:, :dim].T, weights[0][:, dim]
+        if len(weights) == 2:
+            coupling = (first_t * weights[1]).sum(0)
+        elif len(weights) == 3:
+            coupling = (weights[1] * (first_t.T @ weights[2]).T).T
+        else:
+            coupling = None
+
+        def evaluate(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            h = torch.tanh(torch.addmm(biases[0] + time * t, x, first_t))
+            slopes = [1 - h * h]
+            for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+                h = torch.tanh(torch.addmm(bias, h, weight.T))
+                slopes.append(1 - h * h)
+            v = torch.addmm(biases[-1], h, weights[-1].T)
+            if coupling is None:
+                tangents = slopes[0] * first_t.unsqueeze(1)  # (d, B, H)
+                for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
+                    tangents = slope * (tangents @ weight.T)
+                return v, (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
+            if len(slopes) == 1:
+                return v, slopes[0] @ coupling
+            return v, ((slopes[0] @ coupling) * slopes[1]).sum(1)
+
+        logdet = x.new_zeros(x.shape[0])
+        for step in range(steps):
+            slopes: list[Tensor] = []
+            for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
+                at = x
+                for a, slope in zip(row, slopes, strict=True):
+                    at = at + (a / steps) * slope
+                slope, divergence = evaluate(at, (step + c) / steps)
+                slopes.append(slope)
+                logdet = logdet + (b / steps) * divergence
+            for b, slope in zip(tableau.b, slopes, strict=True):
+                x = x + (b / steps) * slope
+        return Solution(x, logdet)
+
+    return solve

@@ -1,0 +1,65 @@
+"""torchdiffeq's fixed grid with the divergence by autograd, as its users write it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jkoflow.bench.candidate import Candidate, TorchCandidate
+from jkoflow.bench.case import Case, Solution
+from jkoflow.data import require
+from jkoflow.velocity import MLPVelocity
+
+
+class AutogradDivergence(nn.Module):
+    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or estimated with one probe."""
+
+    def __init__(self, velocity: MLPVelocity, probe: Tensor | None) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.probe = probe
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Velocity (B, d) and divergence (B,)."""
+        training = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
+            v = self.velocity(x, t)
+            if self.probe is not None:
+                (row,) = torch.autograd.grad(v, x, self.probe, create_graph=training)
+                divergence = (row * self.probe).sum(1)
+            else:
+                divergence = torch.zeros_like(state[1])
+                for i in range(x.shape[1]):
+                    (row,) = torch.autograd.grad(v[:, i].sum(), x, create_graph=training, retain_graph=True)
+                    divergence = divergence + row[:, i]
+        return (v, divergence) if training else (v.detach(), divergence.detach())
+
+
+def exact(case: Case) -> Candidate:
+    """Exact divergence, gradients by backpropagation through the steps."""
+    return _candidate(case, None, "odeint")
+
+
+def exact_adjoint(case: Case) -> Candidate:
+    """Exact divergence, gradients by the continuous adjoint on the same grid."""
+    return _candidate(case, None, "odeint_adjoint")
+
+
+def hutchinson(case: Case) -> Candidate:
+    """Hutchinson's estimate, gradients by backpropagation through the steps."""
+    return _candidate(case, case.probe, "odeint")
+
+
+def _candidate(case: Case, probe: Tensor | None, solver: str) -> Candidate:
+    odeint: Any = getattr(require("torchdiffeq", "the peer torchdiffeq", "bench"), solver)
+    rhs = AutogradDivergence(case.velocity, probe)
+    grid = torch.linspace(0, 1, case.shape.steps + 1, device=case.x.device)
+
+    def solve(x: Tensor) -> Solution:
+        path, logdet = odeint(rhs, (x, x.new_zeros(x.shape[0])), grid, method="rk4")
+        return Solution(path[-1], logdet[-1])
+
+    return TorchCandidate(case, solve)

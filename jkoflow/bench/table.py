@@ -1,0 +1,147 @@
+"""The figures of a record as tables in Markdown: README holds this module's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jkoflow.bench.peers import FUSED, OURS
+from jkoflow.bench.run import FORMAT
+from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
+
+SHARES: tuple[tuple[str, Direction], ...] = (
+    (OURS, "forward"),
+    (OURS, "forward+backward"),
+    (FUSED, "forward+backward"),
+)
+TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Tables of times, of shares of the floor and of memory, and the notes to them.
+
+    Raises:
+        ValueError: If the record has another format.
+    """
+    if record.get("format") != FORMAT:
+        raise ValueError(f"the record must have format {FORMAT}, got {record.get('format')}; run jkoflow bench again")
+    parts = [times(record, direction) for direction in DIRECTIONS]
+    parts += [shares(record), memory(record), notes(record), surroundings(record)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def times(record: Mapping[str, Any], direction: Direction) -> str:
+    """Milliseconds, in brackets the times ours, of each peer at each shape."""
+    entries = record["shapes"]
+    rows = []
+    for name in _names(entries):
+        results = [_result(entry, name) for entry in entries]
+        if any(direction in result for result in results) or all(_absent(result) for result in results):
+            rows.append([name, *(cell(result, direction) for result in results)])
+    return _table([f"{TITLES[direction]}, ms (x ours)", *_headings(entries)], rows)
+
+
+def cell(result: Mapping[str, Any], direction: Direction) -> str:
+    """Like ``79.7 (4.3)``, or why there is no figure; empty for a direction that the peer does not have."""
+    figures = result.get(direction)
+    if figures is None:
+        return result["status"] if _absent(result) else ""
+    if figures.get("of_ours") in (None, 1.0):
+        return f"{number(figures['ms'])}"
+    return f"{number(figures['ms'])} ({number(figures['of_ours'])})"
+
+
+def shares(record: Mapping[str, Any]) -> str:
+    """Shares of the rate of a large matrix product."""
+    entries = record["shapes"]
+    rows = []
+    for name, direction in SHARES:
+        values = [_result(entry, name).get(direction, {}).get("of_floor") for entry in entries]
+        if any(value is not None for value in values):
+            rows.append([f"{name}, {TITLES[direction]}", *("" if v is None else f"{v:.0%}" for v in values)])
+    return _table(["share of the floor", *_headings(entries)], rows) if rows else ""
+
+
+def memory(record: Mapping[str, Any]) -> str:
+    """Peak memory per row of a training step."""
+    found = record["memory"]
+    if found is None:
+        return ""
+    if found["note"] is not None:
+        return f"Memory was {found['note']}."
+    rows = [[name, *(size(value) for value in values)] for name, values in found["bytes_per_row"].items()]
+    return _table(["peak memory per row", *_headings(record["shapes"])], rows)
+
+
+def notes(record: Mapping[str, Any]) -> str:
+    """What stands behind single figures; equal notes share a line."""
+    places: dict[tuple[str, str], list[str]] = {}
+    lines = []
+    for name in _names(record["shapes"]):
+        counts = [_result(entry, name)["evaluations"] for entry in record["shapes"]]
+        if any(count is not None for count in counts):
+            own = ", ".join(str(STAGES * entry["shape"]["steps"]) for entry in record["shapes"])
+            told = ", ".join("-" if count is None else str(count) for count in counts)
+            lines.append(
+                f"- {name}: as accurate as ours; its steps evaluate velocity and divergence {told} times, ours {own}"
+            )
+    for entry in record["shapes"]:
+        for result in entry["peers"]:
+            if result["note"]:
+                places.setdefault((result["peer"], result["note"]), []).append(Shape(**entry["shape"]).text)
+    everywhere = len(record["shapes"])
+    lines += [
+        f"- {peer}: {note}" + ("" if len(where) == everywhere else f" (at {'; '.join(where)})")
+        for (peer, note), where in places.items()
+    ]
+    return "\n".join(lines)
+
+
+def surroundings(record: Mapping[str, Any]) -> str:
+    """The machine and the versions, in a sentence."""
+    environment = record["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
+    return (
+        f"Measured on {environment['cpu']} ({environment['kernels']['isa'] or 'no kernels'}), threads: "
+        f"{record['settings']['threads']}, with {versions}{', ' * bool(packages)}{packages}. "
+        f"Allocator: {environment['allocator']}."
+    )
+
+
+def number(value: float) -> str:
+    """Three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
+    for unit in ("B", "KiB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} MiB"
+
+
+def _absent(result: Mapping[str, Any]) -> bool:
+    return result["status"] != "measured"
+
+
+def _names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(result["peer"] for entry in entries for result in entry["peers"]))
+
+
+def _result(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    (result,) = (result for result in entry["peers"] if result["peer"] == name)
+    return result
+
+
+def _headings(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [Shape(**entry["shape"]).text for entry in entries]
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

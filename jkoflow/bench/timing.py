@@ -1,0 +1,85 @@
+"""Timing in paired rounds: every round runs each candidate, so that a slow moment of the machine hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from jkoflow.bench.candidate import seconds
+
+Timer = Callable[[int], float]
+"""Runs something so many times and returns the seconds that took."""
+
+Rounds = list[float | None]
+"""Seconds per run, one value a round; None in rounds that it sat out."""
+
+FLOOR_SIZE = 2048
+FEWEST, FEWEST_SLOW = 3, 2
+"""Rounds that a slow one takes part in, and one that takes more than ten times its seconds in a round."""
+
+PAUSE = 0.003
+"""Seconds between two candidates, in which the last one's threads stop spinning."""
+
+
+def floor_timer(device: str | torch.device = "cpu") -> Timer:
+    """Products of two square float32 matrices of `FLOOR_SIZE`: the rate that the chip reaches in a library's hands."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(FLOOR_SIZE, FLOOR_SIZE, generator=generator).to(device) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda repeats: seconds(lambda: torch.mm(a, b, out=out), repeats, a.device)
+
+
+def floor_flops() -> int:
+    """Floating-point operations of one run of `floor_timer`."""
+    return 2 * FLOOR_SIZE**3
+
+
+def rounds(
+    timers: Mapping[str, Timer], count: int, budget: float, advance: Callable[[str], None] = lambda name: None
+) -> dict[str, Rounds]:
+    """Times candidates in turn.
+
+    Arguments:
+        timers: What to time, by name.
+        count: Number of rounds.
+        budget: Seconds that each candidate gets in a round: it runs as often as fits, at least once. One that is
+            slower sits out rounds, evenly, until its rounds fit as well, or down to `FEWEST`.
+        advance: Told the name of each before it runs.
+
+    Returns:
+        Seconds per run, by name.
+    """
+    repeats, entered = {}, {}
+    for name, timer in timers.items():
+        advance(name)
+        once = timer(1)
+        if once < budget:
+            once = timer(1)  # the first run warmed up
+        repeats[name] = max(1, round(budget / once))
+        fewest = FEWEST_SLOW if once > 10 * budget else FEWEST
+        number = min(count, max(fewest, round(count * budget / once)))
+        entered[name] = {round(i * (count - 1) / max(number - 1, 1)) for i in range(number)}
+    times: dict[str, Rounds] = {name: [] for name in timers}
+    for index in range(count):
+        for name, timer in timers.items():
+            if index not in entered[name]:
+                times[name].append(None)
+                continue
+            advance(name)
+            time.sleep(PAUSE)
+            times[name].append(timer(repeats[name]) / repeats[name])
+    return times
+
+
+def median(values: Rounds) -> float:
+    """Median over the rounds that were run."""
+    return statistics.median(value for value in values if value is not None)
+
+
+def ratio(numerator: Sequence[float | None], denominator: Sequence[float | None]) -> float:
+    """Median over the rounds that both ran in of the ratio within a round."""
+    pairs = zip(numerator, denominator, strict=True)
+    return statistics.median(a / b for a, b in pairs if a is not None and b is not None)

@@ -1,0 +1,204 @@
+"""The command bench, and what it shows while it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from jkoflow.bench import chart
+from jkoflow.bench.peers import LIBRARIES
+from jkoflow.bench.run import Settings, broken, run
+from jkoflow.bench.shapes import DIRECTIONS, SHAPES, STAGES, Shape, parse_shapes
+from jkoflow.bench.table import TITLES, markdown, number, size
+from jkoflow.cli import console
+from jkoflow.cli.settings import ConfigError
+from jkoflow.data import require
+
+RECORD_FILE, TABLE_FILE, CHART_FILE = "bench.json", "bench.md", "bench.png"
+
+REFRESH_SECONDS = 0.25
+
+QUICK: dict[str, Any] = {"shapes": SHAPES[:1], "rounds": 3, "budget": 0.02, "memory": False}
+
+
+def bench(
+    shapes: Annotated[
+        str | None,
+        typer.Option(help='Sizes "d,H,layers,B,steps ...", with spaces between shapes.', show_default="seven of them"),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help=f"Whom to measure besides jkoflow: {', '.join(LIBRARIES[1:])}.", show_default="all of them"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of everybody.", show_default="as many as PyTorch takes")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Paired rounds; figures are medians.", show_default="7")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Measure torch.compile, too: minutes more.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke test: one shape, three short rounds, no memory.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Directory for {RECORD_FILE}, {TABLE_FILE} and {CHART_FILE}; made if it is not there.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure the kernels against other libraries and against this machine's matrix product.
+
+    Every result is compared with ours before anything is timed; peers that are not installed are listed.
+    """
+    if out is not None:
+        require("matplotlib", "the bar chart", "bench")
+        out.mkdir(parents=True, exist_ok=True)
+    given: dict[str, Any] = dict(QUICK) if quick else {}
+    try:
+        if shapes is not None:
+            given["shapes"] = tuple(parse_shapes(shapes))
+        if peers is not None:
+            given["libraries"] = tuple(name.strip() for name in peers.split(",") if name.strip())
+        given |= {name: value for name, value in (("threads", threads), ("rounds", rounds)) if value is not None}
+        settings = Settings(**given, compiled=compiled)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    threads_before = torch.get_num_threads()
+    try:
+        with BenchBars(Console()) as progress:
+            record = run(settings, progress)
+    finally:
+        torch.set_num_threads(threads_before)
+    show_memory(record)
+    if out is not None:
+        (out / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (out / TABLE_FILE).write_text(markdown(record), encoding="utf-8")
+        chart.draw(record, out / CHART_FILE)
+        print(f"written: {out / RECORD_FILE}, {out / TABLE_FILE}, {out / CHART_FILE}")
+    wrong = broken(record)
+    for line in wrong:
+        console.error(line)
+    if wrong:
+        raise typer.Exit(1)
+
+
+class BenchBars:
+    """A `jkoflow.bench.run.Progress` with one bar on a terminal, lines elsewhere; a context manager.
+
+    Arguments:
+        screen: Where to draw.
+    """
+
+    def __init__(self, screen: Console) -> None:
+        self._live = screen.is_terminal
+        # a file has no width of its own: tables there take what they need
+        self._screen = screen if self._live else Console(width=120)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[news]}", markup=False),
+            console=self._screen,
+            auto_refresh=False,  # its thread would take time from what is measured
+            disable=not self._live,
+        )
+        self._task = self._bars.add_task("bench", total=1, news="")
+        self._begun = self._parts = 0
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, parts: int) -> None:
+        """Sets the length of the bar."""
+        self._parts = parts
+        self._bars.update(self._task, total=parts)
+
+    def part(self, text: str) -> None:
+        """Says what is measured next."""
+        self._bars.update(self._task, completed=self._begun, description=text, refresh=True)
+        self._begun += 1
+        if not self._live:
+            print(f"{self._begun}/{self._parts}: {text}", flush=True)
+
+    def detail(self, text: str) -> None:
+        """Shows what is done now."""
+        now = time.monotonic()
+        self._bars.update(self._task, news=text, refresh=now - self._drawn > REFRESH_SECONDS)
+        if now - self._drawn > REFRESH_SECONDS:
+            self._drawn = now
+
+    def shape_done(self, entry: dict[str, Any]) -> None:
+        """Prints the table of a shape."""
+        self._screen.print(shape_table(entry))
+        for result in entry["peers"]:
+            for note in filter(None, (result["note"], _effort(result, entry))):
+                self._screen.print(f"{result['peer']}: {note}", markup=False, highlight=False, style="dim")
+        self._screen.print()
+
+
+def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
+    if result["evaluations"] is None:
+        return None
+    ours = STAGES * entry["shape"]["steps"]
+    return f"its own steps, as accurate as ours: {result['evaluations']} evaluations a solve, ours {ours}"
+
+
+def shape_table(entry: Mapping[str, Any]) -> Table:
+    """The figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
+    floor = max(entry["floor_gflops"].values())
+    table = Table(title=f"{Shape(**entry['shape']).text} (floor {floor:.0f} GFLOP/s)", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for direction in DIRECTIONS:
+        for heading in (f"{TITLES[direction]}, ms", "x ours", "of floor"):
+            table.add_column(heading, justify="right", no_wrap=heading != f"{TITLES[direction]}, ms")
+    for result in entry["peers"]:
+        if result["status"] != "measured":
+            table.add_row(result["peer"], result["status"])
+            continue
+        cells = []
+        for direction in DIRECTIONS:
+            figures = result.get(direction, {})
+            cells += [number(figures[key]) if key in figures else "" for key in ("ms", "of_ours")]
+            cells.append(f"{figures['of_floor']:.0%}" if "of_floor" in figures else "")
+        table.add_row(result["peer"], *cells)
+    return table
+
+
+def show_memory(record: Mapping[str, Any]) -> None:
+    """Prints the memory that a training step takes per row."""
+    used = record["memory"]
+    if used is None:
+        return
+    if used["note"] is not None:
+        console.note(f"memory: {used['note']}")
+        return
+    screen = Console()
+    table = Table(title="Peak memory of a training step per row of the batch", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in used["bytes_per_row"]:
+        table.add_column(name, justify="right")
+    for index, entry in enumerate(record["shapes"]):
+        sizes = [size(values[index]) for values in used["bytes_per_row"].values()]
+        table.add_row(Shape(**entry["shape"]).text, *sizes)
+    (screen if screen.is_terminal else Console(width=120)).print(table)

@@ -1,0 +1,151 @@
+"""The figures of a report about the training: losses, movements and rounds, as matplotlib `Figure` objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jkoflow.report.probes import Array, Records, or_nan, place_of, running_quantiles, timeline
+from jkoflow.report.style import (
+    DATA,
+    FAINT,
+    GUARD,
+    INK,
+    LEGEND,
+    MODEL,
+    MUTED,
+    WIDTH,
+    dress_axes,
+    limit_robustly,
+    new_figure,
+)
+
+
+def training_figure(history: Records) -> Figure:
+    """Draws validation NLL, the terms of the loss and the movement penalty over the iterations of all blocks.
+
+    Arguments:
+        history: The records of history.jsonl.
+
+    Returns:
+        A figure of three panels; a line is a running median, its band holds 80 % of the recorded iterations. Thin
+        vertical lines separate blocks, thick ones rounds, red triangles mark the guard's interventions.
+    """
+    offsets, total = timeline(history)
+    figure = new_figure(WIDTH, 6.2)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.25, 0.8))
+    validation = [r for r in history if r.get("event") == "validation"]
+    if validation:
+        size = 2.2 if len(validation) <= 120 else 0
+        for place, start in offsets.items():
+            records = [r for r in validation if place_of(r) == place]
+            y = [or_nan(r.get("nll")) for r in records]
+            top.plot([start + r["iteration"] for r in records], y, color=INK, lw=1.3, marker="o", ms=size)
+        limit_robustly(top, [np.array([or_nan(r.get("nll")) for r in validation])])
+    guards = [r for r in history if r.get("event") == "guard"]
+    if guards:
+        x = [offsets[place_of(r)] + r["iteration"] for r in guards]
+        top.plot(x, np.full(len(x), 0.93), "v", ms=6, color=GUARD, transform=top.get_xaxis_transform(), label="guard")
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
+    drawn: dict[str, list[Array]] = {"middle": [], "bottom": []}
+    for ax, row, name, colour in (
+        (middle, "middle", "potential", DATA),
+        (middle, "middle", "divergence", MODEL),
+        (middle, "middle", "loss", INK),
+        (bottom, "bottom", "movement", DATA),
+    ):
+        x, low, median, high = running_quantiles(history, name, offsets, total)
+        ax.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
+        ax.plot(x, median, color=colour, lw=1.3, label=name)
+        drawn[row] += [low, high]
+    limit_robustly(middle, drawn["middle"])
+    limit_robustly(bottom, drawn["bottom"])
+    bottom.set_ylim(bottom=0)
+    middle.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
+    for ax, label in (
+        (top, "validation NLL\nnats"),
+        (middle, "terms of the loss\nnats"),
+        (bottom, "movement penalty\nnats"),
+    ):
+        dress_axes(ax)
+        ax.grid(axis="y", color=FAINT, lw=0.5)
+        ax.set_ylabel(label, fontsize=8.5, color=MUTED)
+        for (number, block), start in offsets.items():
+            begins = block == 0 and number > 0
+            ax.axvline(start, color=MUTED if begins else FAINT, lw=1.4 if begins else 0.8, zorder=0)
+            if ax is top and len(offsets) <= 40:
+                ax.text(start, 1.02, f" {block + 1}", transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
+    top.text(-0.012, 1.02, "block", transform=top.transAxes, fontsize=8, color=MUTED, ha="right")
+    bottom.set_xlim(0, max(total, 1))
+    bottom.set_xlabel("iteration", fontsize=9, color=MUTED)
+    figure.align_ylabels()
+    return figure
+
+
+def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Figure:
+    """Draws the movement (arc length) and the JKO step size of every block as bars.
+
+    Arguments:
+        movements: Movement of each block in standardised units.
+        step_sizes: JKO step size of each block; ``inf`` marks a free block.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = new_figure(WIDTH, 2.5)
+    left, right = figure.subplots(1, 2)
+    blocks = np.arange(1, len(movements) + 1)
+    left.bar(blocks, movements, color=DATA, width=0.62)
+    finite = [h for h in step_sizes if math.isfinite(h)]
+    right.bar(
+        np.arange(1, len(step_sizes) + 1), [h if math.isfinite(h) else 0 for h in step_sizes], color=MODEL, width=0.62
+    )
+    for k, h in enumerate(step_sizes):
+        if not math.isfinite(h):
+            right.text(k + 1, 0.03 * max(finite, default=1.0), "free", ha="center", fontsize=8, color=MUTED)
+    right.set_ylim(0, 1.1 * max(finite, default=1.0))
+    for ax, title in ((left, "movement of each block, standardised units"), (right, "JKO step size h of each block")):
+        dress_axes(ax)
+        ax.grid(axis="y", color=FAINT, lw=0.5)
+        ax.set_axisbelow(True)
+        ax.set_title(title, fontsize=10, color=INK)
+        ax.set_xlabel("block", fontsize=9, color=MUTED)
+        ax.set_xlim(0.4, max(len(step_sizes), 1) + 0.6)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def rounds_figure(rounds: Records) -> Figure:
+    """Draws the movement and the step size of every block, round by round.
+
+    Arguments:
+        rounds: The records of the rounds, from metrics.json; of more than six, the first and the last five.
+
+    Returns:
+        A figure with a column per round: movements above, step sizes below; free blocks have none.
+    """
+    shown = list(rounds) if len(rounds) <= 6 else [rounds[0], *rounds[-5:]]
+    figure = new_figure(WIDTH, 3.7, gap=0.06)
+    axes = figure.subplots(2, len(shown), sharey="row", squeeze=False)
+    for column, record in enumerate(shown):
+        blocks = np.arange(1, int(record["blocks"]) + 1)
+        axes[0, column].bar(blocks, [or_nan(s) for s in record["movements"]], color=DATA, width=0.62)
+        axes[1, column].bar(blocks, [or_nan(h) for h in record["step_sizes"]], color=MODEL, width=0.62)
+        name = f"{int(record['round']) + 1}: {record['kind']}" + ("" if record["kept"] else " (undone)")
+        axes[0, column].set_title(name, fontsize=9, color=INK)
+        axes[1, column].set_xlabel("block", fontsize=9, color=MUTED)
+        for block, step_size in zip(blocks, record["step_sizes"], strict=True):
+            if step_size is None:
+                axes[1, column].text(block, 0, "free", ha="center", va="bottom", fontsize=8, color=MUTED)
+        for ax in axes[:, column]:
+            dress_axes(ax)
+            ax.set_xlim(0.4, len(blocks) + 0.6)
+            ax.grid(axis="y", color=FAINT, lw=0.5)
+            ax.set_axisbelow(True)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax, label in ((axes[0, 0], "movement"), (axes[1, 0], "step size h")):
+        ax.set_ylabel(label, fontsize=8.5, color=MUTED)
+    return figure

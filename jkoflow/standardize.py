@@ -1,0 +1,35 @@
+"""The first layer of a flow: columns of data or context in units of their own, brought to mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardize(nn.Module):
+    """The first layer of a flow, :math:`(x - mean) / std` per column.
+
+    Arguments:
+        mean: Column means, with shape (d,).
+        std: Column standard deviations, positive, with shape (d,).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        if mean.shape != std.shape or mean.dim() != 1:
+            raise ValueError(f"mean and std must have the same shape (d,), got {tuple(mean.shape)}, {tuple(std.shape)}")
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError("mean must be finite and std finite and positive in every column")
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardises x (B, d); logdet (B,) is minus the sum of log std."""
+        return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[0])
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `forward`."""
+        return z * self.std + self.mean, self.std.log().sum().expand(z.shape[0])

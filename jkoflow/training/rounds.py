@@ -1,0 +1,113 @@
+"""The rounds of a training run: the chain built block by block, then the same chain reparametrised and refined.
+
+A round trains all blocks of a chain once. The first adds blocks until the chain ends, or trains those of a given flow;
+every later one begins with the blocks of the best flow so far and ends with a better flow, or is undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jkoflow import schedule
+from jkoflow.block import Block
+from jkoflow.flow import JKOFlow
+from jkoflow.training.config import TrainConfig
+
+START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
+"""Kinds of rounds: a given flow as it is, the chain built, trained again, with other step sizes, with more blocks."""
+
+
+def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> str | None:
+    """What the next round is, given the records of those that have ended; None at the end of the run.
+
+    A round of reparametrisation that gained nothing is the last of its kind: the next would have the same step sizes.
+    """
+    if not rounds:
+        return BUILD
+    if rounds[-1]["kind"] == START:
+        return RETRAIN
+    kinds = [record["kind"] for record in rounds]
+    kept = last_kept(rounds)
+    penalised = sum(h is not None for h in kept["step_sizes"])
+    stuck = kinds[-1] == REPARAMETRIZE and not rounds[-1]["kept"]
+    # one penalised block alone has nothing to share with
+    if REFINE not in kinds and not stuck and penalised > 1 and kinds.count(REPARAMETRIZE) < config.reparam_rounds:
+        return REPARAMETRIZE
+    return REFINE if config.refine > 1 and REFINE not in kinds else None
+
+
+def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The record of the round that the best flow is from."""
+    return next(record for record in reversed(rounds) if record["kept"])
+
+
+def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> int:
+    """How many rounds may follow the present one: what a time budget has to leave time for."""
+    if kind == REFINE:
+        return 0
+    done = sum(record["kind"] == REPARAMETRIZE for record in rounds) + (kind == REPARAMETRIZE)
+    return max(0, config.reparam_rounds - done) + (config.refine > 1)
+
+
+def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
+    """The blocks that a round other than the first begins with: copies, with the step sizes to train them for."""
+    if kind == REPARAMETRIZE:
+        flow = flow.reparametrize(config.reparam_damping, config.step_size_max)
+    elif kind == REFINE:
+        flow = flow.refine(config.refine)
+    else:
+        flow = flow.with_blocks([copy.deepcopy(block) for block in flow.stack])
+    sizes = schedule.penalised_step_sizes([block.step_size for block in flow.stack], config.step_size)
+    for block, size in zip(flow.stack, sizes, strict=True):
+        block.step_size = size
+        block.requires_grad_(True)
+    return flow.stack
+
+
+def record(
+    number: int,
+    kind: str,
+    blocks: Sequence[Block],
+    movements_stderr: Sequence[float],
+    val_nll: float,
+    best: float | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The history's record of a round that has ended.
+
+    Arguments:
+        number: Number of the round, from 0.
+        kind: Its kind.
+        blocks: The blocks that it left.
+        movements_stderr: Standard errors of their movements.
+        val_nll: Validation NLL with them, in nats on standardised columns.
+        best: That of the best flow before; None for the first round.
+        seconds: What the round took.
+
+    Returns:
+        Names and values; ``kept`` is False if the flow before was no worse.
+    """
+    return {
+        "event": "round",
+        "round": number,
+        "kind": kind,
+        "blocks": len(blocks),
+        "step_sizes": [None if math.isinf(block.step_size) else block.step_size for block in blocks],
+        "num_steps": [block.num_steps for block in blocks],
+        "movements": [block.movement for block in blocks],
+        "movements_stderr": list(movements_stderr),
+        "movement_spread": movement_spread(blocks),
+        "val_nll": val_nll,
+        "kept": best is None or val_nll < best,
+        "seconds": seconds,
+    }
+
+
+def movement_spread(blocks: Sequence[Block]) -> float | None:
+    """Standard deviation of the penalised blocks' movements over their mean; None for fewer than two."""
+    movements = [block.movement or 0.0 for block in blocks if not math.isinf(block.step_size)]
+    spread = schedule.relative_spread(movements)
+    return spread if len(movements) > 1 and math.isfinite(spread) else None

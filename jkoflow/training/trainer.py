@@ -1,0 +1,323 @@
+"""The training run: rounds over the chain of blocks, and everything around the training of one block."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jkoflow import schedule
+from jkoflow.block import Block
+from jkoflow.data import Dataset
+from jkoflow.flow import JKOFlow
+from jkoflow.metrics import first_num_steps, spread_rows
+from jkoflow.training import rounds
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
+from jkoflow.training.fit import BlockFit, FitHooks, scale_output
+from jkoflow.training.progress import Progress
+from jkoflow.training.pushed import PushedSamples, generator
+from jkoflow.training.run import FitState, RunDirectory, RunState, fingerprint
+from jkoflow.velocity import MLPVelocity
+
+
+class Trainer:
+    """Decides what comes next, and keeps what has been reached.
+
+    Arguments:
+        data: The data.
+        config: Settings.
+        device: Where to train.
+        run: Where to leave the results; nowhere if None.
+        progress: Is told what happens.
+        started: `time.monotonic` at the start.
+        start: The flow to begin with; a new chain is built if None.
+        state: Where to go on.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        config: TrainConfig,
+        device: torch.device,
+        run: RunDirectory | None,
+        progress: Progress,
+        started: float,
+        start: JKOFlow | None = None,
+        state: RunState | None = None,
+    ) -> None:
+        self.data, self.config, self.run_directory, self.progress = data, config, run, progress
+        self._started, self._saved = started, started
+        self._fingerprint = fingerprint(data, start) if run is not None else ""
+        if start is None:
+            context = (None, None) if data.train_context is None else _moments(data.train_context)
+            start = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
+        self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
+        self.flow = self.best.with_blocks([])  # the chain in training
+        self.samples = self._fresh_samples()
+        self.first_nll = self.samples.val_nll()
+        self.rounds: list[dict[str, Any]] = []
+        self.summaries: list[dict[str, Any]] = []
+        self.guard_events = 0
+        self._kind = ""  # of the present round, and the blocks that it begins with
+        self._warm: list[Block] = []
+        self._round_started, self._past_seconds = 0.0, 0.0
+        self._fit: FitState | None = None
+        if state is not None:
+            self._restore(state, device)
+        elif self.best.stack:
+            self._measure_start()
+
+    def run(self) -> JKOFlow:
+        """Trains what is left to train, and evaluates the result."""
+        while (kind := rounds.next_kind(self.rounds, self.config)) is not None:
+            self._begin_round(kind)
+            while (step_size := self._next_step_size()) is not None:
+                self._train_block(step_size)
+            self._end_round()
+        seconds = self._elapsed()
+        flow = self.best.requires_grad_(False).eval()
+        results = evaluate(flow, self.data, self.config.val_rows)
+        if not results["test_nll_converged"]:
+            self.progress.message(
+                f"the NLL still moves at {results['eval_num_steps']} Runge-Kutta steps per block: do not trust it; "
+                "train with guard = true, more num_steps or a smaller learning_rate"
+            )
+        results |= {
+            "movements": [block.movement for block in flow.stack],
+            "movements_stderr": rounds.last_kept(self.rounds)["movements_stderr"],
+            "guard_events": self.guard_events,
+            "train_seconds": seconds,
+            "seed": self.config.seed,
+            "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
+        }
+        if self.run_directory is not None:
+            self.run_directory.finish(flow, results, self.data)
+        return flow
+
+    # ---- Rounds
+
+    @property
+    def _number(self) -> int:
+        return len(self.rounds)
+
+    def _begin_round(self, kind: str) -> None:
+        """Lays out the round; blocks that a resumed run has trained in it are there already."""
+        self._kind = kind
+        self._warm = [] if kind == rounds.BUILD else rounds.warm_blocks(kind, self.best, self.config)
+        if not self.summaries and self._fit is None:
+            self._round_started = self._elapsed()
+        self.progress.start_round(self._number, kind, len(self._warm) or self.config.max_blocks)
+
+    def _end_round(self) -> None:
+        best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
+        seconds = self._elapsed() - self._round_started
+        errors = [summary["movement_stderr"] for summary in self.summaries]
+        record = rounds.record(self._number, self._kind, self.flow.stack, errors, self.samples.val_nll(), best, seconds)
+        if record["kept"]:
+            self.best = self.flow
+        else:
+            self.progress.message(
+                f"round {self._number + 1} ({self._kind}) ended at a validation NLL of {record['val_nll']:.4f} nats, "
+                f"no better than {best:.4f} before: undone"
+            )
+        self._record(record)
+        self.rounds.append(record)
+        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], self._fresh_samples()
+        self._save(None)
+
+    def _fresh_samples(self) -> PushedSamples:
+        """The data before the first block."""
+        flow, data, limit = self.best, self.data, self.config.val_rows
+        device = flow.standardize.mean.device
+        with torch.no_grad():
+            train, _ = flow.standardize(data.train.to(device))
+            val, _ = flow.standardize(spread_rows(data.val, limit).to(device))
+            contexts: tuple[Tensor | None, Tensor | None] = (None, None)
+            if data.train_context is not None and data.val_context is not None:
+                val_context = spread_rows(data.val_context, limit).to(device)
+                contexts = (
+                    flow.standardized_context(data.train_context.to(device), train.shape[0]),
+                    flow.standardized_context(val_context, val.shape[0]),
+                )
+        return PushedSamples(train, val, val.new_zeros(val.shape[0]), *contexts)
+
+    def _measure_start(self) -> None:
+        """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
+        blocks = self.best.stack
+        moved = [self.samples.push(block) for block in blocks]
+        for block, movement in zip(blocks, moved, strict=True):
+            block.movement = movement.value
+        errors = [movement.stderr for movement in moved]
+        record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
+        self._record(record)
+        self.rounds.append(record)
+        self.samples = self._fresh_samples()
+
+    # ---- Blocks
+
+    def _next_step_size(self) -> float | None:
+        """JKO step size of the next block, inf for the free one; None at the end of the round."""
+        config, done = self.config, len(self.summaries)
+        if self._kind != rounds.BUILD:
+            return self._warm[done].step_size if done < len(self._warm) else None
+        if done and self.summaries[-1]["step_size"] is None:
+            return None
+        converged = schedule.has_converged(
+            [summary["movement"] for summary in self.summaries],
+            [self.first_nll, *(summary["val_nll"] for summary in self.summaries)],
+            config.movement_tolerance,
+            config.gain_tolerance,
+        )
+        if done == config.max_blocks or (converged and not config.free_block):
+            return None
+        if config.free_block and (converged or done == config.max_blocks - 1):
+            return math.inf
+        return schedule.jko_step_size(done, config.step_size, config.step_size_growth, config.step_size_max)
+
+    def _train_block(self, step_size: float) -> None:
+        index = len(self.summaries)
+        fit = self._resumed_fit(index) or self._new_fit(index, step_size)
+        fit.run()
+        block, counters = fit.block, fit.counters
+        movement = self.samples.push(block)
+        block.movement = movement.value
+        summary = {
+            "event": "block",
+            "round": self._number,
+            "block": index,
+            "step_size": None if math.isinf(step_size) else step_size,
+            "num_steps": block.num_steps,
+            "iterations": counters.iteration,
+            "movement": movement.value,
+            "movement_stderr": movement.stderr,
+            "val_nll": self.samples.val_nll(),
+            "seconds": self._elapsed() - counters.started,
+        }
+        self.flow.blocks.append(block)
+        self.summaries.append(summary)
+        self._record(summary)
+        self.progress.end_block(index, summary)
+        self._save(None)
+
+    def _new_fit(self, index: int, step_size: float) -> BlockFit:
+        block = self._warm[index] if self._warm else self._new_block(index, step_size)
+        block = block.to(self.samples.train.device)
+        return BlockFit(index, block, self.samples, self.config, self._hooks(index), round_number=self._number)
+
+    def _new_block(self, index: int, step_size: float) -> Block:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(config.seed, index).initial_seed())
+            velocity = MLPVelocity(
+                self.data.dim, config.hidden, config.activation, config.time, self.data.context_dim, config.linear
+            )
+        block = Block(velocity, config.num_steps, config.method, step_size=step_size)
+        if index == 0:
+            scale_output(block, 0.0)  # starts as the identity: an arbitrary velocity would first have to be unlearned
+        else:
+            velocity.load_state_dict(self.flow.stack[index - 1].velocity.state_dict())
+        return block
+
+    def _resumed_fit(self, index: int) -> BlockFit | None:
+        state, self._fit = self._fit, None
+        if state is None:
+            return None
+        device = self.samples.train.device
+        block = Block.from_description(state.block).to(device)
+        hooks = self._hooks(index)
+        fit = BlockFit(index, block, self.samples, self.config, hooks, state.counters, self._number)
+        fit.adam.restore(state.now)
+        fit.good, fit.best = state.good.to(device), state.best.to(device)
+        return fit
+
+    # ---- Time
+
+    def _hooks(self, index: int) -> FitHooks:
+        def save(fit: BlockFit) -> None:
+            if time.monotonic() - self._saved >= self.config.save_seconds:
+                self._save(fit)
+
+        def share(started: float, row_step: float, num_steps: int) -> float:
+            return self._share(index, started, row_step, num_steps)
+
+        budgeted = self.config.time_budget is not None
+        return FitHooks(self._elapsed, self._record, save, share if budgeted else None, self.progress)
+
+    def _share(self, index: int, started: float, row_step: float, num_steps: int) -> float:
+        """Seconds for a block: every round gets as much time as any other, every block of a round too."""
+        config, data = self.config, self.data
+        assert config.time_budget is not None
+        blocks, most = len(self._warm) or config.max_blocks, max(num_steps, first_num_steps(self.flow))
+        first_steps = max((block.num_steps for block in self._warm), default=config.num_steps)
+        # the children of a refinement to come share their parents' Runge-Kutta steps
+        children = 1 if self._kind == rounds.REFINE else config.refine
+        evaluation = schedule.evaluation_seconds(
+            row_step,
+            blocks * children,
+            -(-first_steps // children),
+            -(-most // children),
+            self.samples.val.shape[0],
+            data.test.shape[0],
+            min(INVERSION_ROWS, data.test.shape[0]),
+            min(EXACT_ROWS, data.test.shape[0]),
+            min(TWO_SAMPLE_ROWS, data.test.shape[0]),
+        )
+        # a fiftieth: plans are kept to within that much
+        reserve = evaluation + 0.02 * config.time_budget
+        last = not self._warm and math.isinf(self._next_step_size() or 1.0)
+        left = (1 if last else blocks - index) + blocks * rounds.rounds_after(self._kind, self.rounds, config)
+        return schedule.seconds_for_block(config.time_budget, started, reserve, left)
+
+    def _elapsed(self) -> float:
+        return self._past_seconds + time.monotonic() - self._started
+
+    # ---- What is kept
+
+    def _record(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "guard":
+            self.guard_events += 1
+        if self.run_directory is not None:
+            self.run_directory.record({"event": event["event"], "round": self._number, **event})
+
+    def _save(self, fit: BlockFit | None) -> None:
+        self._saved = time.monotonic()
+        if self.run_directory is None:
+            return
+        state = RunState(
+            settings=self.config.to_mapping(),
+            fingerprint=self._fingerprint,
+            elapsed=self._elapsed(),
+            history_bytes=self.run_directory.flush(),
+            guard_events=self.guard_events,
+            first_nll=self.first_nll,
+            rounds=self.rounds,
+            accepted=self.best.stack,
+            round_started=self._round_started,
+            summaries=self.summaries,
+            blocks=self.flow.stack,
+            fit=None
+            if fit is None
+            else FitState(fit.block.describe(), fit.counters, fit.adam.state(), fit.good, fit.best),
+        )
+        self.run_directory.save_state(state)
+
+    def _restore(self, state: RunState, device: torch.device) -> None:
+        self._past_seconds, self._round_started = state.elapsed, state.round_started
+        self.rounds, self.summaries = state.rounds, state.summaries
+        self.guard_events, self.first_nll = state.guard_events, state.first_nll
+        self._fit = state.fit
+        self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
+        for block in state.blocks:
+            self.flow.blocks.append(block.to(device))
+            self.samples.push(block)  # the same operations as before, so the same bits
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column (N, d), computed in float64, with shapes (d,)."""
+    exact = rows.double()
+    return exact.mean(0).float(), exact.std(0, correction=0).float()

@@ -1,0 +1,338 @@
+"""Builds and checks the CUDA kernels on a bare machine with an NVIDIA GPU and no network: gpu_check.sh OUTDIR.
+
+The stages, each with a time limit; one that fails is recorded, and the next one runs all the same:
+
+    build      the extension, for this machine's GPU only
+    layout     how one mma instruction spreads its operands over the threads (tests/native/cuda/mma_layout.cu)
+    tests      tests/test_gpu.py
+    memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses
+    racecheck  compute-sanitizer on small cases: shared memory
+    benchmark  benchmarks/gpu.py
+
+OUTDIR/report.json is written anew after every stage: device, driver, commit, versions, and of every stage its result,
+seconds and the end of its output; benchmark.json holds the figures, log.txt all output. A table comes last.
+
+It needs python3 (3.11 or newer) with torch for CUDA, numpy, safetensors, pytest and pybind11, and cmake, ninja, nvcc;
+wheels of what is missing may lie in the folder that the environment variable WHEELS names. It writes to OUTDIR and
+below build/ only, and leaves the settings of the GPU alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "gpu_check"
+SITE = BUILD / "site"
+"""What the stages import: the package with the extension of this build, and unpacked wheels."""
+REQUIRED = ("torch", "numpy", "safetensors", "pytest", "pybind11")
+TAIL = 6000
+"""Characters of a stage's output that the report keeps."""
+RESERVE = 15
+"""Seconds that are kept for the end."""
+
+
+@dataclass
+class Stage:
+    """One step of the check."""
+
+    name: str
+    commands: list[list[str]]
+    limit: float
+    """Seconds that it may take."""
+    needs: tuple[str, ...] = ()
+    """Stages without whose success it cannot run."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
+    """Runs a stage's commands in turn, for ``limit`` seconds at most; returns its entry of the report."""
+    started = time.monotonic()
+    entry: dict[str, Any] = {"result": "passed", "limit": round(limit, 1)}
+    output = ""
+    with log.open("a", encoding="utf-8") as file:
+        for command in stage.commands:
+            file.write(f"\n==== {stage.name}: {' '.join(command)}\n")
+            file.flush()
+            left = limit - (time.monotonic() - started)
+            code, text = _run(command, left, stage.environment)
+            output += text
+            file.write(text)
+            if code != 0:
+                entry["result"] = "timed out" if code is None else "failed"
+                entry["status"], entry["command"] = code, command
+                break
+    return entry | {"seconds": round(time.monotonic() - started, 1), "output_end": output[-TAIL:]}
+
+
+def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[int | None, str]:
+    """Status (None if the time was up) and output of a command; nothing that it started outlives it."""
+    if seconds <= 0:
+        return None, "no time left\n"
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return 127, f"{command[0]} cannot be started: {error}\n"
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return None, output + f"\nkilled after {seconds:.0f} s\n"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Device, driver, versions and what is being checked."""
+    found: dict[str, Any] = {"python": platform.python_version(), "commit": _commit(), "sources": _sources_hash()}
+    fields = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm")
+    code, text = _run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 30, {})
+    if code == 0 and text.strip():
+        values = [value.strip() for value in text.strip().splitlines()[0].split(",")]
+        found["gpu"] = dict(zip(fields, values, strict=True))
+        found["gpus"] = len(text.strip().splitlines())
+    else:
+        found["gpu"], found["gpu_problem"] = None, text.strip()[-500:]
+    code, text = _run(["nvcc", "--version"], 30, {})
+    found["nvcc"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
+    versions = "import torch; print(torch.__version__, torch.version.cuda)"
+    code, text = _run([sys.executable, "-c", versions], 120, {})
+    found["torch"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
+    found["missing"] = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    found["missing"] += [name for name in ("cmake", "ninja", "nvcc", "compute-sanitizer") if shutil.which(name) is None]
+    return found
+
+
+def _commit() -> str | None:
+    code, text = _run(["git", "describe", "--always", "--dirty", "--abbrev=40"], 30, {})
+    return text.strip() if code == 0 else os.environ.get("COMMIT")
+
+
+def _sources_hash() -> str:
+    """Names what is checked where there is no repository: a hash of the native sources and of ops."""
+    digest = hashlib.sha256()
+    for folder, pattern in ((ROOT / "csrc", "*"), (ROOT / "jkoflow" / "ops", "*.py")):
+        for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = ()) -> list[Stage]:
+    """The stages on a GPU of some compute capability ("9.0")."""
+    architecture = capability.replace(".", "")
+    python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
+    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Every allocation its own, so that an access beyond it is seen.
+    watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
+    sanitizer += ["--kernel-name", "kns=jkoflow"]
+    small = [*python, "scripts/gpu_small.py"]
+    cmake = [
+        *("cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DJKOFLOW_CUDA=ON", "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", f"-DPython_EXECUTABLE={sys.executable}"),
+    ]
+    layout = str(BUILD / "mma_layout")
+    return [
+        Stage(
+            "build",
+            [cmake, ["cmake", "--build", str(BUILD), "--target", "_C"], [*python, __file__, "--stage-site"]],
+            260,
+        ),
+        Stage(
+            "layout",
+            [
+                [
+                    "nvcc",
+                    "-std=c++17",
+                    f"-arch=sm_{architecture}",
+                    "-Icsrc",
+                    "-Icsrc/cuda",
+                    "-o",
+                    layout,
+                    "tests/native/cuda/mma_layout.cu",
+                ],
+                [layout],
+            ],
+            60,
+        ),
+        Stage(
+            "tests",
+            [
+                [
+                    *(*python, "-m", "pytest", "tests/test_gpu.py", "--noconftest", "-p", "no:cacheprovider", "-q"),
+                    *("-o", "addopts=", "-o", "filterwarnings=default", "--maxfail", "40", "--tb", "short", "-rfE"),
+                ]
+            ],
+            200,
+            ("build",),
+            imports,
+        ),
+        Stage("memcheck", [[*sanitizer, "--tool", "memcheck", *small]], 75, ("build",), watched),
+        Stage("racecheck", [[*sanitizer, "--tool", "racecheck", *small, "--fewer"]], 75, ("build",), watched),
+        Stage(
+            "benchmark",
+            [
+                [
+                    *python,
+                    "benchmarks/gpu.py",
+                    "--out",
+                    str(outdir / "benchmark.json"),
+                    "--seconds",
+                    "{seconds}",
+                    *benchmark_arguments,
+                ]
+            ],
+            260,
+            ("build",),
+            imports,
+        ),
+    ]
+
+
+def stage_site() -> None:
+    """Puts the package with the built extension, and the wheels' contents, where the stages import from."""
+    shutil.rmtree(SITE, ignore_errors=True)
+    SITE.mkdir(parents=True)
+    shutil.copytree(ROOT / "jkoflow", SITE / "jkoflow", ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
+    (extension,) = BUILD.glob("_C*.so")
+    shutil.copy2(extension, SITE / "jkoflow")
+    if wheels := os.environ.get("WHEELS"):
+        for wheel in sorted(Path(wheels).glob("*.whl")):
+            zipfile.ZipFile(wheel).extractall(SITE)
+
+
+def check(
+    outdir: Path, seconds: float, chosen: list[str] | None, benchmark_arguments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs the stages and returns the report, which is in OUTDIR after every stage."""
+    started = time.monotonic()
+    outdir.mkdir(parents=True, exist_ok=True)
+    log = outdir / "log.txt"
+    log.write_text("")
+    report: dict[str, Any] = {"machine": describe_machine(), "stages": {}}
+    gpu = report["machine"]["gpu"]
+    if gpu is None:
+        report["problem"] = "nvidia-smi finds no GPU: " + report["machine"]["gpu_problem"]
+        _write(report, outdir)
+        return report
+    for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments):
+        lacking = [
+            name for name in stage.needs if report["stages"].get(name, {"result": "passed"})["result"] != "passed"
+        ]
+        left = seconds - RESERVE - (time.monotonic() - started)
+        limit = left if stage.name == "benchmark" else min(stage.limit, left)
+        if chosen is not None and stage.name not in chosen:
+            continue
+        if lacking:
+            entry: dict[str, Any] = {
+                "result": "not run",
+                "reason": f"{', '.join(lacking)} did not pass",
+                "seconds": 0.0,
+            }
+        elif limit < 5:
+            entry = {"result": "not run", "reason": "no time left", "seconds": 0.0}
+        else:
+            print(f"{stage.name} (at most {limit:.0f} s) ...", flush=True)
+            # the benchmark is told to end in time, with what it has
+            stage.commands = [[part.replace("{seconds}", f"{limit - 10:.0f}") for part in c] for c in stage.commands]
+            entry = run_stage(stage, limit, log)
+        report["stages"][stage.name] = entry
+        if stage.name == "benchmark":
+            report["benchmark"] = _read(outdir / "benchmark.json")
+        report["seconds"] = round(time.monotonic() - started, 1)
+        _write(report, outdir)
+        if entry["result"] in ("failed", "timed out"):
+            print("\n".join(entry["output_end"].strip().splitlines()[-15:]), flush=True)
+    return report
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        return {"problem": str(error)}
+
+
+def _write(report: dict[str, Any], outdir: Path) -> None:
+    part = outdir / "report.json.part"
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(outdir / "report.json")
+
+
+def table(report: dict[str, Any]) -> str:
+    """What a reader sees last: machine, stages, and the benchmark's most important lines."""
+    machine = report["machine"]
+    gpu = machine["gpu"] or {"name": "no GPU", "compute_cap": "-", "driver_version": "-"}
+    lines = [
+        "",
+        f"{gpu['name']} (compute capability {gpu['compute_cap']}), driver {gpu['driver_version']}, "
+        f"torch {machine['torch']}",
+        f"commit {machine['commit']}, sources {machine['sources'][:12]}",
+    ]
+    if machine["missing"]:
+        lines.append(f"missing: {', '.join(machine['missing'])}")
+    if "problem" in report:
+        lines.append(report["problem"])
+    for name, entry in report["stages"].items():
+        what = entry.get("reason") or _last_line(entry.get("output_end", ""))
+        lines.append(f"{name:<10} {entry['result']:<10} {entry['seconds']:7.1f} s  {what[:100]}")
+    for line in (report.get("benchmark") or {}).get("summary", []):
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _last_line(text: str) -> str:
+    return ([line for line in text.splitlines() if line.strip()] or [""])[-1].strip()
+
+
+def main() -> int:
+    """Checks, prints the table and returns 0 if every stage passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outdir", nargs="?", type=Path, help="folder for the results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="when everything has ended")
+    parser.add_argument("--stages", help="some of the stages, such as build,tests")
+    parser.add_argument("--benchmark-arguments", default="", help='such as "--groups ours,compiled"')
+    parser.add_argument("--stage-site", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage_site:
+        stage_site()
+        return 0
+    if arguments.outdir is None:
+        parser.error("OUTDIR is needed")
+    chosen = arguments.stages.split(",") if arguments.stages else None
+    report = check(
+        arguments.outdir.resolve(), 60 * arguments.minutes, chosen, shlex.split(arguments.benchmark_arguments)
+    )
+    print(table(report))
+    passed = report["stages"] and all(entry["result"] == "passed" for entry in report["stages"].values())
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

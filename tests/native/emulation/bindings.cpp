@@ -1,0 +1,76 @@
+// The Python module _emulation: the CUDA backend on the emulator, for descriptions of jkoflow._C with host pointers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "emulated_runtime.h"
+#include "emulator.h"
+#include "faulty_kernels.h"
+#include "launch.h"
+#include "../cuda/mma_layout.h"
+
+namespace py = pybind11;
+using namespace jkoflow;
+
+namespace {
+
+cuda::Launch make_launch(cuda::Precision precision, uintptr_t workspace) {
+  cuda::Launch launch;
+  launch.precision = precision;
+  launch.workspace = reinterpret_cast<void*>(workspace);
+  return launch;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulation, m) {
+  py::module_::import("jkoflow._C");  // its classes are arguments here
+
+  py::enum_<cuda::Precision>(m, "Precision", py::module_local())
+      .value("fp32", cuda::Precision::kFp32)
+      .value("tf32x3", cuda::Precision::kTf32x3)
+      .value("tf32", cuda::Precision::kTf32);
+  py::enum_<emulator::Order>(m, "Order")
+      .value("ascending", emulator::Order::kAscending)
+      .value("descending", emulator::Order::kDescending)
+      .value("random", emulator::Order::kRandom);
+
+  m.attr("barriers") = static_cast<int>(cuda::Barrier::kCount);
+  m.def("configure", &cuda::runtime::configure, py::arg("multiprocessors") = 3, py::arg("shared_bytes") = 227 * 1024);
+  m.def(
+      "set",
+      [](emulator::Order order, bool truncate) {
+        emulator::settings().order = order;
+        emulator::settings().truncate = truncate;
+      },
+      py::arg("order") = emulator::Order::kAscending, py::arg("truncate") = false);
+  m.def("counts", [] {
+    const emulator::Counts c = emulator::counts();
+    emulator::counts() = {};
+    py::dict counts;
+    counts["tensor_products"] = c.tensor_products;
+    counts["block_barriers"] = c.block_barriers;
+    counts["warp_barriers"] = c.warp_barriers;
+    counts["shuffles"] = c.shuffles;
+    return counts;
+  });
+
+  m.def("unsupported", &cuda::unsupported);
+  m.def("forward_bytes",
+        [](const Problem& p, cuda::Precision precision) { return cuda::forward_bytes(p, make_launch(precision, 0)); });
+  m.def("backward_bytes",
+        [](const Problem& p, cuda::Precision precision) { return cuda::backward_bytes(p, make_launch(precision, 0)); });
+  m.def("jko_loss_bytes",
+        [](const Problem& p, cuda::Precision precision) { return cuda::jko_loss_bytes(p, make_launch(precision, 0)); });
+  m.def("forward", [](const Problem& p, cuda::Precision precision, uintptr_t workspace) {
+    cuda::forward(p, make_launch(precision, workspace));
+  });
+  m.def("backward", [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
+    cuda::backward(p, adjoint, make_launch(precision, workspace));
+  });
+  m.def("jko_loss",
+        [](const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, cuda::Precision precision,
+           uintptr_t workspace) { cuda::jko_loss(p, loss, adjoint, make_launch(precision, workspace)); });
+
+  m.def("mma_layout_errors", &mma_layout_errors, "Wrong elements of one tensor product against the documented layout");
+  m.def("run_faulty", &run_faulty, "Runs a deliberately wrong kernel and returns what it computed");
+}

@@ -1,0 +1,183 @@
+// Under ThreadSanitizer: no kernel of the CUDA backend has a race, and without any one of its block barriers it has.
+//
+//   races              every family of kernels; exits with 1 if there was a report
+//   races mutate       leaves out each barrier in turn; exits with 1 if one was not missed
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "barriers.h"
+#include "emulated_runtime.h"
+#include "emulator.h"
+#include "launch.h"
+
+namespace {
+
+using namespace jkoflow;
+
+int reports = 0;
+
+// One family of kernels at a small size: odd sizes leave padding, and the one block has several tiles.
+struct Case {
+  const char* name;
+  cuda::Precision precision;
+  std::vector<int> hidden;
+  Divergence divergence;
+  int dim;
+};
+
+const std::vector<Case> kCases = {
+    {"closed form, 2 layers", cuda::Precision::kTf32x3, {50, 64}, Divergence::kExact, 3},
+    {"closed form, 1 layer", cuda::Precision::kTf32, {40}, Divergence::kExact, 3},
+    {"none, 2 layers", cuda::Precision::kTf32, {64, 33}, Divergence::kNone, 17},
+    {"FMA, 2 layers", cuda::Precision::kFp32, {64, 64}, Divergence::kExact, 3},
+    {"FMA, 1 layer", cuda::Precision::kFp32, {64}, Divergence::kExact, 2},
+    {"tangents, 3 layers", cuda::Precision::kTf32, {64, 40, 64}, Divergence::kExact, 2},
+    {"FMA tangents, 3 layers", cuda::Precision::kFp32, {64, 40, 64}, Divergence::kExact, 3},
+    {"Hutchinson, 1 layer", cuda::Precision::kFp32, {64}, Divergence::kHutchinson, 3},
+    {"Hutchinson, 2 layers", cuda::Precision::kFp32, {64, 64}, Divergence::kHutchinson, 3},
+    {"Hutchinson, 3 layers", cuda::Precision::kFp32, {64, 64, 64}, Divergence::kHutchinson, 3},
+    {"Hutchinson, 2 layers, tensor cores", cuda::Precision::kTf32, {64, 64}, Divergence::kHutchinson, 3},
+    {"none, 3 layers", cuda::Precision::kFp32, {64, 64, 64}, Divergence::kNone, 2},
+    {"closed form, sums in memory", cuda::Precision::kFp32, {256, 256}, Divergence::kExact, 2},
+    {"tangents, sums in memory", cuda::Precision::kFp32, {256, 256, 256}, Divergence::kHutchinson, 2},
+};
+
+enum class Task { kForward, kBackward, kLoss };
+
+class Example {
+ public:
+  explicit Example(const Case& c) : precision_(c.precision) {
+    problem_.batch = c.hidden[0] > 128 ? 17 : 42;
+    problem_.dim = c.dim;
+    problem_.context_dim = 1;
+    problem_.time = true;
+    problem_.divergence = c.divergence;
+    problem_.num_steps = 2;
+    problem_.tableau.stages = 2;  // Heun's method
+    problem_.tableau.a[1][0] = 1.0;
+    problem_.tableau.b[0] = problem_.tableau.b[1] = 0.5;
+    problem_.tableau.c[1] = 1.0;
+    problem_.hidden_layers = static_cast<int>(c.hidden.size());
+    int inputs = problem_.input_columns();
+    for (int l = 0; l <= problem_.hidden_layers; ++l) {
+      const int outputs = l < problem_.hidden_layers ? c.hidden[l] : c.dim;
+      if (l < problem_.hidden_layers) problem_.width[l] = outputs;
+      problem_.weight[l] = numbers(outputs * inputs, 1.0f / inputs);
+      problem_.bias[l] = numbers(outputs, 0.1f);
+      adjoint_.weight[l] = numbers(outputs * inputs);
+      adjoint_.bias[l] = numbers(outputs);
+      inputs = outputs;
+    }
+    const int rows = static_cast<int>(problem_.batch) * c.dim;
+    problem_.x = numbers(rows);
+    problem_.context = numbers(problem_.batch);
+    problem_.noise = c.divergence == Divergence::kHutchinson ? numbers(rows) : nullptr;
+    problem_.linear = numbers(c.dim * c.dim, 0.1f);
+    problem_.x_end = numbers(rows);
+    problem_.logdet = numbers(problem_.batch);
+    problem_.path = numbers(rows * (problem_.num_steps + 1));
+    adjoint_.x_end = numbers(rows);
+    adjoint_.logdet = numbers(problem_.batch);
+    adjoint_.path = numbers(rows * (problem_.num_steps + 1));
+    adjoint_.x = numbers(rows);
+    adjoint_.context = numbers(problem_.batch);
+    adjoint_.linear = numbers(c.dim * c.dim);
+  }
+
+  void run(Task task) {
+    cuda::Launch launch;
+    launch.precision = precision_;
+    static double terms[3];
+    const JkoLoss loss{0.5, terms};
+    const size_t bytes = task == Task::kForward    ? cuda::forward_bytes(problem_, launch)
+                         : task == Task::kBackward ? cuda::backward_bytes(problem_, launch)
+                                                   : cuda::jko_loss_bytes(problem_, launch);
+    launch.workspace = numbers(static_cast<int>(bytes / sizeof(float)));
+    if (task == Task::kForward) cuda::forward(problem_, launch);
+    if (task == Task::kBackward) cuda::backward(problem_, adjoint_, launch);
+    if (task == Task::kLoss) cuda::jko_loss(problem_, loss, adjoint_, launch);
+  }
+
+ private:
+  float* numbers(int64_t count, float scale = 1.0f) {
+    auto* values = new std::vector<float>(count);  // never freed: addresses stay apart for the sanitizer
+    std::normal_distribution<float> normal;
+    for (float& v : *values) v = scale * normal(random_);
+    return values->data();
+  }
+
+  std::mt19937 random_{1};
+  cuda::Precision precision_;
+  Problem problem_;
+  Adjoint adjoint_;
+};
+
+const char* name_of(Task task) {
+  return task == Task::kForward ? "forward" : task == Task::kBackward ? "backward" : "loss";
+}
+
+int reports_of(const Case& c, Task task) {
+  const int before = reports;
+  Example(c).run(task);
+  return reports - before;
+}
+
+constexpr Task kTasks[] = {Task::kForward, Task::kBackward, Task::kLoss};
+
+int check_all() {
+  int racy = 0;
+  for (const Case& c : kCases) {
+    for (const Task task : kTasks) {
+      const int found = reports_of(c, task);
+      racy += found > 0;
+      std::printf("%-36s %-8s %s\n", c.name, name_of(task), found > 0 ? "RACE" : "no race");
+      std::fflush(stdout);
+    }
+  }
+  return racy;
+}
+
+int mutate_all() {
+  int unnoticed = 0;
+  for (int barrier = 0; barrier < static_cast<int>(cuda::Barrier::kCount); ++barrier) {
+    emulator::settings().missing_barrier = barrier;
+    const char *seen = nullptr, *seen_task = nullptr;
+    // The cheap kernels first; every barrier is in one of them.
+    for (size_t i = 0; i < kCases.size() && seen == nullptr; ++i) {
+      if (kCases[i].precision != cuda::Precision::kFp32) continue;
+      for (const Task task : kTasks) {
+        if (seen == nullptr && reports_of(kCases[i], task) > 0) {
+          seen = kCases[i].name;
+          seen_task = name_of(task);
+        }
+      }
+    }
+    unnoticed += seen == nullptr;
+    std::printf("without barrier %2d: %s%s%s%s\n", barrier, seen != nullptr ? "race seen in " : "NOT NOTICED",
+                seen != nullptr ? seen : "", seen != nullptr ? ", " : "", seen != nullptr ? seen_task : "");
+    std::fflush(stdout);
+  }
+  emulator::settings().missing_barrier = -1;
+  return unnoticed;
+}
+
+}  // namespace
+
+// Called by ThreadSanitizer for every report.
+extern "C" __attribute__((visibility("default"))) void __tsan_on_report(void*) { ++reports; }
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  // Every report counts, also those like earlier ones. The text would be of fibers and tell little.
+  return "suppress_equal_stacks=0:suppress_equal_addresses=0:halt_on_error=0:exitcode=0:history_size=0:"
+         "log_path=/dev/null:symbolize=0:report_signal_unsafe=0";
+}
+
+int main(int argc, char** argv) {
+  cuda::runtime::configure(1, 227 * 1024);
+  const bool mutate = argc > 1 && std::strcmp(argv[1], "mutate") == 0;
+  const int wrong = mutate ? mutate_all() : check_all();
+  return wrong == 0 ? 0 : 1;
+}
