@@ -90,7 +90,7 @@ def test_every_peer_agrees_with_ours(peer, layers, monkeypatch):
         errors = agreement.errors(peer, candidate, right)
         assert agreement.disagreement(peer, errors, TINY.steps) is None
         assert set(errors) == ({"x", "logdet"} if "forward" in peer.directions else set()) | {"gradient"}
-        assert peer.own_steps or max(errors.values()) < 5e-6
+        assert peer.own_steps or max(errors.values()) < (2e-5 if "bf16x3" in peer.name else 5e-6)
         assert all(candidate.seconds(direction, 2) > 0 for direction in peer.directions)
         assert (candidate.evaluations is not None) == (peer.library == "zuko")
         assert candidate.evaluations is None or candidate.evaluations > 6
@@ -238,7 +238,7 @@ def test_the_record_holds_every_peer_and_the_surroundings(tiny):
             assert len(figures["rounds_ms"]) == 2
             assert figures["ms"] > 0
             assert figures["of_ours"] > 0
-            assert ("of_floor" in figures) == (peer.name in ("jkoflow", "jkoflow, fused loss"))
+            assert ("of_floor" in figures) == ("jkoflow" in peer.name and "Hutchinson" not in peer.name)
     assert results["jkoflow"]["forward"]["of_ours"] == 1
     assert results["jkoflow, fused loss"]["forward+backward"]["of_ours"] == 1
     assert broken(record) == []

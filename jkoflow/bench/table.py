@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jkoflow.bench.peers import FUSED, OURS
+from jkoflow.bench.peers import FUSED, OURS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
@@ -13,6 +13,8 @@ SHARES: tuple[tuple[str, Direction], ...] = (
     (OURS, "forward"),
     (OURS, "forward+backward"),
     (FUSED, "forward+backward"),
+    (SPLIT, "forward"),
+    (SPLIT_FUSED, "forward+backward"),
 )
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
