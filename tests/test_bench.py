@@ -121,13 +121,13 @@ def test_the_adaptive_peer_is_as_accurate_as_our_steps():
 
 
 def test_a_figure_of_the_reference_says_so(monkeypatch):
-    assert ours.integrated(Case(TINY)).note is None
+    assert ours.Integrated(Case(TINY)).note is None
 
     def refuse(self, estimate, x=None, backend="auto"):
         raise RuntimeError(f"backend {backend!r} cannot run this: too much of it")
 
     monkeypatch.setattr(Case, "solve", refuse)
-    assert "PyTorch reference ran, because no kernel can: too much of it" in ours.integrated(Case(TINY)).note
+    assert "PyTorch reference ran, because no kernel can: too much of it" in ours.Integrated(Case(TINY)).note
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ def shares(record: Mapping[str, Any]) -> str:
     """Shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
+    names = _names(entries)
     for name, direction in SHARES:
+        if name not in names:
+            continue
         values = [_result(entry, name).get(direction, {}).get("of_floor") for entry in entries]
         if any(value is not None for value in values):
             rows.append([f"{name}, {TITLES[direction]}", *("" if v is None else f"{v:.0%}" for v in values)])
