@@ -30,6 +30,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from collections.abc import Sequence
@@ -126,6 +127,8 @@ def describe_machine() -> dict[str, Any]:
     found["torch"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
     found["missing"] = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     found["missing"] += [name for name in ("cmake", "ninja", "nvcc", "compute-sanitizer") if shutil.which(name) is None]
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        found["missing"].append("Python.h")
     return found
 
 
@@ -147,7 +150,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     """The stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
-    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1"}
+    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "JKOFLOW_REQUIRE_GPU": "1"}
     # Every allocation its own, so that an access beyond it is seen.
     watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
@@ -155,7 +158,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     small = [*python, "scripts/gpu_small.py"]
     cmake = [
         *("cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DJKOFLOW_CUDA=ON", "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", f"-DPython_EXECUTABLE={sys.executable}"),
+        *(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real", f"-DPython_EXECUTABLE={sys.executable}"),
     ]
     layout = str(BUILD / "mma_layout")
     return [

@@ -90,7 +90,7 @@ def test_every_peer_agrees_with_ours(peer, layers, monkeypatch):
         errors = agreement.errors(peer, candidate, right)
         assert agreement.disagreement(peer, errors, TINY.steps) is None
         assert set(errors) == ({"x", "logdet"} if "forward" in peer.directions else set()) | {"gradient"}
-        assert peer.own_steps or max(errors.values()) < 5e-6
+        assert peer.own_steps or max(errors.values()) < (2e-5 if "bf16x3" in peer.name else 5e-6)
         assert all(candidate.seconds(direction, 2) > 0 for direction in peer.directions)
         assert (candidate.evaluations is not None) == (peer.library == "zuko")
         assert candidate.evaluations is None or candidate.evaluations > 6
@@ -121,13 +121,13 @@ def test_the_adaptive_peer_is_as_accurate_as_our_steps():
 
 
 def test_a_figure_of_the_reference_says_so(monkeypatch):
-    assert ours.integrated(Case(TINY)).note is None
+    assert ours.Integrated(Case(TINY)).note is None
 
     def refuse(self, estimate, x=None, backend="auto"):
         raise RuntimeError(f"backend {backend!r} cannot run this: too much of it")
 
     monkeypatch.setattr(Case, "solve", refuse)
-    assert "PyTorch reference ran, because no kernel can: too much of it" in ours.integrated(Case(TINY)).note
+    assert "PyTorch reference ran, because no kernel can: too much of it" in ours.Integrated(Case(TINY)).note
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_the_record_holds_every_peer_and_the_surroundings(tiny):
             assert len(figures["rounds_ms"]) == 2
             assert figures["ms"] > 0
             assert figures["of_ours"] > 0
-            assert ("of_floor" in figures) == (peer.name in ("jkoflow", "jkoflow, fused loss"))
+            assert ("of_floor" in figures) == ("jkoflow" in peer.name and "Hutchinson" not in peer.name)
     assert results["jkoflow"]["forward"]["of_ours"] == 1
     assert results["jkoflow, fused loss"]["forward+backward"]["of_ours"] == 1
     assert broken(record) == []

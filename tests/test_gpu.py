@@ -6,6 +6,7 @@ scripts/gpu_check.sh.
 
 import copy
 import math
+import os
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from oracles import random_velocity
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda.missing() is not None, reason=f"no CUDA kernels here: {cuda.missing()}"),
+    pytest.mark.skipif(
+        cuda.missing() is not None and "JKOFLOW_REQUIRE_GPU" not in os.environ,
+        reason=f"no CUDA kernels here: {cuda.missing()}",
+    ),
 ]
 
 PRECISIONS = ["fp32", "tf32x3", "tf32"]
@@ -167,7 +171,8 @@ def test_batches(batch, hidden, precision):
 @pytest.mark.parametrize("precision", ACCURATE)
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 9, 17, 32, 33, 63, 64, 65, 127, 128])
 def test_dimensions(dim, precision):
-    for hidden in ((50,), (100, 36)):
+    # beside 128 units, shared memory has room for 126 features
+    for hidden in ((50,), (100, 36) if dim < 127 else (60, 36)):
         assert_parity({"dim": dim, "hidden": hidden, "activation": "silu"}, 97, precision)
 
 

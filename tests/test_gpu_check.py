@@ -99,7 +99,7 @@ def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
 def test_stages_of_a_gpu(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "8.6")
     assert [stage.name for stage in made] == ["build", "layout", "tests", "memcheck", "racecheck", "benchmark"]
-    assert "-DCMAKE_CUDA_ARCHITECTURES=86" in made[0].commands[0]
+    assert "-DCMAKE_CUDA_ARCHITECTURES=86-real" in made[0].commands[0]
     assert "-arch=sm_86" in made[1].commands[0]
     for stage in made:
         for command in stage.commands:
@@ -119,3 +119,35 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert done.returncode == 1
     assert "nvidia-smi finds no GPU: no devices were found" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["machine"]["gpu"] is None
+
+
+def test_the_benchmark_runs_on_the_cpu_too(tmp_path):
+    out = tmp_path / "benchmark.json"
+    script = SCRIPTS.parent / "benchmarks" / "gpu.py"
+    options = [
+        "--device",
+        "cpu",
+        "--shapes",
+        "2,8,2,30,1",
+        "--groups",
+        "ours,closed form,torchdiffeq",
+        "--ceiling",
+        "64",
+    ]
+    done = subprocess.run(
+        [sys.executable, script, *options, "--out", out],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert figures["ceilings_tflops"]["fp32"] > 0
+    measured = {(result["contender"], result["direction"]): result for result in figures["results"]}
+    assert ("jkoflow fp32, fused loss", "forward+backward") in measured
+    assert ("torchdiffeq, exact", "forward") in measured
+    for result in measured.values():
+        assert result["agrees"], result
+        assert result["us"] > 0
+    assert len(figures["summary"]) == 2 + len({contender for contender, _ in measured})

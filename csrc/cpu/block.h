@@ -34,6 +34,34 @@ __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Rea
   }
 }
 
+// Adds the closed form, sum_i q_i s_i over the last layer's slopes s, with q = M s_1 or the constant c. Not inlined:
+// its product would get too few registers.
+template <class Real, int Vectors, Keep K>
+__attribute__((noinline)) void add_closed_divergence(const Network<Real>& net, const Stage<Real>& stage,
+                                                     const ForwardSpace<Real>& space,
+                                                     Vector<Real> (&divergence)[Vectors]) {
+  const int top = net.top();
+  const auto contribute = [&](int j, ptrdiff_t at, const Vector<Real>& q) {
+    const Vector<Real> slope = load(stage.slope[top] + at);
+    divergence[j] += q * slope;
+    if constexpr (K == Keep::kJets) store<Real>(stage.curvature[top] + at, load(stage.curvature[top] + at) * q);
+    if constexpr (K == Keep::kValues) {
+      store<Real>(stage.curvature[top] + at, Real(-2) * load(stage.value[top] + at) * slope * q);
+    }
+  };
+  if (net.hidden == 1) {
+    for_each_vector_in<Real, Vectors>(
+        net.width[0], [&](int row, int j, ptrdiff_t at) { contribute(j, at, Vector<Real>{} + net.coupling[row]); });
+    return;
+  }
+  const auto contribute_panel = [&](int first_row, auto& acc) {
+    for_each_vector_of(first_row, acc, [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
+    keep_in_memory(divergence);
+  };
+  hidden_product<Real, Vectors>(net.coupling_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr, space.split,
+                                contribute_panel);
+}
+
 // Velocity and divergence at stage.input and time t. Tangents wait for the adjoint, if there will be one: then the
 // divergence is zero here.
 template <class Real, int Vectors, Keep K>
@@ -60,25 +88,8 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
   }
 
   for (int j = 0; j < Vectors; ++j) divergence[j] = Vector<Real>{};
-  // div = sum_i q_i s_i over the last layer's slopes s, with q = M s_1 or the constant c.
-  const auto contribute = [&](int j, ptrdiff_t at, const Vector<Real>& q) {
-    const Vector<Real> slope = load(stage.slope[top] + at);
-    divergence[j] += q * slope;
-    if constexpr (K == Keep::kJets) store<Real>(stage.curvature[top] + at, load(stage.curvature[top] + at) * q);
-    if constexpr (K == Keep::kValues) {
-      store<Real>(stage.curvature[top] + at, Real(-2) * load(stage.value[top] + at) * slope * q);
-    }
-  };
-  if (net.two_layer_form()) {
-    hidden_product<Real, Vectors>(net.coupling_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr,
-                                  space.split, [&](int first_row, auto& acc) {
-                                    for_each_vector_of(
-                                        first_row, acc,
-                                        [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
-                                  });
-  } else if (net.closed) {
-    for_each_vector_in<Real, Vectors>(
-        net.width[0], [&](int row, int j, ptrdiff_t at) { contribute(j, at, Vector<Real>{} + net.coupling[row]); });
+  if (net.closed) {
+    add_closed_divergence<Real, Vectors, K>(net, stage, space, divergence);
   } else if (K == Keep::kNothing) {
     add_tangent_divergence<Real, Vectors>(net, stage, space, divergence);
   }

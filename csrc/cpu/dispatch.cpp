@@ -90,18 +90,6 @@ std::string find_split_problem() {
 #endif
 }
 
-// The kernels for a problem.
-const CpuKernels& kernels_for(const Problem& problem) {
-  if (!problem.split) return kernels();
-  const std::string reason = split_problem();
-  if (!reason.empty()) throw std::runtime_error("split products need AMX: " + reason);
-#ifdef JKOFLOW_HAVE_AMX
-  return amx::kKernels;
-#else
-  return kernels();
-#endif
-}
-
 // Memory that a thread keeps between calls: fresh large blocks would page-fault on every call.
 class Workspace {
  public:
@@ -153,6 +141,17 @@ bool has_openmp() {
 std::string split_problem() {
   static const std::string problem = find_split_problem();
   return problem;
+}
+
+const CpuKernels& kernels_for(const Problem& problem) {
+  if (!problem.split) return kernels();
+  const std::string reason = split_problem();
+  if (!reason.empty()) throw std::runtime_error("split products need AMX: " + reason);
+#ifdef JKOFLOW_HAVE_AMX
+  return amx::kKernels;
+#else
+  return kernels();
+#endif
 }
 
 void forward(const Problem& problem) {

@@ -19,6 +19,9 @@ const CpuKernels& kernels();
 // "" if products between hidden layers can be split (Problem::split), else why not.
 std::string split_problem();
 
+// kernels(), or those that split products if the problem wants it; throws std::runtime_error if they cannot be had.
+const CpuKernels& kernels_for(const Problem& problem);
+
 // Threads of OpenMP are used if the build found it.
 bool has_openmp();
 

@@ -70,6 +70,12 @@ JKOFLOW_INLINE void add_to(Real* p, const Vector<Real>& v) {
   store<Real>(p, load(p) + v);
 }
 
+// Keeps a sum over the panels of a product out of the registers, which the product's inner loop needs all.
+template <class V>
+JKOFLOW_INLINE void keep_in_memory(V& v) {
+  asm volatile("" : "+m"(v));
+}
+
 template <class Real>
 JKOFLOW_INLINE Real lane_sum(const Vector<Real>& v) {
   Real sum = 0;

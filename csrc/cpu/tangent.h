@@ -78,13 +78,14 @@ void add_tangent_divergence(const Network<Real>& net, const Stage<Real>& stage, 
           net.padded[0], [&](int row, int j, ptrdiff_t at) { weigh(row, j, at, load(tangent.behind[0] + at)); });
       continue;
     }
+    const auto weigh_panel = [&](int first_row, auto& acc) {
+      for_each_vector_of(first_row, acc, [&](int row, int j, ptrdiff_t at, const Vector<Real>& a) {
+        weigh(row, j, at, slope_of<Real, K>(stage, top, at) * a);
+      });
+      keep_in_memory(divergence);
+    };
     hidden_product<Real, Vectors>(net.weights[top], net.padded[top], net.width[top - 1], tangent.behind[(top - 1) % 2],
-                                  nullptr, space.split, [&](int first_row, auto& acc) {
-                                    for_each_vector_of(first_row, acc,
-                                                       [&](int row, int j, ptrdiff_t at, const Vector<Real>& a) {
-                                                         weigh(row, j, at, slope_of<Real, K>(stage, top, at) * a);
-                                                       });
-                                  });
+                                  nullptr, space.split, weigh_panel);
   }
 }
 

@@ -1,5 +1,5 @@
-// The adjoint kernel: from the cotangents at the end of the integration, or from the JKO objective itself, back to those
-// of x, context and parameters. The stages of a step are recomputed from its position; the loss carries its tile
+// The adjoint kernel: from the cotangents at the end of the integration, or from the JKO objective itself, back to
+// those of x, context and parameters. The stages of a step are recomputed from its position; the loss carries its tile
 // forward first. Gradients of parameters are summed over all tiles of a block and left as its partial gradient.
 #pragma once
 
@@ -22,13 +22,15 @@ struct Backward {
   B b;
   const Params& p;
   float* partial;
-  Sums hidden_sums[2];              // W2, then M or W3
-  float bias_sums[2][2] = {};       // of the second and third layer, this lane's two units
-  float coupling_sums[2] = {};      // of c, likewise
-  float logdet = 0.0f;              // of sample `thread`
+  Sums hidden_sums[2];          // W2, then M or W3
+  float bias_sums[2][2] = {};   // of the second and third layer, this lane's two units
+  float coupling_sums[2] = {};  // of c, likewise
+  float logdet = 0.0f;          // of sample `thread`
 
   JKOFLOW_DEVICE explicit Backward(const Params& params)
-      : b(params), p(params), partial(params.partial + static_cast<long long>(device::block()) * params.gradient.count) {}
+      : b(params),
+        p(params),
+        partial(params.partial + static_cast<long long>(device::block()) * params.gradient.count) {}
 
   JKOFLOW_DEVICE static void run(const Params& params) {
     Backward self(params);
@@ -170,8 +172,8 @@ struct Backward {
         top = kFirst;
       }
       const bool last_stage = stage + 1 == p.stages;
-      float* next = last_stage ? (step + 1 < p.num_steps ? record(kept_step + 1, 0) : nullptr)
-                               : record(kept_step, stage + 1);
+      float* next =
+          last_stage ? (step + 1 < p.num_steps ? record(kept_step + 1, 0) : nullptr) : record(kept_step, stage + 1);
       b.advance(b.panel(top), step, stage, [&](int i, float v) {
         if (next != nullptr) next[i] = v;
       });
@@ -675,7 +677,7 @@ struct Backward {
     if (p.layers > 1) store_units(bias_sums[0], p.gradient.bias[0]);
     if (p.layers > 2) store_units(bias_sums[1], p.gradient.bias[1]);
     if (p.layers == 1) store_units(coupling_sums, p.gradient.coupling);
-    device::sync_block(Barrier::kGradientSums);
+    // The last of these sums were complete at kStepAdjoint.
     const int depth = round_up(p.dim, 8);
     copy(p.layout.first_sum, p.gradient.first, H * p.first_depth);
     copy(p.layout.last_sum, p.gradient.last, H * depth);

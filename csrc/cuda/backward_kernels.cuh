@@ -22,21 +22,26 @@ backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
 template <int H, Precision P, bool kTangents>
 Kernel backward_entry() {
   using Shape = BackwardShape<H, kTangents>;
-  return {&backward_kernel<H, P, kTangents>, 2 * H, 8 * Shape::kFragments,
-          Backward<H, P, Shape::kFragments, kTangents>::kPanels, Shape::kBlocks, "backward"};
+  return {&backward_kernel<H, P, kTangents>,
+          2 * H,
+          8 * Shape::kFragments,
+          Backward<H, P, Shape::kFragments, kTangents>::kPanels,
+          Shape::kBlocks,
+          "backward"};
 }
 
-#define JKOFLOW_BACKWARD_KERNELS(H)                                                                             \
-  template <>                                                                                                  \
-  Kernel backward_kernel_of<H>(Precision precision, bool tangents) {                                            \
-    switch (precision) {                                                                                       \
-      case Precision::kFp32:                                                                                   \
-        return tangents ? backward_entry<H, Precision::kFp32, true>() : backward_entry<H, Precision::kFp32, false>();     \
-      case Precision::kTf32x3:                                                                                 \
-        return tangents ? backward_entry<H, Precision::kTf32x3, true>() : backward_entry<H, Precision::kTf32x3, false>(); \
-      default:                                                                                                 \
-        return tangents ? backward_entry<H, Precision::kTf32, true>() : backward_entry<H, Precision::kTf32, false>();     \
-    }                                                                                                          \
+#define JKOFLOW_BACKWARD_KERNELS(H)                                                                                   \
+  template <>                                                                                                         \
+  Kernel backward_kernel_of<H>(Precision precision, bool tangents) {                                                  \
+    switch (precision) {                                                                                              \
+      case Precision::kFp32:                                                                                          \
+        return tangents ? backward_entry<H, Precision::kFp32, true>() : backward_entry<H, Precision::kFp32, false>(); \
+      case Precision::kTf32x3:                                                                                        \
+        return tangents ? backward_entry<H, Precision::kTf32x3, true>()                                               \
+                        : backward_entry<H, Precision::kTf32x3, false>();                                             \
+      default:                                                                                                        \
+        return tangents ? backward_entry<H, Precision::kTf32, true>() : backward_entry<H, Precision::kTf32, false>(); \
+    }                                                                                                                 \
   }
 
 }  // namespace jkoflow::cuda

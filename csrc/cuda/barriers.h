@@ -21,7 +21,6 @@ enum class Barrier : int {
   kFirstAdjoint,     // the cotangent of z_1 is complete
   kInputAdjoint,     // the cotangent of the stage's input is complete
   kStepAdjoint,      // those of all stages of the step are complete
-  kGradientSums,     // the block's sums in shared memory are complete
   kTermSums,         // the block's terms of the loss are complete
   kCount
 };

@@ -1,10 +1,10 @@
 // What forward and backward share: a block of threads, the tile of samples that it carries, the network's layers and
 // the Runge-Kutta steps.
 //
-// A warp owns 16 units of every hidden layer (H / 16 warps) and computes them for all samples of the tile, so a panel of
-// H units is complete when all warps have passed a barrier. Narrow results (velocities, cotangents of inputs) are dealt
-// out as jobs of 16 rows x 8 samples; a job always falls to the same warp, so that its results need no barrier among
-// themselves.
+// A warp owns 16 units of every hidden layer (H / 16 warps) and computes them for all samples of the tile, so a panel
+// of H units is complete when all warps have passed a barrier. Narrow results (velocities, cotangents of inputs) are
+// dealt out as jobs of 16 rows x 8 samples; a job always falls to the same warp, so that its results need no barrier
+// among themselves.
 #pragma once
 
 #include "activation.cuh"
@@ -75,7 +75,8 @@ struct Block {
     return p.batch - first < kTile ? static_cast<int>(p.batch - first) : kTile;
   }
 
-  // Columns of the input panel that no stage changes: context, 1 for the bias, zeros. Samples beyond the batch are zero.
+  // Columns of the input panel that no stage changes: context, 1 for the bias, zeros. Samples beyond the batch are
+  // zero.
   JKOFLOW_DEVICE void load_constant_inputs(long long first) const {
     const int begin = p.dim + p.has_time, count = p.first_depth - begin, samples = this->samples(first);
     for (int i = thread; i < kTile * count; i += kThreads) {
@@ -131,8 +132,8 @@ struct Block {
     set_time(step, stage);
   }
 
-  // Pre-activations of layer 1 at the input panel. The linear term's velocity is left in the stage, since the panel will
-  // hold the next input before the last layer is done.
+  // Pre-activations of layer 1 at the input panel. The linear term's velocity is left in the stage, since the panel
+  // will hold the next input before the last layer is done.
   JKOFLOW_DEVICE void first_layer(float (&z)[NT][4], float* linear_velocity) const {
     clear(z);
     multiply<kNarrow, NT>(z, p.packed.first + warp * 16 * p.first_depth, p.first_depth >> 3, input(),
@@ -142,8 +143,8 @@ struct Block {
     for (int job = warp; job < (p.dim + 15) / 16 * NT; job += kWarps) {
       const int tile = job / NT, n = job - tile * NT;
       float v[1][4] = {};
-      multiply<kNarrow, 1>(v, p.packed.linear + tile * 16 * depth, depth >> 3,
-                           input() + 8 * n * p.layout.input_stride, p.layout.input_stride);
+      multiply<kNarrow, 1>(v, p.packed.linear + tile * 16 * depth, depth >> 3, input() + 8 * n * p.layout.input_stride,
+                           p.layout.input_stride);
       for_each_in_job(tile, n, p.dim, [&](int s, int k, int j) { linear_velocity[s * p.dim + k] = v[0][j]; });
     }
   }

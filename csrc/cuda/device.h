@@ -18,8 +18,8 @@
 
 namespace jkoflow::cuda::device {
 
-// Volatile: read again wherever it is asked for. Otherwise all addresses that follow from it are computed once, held across
-// the whole kernel and spilled.
+// Volatile: read again wherever it is asked for. Otherwise all addresses that follow from it are computed once, held
+// across the whole kernel and spilled.
 JKOFLOW_DEVICE int thread() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));

@@ -6,8 +6,8 @@
 
 namespace jkoflow::cuda {
 
-// Fragments of 8 samples in a tile, and blocks on a multiprocessor: what 128 registers and 99 KB of shared memory allow.
-// 40 samples: 10000 of them are 250 tiles, which fill 132 multiprocessors twice.
+// Fragments of 8 samples in a tile, and blocks on a multiprocessor: what 128 registers and 99 KB of shared memory
+// allow. 40 samples: 10000 of them are 250 tiles, which fill 132 multiprocessors twice.
 template <int H, bool kTangents>
 struct ForwardShape {
   static constexpr int kFragments = kTangents ? (H == 256 ? 2 : 4) : (H == 256 ? 2 : 5);
@@ -23,21 +23,26 @@ forward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
 template <int H, Precision P, bool kTangents>
 Kernel forward_entry() {
   using Shape = ForwardShape<H, kTangents>;
-  return {&forward_kernel<H, P, kTangents>, 2 * H, 8 * Shape::kFragments,
-          Forward<H, P, Shape::kFragments, kTangents>::kPanels, Shape::kBlocks, "forward"};
+  return {&forward_kernel<H, P, kTangents>,
+          2 * H,
+          8 * Shape::kFragments,
+          Forward<H, P, Shape::kFragments, kTangents>::kPanels,
+          Shape::kBlocks,
+          "forward"};
 }
 
-#define JKOFLOW_FORWARD_KERNELS(H)                                                                             \
-  template <>                                                                                                  \
-  Kernel forward_kernel_of<H>(Precision precision, bool tangents) {                                            \
-    switch (precision) {                                                                                       \
-      case Precision::kFp32:                                                                                   \
-        return tangents ? forward_entry<H, Precision::kFp32, true>() : forward_entry<H, Precision::kFp32, false>();     \
-      case Precision::kTf32x3:                                                                                 \
-        return tangents ? forward_entry<H, Precision::kTf32x3, true>() : forward_entry<H, Precision::kTf32x3, false>(); \
-      default:                                                                                                 \
-        return tangents ? forward_entry<H, Precision::kTf32, true>() : forward_entry<H, Precision::kTf32, false>();     \
-    }                                                                                                          \
+#define JKOFLOW_FORWARD_KERNELS(H)                                                                                  \
+  template <>                                                                                                       \
+  Kernel forward_kernel_of<H>(Precision precision, bool tangents) {                                                 \
+    switch (precision) {                                                                                            \
+      case Precision::kFp32:                                                                                        \
+        return tangents ? forward_entry<H, Precision::kFp32, true>() : forward_entry<H, Precision::kFp32, false>(); \
+      case Precision::kTf32x3:                                                                                      \
+        return tangents ? forward_entry<H, Precision::kTf32x3, true>()                                              \
+                        : forward_entry<H, Precision::kTf32x3, false>();                                            \
+      default:                                                                                                      \
+        return tangents ? forward_entry<H, Precision::kTf32, true>() : forward_entry<H, Precision::kTf32, false>(); \
+    }                                                                                                               \
   }
 
 }  // namespace jkoflow::cuda

@@ -1,4 +1,5 @@
-// The compiled kernels as the host picks them. Each padded width H has its own sources, so that they compile in parallel.
+// The compiled kernels as the host picks them. Each padded width H has its own sources, so that they compile in
+// parallel.
 #pragma once
 
 #include "params.h"
@@ -10,9 +11,9 @@ template <class Parameters>
 struct KernelOf {
   void (*run)(const Parameters) = nullptr;
   int threads = 0;
-  int tile = 0;      // samples
-  int panels = 0;    // of tile x H floats, at the start of shared memory
-  int blocks = 1;    // wished for on a multiprocessor
+  int tile = 0;    // samples
+  int panels = 0;  // of tile x H floats, at the start of shared memory
+  int blocks = 1;  // wished for on a multiprocessor
   const char* name = "";
 };
 using Kernel = KernelOf<Params>;

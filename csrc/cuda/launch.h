@@ -16,8 +16,9 @@ struct Launch {
   void* workspace = nullptr;  // device memory of at least *_bytes(), aligned to 256 bytes; contents may be anything
 };
 
-// Empty if the kernels cover the problem, else why not: a phrase that can follow "the CUDA kernels". Reads the problem's
-// sizes, not its pointers, and needs no device: what it accepts runs on every GPU of compute capability 8.0 or newer.
+// Empty if the kernels cover the problem, else why not: a phrase that can follow "the CUDA kernels". Reads the
+// problem's sizes, not its pointers, and needs no device: what it accepts runs on every GPU of compute capability 8.0
+// or newer.
 std::string unsupported(const Problem& problem, Precision precision);
 
 // Bytes of workspace that a call needs.

@@ -14,10 +14,9 @@ namespace jkoflow::cuda {
 JKOFLOW_HOST_DEVICE constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // A panel holds a row for each sample, at a stride that is a multiple of 32; column c of row r lies at c ^ swizzle(r).
-// Reads of 8 rows x 4 pairs of columns, of 4 pairs of rows x 8 columns, and writes of fragments then hit every bank once.
-JKOFLOW_HOST_DEVICE int swizzle(int row) {
-  return ((((row >> 1) & 1) << 1) | ((row ^ (row >> 2)) & 1)) << 3;
-}
+// Reads of 8 rows x 4 pairs of columns, of 4 pairs of rows x 8 columns, and writes of fragments then hit every bank
+// once.
+JKOFLOW_HOST_DEVICE int swizzle(int row) { return ((((row >> 1) & 1) << 1) | ((row ^ (row >> 2)) & 1)) << 3; }
 JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return row * stride + (column ^ swizzle(row)); }
 
 // Weights (rows a multiple of 16, depth a multiple of 8) are packed by tiles of 16 rows. On tensor cores a lane reads
@@ -43,7 +42,7 @@ struct AdjointSlots {
   JKOFLOW_HOST_DEVICE int slope(int layer) const { return layer; }
   JKOFLOW_HOST_DEVICE int curvature(int layer) const { return layers + layer; }
   JKOFLOW_HOST_DEVICE int slope_bar(int layer) const { return 2 * layers + layer; }
-  JKOFLOW_HOST_DEVICE int value_bar() const { return 3 * layers; }       // of the last layer's value
+  JKOFLOW_HOST_DEVICE int value_bar() const { return 3 * layers; }           // of the last layer's value
   JKOFLOW_HOST_DEVICE int middle_tangent() const { return 3 * layers + 1; }  // a_2 of three layers
   JKOFLOW_HOST_DEVICE int noise() const { return 3 * layers + 1 + middle; }  // and the next one
   JKOFLOW_HOST_DEVICE int count() const { return noise() + 2 * hutchinson; }

@@ -3,9 +3,9 @@
 
 namespace jkoflow::cuda {
 
-constexpr int kMaxLayers = 3;      // hidden layers
-constexpr int kMaxTableau = 4;     // stages of a Runge-Kutta method
-constexpr int kMaxSlots = 13;      // see AdjointSlots
+constexpr int kMaxLayers = 3;   // hidden layers
+constexpr int kMaxTableau = 4;  // stages of a Runge-Kutta method
+constexpr int kMaxSlots = 13;   // see AdjointSlots
 constexpr int kMaxPackJobs = 16;
 
 // What a packed element is multiplied by: nothing, or (W1x W_last)^T at its place.
@@ -13,18 +13,18 @@ enum Coupling : int { kUncoupled, kCouplingMatrix, kCouplingTransposed, kCouplin
 
 // Packed weights; see layout.h. H: the common padded width of the hidden layers.
 struct Packed {
-  float* first;                     // (H, first_depth): layer 1 with its bias as the last column
-  float* first_t;                   // (round_up(columns, 16), H)
-  float* hidden[kMaxLayers - 1];    // (H, H)
+  float* first;                   // (H, first_depth): layer 1 with its bias as the last column
+  float* first_t;                 // (round_up(columns, 16), H)
+  float* hidden[kMaxLayers - 1];  // (H, H)
   float* hidden_t[kMaxLayers - 1];
-  float* coupling;                  // M (H, H) with two hidden layers; with one c (H), not packed
+  float* coupling;  // M (H, H) with two hidden layers; with one c (H), not packed
   float* coupling_t;
-  float* last;                      // (round_up(dim, 16), H)
-  float* last_t;                    // (H, round_up(dim, 8))
-  float* linear;                    // (round_up(dim, 16), round_up(dim, 8)), or null
+  float* last;    // (round_up(dim, 16), H)
+  float* last_t;  // (H, round_up(dim, 8))
+  float* linear;  // (round_up(dim, 16), round_up(dim, 8)), or null
   float* linear_t;
-  float* bias[kMaxLayers - 1];      // (H), of the hidden layers after the first
-  float* bias_last;                 // (round_up(dim, 16))
+  float* bias[kMaxLayers - 1];  // (H), of the hidden layers after the first
+  float* bias_last;             // (round_up(dim, 16))
 };
 
 // Buffers of a block. Offsets count floats; those of `Place`s lie in shared memory if there was room, else in the
@@ -50,32 +50,32 @@ struct Layout {
 
 // A block's partial gradient: offsets in floats.
 struct GradientLayout {
-  int first;                   // (H, first_depth), the last column being the bias
-  int hidden[2];               // (H, H): W2, then M or W3
-  int last;                    // (H, round_up(dim, 8)): transposed
-  int linear;                  // (round_up(dim, 16), round_up(dim, 8))
-  int bias[kMaxLayers - 1];    // (H)
-  int bias_last;               // (round_up(dim, 8))
-  int coupling;                // (H): of c, with one hidden layer
+  int first;                 // (H, first_depth), the last column being the bias
+  int hidden[2];             // (H, H): W2, then M or W3
+  int last;                  // (H, round_up(dim, 8)): transposed
+  int linear;                // (round_up(dim, 16), round_up(dim, 8))
+  int bias[kMaxLayers - 1];  // (H)
+  int bias_last;             // (round_up(dim, 8))
+  int coupling;              // (H): of c, with one hidden layer
   int count;
 };
 
 struct Params {
   long long batch;
   int dim, context_dim, has_time;
-  int columns, first_depth;    // of layer 1: without its bias, and with it, rounded up to 8
+  int columns, first_depth;  // of layer 1: without its bias, and with it, rounded up to 8
   int layers, first_width, top_width;
   int num_steps, stages;
-  int exact, hutchinson;       // at most one of them
-  int directions;              // tangents of the divergence: 0 in closed form
-  int activation;              // ActivationKind
+  int exact, hutchinson;  // at most one of them
+  int directions;         // tangents of the divergence: 0 in closed form
+  int activation;         // ActivationKind
   float beta;
   double t0, dt;
   float a[kMaxTableau][kMaxTableau], b[kMaxTableau];  // times dt
   double c[kMaxTableau];
 
   const float *x, *context, *noise;
-  const float *first, *last;   // the unpacked weights
+  const float *first, *last;  // the unpacked weights
   float *x_end, *logdet, *path;
 
   // The adjoint; null cotangents are zero, null gradients not wanted.
@@ -93,7 +93,7 @@ struct Params {
   GradientLayout gradient;
   float* scratch;
   float* partial;
-  long long scratch_stride;       // floats of a block
+  long long scratch_stride;  // floats of a block
 };
 
 // One matrix or vector to pack: element (r, c) of `source` at r * row_stride + c * column_stride. Column `columns`
@@ -103,19 +103,19 @@ struct PackJob {
   const float* source;
   const float* bias;
   int rows, columns, row_stride, column_stride;
-  int padded_rows, depth;          // packed sizes; depth 1: a vector as it stands
+  int padded_rows, depth;  // packed sizes; depth 1: a vector as it stands
   Coupling coupling;
 };
 struct PrepareParams {
   int count, precision;
   int dim, first_stride, width1, width_last;
-  const float *first, *last;       // W1 and the last layer, for the coupling
+  const float *first, *last;  // W1 and the last layer, for the coupling
   PackJob jobs[kMaxPackJobs];
 };
 
 struct ReduceParams {
-  const float* partial;            // [blocks][count]
-  float* total;                    // [count]
+  const float* partial;  // [blocks][count]
+  float* total;          // [count]
   int blocks, count;
 };
 
@@ -123,11 +123,11 @@ struct FinishParams {
   const float* total;
   GradientLayout gradient;
   int H, dim, columns, first_depth, layers;
-  int coupled;                     // whether M or c has a gradient to hand on
+  int coupled;  // whether M or c has a gradient to hand on
   int width[kMaxLayers];
-  const float *weight[kMaxLayers + 1];
+  const float* weight[kMaxLayers + 1];
   float *weight_grad[kMaxLayers + 1], *bias_grad[kMaxLayers + 1], *linear_grad;
-  const double* block_terms;       // [blocks][3], or null
+  const double* block_terms;  // [blocks][3], or null
   double* terms;
   double mean, half_inverse_step_size;
   int blocks;

@@ -317,8 +317,8 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
 
   BlockMemory memory;
   place_fixed(p, plan.kernel, H, backwards, params.layout, memory);
-  size_t limit = std::min(device.shared_per_block,
-                          device.shared_per_multiprocessor / plan.kernel.blocks - kReservedShared);
+  size_t limit =
+      std::min(device.shared_per_block, device.shared_per_multiprocessor / plan.kernel.blocks - kReservedShared);
   if (memory.shared_bytes() > limit) limit = device.shared_per_block;
   place_flexible(p, plan.kernel, H, backwards, limit, params.layout, memory);
   plan.shared_bytes = memory.shared_bytes();
@@ -353,7 +353,8 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
       plan.finish.total = plan.reduce.total;
     }
     if (params.want_parameters || loss != nullptr) {
-      plan.finish_blocks = params.want_parameters ? blocks_for(static_cast<long long>(H) * H, device.multiprocessors) : 1;
+      plan.finish_blocks =
+          params.want_parameters ? blocks_for(static_cast<long long>(H) * H, device.multiprocessors) : 1;
     }
   }
   plan.bytes = arena.bytes();

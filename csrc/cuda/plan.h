@@ -9,15 +9,15 @@ namespace jkoflow::cuda {
 
 struct Plan {
   Kernel kernel;
-  int blocks = 0;            // 0: nothing to integrate
+  int blocks = 0;  // 0: nothing to integrate
   size_t shared_bytes = 0;
   Params params{};
   PrepareParams prepare{};
   int prepare_blocks = 0;
-  ReduceParams reduce{};     // count 0: no gradients of parameters
+  ReduceParams reduce{};  // count 0: no gradients of parameters
   FinishParams finish{};
-  int finish_blocks = 0;     // 0: no gradients of parameters and no loss
-  size_t bytes = 0;          // of workspace
+  int finish_blocks = 0;  // 0: no gradients of parameters and no loss
+  size_t bytes = 0;       // of workspace
 };
 
 // `adjoint` is null for the forward pass, `loss` for all but the loss. On the current device.

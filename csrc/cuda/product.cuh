@@ -1,7 +1,7 @@
 // Products of a warp: 16 rows of packed weights by a panel of samples, and outer products summed over samples.
 //
-// A result is kept in fragments: with g = lane / 4 and t = lane % 4, element j of fragment n is row g + 8 (j / 2) of the
-// warp's 16, sample 8 n + 2 t + j % 2. That is how the tensor cores leave it, and FMA keeps to it.
+// A result is kept in fragments: with g = lane / 4 and t = lane % 4, element j of fragment n is row g + 8 (j / 2) of
+// the warp's 16, sample 8 n + 2 t + j % 2. That is how the tensor cores leave it, and FMA keeps to it.
 #pragma once
 
 #include "device.h"
@@ -116,8 +116,8 @@ JKOFLOW_DEVICE void multiply_chained(float (&acc)[4], const float* weights, int 
 
 // ---- Outer products: sum over the tile's samples of left(row) right(column), for 16 rows and any number of columns.
 
-// Left factor: in fragments for tensor cores; for FMA in a panel, at columns `first` to `first` + 15, where the warp has
-// put it. Both must hold the same.
+// Left factor: in fragments for tensor cores; for FMA in a panel, at columns `first` to `first` + 15, where the warp
+// has put it. Both must hold the same.
 template <int NT>
 struct Left {
   const float (&fragments)[NT][4];
@@ -146,7 +146,8 @@ JKOFLOW_DEVICE void outer_block(float (&c)[8][4], const Left<NT>& left, const fl
 #pragma unroll 1
   for (int s = 0; s < 8 * NT; ++s) {
     const float* at = left.panel + panel_index(s, row, left.stride);
-    const float4 a0 = device::load4(at), a1 = device::load4(at + 4), b = device::load4(right + panel_index(s, column, stride));
+    const float4 a0 = device::load4(at), a1 = device::load4(at + 4),
+                 b = device::load4(right + panel_index(s, column, stride));
     const float a[8] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -158,7 +159,8 @@ JKOFLOW_DEVICE void outer_block(float (&c)[8][4], const Left<NT>& left, const fl
   }
 }
 
-// Adds the product to sums in memory, `sums` being the first of the 16 rows. Every element has one lane that adds to it.
+// Adds the product to sums in memory, `sums` being the first of the 16 rows. Every element has one lane that adds to
+// it.
 template <Precision P, int NT>
 JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const Left<NT>& left, const float* right,
                               int stride) {
@@ -210,7 +212,7 @@ class HiddenSums {
       const Lane lane;
 #pragma unroll
       for (int i = 0; i < kFragments / 8; ++i) {
-        float(&block)[8][4] = reinterpret_cast<float(&)[8][4]>(sums_[8 * i]);
+        float (&block)[8][4] = reinterpret_cast<float (&)[8][4]>(sums_[8 * i]);
         outer_block<NT>(block, left, right, H, 64 * i + 4 * (lane.index & 15));
       }
     } else {

@@ -58,8 +58,8 @@ Device device_limits() {
   const auto found = device_cache.find(device);
   if (found != device_cache.end()) return found->second;
   const auto get = [device](cudaDeviceAttr which) { return static_cast<size_t>(attribute(which, device)); };
-  const Device limits{attribute(cudaDevAttrMultiProcessorCount, device),
-                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  const Device limits{attribute(cudaDevAttrMultiProcessorCount, device), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                      get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   device_cache[device] = limits;
   return limits;
 }

@@ -100,6 +100,7 @@ class Peer:
             with ours to the error of the discretisation, not to rounding.
         cpu_only: Whether it can run on the CPU alone.
         optional: Why it is left out unless asked for, or None.
+        unavailable: Tells why this machine cannot run it, or None.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Peer:
     own_steps: bool = False
     cpu_only: bool = False
     optional: str | None = None
+    unavailable: Callable[[], str | None] = lambda: None
 
     def missing(self) -> tuple[str, ...]:
         """Packages that it needs and that are not installed."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.bench.shapes import Shape
-from jkoflow.ops import Backend, integrate, jko_terms
+from jkoflow.ops import Backend, Precision, integrate, jko_terms
 from jkoflow.velocity import MLPVelocity
 
 SEED = 0
@@ -68,7 +68,9 @@ class Case:
         """Seeds PyTorch, so that its next ``randn_like(x)`` is `probe`."""
         torch.manual_seed(SEED)
 
-    def solve(self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto") -> Solution:
+    def solve(
+        self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto", precision: Precision = "auto"
+    ) -> Solution:
         """Our own solution of the batch or of another x, with gradients: exact, or estimated with `probe`."""
         x = self.x if x is None else x
         result = integrate(
@@ -78,6 +80,7 @@ class Case:
             divergence="hutchinson" if estimate else "exact",
             noise=self.probe if estimate else None,
             backend=backend,
+            precision=precision,
             keep_path=False,
         )
         return Solution(result.x, result.logdet)

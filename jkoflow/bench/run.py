@@ -15,7 +15,7 @@ from jkoflow.bench import agreement, memory
 from jkoflow.bench.allocator import keep_freed_memory
 from jkoflow.bench.candidate import Candidate, Peer
 from jkoflow.bench.case import Case
-from jkoflow.bench.peers import FUSED, LIBRARIES, MEASURED_MEMORY, OURS, PEERS
+from jkoflow.bench.peers import FUSED, LIBRARIES, MEASURED_MEMORY, OURS, PEERS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Direction, Shape, flops
 from jkoflow.bench.timing import Rounds, Timer, floor_flops, floor_timer, median, ratio, rounds
 from jkoflow.environment import describe
@@ -188,6 +188,9 @@ def _standing(peer: Peer, settings: Settings) -> tuple[str, str | None]:
     missing = peer.missing()
     if missing:
         return "not installed", f"{', '.join(missing)} not installed (pip install jkoflow[bench])"
+    reason = peer.unavailable()
+    if reason is not None:
+        return "left out", reason
     if peer.optional is not None and not settings.compiled:
         return "left out", peer.optional
     if peer.cpu_only and torch.device(settings.device).type != "cpu":
@@ -258,8 +261,8 @@ def _figures(times: dict[str, Rounds], name: str, direction: Direction, shape: S
     reference = REFERENCE[direction]
     if reference in times and all(map(math.isfinite, filter(None, times[reference]))):
         figures["of_ours"] = ratio(own, times[reference])
-    if name in (OURS, FUSED):
-        work = flops(shape, direction, fused=name == FUSED)
+    if name in (OURS, FUSED, SPLIT, SPLIT_FUSED):
+        work = flops(shape, direction, fused=name in (FUSED, SPLIT_FUSED))
         figures["of_floor"] = work / floor_flops() * ratio(times[_FLOOR], own)
     return figures
 

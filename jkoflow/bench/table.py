@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jkoflow.bench.peers import FUSED, OURS
+from jkoflow.bench.peers import FUSED, OURS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
@@ -13,6 +13,8 @@ SHARES: tuple[tuple[str, Direction], ...] = (
     (OURS, "forward"),
     (OURS, "forward+backward"),
     (FUSED, "forward+backward"),
+    (SPLIT, "forward"),
+    (SPLIT_FUSED, "forward+backward"),
 )
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
@@ -55,7 +57,10 @@ def shares(record: Mapping[str, Any]) -> str:
     """Shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
+    names = _names(entries)
     for name, direction in SHARES:
+        if name not in names:
+            continue
         values = [_result(entry, name).get(direction, {}).get("of_floor") for entry in entries]
         if any(value is not None for value in values):
             rows.append([f"{name}, {TITLES[direction]}", *("" if v is None else f"{v:.0%}" for v in values)])

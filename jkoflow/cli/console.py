@@ -186,6 +186,8 @@ def show_environment(environment: Mapping[str, Any]) -> None:
     for backend in ("cpu", "cuda"):
         reason = kernels[backend]
         rows[f"{backend} kernels"] = "available" if reason is None else f"not available: {reason}"
+    if built_for := kernels.get("cuda_architectures"):
+        rows["cuda kernels for"] = " ".join(built_for)
     rows["instruction set"] = f"{kernels['isa'] or 'none'} (available: {', '.join(kernels['isas']) or 'none'})"
     rows["bf16x3"] = "no: " + kernels["bf16x3"] if kernels["bf16x3"] else "yes"
     rows["OpenMP"] = "yes" if kernels["openmp"] else "no: the kernels run on one thread"

@@ -56,6 +56,7 @@ class Call {
  public:
   Call(const Case& c, const Tensors<double>& in, const Options& options) : c_(c), in_(in), options_(options) {
     problem.float64 = sizeof(Real) == 8;
+    problem.split = c.split;
     problem.batch = c.batch;
     problem.dim = c.dim;
     problem.context_dim = c.context_dim;

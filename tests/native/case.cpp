@@ -9,7 +9,10 @@ namespace jkoflow::test {
 
 std::string Case::text() const {
   std::ostringstream out;
-  out << (float64 ? "float64" : "float32") << " batch " << batch << " dim " << dim << " hidden (";
+  out << (float64 ? "float64"
+          : split ? "split float32"
+                  : "float32")
+      << " batch " << batch << " dim " << dim << " hidden (";
   for (size_t l = 0; l < hidden.size(); ++l) out << (l == 0 ? "" : ", ") << hidden[l];
   out << ") "
       << (activation == ActivationKind::kTanh   ? "tanh"

@@ -17,6 +17,7 @@ using Tensors = std::map<std::string, std::vector<Scalar>>;
 
 struct Case {
   bool float64 = true;
+  bool split = false;
   int64_t batch = 5;
   int dim = 3;
   int context_dim = 0;

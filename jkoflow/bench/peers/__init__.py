@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from jkoflow.bench.candidate import Peer
 from jkoflow.bench.peers import closed_form, jax_process, ours, torchdiffeq, zuko
 
 OURS = "jkoflow"
 FUSED = "jkoflow, fused loss"
+SPLIT = "jkoflow, bf16x3"
+SPLIT_FUSED = "jkoflow, fused loss, bf16x3"
 
 PEERS: tuple[Peer, ...] = (
-    Peer(FUSED, "jkoflow", ours.fused_loss, directions=("forward+backward",)),
-    Peer(OURS, "jkoflow", ours.integrated),
-    Peer(f"{FUSED}, Hutchinson", "jkoflow", ours.estimated_loss, directions=("forward+backward",), estimate=True),
-    Peer(f"{OURS}, Hutchinson", "jkoflow", ours.estimated, estimate=True),
+    Peer(FUSED, "jkoflow", ours.FusedLoss, directions=("forward+backward",)),
+    Peer(OURS, "jkoflow", ours.Integrated),
+    Peer(
+        SPLIT_FUSED,
+        "jkoflow",
+        partial(ours.FusedLoss, precision="bf16x3"),
+        directions=("forward+backward",),
+        unavailable=ours.no_bf16x3,
+        cpu_only=True,
+    ),
+    Peer(SPLIT, "jkoflow", partial(ours.Integrated, precision="bf16x3"), unavailable=ours.no_bf16x3, cpu_only=True),
+    Peer(
+        f"{FUSED}, Hutchinson",
+        "jkoflow",
+        partial(ours.FusedLoss, estimate=True),
+        directions=("forward+backward",),
+        estimate=True,
+    ),
+    Peer(f"{OURS}, Hutchinson", "jkoflow", partial(ours.Integrated, estimate=True), estimate=True),
     Peer("torchdiffeq, exact", "torchdiffeq", torchdiffeq.exact, ("torchdiffeq",)),
     Peer(
         "torchdiffeq, exact, adjoint",

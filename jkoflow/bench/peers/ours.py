@@ -5,35 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jkoflow.bench.candidate import Candidate, TorchCandidate
+from jkoflow.bench.candidate import TorchCandidate
 from jkoflow.bench.case import Case, Solution
-from jkoflow.ops import jko_loss
+from jkoflow.ops import Precision, jko_loss
+from jkoflow.ops.native import capabilities
 
 
-def integrated(case: Case) -> Candidate:
-    """`jkoflow.integrate` with the exact divergence, and its backward pass."""
-    return _Integrated(case, estimate=False)
+class Integrated(TorchCandidate):
+    """`jkoflow.integrate` and its backward pass.
 
+    Arguments:
+        case: What to solve.
+        estimate: Whether with Hutchinson's estimate instead of the exact divergence.
+        precision: Of the products.
+    """
 
-def estimated(case: Case) -> Candidate:
-    """`jkoflow.integrate` with Hutchinson's estimate, and its backward pass."""
-    return _Integrated(case, estimate=True)
-
-
-def fused_loss(case: Case) -> Candidate:
-    """`jkoflow.jko_loss` with the exact divergence: the way that training goes."""
-    return _FusedLoss(case, estimate=False)
-
-
-def estimated_loss(case: Case) -> Candidate:
-    """`jkoflow.jko_loss` with Hutchinson's estimate."""
-    return _FusedLoss(case, estimate=True)
-
-
-class _Integrated(TorchCandidate):
-    def __init__(self, case: Case, estimate: bool) -> None:
-        super().__init__(case, lambda x: case.solve(estimate, x))
+    def __init__(self, case: Case, estimate: bool = False, precision: Precision = "auto") -> None:
+        super().__init__(case, lambda x: case.solve(estimate, x, precision=precision))
         self.estimate = estimate
+        self.precision: Precision = precision
         # so that a figure of the PyTorch reference never passes for one of a kernel
         try:
             with torch.no_grad():
@@ -45,7 +35,9 @@ class _Integrated(TorchCandidate):
             self.note = f"the PyTorch reference ran, because no kernel can: {reason}"
 
 
-class _FusedLoss(_Integrated):
+class FusedLoss(Integrated):
+    """`jkoflow.jko_loss`: the way that training goes."""
+
     def forward(self) -> Solution:
         """Refuses: its peer has no forward direction."""
         raise NotImplementedError("the fused loss computes the loss and its gradient, no solution")
@@ -60,5 +52,11 @@ class _FusedLoss(_Integrated):
             num_steps=case.shape.steps,
             divergence="hutchinson" if self.estimate else "exact",
             noise=case.probe if self.estimate else None,
+            precision=self.precision,
         ).total
         return list(torch.autograd.grad(total, case.parameters))
+
+
+def no_bf16x3() -> str | None:
+    """Why precision="bf16x3" cannot be had, or None."""
+    return capabilities()["bf16x3"]

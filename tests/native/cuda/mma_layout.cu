@@ -22,7 +22,9 @@ struct Results {
   float activations[3][kPoints];  // tanh, sigmoid, softplus
 };
 
-__host__ __device__ float fine(int i) { return 1.0f + 0.37f * static_cast<float>(i % 7) + 1.9e-5f * static_cast<float>(i); }
+__host__ __device__ float fine(int i) {
+  return 1.0f + 0.37f * static_cast<float>(i % 7) + 1.9e-5f * static_cast<float>(i);
+}
 __host__ __device__ float point(int i) { return -12.0f + 24.0f * static_cast<float>(i) / (kPoints - 1); }
 
 __global__ void check_kernel(Results* results) {

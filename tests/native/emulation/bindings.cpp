@@ -2,11 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../cuda/mma_layout.h"
 #include "emulated_runtime.h"
 #include "emulator.h"
 #include "faulty_kernels.h"
 #include "launch.h"
-#include "../cuda/mma_layout.h"
 
 namespace py = pybind11;
 using namespace jkoflow;
@@ -67,9 +67,8 @@ PYBIND11_MODULE(_emulation, m) {
   m.def("backward", [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
     cuda::backward(p, adjoint, make_launch(precision, workspace));
   });
-  m.def("jko_loss",
-        [](const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, cuda::Precision precision,
-           uintptr_t workspace) { cuda::jko_loss(p, loss, adjoint, make_launch(precision, workspace)); });
+  m.def("jko_loss", [](const Problem& p, const JkoLoss& loss, const Adjoint& adjoint, cuda::Precision precision,
+                       uintptr_t workspace) { cuda::jko_loss(p, loss, adjoint, make_launch(precision, workspace)); });
 
   m.def("mma_layout_errors", &mma_layout_errors, "Wrong elements of one tensor product against the documented layout");
   m.def("run_faulty", &run_faulty, "Runs a deliberately wrong kernel and returns what it computed");

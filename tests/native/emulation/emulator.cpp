@@ -67,6 +67,7 @@ Machine* machine = nullptr;
 std::vector<void*> sanitizer_fibers;
 Settings current_settings;
 Counts current_counts;
+int current_races = 0;
 
 SEPARATE void release(void* object) {
 #if TSAN
@@ -100,8 +101,8 @@ SEPARATE void jump_to(Fiber* to) {
   setcontext(&to->context);
 }
 
-// Leaves the running fiber (or, null, the scheduler's caller) for another. The compiler's own setjmp: the library's asks
-// the kernel about signals or is watched by ThreadSanitizer, and this is called millions of times.
+// Leaves the running fiber (or, null, the scheduler's caller) for another. The compiler's own setjmp: the library's
+// asks the kernel about signals or is watched by ThreadSanitizer, and this is called millions of times.
 SEPARATE void switch_to(Fiber* from, Fiber* to) {
   machine->current = to;
 #if TSAN
@@ -286,10 +287,21 @@ SEPARATE void run_block(Machine& m, char* stacks, size_t shared_bytes) {
   release(&m.start);
   m.current = nullptr;
   switch_to(nullptr, &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1 : 0]);
+#if TSAN
+  // After a failure threads are abandoned where they are: what they did must not look like a race with what follows.
+  for (int i = 0; i < m.threads && !m.failure.empty(); ++i) {
+    __tsan_switch_to_fiber(m.fibers[i].sanitizer, __tsan_switch_to_fiber_no_sync);
+    release(&m.finish);
+    __tsan_switch_to_fiber(m.main_sanitizer, __tsan_switch_to_fiber_no_sync);
+  }
+#endif
   acquire(&m.finish);
 }
 
 }  // namespace
+
+int races() { return current_races; }
+void forget_races() { current_races = 0; }
 
 Settings& settings() { return current_settings; }
 Counts& counts() { return current_counts; }
@@ -337,6 +349,7 @@ SEPARATE void fail(const std::string& what) {
 }
 
 SEPARATE void sync_block(int which) {
+  if (current_settings.stop_at_race && current_races > 0) fail("race");
   if (which == current_settings.missing_barrier) return;
   Machine& m = *machine;
   const int phase = m.phase & 1;
@@ -352,8 +365,9 @@ SEPARATE void sync_block(int which) {
     ++m.phase;
     for (Fiber& fiber : m.fibers) fiber.state = State::kRunnable;
     if (current_settings.order != Order::kAscending) {
-      Fiber* to = &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1
-                                                                         : static_cast<int>(random_number() % m.threads)];
+      Fiber* to =
+          &m.fibers[current_settings.order == Order::kDescending ? m.threads - 1
+                                                                 : static_cast<int>(random_number() % m.threads)];
       if (to != m.current) switch_to(m.current, to);
     }
   } else {
@@ -392,3 +406,8 @@ SEPARATE void mma_tf32(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
 }
 
 }  // namespace emulator
+
+#if TSAN
+// Called by ThreadSanitizer for every report, with its locks held: what is instrumented must not run here.
+extern "C" __attribute__((visibility("default"))) void __tsan_on_report(void*) { ++emulator::current_races; }
+#endif

@@ -1,4 +1,5 @@
-// Runs CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait for others.
+// Runs CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait for
+// others.
 //
 // Mistakes become std::runtime_error from launch(): lanes of a warp in different collectives, threads in different
 // barriers, a thread that ends while others wait for it, an access beyond shared memory (a guard page follows it).
@@ -19,6 +20,7 @@ struct Settings {
   Order order = Order::kAscending;  // in which runnable threads go on
   bool truncate = false;            // the tensor core's sums: rounded towards zero instead of to nearest
   int missing_barrier = -1;         // this block barrier is passed without waiting
+  bool stop_at_race = false;        // launch() fails at the barrier after one
 };
 Settings& settings();
 
@@ -26,6 +28,8 @@ struct Counts {
   uint64_t tensor_products = 0, block_barriers = 0, warp_barriers = 0, shuffles = 0;
 };
 Counts& counts();
+int races();  // that ThreadSanitizer has reported
+void forget_races();
 
 // Runs `body` for every thread of every block. Shared memory counts bytes.
 void launch(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body);

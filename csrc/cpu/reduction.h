@@ -1,0 +1,171 @@
+// Gradients of all partitions into the output tensors, in a fixed order; rows are shared among the threads.
+#pragma once
+
+#include "threads.h"
+#include "workspace.h"
+
+namespace jkoflow::JKOFLOW_ISA {
+namespace {
+
+// What partitions hand over to the reduction.
+template <class Real>
+struct PartitionResult {
+  BackwardSpace<Real> work;
+  double terms[3];
+};
+
+template <class Real>
+class Reduction {
+ public:
+  Reduction(const Problem& p, const Adjoint& adjoint, const Network<Real>& net, const PartitionResult<Real>* results,
+            int partitions)
+      : p_(p), adjoint_(adjoint), net_(net), results_(results), partitions_(partitions) {}
+
+  void run(int part, int parts) const {
+    biases(part, parts);
+    linear(part, parts);
+    upper_layers(part, parts);
+    middle_layers(part, parts);
+    if (net_.product_grad != nullptr) wait_for_threads();
+    first_layer(part, parts);
+  }
+
+ private:
+  void biases(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
+    for (int l = 0; l < net_.hidden; ++l) {
+      for (int i = part; i < net_.width[l]; i += parts) {
+        out(adjoint_.bias[l])[i] = total_lanes(sums.bias[l] + i * kLanes<Real>);
+      }
+    }
+    for (int i = part; i < net_.dim; i += parts) {
+      out(adjoint_.bias[net_.hidden])[i] = total_lanes(sums.bias_last + i * kLanes<Real>);
+    }
+  }
+
+  void linear(int part, int parts) const {
+    for (int i = part; net_.has_linear && i < net_.dim; i += parts) {
+      for (int k = 0; k < net_.dim; ++k) {
+        out(adjoint_.linear)[static_cast<ptrdiff_t>(i) * net_.dim + k] =
+            narrow_total(results_[0].work.sums.linear, net_.inputs, i, k);
+      }
+    }
+  }
+
+  // The last layer and the one below it, by rows m of the last hidden layer. In closed form, M = W2 * P with
+  // P = (W1x W3)^T hands its gradient on to W2 and P, and P to W3 here and to W1x in first_layer.
+  void upper_layers(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
+    const int top = net_.top();
+    const ptrdiff_t width = net_.padded[0];
+    for (int m = part; m < net_.width[top]; m += parts) {
+      Real* product = net_.product_grad == nullptr ? nullptr : net_.product_grad + m * width;
+      if (top > 0) copy_row(top, m);
+      if (product != nullptr) {
+        const Real* w2 = static_cast<const Real*>(p_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
+        Real* w2_grad = out(adjoint_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
+        net_.product_row(p_, m, nullptr, product);
+        for (int k = 0; k < net_.width[0]; ++k) {
+          const Real m_grad = total(sums.coupling + m * width + k);
+          w2_grad[k] += m_grad * product[k];
+          product[k] = m_grad * w2[k];
+        }
+        for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
+      }
+      for (int i = 0; i < net_.dim; ++i) {
+        Real sum = narrow_total(sums.last, net_.dim, m, i);
+        if (product != nullptr) sum += dot(product, net_.first_columns + i * width, net_.padded[0]);
+        if (net_.closed && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
+        if (sums.last_tangent != nullptr) sum += tangent_total(sums.last_tangent, net_.padded[top], i, m);
+        out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + m] = sum;
+      }
+    }
+  }
+
+  void middle_layers(int part, int parts) const {
+    for (int l = 1; l < net_.top(); ++l) {
+      for (int m = part; m < net_.width[l]; m += parts) copy_row(l, m);
+    }
+  }
+
+  // Layer 1, by vectors of its units.
+  void first_layer(int part, int parts) const {
+    const GradientSums<Real>& sums = results_[0].work.sums;
+    const Real* w_last = static_cast<const Real*>(p_.weight[net_.hidden]);
+    for (int block = part * kLanes<Real>; block < net_.width[0]; block += parts * kLanes<Real>) {
+      const int end = block + kLanes<Real> < net_.width[0] ? block + kLanes<Real> : net_.width[0];
+      for (int a = block; a < end; ++a) {
+        Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
+        for (int k = 0; k < net_.inputs; ++k) {
+          row[k < p_.dim || !p_.time ? k : k + 1] = narrow_total(sums.weights[0], net_.inputs, a, k);
+        }
+        if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
+        for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
+          row[i] += coupling_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
+        }
+        for (int i = 0; sums.first_tangent != nullptr && i < net_.dim; ++i) {
+          row[i] += tangent_total(sums.first_tangent, net_.padded[0], i, a);
+        }
+      }
+      for (int i = 0; net_.product_grad != nullptr && i < net_.dim; ++i) {
+        Vector<Real> sum{};
+        for (int m = 0; m < net_.width[1]; ++m) {
+          sum += w_last[static_cast<ptrdiff_t>(i) * net_.width[1] + m] *
+                 load(net_.product_grad + static_cast<ptrdiff_t>(m) * net_.padded[0] + block);
+        }
+        for (int a = block; a < end; ++a) {
+          out(adjoint_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i] += sum[a - block];
+        }
+      }
+    }
+  }
+
+  // Row m of the gradient of hidden layer l, l >= 1.
+  void copy_row(int l, int m) const {
+    const Real* source = results_[0].work.sums.weights[l] + static_cast<ptrdiff_t>(m) * net_.padded[l - 1];
+    Real* target = out(adjoint_.weight[l]) + static_cast<ptrdiff_t>(m) * net_.width[l - 1];
+    for (int k = 0; k < net_.width[l - 1]; ++k) target[k] = total(source + k);
+  }
+
+  // Of a gradient by narrow_product.
+  Real narrow_total(const Real* sums, int columns, int row, int column) const {
+    const Real* from = sums + static_cast<ptrdiff_t>(row) * narrow_stride<Real>(columns);
+    return columns <= kFewColumns ? total_lanes(from + column * kLanes<Real>) : total(from + column);
+  }
+  Real tangent_total(const Real* sums, ptrdiff_t width, int direction, int unit) const {
+    return total_lanes(sums + (direction * width + unit) * kLanes<Real>);
+  }
+  Real first_weight(int a, int i) const {
+    return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i];
+  }
+  Real coupling_total(int a) const { return total_lanes(results_[0].work.sums.coupling + a * kLanes<Real>); }
+
+  static Real dot(const Real* a, const Real* b, int count) {
+    Vector<Real> sum{};
+    for (int k = 0; k < count; k += kLanes<Real>) sum += load(a + k) * load(b + k);
+    return lane_sum<Real>(sum);
+  }
+
+  static Real* out(void* tensor) { return static_cast<Real*>(tensor); }
+
+  // The element's sum over partitions, whose sums all lie at the same offset.
+  Real total(const Real* element) const {
+    const ptrdiff_t offset = element - results_[0].work.sums.begin;
+    Real sum = *element;
+    for (int i = 1; i < partitions_; ++i) sum += results_[i].work.sums.begin[offset];
+    return sum;
+  }
+  Real total_lanes(const Real* lanes) const {
+    Real sum = 0;
+    for (int i = 0; i < kLanes<Real>; ++i) sum += total(lanes + i);
+    return sum;
+  }
+  const Problem& p_;
+  const Adjoint& adjoint_;
+  const Network<Real>& net_;
+  const PartitionResult<Real>* results_;
+  int partitions_;
+};
+
+}  // namespace
+}  // namespace jkoflow::JKOFLOW_ISA
