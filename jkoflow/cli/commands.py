@@ -125,7 +125,7 @@ def train(
         typer.Argument(
             help="A built-in name (rose, fractal_tree, checkerboard, rings, pinwheel, spirals, moons, gasturbine) or a "
             ".npy, .npz, .csv or .parquet file; rose:100000 for another number of rows; power:DIRECTORY (gas, hepmass, "
-            "miniboone, bsds300) for the MAF benchmark's files. With --resume and without --out: the run to go on with.",
+            "miniboone, bsds300) for the MAF benchmark's files. With --resume and without --out: the run to resume.",
             show_default=False,
         ),
     ] = None,
