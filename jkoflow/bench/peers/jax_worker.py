@@ -93,7 +93,8 @@ def with_diffrax(steps: int, tableau: dict[str, Any]) -> Solve:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field), FixedTableau(), 0.0, 1.0, 1.0 / steps, start, args=parameters, max_steps=steps
         )
-        return solution.ys[0][-1], solution.ys[1][-1]
+        ends: Any = solution.ys  # at the last time alone
+        return ends[0][-1], ends[1][-1]
 
     return solve
 
