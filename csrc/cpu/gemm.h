@@ -171,6 +171,7 @@ JKOFLOW_INLINE void pack(Real* packed, int rows, int padded_rows, int depth, int
 
 // Widest column panel, in vectors; rows per block so that accumulators fill the registers.
 constexpr int kOuterVectors = 2;
+static_assert(kOuterVectors == 2, "outer_product lists the widths of panels: this one, and 1");
 constexpr int outer_rows(int vectors) { return kManyRegisters ? (vectors == 1 ? 16 : 12) : (vectors == 1 ? 8 : 6); }
 template <class Real>
 constexpr int kOuterWidth = kOuterVectors * kLanes<Real>;
@@ -235,15 +236,10 @@ __attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_s
       outer_rows_from<Real, outer_rows(kVectors), kVectors>(0, rows, left, stage_stride, stages, samples, r, g,
                                                             columns);
     };
-    const int left_over = columns - column;
-    if (left_over >= kOuterWidth<Real>) {
+    if (columns - column >= kOuterWidth<Real>) {
       run(Constant<kOuterVectors>{});
-    } else if (left_over == 1 * kLanes<Real>) {
-      run(Constant<1>{});
-    } else if (left_over == 2 * kLanes<Real>) {
-      run(Constant<(kOuterVectors > 2 ? 2 : 1)>{});
     } else {
-      run(Constant<(kOuterVectors > 3 ? 3 : 1)>{});
+      run(Constant<1>{});
     }
   }
 }
