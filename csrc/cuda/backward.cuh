@@ -331,8 +331,8 @@ struct Backward {
     float z[NT][4], q[NT][4];
     b.first_layer(z, nullptr);
     if (p.layers == 1) {
-      B::clear(q);
-      if (p.exact) b.set_units(q, p.packed.coupling);
+      const float low = p.exact ? p.packed.coupling[b.row] : 0.0f, high = p.exact ? p.packed.coupling[b.row + 8] : 0.0f;
+      B::set_units(q, low, high);
       top_adjoint(z, q, kFirst);
       add_samples(q, coupling_sums);
       first_layer_adjoint(z, b.panel(kFirst), stage);

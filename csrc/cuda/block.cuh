@@ -151,7 +151,7 @@ struct Block {
 
   // Pre-activations of hidden layer `layer` (1 is the second) from the panel of the one before.
   JKOFLOW_DEVICE void hidden_layer(int layer, const float* panel, float (&z)[NT][4]) const {
-    set_units(z, p.packed.bias[layer - 1]);
+    set_units(z, p.packed.bias[layer - 1][row], p.packed.bias[layer - 1][row + 8]);
     multiply_hidden(p.packed.hidden[layer - 1], panel, z);
   }
 
@@ -202,9 +202,8 @@ struct Block {
     }
   }
 
-  // The lane's two units of a vector, for all samples.
-  JKOFLOW_DEVICE void set_units(float (&z)[NT][4], const float* vector) const {
-    const float low = vector[row], high = vector[row + 8];
+  // The lane's two units, for all samples.
+  JKOFLOW_DEVICE static void set_units(float (&z)[NT][4], float low, float high) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       z[n][0] = z[n][1] = low;

@@ -68,9 +68,9 @@ struct Forward {
     float z[NT][4];
     b.first_layer(z, b.stage(stage));
     if (p.layers == 1) {
+      const float low = p.exact ? p.packed.coupling[b.row] : 0.0f, high = p.exact ? p.packed.coupling[b.row + 8] : 0.0f;
       float q[NT][4];
-      B::clear(q);
-      if (p.exact) b.set_units(q, p.packed.coupling);
+      B::set_units(q, low, high);
       top_layer(b, z, q, b.panel(kOdd));
       device::sync_block(Barrier::kFirstLayer);
       return b.panel(kOdd);
