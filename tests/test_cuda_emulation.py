@@ -165,6 +165,22 @@ def test_a_tensor_core_that_truncates_its_sums(emulation, monkeypatch):
     check(emulation, monkeypatch, {"dim": 6, "hidden": (128, 128)}, 20, "backward", "tf32x3", num_steps=1)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
+def test_functions_that_err_as_much_as_those_of_a_gpu(emulation, monkeypatch, activation):
+    velocity, x = random_velocity(3, (40, 33), dtype=torch.float32, activation=activation), torch.randn(20, 3)
+    ends = []
+    for approximate in (True, False):
+        emulation.set(approximate=approximate)
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "_C", EmulatedKernels(emulation, "fp32"))
+            ends.append(integrate(velocity, x, backend="cpu").x)
+    assert not torch.equal(*ends)  # they do err
+    emulation.set(approximate=True)
+    for hidden in ((30,), (64, 50), (10, 20, 30)):
+        network = {"dim": 3, "hidden": hidden, "activation": activation}
+        check(emulation, monkeypatch, network, 20, "loss", "fp32", method="heun", num_steps=2)
+
+
 @pytest.mark.parametrize("hidden", [(128, 128), (128, 128, 128)])
 @pytest.mark.parametrize("dim", [3, 100])
 def test_what_does_not_fit_into_shared_memory_goes_elsewhere(emulation, monkeypatch, hidden, dim):
