@@ -29,8 +29,8 @@ pytestmark = [
 PRECISIONS = ["fp32", "tf32x3", "tf32"]
 ACCURATE = ["fp32", "tf32x3"]
 FLOOR = {"fp32": 2e-6, "tf32x3": 1e-5, "tf32": 1e-2}
-"""Error that is always allowed, relative to the largest entry: a few roundings of the products, and what the activations
-err, up to 3e-7 each where PyTorch's round correctly."""
+"""Error that is always allowed, relative to the largest entry: a few roundings of the products, and what the kernels'
+activations err, up to 3e-7 each where PyTorch's round correctly."""
 
 NETWORKS = {
     "one layer": {"dim": 3, "hidden": (20,)},
