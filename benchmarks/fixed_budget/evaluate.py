@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fixed_budget.fit import nll_of_rows
 from fixed_budget.model import Model
 from fixed_budget.problem import Problem
-from torch import Tensor
-
 from jkoflow.metrics import spread_rows
 from jkoflow.training.evaluation import TWO_SAMPLE_ROWS, two_sample_distances
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from fixed_budget.table import NAMES, by_data, by_method
 from matplotlib.figure import Figure
 
+from fixed_budget.table import NAMES, by_data, by_method
 from jkoflow.report.style import FAINT, INK, MUTED, WIDTH, dress_axes, new_figure
 
 COLOURS = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from fixed_budget.memory import Peak
 from fixed_budget.model import Model, SolverError
 from fixed_budget.problem import Problem
-from torch import Tensor
-
+from jkoflow.metrics import spread_rows
 from jkoflow.training import TrainConfig
 from jkoflow.training.adam import Adam
 from jkoflow.training.pushed import Batches
@@ -21,6 +23,11 @@ VALIDATE_EVERY = 0.025
 
 VALIDATION_SHARE = 0.1
 """Share of the time that validations may take, at most."""
+
+VALIDATION_COST = 0.01
+"""Share of the budget that one validation may take: a flow that is too slow for all validation rows looks at fewer."""
+
+LEAST_VAL_ROWS = 500
 
 WARMUP = 0.02
 """Share of the budget in which the learning rate rises to its peak."""
@@ -54,7 +61,15 @@ class Fit(NamedTuple):
     """Peak memory of training in MiB beyond what was there before."""
 
 
-def fit(model: Model, problem: Problem, config: TrainConfig, rate: float, budget: float, seed: int) -> Fit:
+def fit(
+    model: Model,
+    problem: Problem,
+    config: TrainConfig,
+    rate: float,
+    budget: float,
+    seed: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> Fit:
     """Trains a model until the budget is spent and leaves the best parameters in it.
 
     Arguments:
@@ -64,19 +79,28 @@ def fit(model: Model, problem: Problem, config: TrainConfig, rate: float, budget
         rate: Peak learning rate.
         budget: Seconds for training and validation.
         seed: Seed of the batches.
+        clock: Tells the seconds.
     """
     peak = Peak()
-    return _Loop(model, problem, config, rate, budget, seed).run(peak)
+    return _Loop(model, problem, config, rate, budget, seed, clock).run(peak)
 
 
 class _Loop:
     def __init__(
-        self, model: Model, problem: Problem, config: TrainConfig, rate: float, budget: float, seed: int
+        self,
+        model: Model,
+        problem: Problem,
+        config: TrainConfig,
+        rate: float,
+        budget: float,
+        seed: int,
+        clock: Callable[[], float],
     ) -> None:
         self.model, self.problem, self.config, self.rate, self.budget = model, problem, config, rate, budget
-        self.started = time.monotonic()
+        self.clock, self.started = clock, clock()
         self.adam = Adam(model, config.beta1, config.beta2, config.clip_norm)
         self.rows = Batches(problem.train, min(config.batch_size, len(problem.train)), seed, 0)
+        self.val = problem.val
         self.good = self.adam.state()
         self.best, self.best_nll = self.adam.parameters.clone(), math.inf
         self.curve: list[Point] = []
@@ -85,6 +109,7 @@ class _Loop:
         self.validation_seconds = 0.0
 
     def run(self, peak: Peak) -> Fit:
+        self._choose_val_rows()
         self._look()
         last = self._elapsed()
         # time for the last validation is set aside
@@ -98,7 +123,24 @@ class _Loop:
         self.adam.load(self.best)
         self.adam.release()
         memory = peak.growth()
-        return Fit(self.model, self.batches, seconds, self.best_nll, self.curve, self.events, {}, memory)
+        return Fit(
+            self.model,
+            self.batches,
+            seconds,
+            self.best_nll,
+            self.curve,
+            self.events,
+            {"val_rows": len(self.val)},
+            memory,
+        )
+
+    def _choose_val_rows(self) -> None:
+        """Takes as many validation rows as may be scored in `VALIDATION_COST` of the budget."""
+        few = spread_rows(self.val, LEAST_VAL_ROWS)
+        began = self.clock()
+        mean_nll(self.model, few, self.model.val_level, self.config.batch_size)
+        rate = len(few) / max(self.clock() - began, 1e-9)
+        self.val = spread_rows(self.val, max(len(few), int(rate * VALIDATION_COST * self.budget)))
 
     def _iterate(self, progress: float) -> None:
         rate = self.rate * min(1.0, max(progress, 1e-3) / WARMUP)
@@ -114,11 +156,11 @@ class _Loop:
 
     def _look(self) -> None:
         """Guards the integrator, validates, and keeps what is best."""
-        began = time.monotonic()
+        began = self.clock()
         if self._is_guarded_off():
             return
         try:
-            nll = mean_nll(self.model, self.problem.val, self.model.val_level, self.config.batch_size)
+            nll = mean_nll(self.model, self.val, self.model.val_level, self.config.batch_size)
         except SolverError as error:
             self._go_back(str(error))
             return
@@ -128,7 +170,7 @@ class _Loop:
         self.good = self.adam.state()
         if nll < self.best_nll:
             self.best, self.best_nll = self.adam.parameters.clone(), nll
-        self.validation_seconds = time.monotonic() - began
+        self.validation_seconds = self.clock() - began
         self.curve.append(Point(self._elapsed(), self.batches, nll))
 
     @torch.no_grad()
@@ -150,7 +192,7 @@ class _Loop:
         self.adam.restore(self.good)
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self.started
+        return self.clock() - self.started
 
 
 @torch.no_grad()

@@ -19,15 +19,25 @@ HEADINGS = (
     "NLL computed with",
 )  # fmt: skip
 
+SHORTEST = 30
+"""Seconds under which planning and first steps decide."""
+
+OVERRUN = 1.05
+"""Share of the budget beyond which the reader is told."""
+
 
 def markdown(record: Mapping[str, Any]) -> str:
     """A table for every data set, with notes."""
     parts = []
+    if min(run["budget"] for run in record["runs"]) < SHORTEST:
+        parts.append(
+            f"**A smoke test: budgets under {SHORTEST} s show that everything runs, not which method is better.**"
+        )
     for data, runs in by_data(record):
         first = runs[0]
         rows = [_row(name, group) for name, group in by_method(runs)]
         head = (
-            f"### {data}\n\nd = {first['dim']}, {first['train_rows']:,} training rows, {first['test_rows']:,} test rows, "
+            f"### {data}\n\nd = {first['dim']}, {first['train_rows']:,} training and {first['test_rows']:,} test rows, "
             f"{first['budget']:g} s, {_plural(first['threads'], 'thread')}, batches of {first['batch_size']}"
         )
         chance = [run["mmd_median_threshold"] for run in runs if run.get("mmd_median_threshold") is not None]
@@ -91,7 +101,12 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         if gaps and max(map(abs, gaps)) >= 0.01:
             worst = max(gaps, key=abs)
-            lines.append(f"- {NAMES[method]}: the converged NLL differs from that of the training's steps by {worst:+.3f}")
+            lines.append(
+                f"- {NAMES[method]}: the converged NLL differs from that of the training's steps by {worst:+.3f}"
+            )
+        longest = max(run["train_seconds"] for run in group)
+        if longest > OVERRUN * group[0]["budget"]:
+            lines.append(f"- {NAMES[method]}: trained for up to {longest:.1f} s")
         events = [event for run in group for event in run["events"]]
         if events:
             lines.append(f"- {NAMES[method]}: {_plural(len(events), 'intervention')} in training, such as: {events[0]}")
@@ -101,10 +116,7 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _settings(record: Mapping[str, Any]) -> str:
     lines = []
     for method, runs in by_method(record["runs"]):
-        rates = {
-            data: group[0]["settings"].get("learning_rate")
-            for data, group in by_data({"runs": runs})
-        }
+        rates = {data: group[0]["settings"].get("learning_rate") for data, group in by_data({"runs": runs})}
         rest = {key: value for key, value in runs[0]["settings"].items() if key != "learning_rate"}
         told = [f"{key} = {value}" for key, value in rest.items()]
         if any(rate is not None for rate in rates.values()):

@@ -12,7 +12,6 @@ from fixed_budget import settings
 from fixed_budget.driver import place, run_missing
 from fixed_budget.problem import name_of
 from fixed_budget.worker import Job
-
 from jkoflow import checkpoint
 
 
@@ -48,7 +47,7 @@ def tune(
 
 def best_rate(nll: dict[str, float | None]) -> float:
     """The rate of the smallest NLL; one that has none is the worst."""
-    return float(min(nll, key=lambda rate: math.inf if nll[rate] is None else nll[rate]))
+    return float(min((math.inf if value is None else value, rate) for rate, value in nll.items())[1])
 
 
 def keep(found: dict[str, dict[str, Any]]) -> None:

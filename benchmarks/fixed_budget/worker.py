@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from fixed_budget import settings
 from fixed_budget.evaluate import evaluate
 from fixed_budget.fit import Point
 from fixed_budget.methods import train
 from fixed_budget.problem import load
-
 from jkoflow import checkpoint
 from jkoflow.bench.allocator import keep_freed_memory
 from jkoflow.environment import describe
@@ -93,4 +93,3 @@ def write(job: Job, path: Path) -> None:
     record = run(job)
     record["environment"] = describe() | {"allocator": allocator}
     checkpoint.write_atomically(path, (json.dumps(finite(record), indent=1) + "\n").encode())
-

@@ -9,7 +9,6 @@ from typing import Any
 from fixed_budget.fit import Fit, fit
 from fixed_budget.model import Model
 from fixed_budget.problem import Problem
-
 from jkoflow.training import TrainConfig
 
 OURS = "jkoflow"
@@ -37,14 +36,14 @@ def ot_flow(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
 
 
 def maf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """zuko's MAF."""
+    """The library zuko's MAF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
     return Autoregressive(dim, seed, "MAF", hidden=config.hidden, **settings)
 
 
 def nsf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """zuko's NSF."""
+    """The library zuko's NSF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
     return Autoregressive(dim, seed, "NSF", hidden=config.hidden, **settings)

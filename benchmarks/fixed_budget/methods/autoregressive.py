@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from fixed_budget.model import Model
 from torch import Tensor
 
+from fixed_budget.model import Model
 from jkoflow.data import require
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fixed_budget.model import Model
 from torch import Tensor
 
+from fixed_budget.model import Model
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.training import TrainConfig

@@ -11,7 +11,6 @@ from fixed_budget.fit import Fit, Point
 from fixed_budget.memory import Peak
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.problem import Problem
-
 from jkoflow.data import Dataset
 from jkoflow.metrics import first_num_steps
 from jkoflow.training import TrainConfig, train

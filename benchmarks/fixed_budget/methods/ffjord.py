@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from fixed_budget.model import Model, SolverError
 from torch import Tensor, nn
 
+from fixed_budget.model import Model, SolverError
 from jkoflow.data import require
 from jkoflow.ops.reference import mlp_rhs
 from jkoflow.velocity import MLPVelocity
@@ -110,9 +110,7 @@ class FFJORD(Model):
         try:
             if self.adjoint and torch.is_grad_enabled():
                 parameters = tuple(velocity.parameters())
-                x1, logdet = self._solvers.odeint_adjoint(
-                    counted, state, times, adjoint_params=parameters, **options
-                )
+                x1, logdet = self._solvers.odeint_adjoint(counted, state, times, adjoint_params=parameters, **options)
             else:
                 x1, logdet = self._solvers.odeint(counted, state, times, **options)
         except AssertionError as error:  # torchdiffeq's "underflow in dt"
