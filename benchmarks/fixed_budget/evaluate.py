@@ -17,7 +17,7 @@ from jkoflow.training.evaluation import TWO_SAMPLE_ROWS, two_sample_distances
 TOLERANCE = 1e-3
 """Nats by which the last refinement may move the mean NLL."""
 
-INVERSION_ROWS = 2000
+INVERSION_ROWS = 1000
 """Test rows that go to the noise and back."""
 
 CHUNK = 1000

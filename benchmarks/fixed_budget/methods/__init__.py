@@ -29,10 +29,10 @@ def ffjord(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
 
 
 def ot_flow(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """OT-Flow with the width of our blocks."""
+    """OT-Flow, by default with the width of our blocks."""
     from fixed_budget.methods.ot_flow import OTFlow
 
-    return OTFlow(dim, seed, config.hidden[0], **settings)
+    return OTFlow(dim, seed, **{"width": config.hidden[0], **settings})
 
 
 def maf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
