@@ -113,7 +113,7 @@ class _Loop:
         self._look()
         last = self._elapsed()
         # time for the last validation is set aside
-        while (now := self._elapsed()) < self.budget - self.validation_seconds:
+        while (now := self._elapsed()) < self.budget - self.validation_seconds or self.batches == 0:
             if now - last >= max(VALIDATE_EVERY * self.budget, self.validation_seconds / VALIDATION_SHARE):
                 self._look()
                 last = self._elapsed()
