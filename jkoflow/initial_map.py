@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from jkoflow.spline import MonotoneSpline
 
-KNOTS = 32
+KNOTS = 128
 """Most knots of a spline."""
 
-ROWS_PER_KNOT = 50
+ROWS_PER_KNOT = 200
 """Fewer rows than this for a knot, and there are fewer knots."""
 
 LEAST_GAP = 1e-3
 """Least distance between two knots, as a share of a column's deviation: bounds the density of repeated values."""
+
+LEAST_RISE = 1e-3
+"""Least distance between two knots' images: bounds from below the density of gaps without data."""
 
 LEAST_VARIANCE = 1e-6
 """Least variance of a direction that is brought to one, as a share of the largest."""
@@ -240,11 +243,17 @@ def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[T
     low = place.floor().long()
     part = (place - low)[:, None]
     x = torch.lerp(ordered[low], ordered[(low + 1).clamp(max=count - 1)], part).T
-    gap = LEAST_GAP * rows.std(0)[:, None].clamp(min=1e-30)
-    # repeated values would give knots at one place: push each at least a gap beyond the one before it
-    steps = torch.arange(knots, dtype=x.dtype, device=x.device)
-    x = (x - gap * steps).cummax(1).values + gap * steps
-    return x, target(levels).expand(x.shape[0], -1)
+    x = _spread_out(x, LEAST_GAP * rows.std(0)[:, None].clamp(min=1e-30))  # repeated values put knots at one place
+    ordered = ordered.T.contiguous()
+    ranks = torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)
+    y = target((ranks.to(rows.dtype) / (2 * count)).clamp(0.5 / count, 1 - 0.5 / count))
+    return x, _spread_out(y, torch.full_like(y[:, :1], LEAST_RISE))
+
+
+def _spread_out(knots: Tensor, gap: Tensor) -> Tensor:
+    """Knots (d, K) in order, each pushed up until it is at least a gap (d, 1) beyond the one before it."""
+    steps = gap * torch.arange(knots.shape[1], dtype=knots.dtype, device=knots.device)
+    return (knots - steps).cummax(1).values + steps
 
 
 def _log_distance(x: Tensor) -> Tensor:

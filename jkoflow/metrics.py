@@ -163,10 +163,13 @@ def inversion_error(
     """
     distances = []
     for rows, conditions in chunks(x, context):
-        z, _ = flow.forward(rows, conditions, num_steps)
+        z = flow.carry(rows, conditions, num_steps)
         if not bool(torch.isfinite(z).all()):
             return InversionError(math.inf, math.inf, math.nan)
-        back, _ = flow.inverse(z, conditions, num_steps, exact)
+        if exact:
+            back, _ = flow.inverse(z, conditions, num_steps, exact)
+        else:
+            back = flow.carry(z, conditions, num_steps, inverse=True)
         distances.append(((back - rows) / flow.standardize.std).double().square().sum(1).sqrt())
     distance = torch.cat(distances).nan_to_num(nan=math.inf)
     spread = float(distance.std()) if len(distance) > 1 else math.nan

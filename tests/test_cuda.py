@@ -357,7 +357,9 @@ def test_training_reads_from_the_device_only_to_log(monkeypatch):
     rows = jkoflow.data.split_rows(torch.randn(500, 2))
     for iterations in (100, 300):
         reads.clear()
-        config = TrainConfig(hidden=(4,), max_blocks=1, batch_size=400, validate_every=10_000, guard_every=10_000)
+        config = TrainConfig(
+            initial_map="none", hidden=(4,), max_blocks=1, batch_size=400, validate_every=10_000, guard_every=10_000
+        )
         jkoflow.train(rows, dataclasses.replace(config, iterations_per_block=iterations))
         totals[iterations] = len(reads)
     assert totals[100] > 10  # the counting works

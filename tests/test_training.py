@@ -523,6 +523,24 @@ def test_time_budget_is_split_over_the_rounds(monkeypatch, guess):
         assert min(blocks) > 0.7 * max(blocks)
 
 
+def test_a_budget_leaves_rows_behind_that_it_has_no_time_to_carry(monkeypatch, tmp_path):
+    """A tenth of a block's time is for the push: of many rows only some go on, of few all."""
+    kept = {}
+    for rows in (200_000, 4000):
+        clock = SlowMachine(monkeypatch, 1e-5)
+        begin = clock.now
+        config = dataclasses.replace(TINY, max_blocks=3, time_budget=60.0, gain_tolerance=-9.0, movement_tolerance=0.0)
+        data = split_rows(torch.randn(rows, 2).exp())
+        data = dataclasses.replace(data, val=data.val[:400], test=data.test[:400])
+        train(data, config, run_dir=tmp_path / str(rows))
+        assert clock.now - begin <= 60
+        kept[rows] = [line["train_rows"] for line in history(tmp_path / str(rows), "block")]
+        monkeypatch.undo()
+    assert 30_000 < kept[200_000][0] < 160_000
+    assert kept[200_000] == sorted(kept[200_000], reverse=True)
+    assert kept[4000] == [3200] * 3
+
+
 def test_an_impossible_budget_says_so_and_still_ends():
     recorder = Recorder()
     flow = train(torch.randn(500, 2), dataclasses.replace(TINY, time_budget=1e-3), progress=recorder)

@@ -23,6 +23,9 @@ from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
 
+PUSH_SHARE = 0.1
+"""Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
+
 MAX_DAMPINGS = 4
 """How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
 
@@ -51,6 +54,8 @@ class FitCounters:
     """Measured seconds of one Runge-Kutta step of one row."""
     row_carry: float = 0.0
     """The same without the logdet."""
+    kept_rows: int = 0
+    """Training rows that go on to the next block, all of them without a time budget; 0 before planning."""
 
 
 @dataclass
@@ -218,6 +223,7 @@ class BlockFit:
         config, counters = self.config, self.counters
         if self.hooks.share is None:
             counters.iterations = config.iterations_per_block
+            counters.kept_rows = len(self.samples.train)
             return
         batch, context = self.batches(0), self.batches.context(0)
         samples, fine_steps = self.samples, 2 * self.block.num_steps
@@ -243,12 +249,16 @@ class BlockFit:
 
     def _set_deadline(self) -> None:
         """Sets when the iterations should end for the push, the later blocks and the evaluation to fit in."""
-        counters, samples, num_steps = self.counters, self.samples, self.block.num_steps
+        config, counters, samples, num_steps = self.config, self.counters, self.samples, self.block.num_steps
         if self.hooks.share is None:
             return
-        rows = counters.row_carry * samples.train.shape[0] + counters.row_step * samples.val.shape[0]
-        push = 2 * num_steps * rows
-        counters.deadline = counters.started + self.hooks.share(counters.started, counters.row_step, num_steps) - push
+        seconds = self.hooks.share(counters.started, counters.row_step, num_steps)
+        per_row = 2 * num_steps * counters.row_carry
+        # what a block cannot look at need not be carried through those before it
+        affordable = int(PUSH_SHARE * seconds / max(per_row, 1e-12))
+        counters.kept_rows = min(len(samples.train), max(affordable, config.batch_size))
+        push = per_row * counters.kept_rows + 2 * num_steps * counters.row_step * len(samples.val)
+        counters.deadline = counters.started + seconds - push
 
     def _replan(self) -> None:
         """Corrects the number of iterations when the measured speed differs from the planned one."""

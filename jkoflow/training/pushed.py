@@ -42,6 +42,14 @@ class PushedSamples:
         self.push_val(block)
         return movement_with_error(before, self.train)
 
+    def keep(self, count: int, *counters: int) -> None:
+        """Leaves a random choice of ``count`` training rows, a function of the counters."""
+        if count < len(self.train):
+            chosen = torch.randperm(len(self.train), generator=generator(*counters))[:count].sort().values
+            chosen = chosen.to(self.train.device)
+            self.train = self.train[chosen]
+            self.train_context = None if self.train_context is None else self.train_context[chosen]
+
     def push_val(self, block: Block) -> None:
         """Carries the validation rows alone."""
         self.val, increment = push_rows(block, self.val, self.val_context)

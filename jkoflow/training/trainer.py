@@ -16,7 +16,7 @@ from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
 from jkoflow.initial_map import InitialMap
-from jkoflow.metrics import first_num_steps, spread_rows
+from jkoflow.metrics import Movement, first_num_steps, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
@@ -236,7 +236,7 @@ class Trainer:
         fit = self._resumed_fit(index) or self._new_fit(index, step_size)
         fit.run()
         block, counters = fit.block, fit.counters
-        movement = self.samples.push(block)
+        movement = self._push(block, counters.kept_rows)
         block.movement = movement.value
         summary = {
             "event": "block",
@@ -247,6 +247,7 @@ class Trainer:
             "iterations": counters.iteration,
             "movement": movement.value,
             "movement_stderr": movement.stderr,
+            "train_rows": counters.kept_rows,
             "val_nll": self.samples.val_nll(),
             "seconds": self._elapsed() - counters.started,
         }
@@ -255,6 +256,11 @@ class Trainer:
         self._record(summary)
         self.progress.end_block(index, summary)
         self._save(None)
+
+    def _push(self, block: Block, rows: int) -> Movement:
+        """Carries the samples on to the next block, ``rows`` of them."""
+        self.samples.keep(rows, self.config.seed, len(self.samples.train))
+        return self.samples.push(block)
 
     def _new_fit(self, index: int, step_size: float) -> BlockFit:
         previous = self.flow.stack[-1] if index else None
@@ -369,7 +375,8 @@ class Trainer:
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
         for block in state.blocks:
             self.flow.blocks.append(block.to(device))
-            self.samples.push(block)  # the same operations as before, so the same bits
+        for block, summary in zip(state.blocks, self.summaries, strict=True):
+            self._push(block, summary["train_rows"])  # the same operations as before, so the same bits
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
