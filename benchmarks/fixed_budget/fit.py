@@ -68,7 +68,7 @@ def fit(
     rate: float,
     budget: float,
     seed: int,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Fit:
     """Trains a model until the budget is spent and leaves the best parameters in it.
 
@@ -79,10 +79,10 @@ def fit(
         rate: Peak learning rate.
         budget: Seconds for training and validation.
         seed: Seed of the batches.
-        clock: Tells the seconds.
+        clock: Tells the seconds; the machine's if None.
     """
     peak = Peak()
-    return _Loop(model, problem, config, rate, budget, seed, clock).run(peak)
+    return _Loop(model, problem, config, rate, budget, seed, clock or time.monotonic).run(peak)
 
 
 class _Loop:

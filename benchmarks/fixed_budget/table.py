@@ -8,6 +8,7 @@ from typing import Any
 
 NAMES = {
     "jkoflow": "jkoflow, block by block",
+    "jkoflow_plain": "jkoflow without initial map",
     "end_to_end": "the same blocks, end to end",
     "ffjord": "FFJORD",
     "ot_flow": "OT-Flow",
@@ -38,7 +39,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         rows = [_row(name, group) for name, group in by_method(runs)]
         head = (
             f"### {data}\n\nd = {first['dim']}, {first['train_rows']:,} training and {first['test_rows']:,} test rows, "
-            f"{first['budget']:g} s, {_plural(first['threads'], 'thread')}, batches of {first['batch_size']}"
+            f"{first['budget']:g} s{_clock(first)}, {_plural(first['threads'], 'thread')}, "
+            f"batches of {first['batch_size']}"
         )
         chance = [run["mmd_median_threshold"] for run in runs if run.get("mmd_median_threshold") is not None]
         if chance:
@@ -133,6 +135,10 @@ def _surroundings(record: Mapping[str, Any]) -> str:
             f"torch {found['torch']}. Allocator: {found['allocator']}."
         )
     return "\n\n".join(dict.fromkeys(lines))
+
+
+def _clock(run: Mapping[str, Any]) -> str:
+    return " of processor time" if run["clock"] == "processor" else ""
 
 
 def _plural(count: int, word: str) -> str:

@@ -44,6 +44,7 @@ class Trial:
     recipe: str
     val_nll: float
     """With the trial's block, in nats on standardised columns."""
+    iterations: int
     seconds: float
 
 
@@ -63,7 +64,7 @@ def trial_config(config: TrainConfig) -> TrainConfig:
 
 def run_trial(
     samples: PushedSamples, block: Block, config: TrainConfig, elapsed: Callable[[], float], seconds: float | None
-) -> float:
+) -> tuple[float, int]:
     """Trains a block behind a candidate.
 
     Arguments:
@@ -74,7 +75,7 @@ def run_trial(
         seconds: Time for it; None without a time budget.
 
     Returns:
-        Validation NLL with the block, in nats on standardised columns.
+        Validation NLL with the block, in nats on standardised columns, and the iterations.
     """
 
     def share(started: float, row_step: float, num_steps: int) -> float:
@@ -83,6 +84,7 @@ def run_trial(
 
     # a trial leaves its outcome alone: no records, no state
     hooks = FitHooks(elapsed, lambda event: None, lambda fit: None, None if seconds is None else share, Silent())
-    BlockFit(0, block, samples, config, hooks).run()
+    fit = BlockFit(0, block, samples, config, hooks)
+    fit.run()
     samples.push_val(block)
-    return samples.val_nll()
+    return samples.val_nll(), fit.counters.iteration

@@ -6,55 +6,62 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from fixed_budget.fit import Fit, fit
 from fixed_budget.model import Model
 from fixed_budget.problem import Problem
 from jkoflow.training import TrainConfig
+from jkoflow.training.initial import fit_map
 
 OURS = "jkoflow"
 
+PLAIN = "jkoflow_plain"
+"""Ours on the rows as the peers see them."""
 
-def end_to_end(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """One end-to-end flow of the blocks that block-wise training has."""
+
+def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "none", **settings: Any) -> Model:
+    """One end-to-end flow of the blocks that block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
-    return block_flow.end_to_end(dim, seed, config, **settings)
+    return block_flow.end_to_end(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
 
 
-def ffjord(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """FFJORD with the hidden layers of our blocks."""
     from fixed_budget.methods.ffjord import FFJORD
 
-    return FFJORD(dim, seed, config.hidden, **settings)
+    return FFJORD(rows.shape[1], seed, config.hidden, **settings)
 
 
-def ot_flow(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+def ot_flow(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """OT-Flow, by default with the width of our blocks."""
     from fixed_budget.methods.ot_flow import OTFlow
 
-    return OTFlow(dim, seed, **{"width": config.hidden[0], **settings})
+    return OTFlow(rows.shape[1], seed, **{"width": config.hidden[0], **settings})
 
 
-def maf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+def maf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """The library zuko's MAF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
-    return Autoregressive(dim, seed, "MAF", hidden=config.hidden, **settings)
+    return Autoregressive(rows.shape[1], seed, "MAF", hidden=config.hidden, **settings)
 
 
-def nsf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """The library zuko's NSF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
-    return Autoregressive(dim, seed, "NSF", hidden=config.hidden, **settings)
+    return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.hidden, **settings)
 
 
 PEERS: dict[str, Callable[..., Model]] = {
     "end_to_end": end_to_end, "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf,
 }  # fmt: skip
-"""Methods that share one training loop: name to a function of dim, seed, the default configuration and settings."""
+"""Methods that share one training loop: name to a function of standardised training rows, seed, the default
+configuration and settings."""
 
-METHODS = (OURS, *PEERS)
+METHODS = (OURS, PLAIN, *PEERS)
 
 
 def train(
@@ -73,7 +80,7 @@ def train(
     Raises:
         ValueError: If the method is unknown.
     """
-    if name == OURS:
+    if name in (OURS, PLAIN):
         from fixed_budget.methods.blockwise import train_blocks
 
         return train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed, **settings))
@@ -81,4 +88,4 @@ def train(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     rest = dict(settings)
     rate = rest.pop("learning_rate")
-    return fit(PEERS[name](problem.dim, seed, config, **rest), problem, config, rate, budget, seed)
+    return fit(PEERS[name](problem.train, seed, config, **rest), problem, config, rate, budget, seed)

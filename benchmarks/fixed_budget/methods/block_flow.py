@@ -8,6 +8,7 @@ from torch import Tensor
 from fixed_budget.model import Model
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
+from jkoflow.initial_map import InitialMap
 from jkoflow.training import TrainConfig
 from jkoflow.training.fit import scale_output
 from jkoflow.velocity import MLPVelocity
@@ -43,7 +44,7 @@ class BlockFlow(Model):
 
     def loss(self, x: Tensor) -> Tensor:
         """Mean NLL, and the kinetic energy times its weight."""
-        z, logdet = self.flow.standardize(x)
+        z, logdet = self.flow.enter(x)
         energy = x.new_zeros(())
         for block in self.flow.stack:
             start = z
@@ -73,7 +74,9 @@ class BlockFlow(Model):
         return True
 
 
-def end_to_end(dim: int, seed: int, config: TrainConfig, kinetic: float = 0.0) -> BlockFlow:
+def end_to_end(
+    dim: int, seed: int, config: TrainConfig, initial_map: InitialMap | None = None, kinetic: float = 0.0
+) -> BlockFlow:
     """As many blocks of the same networks as block-wise training has by default, to be trained jointly.
 
     Every block starts as the identity, as the first one of block-wise training does.
@@ -89,4 +92,4 @@ def end_to_end(dim: int, seed: int, config: TrainConfig, kinetic: float = 0.0) -
     ]
     for block in blocks:
         scale_output(block, 0.0)
-    return BlockFlow(JKOFlow(dim, blocks), config.num_steps, config.max_num_steps, kinetic)
+    return BlockFlow(JKOFlow(dim, blocks, initial_map=initial_map), config.num_steps, config.max_num_steps, kinetic)
