@@ -87,7 +87,7 @@ class TrainConfig:
     refine: int = 1
     movement_tolerance: float = 0.01
     gain_tolerance: float = 0.002
-    batch_size: int = 1000
+    batch_size: int = 250
     iterations_per_block: int = 1000
     time_budget: float | None = None
     learning_rate: float = 5e-3
