@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fixed_budget import driver, page, record, settings, tune
+from fixed_budget import driver, page, record, settings, sweep, tune
 from fixed_budget.methods import METHODS
 from fixed_budget.table import markdown
 
@@ -38,6 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, default=1, help="threads of each run")
         command.add_argument("--jobs", type=int, default=1, help="runs at once, each pinned to cores of its own")
         command.add_argument("--out", type=Path, default=Path(folder), help="directory of the records")
+    sweep_ = commands.add_parser(
+        "sweep", help="train the default configuration and its variations; write docs/sweep.md"
+    )
+    sweep_.set_defaults(command=_sweep)
+    sweep_.add_argument("data", nargs="*", help="built-in names or files; none writes the page again")
+    sweep_.add_argument("--seeds", type=int, default=1)
+    sweep_.add_argument("--budget", type=float, default=40.0, help="seconds of training for each run")
+    sweep_.add_argument("--jobs", type=int, default=1, help="runs at once, each pinned to a core of its own")
+    sweep_.add_argument("--out", type=Path, default=Path("runs/sweep"), help="directory of the records")
     show = commands.add_parser("table", help="collect a directory's records; write docs/comparison.md and its figures")
     show.set_defaults(command=_table)
     show.add_argument("folder", type=Path, nargs="?", help=f"without one: {page.RECORD.name} as it is")
@@ -58,6 +67,13 @@ def _tune(options: argparse.Namespace) -> None:
     print(json.dumps(found, indent=1))
     if options.write:
         tune.keep(found)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    if options.data:
+        sweep.run(options.data, options.seeds, options.budget, options.out, options.jobs)
+        sweep.keep(options.out)
+    sweep.write_page()
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -32,7 +32,8 @@ def jobs(sources: Sequence[str], methods: Sequence[str], seeds: int, budget: flo
 def place(job: Job, folder: Path) -> Path:
     """Where the record of a job belongs."""
     rate = "" if job.learning_rate is None else f"-{job.learning_rate:g}"
-    return folder / f"{name_of(job.source)}-{job.method}-{job.seed}{rate}.json"
+    label = "" if not job.label else f"-{job.label}"
+    return folder / f"{name_of(job.source)}-{job.method}-{job.seed}{rate}{label}.json"
 
 
 def run_missing(wanted: Sequence[Job], folder: Path, slots: int) -> list[str]:

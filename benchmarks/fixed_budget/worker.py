@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class Job:
         threads: Threads of PyTorch.
         learning_rate: In place of the settings'; None means theirs.
         test: Whether to measure on the test rows; a search for settings must not.
+        changes: Settings of `TrainConfig` in place of the defaults.
+        label: Name of the changes.
     """
 
     source: str
@@ -46,11 +50,14 @@ class Job:
     threads: int = 1
     learning_rate: float | None = None
     test: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
 
 
 def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """Runs a job in this process and returns its record."""
     torch.set_num_threads(job.threads)
+    config = dataclasses.replace(config, **job.changes)
     problem = load(job.source)
     chosen = settings.of(job.method, problem.name)
     if job.learning_rate is not None:
@@ -61,6 +68,7 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
         "data": problem.name,
         "method": job.method,
         "seed": job.seed,
+        **({"label": job.label} if job.label else {}),
         "budget": job.budget,
         "threads": job.threads,
         "clock": "wall",

@@ -43,7 +43,11 @@ def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
         metrics["val_nll"],
         curve(history),
         [_event(record) for record in history if record["event"] == "guard"],
-        {"blocks": len(flow.stack), "steps_per_block": [block.num_steps for block in flow.stack]},
+        {
+            "initial_map": metrics["initial_map"],
+            "blocks": len(flow.stack),
+            "steps_per_block": [block.num_steps for block in flow.stack],
+        },
         memory,
     )
 
