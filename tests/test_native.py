@@ -140,7 +140,7 @@ def test_tanh_is_accurate_and_odd():
         up, down = (jkoflow.integrate(velocity, sign * z / scale, **options).x for sign in (1, -1))
     exact = (z.double() / scale) + torch.tanh(z.double())
     assert torch.equal(up, -down)
-    assert (up - exact).abs().max() < 3.5e-7
+    assert (up - exact).abs().max() < 4e-7
     assert ((up - exact).abs() / exact.clamp_min(1e-37))[1:].max() < 5e-7
 
 
