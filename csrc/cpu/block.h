@@ -108,27 +108,6 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
       });
 }
 
-// Writes rows `first` to `end` of a layer's activations, and slopes where they are wanted, as right operands of the
-// weight gradients.
-template <class Real, int Vectors, Keep K>
-__attribute__((noinline)) void transpose_activations(const Network<Real>& net, const Stage<Real>& stage,
-                                                     const BackwardSpace<Real>& work, int l, int index, int first,
-                                                     int end) {
-  Real *values = work.value_panels[l], *slopes = work.slope_panels;
-  for (int row = first; row < end; row += kLanes<Real>) {
-    const auto transposed = [&](const Real* source, auto&& write) {
-      transpose_columns<Real, Vectors>(source, row, end, net.padded[l], index, work.stages, write);
-    };
-    transposed(stage.value[l], [&](ptrdiff_t at, const Vector<Real>& h) {
-      store<Real>(values + at, h);
-      if (K == Keep::kValues && slopes != nullptr) store<Real>(slopes + at, Real(1) - h * h);
-    });
-    if (K == Keep::kJets && slopes != nullptr) {
-      transposed(stage.slope[l], [&](ptrdiff_t at, const Vector<Real>& s) { store<Real>(slopes + at, s); });
-    }
-  }
-}
-
 // Adjoint of forward_stage: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
 // the input, with z_bar and the panels left for the weight gradients. Adds to `divergence` what forward_stage left out.
 template <class Real, int Vectors, Keep K>
@@ -190,34 +169,33 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
                              [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(z_bar(0) + at, v); });
         });
   }
-  // Every few panels, their activations are transposed: they are still in the L1 cache, and the writes, which are not,
-  // go beside the next product.
-  constexpr int kBlock = kLanes<Real> > kPanelRows ? kLanes<Real> : kPanelRows;
   for (int l = top - 1; l >= 0; --l) {
     Real* z = z_bar(l);
-    hidden_product<Real, Vectors>(
-        net.weights_t[l + 1], net.padded[l], net.width[l + 1], z_bar(l + 1), nullptr, space.split,
-        [&](int first_row, auto& acc) {
-          JKOFLOW_UNROLL
-          for (int i = 0; i < kRowsOf<decltype(acc)>; ++i) {
-            Vector<Real> sum{};
-            JKOFLOW_UNROLL
-            for (int j = 0; j < Vectors; ++j) {
-              const ptrdiff_t at = static_cast<ptrdiff_t>(first_row + i) * kTile<Real> + j * kLanes<Real>;
-              Vector<Real> total = slope_of<Real, K>(stage, l, at) * acc[i][j];
-              if (net.closed || net.directions > 0) {
-                total += curvature_of<Real, K>(stage, l, at) * load(z + at);
-              }
-              store<Real>(z + at, total);
-              sum += total;
-            }
-            add_bias(l, first_row + i, sum);
-          }
-          const int end = first_row + kRowsOf<decltype(acc)>;
-          if (parameters && end % kBlock == 0) {
-            transpose_activations<Real, Vectors, K>(net, stage, work, l, index, end - kBlock, end);
-          }
-        });
+    hidden_product<Real, Vectors>(net.weights_t[l + 1], net.padded[l], net.width[l + 1], z_bar(l + 1), nullptr,
+                                  space.split, [&](int first_row, auto& acc) {
+                                    JKOFLOW_UNROLL
+                                    for (int i = 0; i < kRowsOf<decltype(acc)>; ++i) {
+                                      Vector<Real> sum{};
+                                      JKOFLOW_UNROLL
+                                      for (int j = 0; j < Vectors; ++j) {
+                                        const ptrdiff_t at =
+                                            static_cast<ptrdiff_t>(first_row + i) * kTile<Real> + j * kLanes<Real>;
+                                        Vector<Real> total = slope_of<Real, K>(stage, l, at) * acc[i][j];
+                                        if (net.closed || net.directions > 0) {
+                                          total += curvature_of<Real, K>(stage, l, at) * load(z + at);
+                                        }
+                                        store<Real>(z + at, total);
+                                        sum += total;
+                                      }
+                                      add_bias(l, first_row + i, sum);
+                                    }
+                                  });
+    if (parameters) {
+      transpose_panels<Real, Vectors>(stage.value[l], net.padded[l], index, work.stages, work.value_panels[l]);
+      if (work.slope_panels != nullptr && K == Keep::kJets) {
+        transpose_panels<Real, Vectors>(stage.slope[l], net.padded[l], index, work.stages, work.slope_panels);
+      }
+    }
   }
   const auto write = [&](bool add) {
     return [input_bar, add](int first_row, auto& acc) {
@@ -242,6 +220,12 @@ void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, Back
                         net.padded[l - 1], sums.weights[l]);
   }
   if (net.two_layer_form()) {
+    if (K == Keep::kValues) {
+      for (ptrdiff_t at = 0; at < stages * tile(0); at += kLanes<Real>) {
+        const Vector<Real> h = load(work.value_panels[0] + at);
+        store<Real>(work.slope_panels + at, Real(1) - h * h);
+      }
+    }
     outer_product<Real>(work.q_bar, tile(1), net.padded[1], stages, kSamples, work.slope_panels, net.padded[0],
                         sums.coupling);
   }

@@ -234,7 +234,7 @@ JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff
 }
 
 // gradient (rows, columns) += left [stages][rows][kTile] times right, columns a multiple of the lanes and right in
-// panels [column panel][stages][kTile][panel width] as transpose_columns() writes them.
+// panels [column panel][stages][kTile][panel width] as transpose_panels() and scatter_panels() write them.
 template <class Real>
 __attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages,
                                              int samples, const Real* right, int columns, Real* gradient) {
@@ -269,32 +269,31 @@ JKOFLOW_INLINE ptrdiff_t panel_offset(int column, int columns, int stage, int st
          (static_cast<ptrdiff_t>(stage) * kTile<Real> + sample) * panel_width<Real>(column, columns) + (column - first);
 }
 
-// Transposes columns `first` to `first` + kLanes of source [rows][kTile], one stage, for the panels: write(at, vector)
-// gets each sample's, and where they lie. Columns from `rows` on are zero.
-template <class Real, int Vectors, class Write>
-JKOFLOW_INLINE void transpose_columns(const Real* source, int first, int rows, int columns, int stage, int stages,
-                                      Write&& write) {
+// Writes source [columns][kTile] of one stage into the panels; columns is a multiple of the lanes.
+template <class Real, int Vectors>
+void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
   constexpr int n = kLanes<Real>;
-  const int width = panel_width<Real>(first, columns);
-  for (int j = 0; j < Vectors; ++j) {
-    Vector<Real> block[n];
-    JKOFLOW_UNROLL
-    for (int i = 0; i < n; ++i) {
-      block[i] = first + i < rows ? load(source + (first + i) * kTile<Real> + j * n) : Vector<Real>{};
+  for (int column = 0; column < columns; column += n) {
+    const int width = panel_width<Real>(column, columns);
+    for (int j = 0; j < Vectors; ++j) {
+      Vector<Real> block[n];
+      JKOFLOW_UNROLL
+      for (int i = 0; i < n; ++i) block[i] = load(source + (column + i) * kTile<Real> + j * n);
+      transpose<Real>(block);
+      Real* out = panels + panel_offset<Real>(column, columns, stage, stages, j * n);
+      JKOFLOW_UNROLL
+      for (int i = 0; i < n; ++i) store<Real>(out + i * width, block[i]);
     }
-    transpose<Real>(block);
-    const ptrdiff_t at = panel_offset<Real>(first, columns, stage, stages, j * n);
-    JKOFLOW_UNROLL
-    for (int i = 0; i < n; ++i) write(at + i * width, block[i]);
   }
 }
 
-// Writes source [rows][kTile] of one stage into the panels, with zeros from `rows` to `columns`.
-template <class Real, int Vectors>
-void transpose_panels(const Real* source, int rows, int columns, int stage, int stages, Real* panels) {
-  for (int column = 0; column < columns; column += kLanes<Real>) {
-    transpose_columns<Real, Vectors>(source, column, rows, columns, stage, stages,
-                                     [&](ptrdiff_t at, const Vector<Real>& v) { store<Real>(panels + at, v); });
+// The same for a few rows whose number is no multiple of the lanes; the columns from `rows` on stay as they are.
+template <class Real>
+void scatter_panels(const Real* source, int rows, int columns, int stage, int stages, int samples, Real* panels) {
+  for (int row = 0; row < rows; ++row) {
+    const int width = panel_width<Real>(row, columns);
+    Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
+    for (int k = 0; k < samples; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
   }
 }
 
@@ -330,7 +329,7 @@ JKOFLOW_INLINE void lane_product(const Real* left, ptrdiff_t left_stride, const 
 }
 
 // gradient (rows, narrow_stride) += left [stages][rows][kTile] times right [stages][columns][kTile]. `panels` has room
-// for the stages' right operands in the form of outer_product.
+// for the stages' right operands in the form of outer_product, with zeros in the columns that pad.
 template <class Real, int Vectors>
 __attribute__((noinline)) void narrow_product(const Real* left, ptrdiff_t left_stride, int rows, const Real* right,
                                               ptrdiff_t right_stride, int columns, int stages, Real* panels,
@@ -339,7 +338,7 @@ __attribute__((noinline)) void narrow_product(const Real* left, ptrdiff_t left_s
   if (columns > kFewColumns) {
     constexpr int kSamples = Vectors * kLanes<Real>;
     for (int stage = 0; stage < stages; ++stage) {
-      transpose_panels<Real, Vectors>(right + stage * right_stride, columns, stride, stage, stages, panels);
+      scatter_panels<Real>(right + stage * right_stride, columns, stride, stage, stages, kSamples, panels);
     }
     outer_product<Real>(left, left_stride, rows, stages, kSamples, panels, stride, gradient);
     return;

@@ -37,54 +37,22 @@ void for_each_tile(const Problem& p, int partition, int partitions, Visit&& visi
 }
 static_assert(kTileVectors == 3, "for_each_tile lists the tile sizes");
 
-// Calls visit(first) for squares of lanes that cover the columns, the last one overlapping the one before.
-template <class Real, class Visit>
-JKOFLOW_INLINE void for_each_square(int columns, Visit&& visit) {
-  for (int first = 0; first < columns; first += kLanes<Real>) {
-    visit(first + kLanes<Real> <= columns ? first : columns - kLanes<Real>);
-  }
-}
-
 // Rows of a (batch, columns) tensor into a feature-major tile; lanes without a sample are zero. Null reads as zero.
 template <class Real, int Vectors>
 void load_tile(const void* tensor, int64_t first, int samples, int columns, Real* tile) {
-  constexpr int n = kLanes<Real>;
   const Real* source = static_cast<const Real*>(tensor) + (tensor == nullptr ? 0 : first * columns);
-  const int count = tensor == nullptr ? 0 : samples;
-  const int squared = columns < n ? 0 : count / n * n;  // samples that go in squares
-  for (int i = 0; i < squared; i += n) {
-    for_each_square<Real>(columns, [&](int c) {
-      Vector<Real> square[n];
-      JKOFLOW_UNROLL
-      for (int k = 0; k < n; ++k) square[k] = load(source + static_cast<ptrdiff_t>(i + k) * columns + c);
-      transpose<Real>(square);
-      JKOFLOW_UNROLL
-      for (int k = 0; k < n; ++k) store<Real>(tile + (c + k) * kTile<Real> + i, square[k]);
-    });
-  }
   for (int c = 0; c < columns; ++c) {
     Real* row = tile + c * kTile<Real>;
-    for (int i = squared; i < count; ++i) row[i] = source[static_cast<ptrdiff_t>(i) * columns + c];
-    for (int i = count; i < Vectors * n; ++i) row[i] = 0;
+    const int count = tensor == nullptr ? 0 : samples;
+    for (int i = 0; i < count; ++i) row[i] = source[static_cast<ptrdiff_t>(i) * columns + c];
+    for (int i = count; i < Vectors * kLanes<Real>; ++i) row[i] = 0;
   }
 }
 
 template <class Real>
 void store_tile(void* tensor, int64_t first, int samples, int columns, const Real* tile) {
-  constexpr int n = kLanes<Real>;
   Real* out = static_cast<Real*>(tensor) + first * columns;
-  const int squared = columns < n ? 0 : samples / n * n;
-  for (int i = 0; i < squared; i += n) {
-    for_each_square<Real>(columns, [&](int c) {
-      Vector<Real> square[n];
-      JKOFLOW_UNROLL
-      for (int k = 0; k < n; ++k) square[k] = load(tile + (c + k) * kTile<Real> + i);
-      transpose<Real>(square);
-      JKOFLOW_UNROLL
-      for (int k = 0; k < n; ++k) store<Real>(out + static_cast<ptrdiff_t>(i + k) * columns + c, square[k]);
-    });
-  }
-  for (int i = squared; i < samples; ++i) {
+  for (int i = 0; i < samples; ++i) {
     for (int c = 0; c < columns; ++c) out[static_cast<ptrdiff_t>(i) * columns + c] = tile[c * kTile<Real> + i];
   }
 }
