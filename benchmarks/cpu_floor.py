@@ -11,13 +11,13 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from record import write
 
 import jkoflow
 from jkoflow.bench.candidate import seconds
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, flops
 from jkoflow.bench.timing import floor_flops, floor_timer, median, ratio, rounds
 from jkoflow.ops import native
+from record import write
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -101,6 +101,13 @@ class Block(nn.Module):
             return self._integrate(y, context, num_steps, self.t1, self.t0)
         return discrete_map.invert(self.velocity, y, context, **self._grid(num_steps), name=name)
 
+    def carry(
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, inverse: bool = False
+    ) -> Tensor:
+        """The image of x (B, d) alone, or its preimage: for about half of what `forward` costs with the logdet."""
+        start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
+        return self._integrate(x, context, num_steps, start, end, "none")[0]
+
     def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
         """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`."""
         return jko_loss(
@@ -119,7 +126,13 @@ class Block(nn.Module):
         return {"t0": self.t0, "t1": self.t1, "num_steps": steps, "method": self.method}
 
     def _integrate(
-        self, x: Tensor, context: Tensor | None, num_steps: int | None, start: float, end: float
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        num_steps: int | None,
+        start: float,
+        end: float,
+        divergence: Literal["exact", "none"] = "exact",
     ) -> tuple[Tensor, Tensor]:
         result = integrate(
             self.velocity,
@@ -129,6 +142,7 @@ class Block(nn.Module):
             t1=end,
             num_steps=self.num_steps if num_steps is None else num_steps,
             method=self.method,
+            divergence=divergence,
             keep_path=False,
         )
         return result.x, result.logdet

@@ -1,4 +1,4 @@
-"""The whole flow: standardisation, blocks and a Gaussian base."""
+"""The whole flow: standardisation, initial map, blocks and a Gaussian base."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from jkoflow import checkpoint, schedule
 from jkoflow.block import Block
+from jkoflow.initial_map import InitialMap
 from jkoflow.standardize import Standardize
 
 MODEL_FILE = "model.safetensors"
 
 
 class Trajectory(NamedTuple):
-    """Points on their way through the blocks, in standardised coordinates; stage 0 is the data side."""
+    """Points on their way through the blocks, in the blocks' coordinates; stage 0 is what the first block sees."""
 
     x: Tensor
     """Positions at every stage, with shape (blocks + 1, B, d)."""
@@ -28,7 +29,7 @@ class Trajectory(NamedTuple):
 
 
 class JKOFlow(nn.Module):
-    r"""A normalizing flow: standardisation, a stack of blocks, a standard Gaussian.
+    r"""A normalizing flow: standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
 
@@ -42,6 +43,7 @@ class JKOFlow(nn.Module):
         context_mean: Column means of the context, with shape (c,), for a conditional flow that is given its context in
             units of its own.
         context_std: Column standard deviations of the context, with shape (c,).
+        initial_map: What is applied to standardised rows before the first block; nothing if None.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -62,6 +64,7 @@ class JKOFlow(nn.Module):
         eval_num_steps: int | None = None,
         context_mean: Tensor | None = None,
         context_std: Tensor | None = None,
+        initial_map: InitialMap | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -75,6 +78,7 @@ class JKOFlow(nn.Module):
         )
         if self.standardize.mean.shape != (dim,):
             raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
+        self.initial_map = InitialMap() if initial_map is None else initial_map
         if (context_mean is None) != (context_std is None):
             raise ValueError("context_mean and context_std must be given together")
         self.standardize_context: Standardize | None = None
@@ -90,7 +94,7 @@ class JKOFlow(nn.Module):
         dtypes = {tensor.dtype for tensor in (*self.parameters(), *self.buffers())}
         if len(dtypes) != 1:
             raise ValueError(
-                f"mean, std and the parameters of every block must have one dtype, got "
+                f"mean, std, the initial map and the parameters of every block must have one dtype, got "
                 f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
             )
 
@@ -108,6 +112,18 @@ class JKOFlow(nn.Module):
 
     def _steps(self, num_steps: int | None) -> int | None:
         return self.eval_num_steps if num_steps is None else num_steps
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardises data x (B, d) and applies the initial map: what the first block sees, and the logdet so far."""
+        point, logdet = self.standardize(x)
+        point, increment = self.initial_map(point)
+        return point, logdet + increment
+
+    def leave(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `enter`: data x (B, d) and the logdet of the way there."""
+        point, logdet = self.initial_map.inverse(point)
+        x, increment = self.standardize.inverse(point)
+        return x, logdet + increment
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
@@ -128,7 +144,7 @@ class JKOFlow(nn.Module):
         """
         self._check(x, "x")
         context = self.standardized_context(context, x.shape[0])
-        z, logdet = self.standardize(x)
+        z, logdet = self.enter(x)
         for block in self.stack:
             z, increment = block(z, context, self._steps(num_steps), discrete)
             logdet = logdet + increment
@@ -168,7 +184,7 @@ class JKOFlow(nn.Module):
         for index, block in reversed(list(enumerate(self.stack))):
             x, increment = block.inverse(x, context, self._steps(num_steps), exact, f"block {index}")
             logdet = logdet + increment
-        x, increment = self.standardize.inverse(x)
+        x, increment = self.leave(x)
         return x, logdet + increment
 
     def log_prob(
@@ -199,7 +215,12 @@ class JKOFlow(nn.Module):
         exact: bool = False,
     ) -> Tensor:
         """Draws n points in the data's own units, with shape (n, d); context (n, c), exact as in `inverse`."""
-        return self.sample_and_log_prob(n, context, num_steps, generator, exact)[0]
+        if exact:
+            return self.sample_and_log_prob(n, context, num_steps, generator, exact)[0]
+        x, context = self._noise(n, generator), self.standardized_context(context, n)
+        for block in reversed(self.stack):
+            x = block.carry(x, context, self._steps(num_steps), inverse=True)
+        return self.leave(x)[0]
 
     def sample_and_log_prob(
         self,
@@ -214,10 +235,13 @@ class JKOFlow(nn.Module):
         The log-densities integrate the divergence backwards along the sampled paths; they agree with `log_prob` to
         the integrator's error, or to rounding if exact (see `inverse`).
         """
-        mean = self.standardize.mean
-        z = torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
+        z = self._noise(n, generator)
         x, logdet = self.inverse(z, context, num_steps, exact)
         return x, base_log_prob(z) - logdet
+
+    def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
+        mean = self.standardize.mean
+        return torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
 
     def trajectory(
         self,
@@ -235,11 +259,12 @@ class JKOFlow(nn.Module):
             inverse: Whether to travel from the noise to the data.
 
         Returns:
-            Positions and logdets at every stage; stage 0 is the (standardised) data side in both directions.
+            Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
+            and after the initial map.
         """
         self._check(x, "x")
         context = self.standardized_context(context, x.shape[0])
-        point = x if inverse else self.standardize(x)[0]
+        point = x if inverse else self.enter(x)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
         for block in reversed(self.stack) if inverse else self.stack:
@@ -259,7 +284,7 @@ class JKOFlow(nn.Module):
             context: Conditioning variables, with shape (N, c).
 
         Returns:
-            Root mean square distances in standardised units, one per block.
+            Root mean square distances in the blocks' units, one per block.
         """
         with torch.no_grad():
             path = self.trajectory(x, context).x
@@ -338,10 +363,11 @@ class JKOFlow(nn.Module):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """A flow with the same standardisation and other blocks, which are not copied."""
+        """A flow with the same standardisation and initial map and other blocks, which are not copied."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
-        return JKOFlow(self.dim, blocks, self.standardize.mean, self.standardize.std, eval_num_steps, *context)
+        first = self.standardize
+        return JKOFlow(self.dim, blocks, first.mean, first.std, eval_num_steps, *context, self.initial_map)
 
     def standardized_context(self, context: Tensor | None, rows: int) -> Tensor | None:
         """Checks context and brings it into the units that the blocks were trained with.
@@ -382,6 +408,7 @@ class JKOFlow(nn.Module):
             "eval_num_steps": self.eval_num_steps,
             "context_dim": self.context_dim,
             "standardize_context": self.standardize_context is not None,
+            "initial_map": self.initial_map.describe(),
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
@@ -402,7 +429,9 @@ class JKOFlow(nn.Module):
             context: tuple[Tensor | None, Tensor | None] = (None, None)
             if description.get("standardize_context", False):  # files of earlier versions do not have it
                 context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
-            flow = cls(description["dim"], blocks, None, None, description["eval_num_steps"], *context)
+            dim = description["dim"]
+            initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
+            flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
             flow = flow.to(getattr(torch, description["dtype"]))
             flow.load_state_dict(tensors)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from jkoflow.training.pushed import Batches, push_rows
 from oracles import random_velocity
 
 CONFIG = TrainConfig(
-    hidden=(32, 32), max_blocks=3, iterations_per_block=250, batch_size=400, learning_rate=1e-2, val_rows=1000,
+    initial_map="whiten", hidden=(32, 32), max_blocks=3, iterations_per_block=250, batch_size=400, learning_rate=1e-2, val_rows=1000,
     gain_tolerance=-9.0, movement_tolerance=0.0,
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ def trained():
     """A trained flow, so coarse that integrating backwards does not bring its points back, and its data."""
     rows = split_rows(draw("rose", 4000, seed=0))
     config = TrainConfig(
-        hidden=(16, 16), max_blocks=2, iterations_per_block=150, batch_size=500, learning_rate=0.02, num_steps=2,
+        initial_map="none", hidden=(16, 16), max_blocks=2, iterations_per_block=150, batch_size=500, learning_rate=0.02, num_steps=2,
         guard_nll=0.5, guard_round_trip=0.5,
     )  # fmt: skip
     return train(rows, config), rows.test

@@ -24,6 +24,8 @@ LAYERS = [
     "schedule",
     "block",
     "standardize",
+    "spline",
+    "initial_map",
     "flow",
     "metrics",
     "data",

@@ -18,7 +18,7 @@ from jkoflow.training.progress import Silent
 from jkoflow.training.run import RunDirectory, RunError
 
 CONFIG = TrainConfig(
-    hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5,
+    initial_map="none", hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10, guard_every=5,
     num_steps=1, guard_nll=0.002, learning_rate=0.02, gain_tolerance=-9.0, movement_tolerance=0.0, save_seconds=0.0,
 )  # fmt: skip
 
@@ -138,7 +138,9 @@ assert life("killed", True) == "exit 0"
 """
 
 IN_ROUNDS = """
-config = dataclasses.replace(config, reparam_rounds=1, refine=2, max_blocks=3, iterations_per_block=20)
+config = dataclasses.replace(
+    config, initial_map="auto", guard_nll=1e-4, reparam_rounds=1, refine=2, max_blocks=3, iterations_per_block=20
+)
 assert life("whole", False) == "exit 0"
 moments = [
     lambda: KillAtEnd(0, 0),
@@ -174,7 +176,7 @@ def numbers(run):
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     result = json.loads((run / "metrics.json").read_text())
     assert result.pop("train_seconds") > 0
-    assert all(record.pop("seconds") >= 0 for record in result["rounds"])
+    assert all(record.pop("seconds") >= 0 for record in result["rounds"] + result["initial_map_trials"])
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines], result
 
 

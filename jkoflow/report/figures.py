@@ -23,6 +23,7 @@ from jkoflow.report.probes import (
     WORK,
     Array,
     chosen_stages,
+    data_log_density,
     evaluation_steps,
     flow_samples,
     flow_stages,
@@ -157,9 +158,7 @@ def density_figure(
     (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
     work = len(shown_contexts(flow, context)) * point_work(flow, evaluation_steps(flow))
     side = int(np.clip(math.sqrt(WORK / max(work, 1)), 72, 220))
-    points = (grid_points(flow, (x0, x1), (y0, y1), side) - flow.standardize.mean) / flow.standardize.std
-    log_density = stage_log_density(flow, 0, points, evaluation_steps(flow), context).reshape(side, side)
-    log_density -= float(flow.standardize.std.log().sum())
+    log_density = data_log_density(flow, grid_points(flow, (x0, x1), (y0, y1), side), context).reshape(side, side)
 
     figure = new_figure(WIDTH, 4.1)
     left, centre, right = (figure.add_subplot(1, 3, i + 1) for i in range(3))
@@ -204,8 +203,7 @@ def curve_figure(
     samples = to_array(flow_samples(flow, MAX_POINTS, seed, context))[:, 0]
     low, high = robust_span(values)
     grid = torch.linspace(low, high, 600, dtype=flow.standardize.mean.dtype)[:, None]
-    points = (grid - flow.standardize.mean) / flow.standardize.std
-    density = np.exp(stage_log_density(flow, 0, points, evaluation_steps(flow), context)) / float(flow.standardize.std)
+    density = np.exp(data_log_density(flow, grid, context))
     # whole rows, so that each keeps its context
     rows = data[:, 0].argsort()[torch.linspace(0.01 * (len(data) - 1), 0.99 * (len(data) - 1), 33).long()]
     with torch.no_grad():

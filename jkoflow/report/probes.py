@@ -78,7 +78,7 @@ def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | Non
 def flow_stages(
     flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False, context: Tensor | None = None
 ) -> Array:
-    """Standardised positions of the points at the chosen stages, with shape (len(stages), n, d)."""
+    """Positions of the points, in the blocks' units, at the chosen stages, with shape (len(stages), n, d)."""
     count = affordable_points(flow) if context is None else min(affordable_points(flow), len(context))
     points = points[:count].to(flow.standardize.mean)
     path = flow.trajectory(points, matching_context(flow, points, context), inverse=inverse)
@@ -99,7 +99,7 @@ def shown_contexts(flow: JKOFlow, context: Tensor | None) -> list[Tensor | None]
 def stage_log_density(
     flow: JKOFlow, stage: int, points: Tensor, steps: Sequence[int], context: Tensor | None = None
 ) -> Array:
-    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at standardised points (n, d).
+    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at points (n, d) in the blocks' units.
 
     That of a conditional flow is averaged over a few rows of the context (N, c).
     """
@@ -113,6 +113,13 @@ def stage_log_density(
             logdet = logdet + increment
         found.append(base_log_prob(x) + logdet)
     return to_array(torch.stack(found).logsumexp(0) - math.log(len(found)))
+
+
+@torch.no_grad()
+def data_log_density(flow: JKOFlow, points: Tensor, context: Tensor | None = None) -> Array:
+    """Log-density (n,) at points (n, d), both in the data's own units."""
+    entered, logdet = flow.enter(points)
+    return stage_log_density(flow, 0, entered, evaluation_steps(flow), context) + to_array(logdet)
 
 
 def _finite(points: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from jkoflow.activation import parse_activation
+from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 
 
@@ -19,6 +20,8 @@ class TrainConfig:
     Arguments:
         seed: Seed of the first parameters and of the order of the rows.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`); ``"auto"``
+            gives every recipe a trial, for 15 % of the time budget in all (see `jkoflow.training.initial`).
         hidden: Widths of the velocity's hidden layers.
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
@@ -67,6 +70,7 @@ class TrainConfig:
 
     seed: int = 0
     device: str = "cpu"
+    initial_map: str = "auto"
     hidden: tuple[int, ...] = (128, 128)
     activation: str = "tanh"
     linear: bool = True
@@ -105,6 +109,8 @@ class TrainConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))  # TOML and JSON give lists
         for field in dataclasses.fields(self):
             _check_type(field.name, field.type, getattr(self, field.name))
+        if self.initial_map != "auto" and self.initial_map not in RECIPES:
+            raise ValueError(f"initial_map must be auto or one of {', '.join(RECIPES)}, got {self.initial_map!r}")
         parse_activation(self.activation)
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")

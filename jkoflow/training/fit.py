@@ -18,7 +18,7 @@ from jkoflow.training.adam import Adam, AdamState
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import GuardReading, read_guard
 from jkoflow.training.progress import Progress
-from jkoflow.training.pushed import Batches, PushedSamples, gaussian_constant, push_rows
+from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
 
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
@@ -49,6 +49,8 @@ class FitCounters:
     """Seconds into the run at which the block's iterations should end."""
     row_step: float = 0.0
     """Measured seconds of one Runge-Kutta step of one row."""
+    row_carry: float = 0.0
+    """The same without the logdet."""
 
 
 @dataclass
@@ -168,6 +170,10 @@ class BlockFit:
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
         return loss, nll + gaussian_constant(y)
 
+    def _carry(self) -> None:
+        samples = self.samples
+        carry_rows(self.block, samples.val, samples.val_context)
+
     def _guard(self) -> bool:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
         config, counters = self.config, self.counters
@@ -224,7 +230,9 @@ class BlockFit:
         per_iteration = _seconds(gradient) + validation / config.validate_every
         if config.guard:
             per_iteration += _seconds(self._read_guard) / min(config.guard_every, config.validate_every)
-        counters.row_step = validation / (samples.val.shape[0] * fine_steps)
+        row_steps = samples.val.shape[0] * fine_steps
+        counters.row_step = validation / row_steps
+        counters.row_carry = _seconds(self._carry) / row_steps
         self._set_deadline()
         counters.iterations = schedule.iterations_within(counters.deadline - self.hooks.elapsed(), per_iteration)
         if counters.iterations < config.validate_every:
@@ -238,7 +246,8 @@ class BlockFit:
         counters, samples, num_steps = self.counters, self.samples, self.block.num_steps
         if self.hooks.share is None:
             return
-        push = counters.row_step * 2 * num_steps * (samples.train.shape[0] + samples.val.shape[0])
+        rows = counters.row_carry * samples.train.shape[0] + counters.row_step * samples.val.shape[0]
+        push = 2 * num_steps * rows
         counters.deadline = counters.started + self.hooks.share(counters.started, counters.row_step, num_steps) - push
 
     def _replan(self) -> None:

@@ -38,10 +38,14 @@ class PushedSamples:
         takes the samples, not from the integrator's error.
         """
         before = self.train
-        self.train, _ = push_rows(block, self.train, self.train_context)
+        self.train = carry_rows(block, self.train, self.train_context)
+        self.push_val(block)
+        return movement_with_error(before, self.train)
+
+    def push_val(self, block: Block) -> None:
+        """Carries the validation rows alone."""
         self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
-        return movement_with_error(before, self.train)
 
     def val_nll(self) -> float:
         """NLL of the validation rows under the flow so far, in nats, on standardised columns."""
@@ -53,6 +57,12 @@ def push_rows(block: Block, x: Tensor, context: Tensor | None = None) -> tuple[T
     """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), at twice the block's Runge-Kutta steps."""
     parts = [block(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)]
     return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
+
+
+@torch.no_grad()
+def carry_rows(block: Block, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """The same images alone, which takes half the time."""
+    return torch.cat([block.carry(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)])
 
 
 def gaussian_constant(x: Tensor) -> float:

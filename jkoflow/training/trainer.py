@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
+from jkoflow.initial_map import InitialMap
 from jkoflow.metrics import first_num_steps, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
 from jkoflow.training.fit import BlockFit, FitHooks, scale_output
+from jkoflow.training.initial import AUTO, CANDIDATES, FIT_ROWS, TRIAL_SHARE, Trial, fit_map, run_trial, trial_config
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.training.run import FitState, RunDirectory, RunState, fingerprint
@@ -53,13 +56,8 @@ class Trainer:
         self.data, self.config, self.run_directory, self.progress = data, config, run, progress
         self._started, self._saved = started, started
         self._fingerprint = fingerprint(data, start) if run is not None else ""
-        if start is None:
-            context = (None, None) if data.train_context is None else _moments(data.train_context)
-            start = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
-        self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
-        self.flow = self.best.with_blocks([])  # the chain in training
-        self.samples = self._fresh_samples()
-        self.first_nll = self.samples.val_nll()
+        self._device = device
+        self.trials: list[Trial] = []  # of initial maps
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -68,9 +66,19 @@ class Trainer:
         self._round_started, self._past_seconds = 0.0, 0.0
         self._fit: FitState | None = None
         if state is not None:
-            self._restore(state, device)
+            self._past_seconds = state.elapsed
+        if start is None:
+            start = self._plain_flow(state)
+        self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
+        self.flow = self.best.with_blocks([])  # the chain in training
+        self.samples = self._samples_behind(self.best.initial_map)
+        self.first_nll = self.samples.val_nll()
+        if state is not None:
+            self._restore(state)
         elif self.best.stack:
             self._measure_start()
+        elif self.trials:
+            self._save(None)
 
     def run(self) -> JKOFlow:
         """Trains what is left to train, and evaluates the result."""
@@ -93,11 +101,44 @@ class Trainer:
             "guard_events": self.guard_events,
             "train_seconds": seconds,
             "seed": self.config.seed,
+            "initial_map": flow.initial_map.recipe,
+            "initial_map_trials": [dataclasses.asdict(trial) for trial in self.trials],
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
         if self.run_directory is not None:
             self.run_directory.finish(flow, results, self.data)
         return flow
+
+    # ---- The beginning
+
+    def _plain_flow(self, state: RunState | None) -> JKOFlow:
+        """A flow without blocks, with the initial map that the settings name or trials choose."""
+        data, config = self.data, self.config
+        context = (None, None) if data.train_context is None else _moments(data.train_context)
+        first, device = _moments(data.train), self._device
+        self.best = JKOFlow(data.dim, (), *first, None, *context).to(device)
+        rows, _ = self.best.standardize(data.train.to(device))
+        recipe = config.initial_map
+        if state is not None:
+            recipe, self.trials = state.initial_map, state.trials
+        elif recipe == AUTO:
+            recipe = self._choose_initial_map(rows)
+        return JKOFlow(data.dim, (), *first, None, *context, fit_map(rows, recipe).cpu())
+
+    def _choose_initial_map(self, rows: Tensor) -> str:
+        """The recipe of the best trial."""
+        config, budget = trial_config(self.config), self.config.time_budget
+        for recipe in CANDIDATES:
+            started, left = self._elapsed(), len(CANDIDATES) - len(self.trials)
+            seconds = None if budget is None else schedule.seconds_for_block(TRIAL_SHARE * budget, started, 0.0, left)
+            samples = self._samples_behind(fit_map(rows, recipe), FIT_ROWS, config.val_rows)
+            val_nll = run_trial(samples, self._new_block(0, math.inf, None), config, self._elapsed, seconds)
+            self.trials.append(Trial(recipe, val_nll, self._elapsed() - started))
+            self._record({"event": "initial_map", **dataclasses.asdict(self.trials[-1])})
+        best = min(self.trials, key=lambda trial: trial.val_nll)
+        outcomes = ", ".join(f"{trial.recipe} {trial.val_nll:.2f}" for trial in self.trials)
+        self.progress.message(f"initial map: {best.recipe} (validation NLL after a trial, in nats: {outcomes})")
+        return best.recipe
 
     # ---- Rounds
 
@@ -127,24 +168,35 @@ class Trainer:
             )
         self._record(record)
         self.rounds.append(record)
-        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], self._fresh_samples()
+        self.flow, self.summaries, self.samples = (
+            self.best.with_blocks([]),
+            [],
+            self._samples_behind(self.best.initial_map),
+        )
         self._save(None)
 
-    def _fresh_samples(self) -> PushedSamples:
-        """The data before the first block."""
-        flow, data, limit = self.best, self.data, self.config.val_rows
-        device = flow.standardize.mean.device
-        with torch.no_grad():
-            train, _ = flow.standardize(data.train.to(device))
-            val, _ = flow.standardize(spread_rows(data.val, limit).to(device))
-            contexts: tuple[Tensor | None, Tensor | None] = (None, None)
-            if data.train_context is not None and data.val_context is not None:
-                val_context = spread_rows(data.val_context, limit).to(device)
-                contexts = (
-                    flow.standardized_context(data.train_context.to(device), train.shape[0]),
-                    flow.standardized_context(val_context, val.shape[0]),
-                )
-        return PushedSamples(train, val, val.new_zeros(val.shape[0]), *contexts)
+    def _samples_behind(
+        self, initial_map: InitialMap, rows: int | None = None, val_rows: int | None = None
+    ) -> PushedSamples:
+        """The data before the first block: all training rows and those of the validation, or so many at the most."""
+        flow, data = self.best, self.data
+        rows, limit = rows or len(data.train), val_rows or self.config.val_rows
+
+        @torch.no_grad()
+        def behind(part: Tensor, count: int) -> tuple[Tensor, Tensor]:
+            return initial_map(flow.standardize(spread_rows(part, count).to(self._device))[0])
+
+        @torch.no_grad()
+        def conditions(part: Tensor | None, count: int) -> Tensor | None:
+            if part is None:
+                return None
+            part = spread_rows(part, count).to(self._device)
+            return flow.standardized_context(part, len(part))
+
+        (train, _), (val, logdet) = behind(data.train, rows), behind(data.val, limit)
+        return PushedSamples(
+            train, val, logdet, conditions(data.train_context, rows), conditions(data.val_context, limit)
+        )
 
     def _measure_start(self) -> None:
         """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
@@ -156,7 +208,7 @@ class Trainer:
         record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
         self._record(record)
         self.rounds.append(record)
-        self.samples = self._fresh_samples()
+        self.samples = self._samples_behind(self.best.initial_map)
 
     # ---- Blocks
 
@@ -205,11 +257,12 @@ class Trainer:
         self._save(None)
 
     def _new_fit(self, index: int, step_size: float) -> BlockFit:
-        block = self._warm[index] if self._warm else self._new_block(index, step_size)
-        block = block.to(self.samples.train.device)
+        previous = self.flow.stack[-1] if index else None
+        block = self._warm[index] if self._warm else self._new_block(index, step_size, previous)
         return BlockFit(index, block, self.samples, self.config, self._hooks(index), round_number=self._number)
 
-    def _new_block(self, index: int, step_size: float) -> Block:
+    def _new_block(self, index: int, step_size: float, previous: Block | None) -> Block:
+        """A block that begins with the velocity of the one before it, the first one with none."""
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(config.seed, index).initial_seed())
@@ -217,11 +270,11 @@ class Trainer:
                 self.data.dim, config.hidden, config.activation, config.time, self.data.context_dim, config.linear
             )
         block = Block(velocity, config.num_steps, config.method, step_size=step_size)
-        if index == 0:
+        if previous is None:
             scale_output(block, 0.0)  # starts as the identity: an arbitrary velocity would first have to be unlearned
         else:
-            velocity.load_state_dict(self.flow.stack[index - 1].velocity.state_dict())
-        return block
+            velocity.load_state_dict(previous.velocity.state_dict())
+        return block.to(self._device)
 
     def _resumed_fit(self, index: int) -> BlockFit | None:
         state, self._fit = self._fit, None
@@ -295,6 +348,8 @@ class Trainer:
             history_bytes=self.run_directory.flush(),
             guard_events=self.guard_events,
             first_nll=self.first_nll,
+            initial_map=self.best.initial_map.recipe,
+            trials=self.trials,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=self._round_started,
@@ -306,8 +361,8 @@ class Trainer:
         )
         self.run_directory.save_state(state)
 
-    def _restore(self, state: RunState, device: torch.device) -> None:
-        self._past_seconds, self._round_started = state.elapsed, state.round_started
+    def _restore(self, state: RunState) -> None:
+        device, self._round_started = self._device, state.round_started
         self.rounds, self.summaries = state.rounds, state.summaries
         self.guard_events, self.first_nll = state.guard_events, state.first_nll
         self._fit = state.fit

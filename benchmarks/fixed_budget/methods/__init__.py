@@ -1,0 +1,84 @@
+"""The methods that are compared, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fixed_budget.fit import Fit, fit
+from fixed_budget.model import Model
+from fixed_budget.problem import Problem
+from jkoflow.training import TrainConfig
+
+OURS = "jkoflow"
+
+
+def end_to_end(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """One end-to-end flow of the blocks that block-wise training has."""
+    from fixed_budget.methods import block_flow
+
+    return block_flow.end_to_end(dim, seed, config, **settings)
+
+
+def ffjord(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """FFJORD with the hidden layers of our blocks."""
+    from fixed_budget.methods.ffjord import FFJORD
+
+    return FFJORD(dim, seed, config.hidden, **settings)
+
+
+def ot_flow(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """OT-Flow, by default with the width of our blocks."""
+    from fixed_budget.methods.ot_flow import OTFlow
+
+    return OTFlow(dim, seed, **{"width": config.hidden[0], **settings})
+
+
+def maf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """The library zuko's MAF."""
+    from fixed_budget.methods.autoregressive import Autoregressive
+
+    return Autoregressive(dim, seed, "MAF", hidden=config.hidden, **settings)
+
+
+def nsf(dim: int, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """The library zuko's NSF."""
+    from fixed_budget.methods.autoregressive import Autoregressive
+
+    return Autoregressive(dim, seed, "NSF", hidden=config.hidden, **settings)
+
+
+PEERS: dict[str, Callable[..., Model]] = {
+    "end_to_end": end_to_end, "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf,
+}  # fmt: skip
+"""Methods that share one training loop: name to a function of dim, seed, the default configuration and settings."""
+
+METHODS = (OURS, *PEERS)
+
+
+def train(
+    name: str, problem: Problem, settings: Mapping[str, Any], budget: float, seed: int, config: TrainConfig
+) -> Fit:
+    """Trains a method for a budget of seconds.
+
+    Arguments:
+        name: One of `METHODS`.
+        problem: The rows.
+        settings: Of `fixed_budget.settings.of`; ``learning_rate`` and what the method's function takes.
+        budget: Seconds.
+        seed: Seed of parameters, batches and probes.
+        config: Sizes of networks and batches, Adam's constants.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    if name == OURS:
+        from fixed_budget.methods.blockwise import train_blocks
+
+        return train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed, **settings))
+    if name not in PEERS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    rest = dict(settings)
+    rate = rest.pop("learning_rate")
+    return fit(PEERS[name](problem.dim, seed, config, **rest), problem, config, rate, budget, seed)

@@ -1,0 +1,70 @@
+"""The product: `jkoflow.train` within the budget, and its history as a curve."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fixed_budget.fit import Fit, Point
+from fixed_budget.memory import Peak
+from fixed_budget.methods.block_flow import BlockFlow
+from fixed_budget.problem import Problem
+from jkoflow.data import Dataset
+from jkoflow.metrics import first_num_steps
+from jkoflow.training import TrainConfig, train
+from jkoflow.training.run import HISTORY_FILE, METRICS_FILE
+
+EVALUATION_ROWS = 8
+"""Test rows that training is shown: its own evaluation is not part of the comparison and should cost nothing."""
+
+
+def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
+    """Trains block by block, with the time budget of the configuration.
+
+    The budget of `jkoflow.train` includes an evaluation; with `EVALUATION_ROWS` test rows next to nothing of it is
+    reserved, and what is spent on training is in the result.
+    """
+    names = tuple(f"x{column}" for column in range(problem.dim))
+    data = Dataset(problem.name, problem.train, problem.val, problem.test[:EVALUATION_ROWS], names)
+    peak = Peak()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        flow = train(data, config, run_dir=run)
+        history = [json.loads(line) for line in (run / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
+        metrics = json.loads((run / METRICS_FILE).read_text(encoding="utf-8"))
+    memory = peak.growth()
+    steps = first_num_steps(flow)
+    return Fit(
+        BlockFlow(flow, steps),
+        sum(record["iterations"] for record in history if record["event"] == "block"),
+        metrics["train_seconds"],
+        metrics["val_nll"],
+        curve(history),
+        [_event(record) for record in history if record["event"] == "guard"],
+        {"blocks": len(flow.stack), "steps_per_block": [block.num_steps for block in flow.stack]},
+        memory,
+    )
+
+
+def curve(history: list[dict[str, Any]]) -> list[Point]:
+    """Seconds, batches and validation NLL at every look at the validation rows, in the order of time."""
+    points: list[Point] = []
+    before, seconds, begun = 0, 0.0, 0.0  # batches of finished blocks; time of the last record; time of finished blocks
+    for record in history:
+        if record["event"] == "iteration":
+            seconds = record["seconds"]
+        elif record["event"] == "validation":
+            # the loop's records carry the time, those of the validation do not: the last one is at most 10 batches old
+            points.append(Point(seconds, before + record["iteration"], record["nll"]))
+        elif record["event"] == "block":
+            before += record["iterations"]
+            begun += record["seconds"]
+            seconds = max(seconds, begun)
+            points.append(Point(seconds, before, record["val_nll"]))
+    return [point for point in points if point.nll is not None]
+
+
+def _event(record: dict[str, Any]) -> str:
+    return f"block {record['block']}, batch {record['iteration']}: {record['action']}, {record['num_steps']} steps"

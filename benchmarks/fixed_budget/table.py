@@ -1,0 +1,144 @@
+"""A comparison's record as tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+NAMES = {
+    "jkoflow": "jkoflow, block by block",
+    "end_to_end": "the same blocks, end to end",
+    "ffjord": "FFJORD",
+    "ot_flow": "OT-Flow",
+    "maf": "MAF (zuko)",
+    "nsf": "NSF (zuko)",
+}
+HEADINGS = (
+    "method", "test NLL", "MMD² x 1000", "inversion error, mean (max)", "batches", "s / batch", "parameters", "MiB",
+    "NLL computed with",
+)  # fmt: skip
+
+SHORTEST = 30
+"""Seconds under which planning and first steps decide."""
+
+OVERRUN = 1.05
+"""Share of the budget beyond which the reader is told."""
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """A table for every data set, with notes."""
+    parts = []
+    if min(run["budget"] for run in record["runs"]) < SHORTEST:
+        parts.append(
+            f"**A smoke test: budgets under {SHORTEST} s show that everything runs, not which method is better.**"
+        )
+    for data, runs in by_data(record):
+        first = runs[0]
+        rows = [_row(name, group) for name, group in by_method(runs)]
+        head = (
+            f"### {data}\n\nd = {first['dim']}, {first['train_rows']:,} training and {first['test_rows']:,} test rows, "
+            f"{first['budget']:g} s, {_plural(first['threads'], 'thread')}, batches of {first['batch_size']}"
+        )
+        chance = [run["mmd_median_threshold"] for run in runs if run.get("mmd_median_threshold") is not None]
+        if chance:
+            head += f"; MMD² x 1000 that chance exceeds in one case of twenty: {1000 * mean(chance):.2f}"
+        parts.append(f"{head}.\n\n{_table(HEADINGS, rows)}")
+        parts += _notes(runs)
+    parts += [_settings(record), _surroundings(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_data(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Runs of every data set, in the record's order."""
+    for data in dict.fromkeys(run["data"] for run in record["runs"]):
+        yield data, [run for run in record["runs"] if run["data"] == data]
+
+
+def by_method(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Runs of every method, in the record's order."""
+    for method in dict.fromkeys(run["method"] for run in runs):
+        yield method, [run for run in runs if run["method"] == method]
+
+
+def spread(values: Sequence[float | None], form: str = ".3f", factor: float = 1.0) -> str:
+    """Mean and standard deviation over the seeds, like ``1.234 ± 0.005``; what is not finite is told."""
+    found = [factor * value for value in values if value is not None]
+    if len(found) < len(values):
+        return f"not finite in {len(values) - len(found)} of {len(values)}"
+    text = format(mean(found), form)
+    return text if len(found) < 2 else f"{text} ± {stdev(found):{form}}"
+
+
+def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    def of(key: str) -> list[float | None]:
+        return [run.get(key) for run in runs]
+
+    memory = of("peak_memory_mib")
+    worst = [value for value in of("inversion_error_max") if value is not None]
+    missing = "" if len(worst) == len(runs) else "inf"
+    return [
+        NAMES[method] + ("" if len(runs) == 1 else f" ({len(runs)} seeds)"),
+        spread(of("test_nll")) + ("" if all(run["nll_converged"] for run in runs) else " (not converged)"),
+        spread(of("mmd_median"), ".2f", 1000.0),
+        f"{spread(of('inversion_error_mean'), '.1e')} ({missing or format(max(worst), '.1e')})",
+        format(mean(run["batches"] for run in runs), ",.0f"),
+        format(mean(run["seconds_per_batch"] for run in runs), ".2g"),
+        format(runs[0]["parameters"], ","),
+        "" if None in memory else format(mean(value for value in memory if value is not None), ",.0f"),
+        " / ".join(dict.fromkeys(run["computed_with"] for run in runs)),
+    ]
+
+
+def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reader should know of single methods."""
+    lines = []
+    for method, group in by_method(runs):
+        gaps = [
+            run["test_nll"] - run["test_nll_as_trained"]
+            for run in group
+            if None not in (run["test_nll"], run["test_nll_as_trained"])
+        ]
+        if gaps and max(map(abs, gaps)) >= 0.01:
+            worst = max(gaps, key=abs)
+            lines.append(
+                f"- {NAMES[method]}: the converged NLL differs from that of the training's steps by {worst:+.3f}"
+            )
+        longest = max(run["train_seconds"] for run in group)
+        if longest > OVERRUN * group[0]["budget"]:
+            lines.append(f"- {NAMES[method]}: trained for up to {longest:.1f} s")
+        events = [event for run in group for event in run["events"]]
+        if events:
+            lines.append(f"- {NAMES[method]}: {_plural(len(events), 'intervention')} in training, such as: {events[0]}")
+    return ["\n".join(lines)] if lines else []
+
+
+def _settings(record: Mapping[str, Any]) -> str:
+    lines = []
+    for method, runs in by_method(record["runs"]):
+        rates = {data: group[0]["settings"].get("learning_rate") for data, group in by_data({"runs": runs})}
+        rest = {key: value for key, value in runs[0]["settings"].items() if key != "learning_rate"}
+        told = [f"{key} = {value}" for key, value in rest.items()]
+        if any(rate is not None for rate in rates.values()):
+            told.append("learning rate " + ", ".join(f"{rate:g} ({data})" for data, rate in rates.items()))
+        lines.append(f"- {NAMES[method]}: {'; '.join(told) or 'the default configuration'}")
+    return "Settings:\n\n" + "\n".join(lines)
+
+
+def _surroundings(record: Mapping[str, Any]) -> str:
+    lines = []
+    for found in record["environments"]:
+        lines.append(
+            f"Measured on {found['cpu']} ({found['kernels']['isa'] or 'no kernels'}) with jkoflow {found['jkoflow']}, "
+            f"torch {found['torch']}. Allocator: {found['allocator']}."
+        )
+    return "\n\n".join(dict.fromkeys(lines))
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

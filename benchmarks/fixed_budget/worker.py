@@ -1,0 +1,95 @@
+"""One run in a process of its own: load, train, measure, write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixed_budget import settings
+from fixed_budget.evaluate import evaluate
+from fixed_budget.fit import Point
+from fixed_budget.methods import train
+from fixed_budget.problem import load
+from jkoflow import checkpoint
+from jkoflow.bench.allocator import keep_freed_memory
+from jkoflow.environment import describe
+from jkoflow.training import TrainConfig
+from jkoflow.training.run import finite
+
+FORMAT = 1
+CURVE_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Arguments:
+        source: Data, see `fixed_budget.problem.load`.
+        method: One of `fixed_budget.methods.METHODS`.
+        seed: Seed.
+        budget: Seconds.
+        threads: Threads of PyTorch.
+        learning_rate: In place of the settings'; None means theirs.
+        test: Whether to measure on the test rows; a search for settings must not.
+    """
+
+    source: str
+    method: str
+    seed: int
+    budget: float
+    threads: int = 1
+    learning_rate: float | None = None
+    test: bool = True
+
+
+def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noqa: B008 (frozen)
+    """Runs a job in this process and returns its record."""
+    torch.set_num_threads(job.threads)
+    problem = load(job.source)
+    chosen = settings.of(job.method, problem.name)
+    if job.learning_rate is not None:
+        chosen["learning_rate"] = job.learning_rate
+    result = train(job.method, problem, chosen, job.budget, job.seed, config)
+    return {
+        "format": FORMAT,
+        "data": problem.name,
+        "method": job.method,
+        "seed": job.seed,
+        "budget": job.budget,
+        "threads": job.threads,
+        "settings": chosen,
+        "batch_size": min(config.batch_size, len(problem.train)),
+        "dim": problem.dim,
+        "train_rows": len(problem.train),
+        "sum_log_std": problem.sum_log_std,
+        "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "batches": result.batches,
+        "train_seconds": result.seconds,
+        "seconds_per_batch": result.seconds / max(result.batches, 1),
+        "peak_memory_mib": result.memory,
+        "val_nll": result.val_nll,
+        "events": result.events,
+        **result.extra,
+        **(evaluate(result.model, problem) if job.test else {}),
+        "curve": [[round(p.seconds, 2), p.batches, p.nll] for p in thinned(result.curve)],
+    }
+
+
+def thinned(points: list[Point], limit: int = CURVE_POINTS) -> list[Point]:
+    """At most ``limit`` points, evenly spread, with the first and the last."""
+    if len(points) <= limit:
+        return points
+    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def write(job: Job, path: Path) -> None:
+    """Runs a job and writes its record with its environment: all of it or nothing."""
+    allocator = keep_freed_memory()
+    record = run(job)
+    record["environment"] = describe() | {"allocator": allocator}
+    checkpoint.write_atomically(path, (json.dumps(finite(record), indent=1) + "\n").encode())

@@ -1,0 +1,264 @@
+"""The initial map: what is fitted to the data in closed form before the first block is trained.
+
+A Gaussian copula brings every column, and then their correlations, to those of the base; where the distance from the
+centre is what is left, a radial map takes it. The blocks are left with what needs a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from jkoflow.spline import MonotoneSpline
+
+KNOTS = 32
+"""Most knots of a spline."""
+
+ROWS_PER_KNOT = 50
+"""Fewer rows than this for a knot, and there are fewer knots."""
+
+LEAST_GAP = 1e-3
+"""Least distance between two knots, as a share of a column's deviation: bounds the density of repeated values."""
+
+LEAST_VARIANCE = 1e-6
+"""Least variance of a direction that is brought to one, as a share of the largest."""
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "whiten": ("whiten",),
+    "whiten+radial": ("whiten", "radial"),
+    "marginals": ("marginals",),
+    "marginals+whiten": ("marginals", "whiten"),
+    "marginals+whiten+radial": ("marginals", "whiten", "radial"),
+}
+"""Names of the initial maps that can be asked for, and the stages of each."""
+
+
+class Marginals(nn.Module):
+    """Every column by itself, through a spline; logdet (B,) is the sum over the columns.
+
+    Arguments:
+        x: Knots in the columns' units, with shape (d, K).
+        y: Their images, with shape (d, K).
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.spline = MonotoneSpline(x, y)
+
+    @classmethod
+    def fit(cls, rows: Tensor) -> Marginals:
+        """Sends the quantiles of rows (N, d) to those of the standard Gaussian."""
+        return cls(*_quantile_knots(rows, torch.special.ndtri))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, d) and logdets (B,) of x (B, d)."""
+        y, log_derivative = self.spline(x)
+        return y, log_derivative.sum(1)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `forward`."""
+        x, log_derivative = self.spline.inverse(y)
+        return x, log_derivative.sum(1)
+
+
+class Whiten(nn.Module):
+    """Solves for y in x = mean + root y.
+
+    Arguments:
+        mean: The mean, with shape (d,).
+        root: Square root of the covariance: symmetric and positive definite, with shape (d, d).
+    """
+
+    mean: Tensor
+    root: Tensor
+
+    def __init__(self, mean: Tensor, root: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("root", root)
+
+    @classmethod
+    def fit(cls, rows: Tensor) -> Whiten:
+        """Brings rows (N, d) to mean 0 and covariance 1, and turns them as little as possible."""
+        covariance = torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
+        variance, directions = torch.linalg.eigh(covariance)
+        root = variance.clamp(min=LEAST_VARIANCE * float(variance[-1])).sqrt()
+        return cls(rows.mean(0), (directions * root) @ directions.T)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, d) and logdets (B,) of x (B, d)."""
+        return torch.linalg.solve(self.root, (x - self.mean).T).T.contiguous(), -self._log_det.expand(x.shape[0])
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `forward`."""
+        return y @ self.root.T + self.mean, self._log_det.expand(y.shape[0])
+
+    @property
+    def _log_det(self) -> Tensor:
+        return torch.linalg.slogdet(self.root)[1]
+
+
+class Radial(nn.Module):
+    """Changes the distance from the origin and keeps the direction.
+
+    Arguments:
+        x: Knots, logarithms of distances, with shape (1, K).
+        y: Logarithms of the new distances, with shape (1, K).
+
+    References:
+        | Reducing statistical dependencies in natural signals using radial Gaussianization (Lyu and Simoncelli, 2008)
+        | https://papers.nips.cc/paper/3401
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.spline = MonotoneSpline(x, y)
+
+    @classmethod
+    def fit(cls, rows: Tensor) -> Radial:
+        """Sends the quantiles of the distances of rows (N, d) to those of the standard Gaussian's."""
+        dim = rows.shape[1]
+        return cls(*_quantile_knots(_log_distance(rows), lambda levels: _log_gaussian_distance(levels, dim)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, d) and logdets (B,) of x (B, d)."""
+        return self._scale(x, self.spline.forward)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `forward`."""
+        return self._scale(y, self.spline.inverse)
+
+    def _scale(self, x: Tensor, map_log: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        before = _log_distance(x)
+        after, log_derivative = map_log(before)
+        # d log r'/d log r along the ray, r'/r across it; the volume element adds (r'/r) along
+        return x * (after - before).exp(), ((after - before) * x.shape[1] + log_derivative)[:, 0]
+
+
+STAGES: dict[str, type[Marginals | Whiten | Radial]] = {"marginals": Marginals, "whiten": Whiten, "radial": Radial}
+
+
+class InitialMap(nn.Module):
+    """Stages one after the other; none is the identity.
+
+    Arguments:
+        stages: The stages.
+
+    Example:
+        >>> rows = torch.randn(1000, 2).exp()
+        >>> initial_map = InitialMap.fit(rows, "marginals+whiten")
+        >>> y, logdet = initial_map(rows)
+        >>> x, inverse_logdet = initial_map.inverse(y)
+        >>> torch.allclose(x, rows, atol=1e-3), torch.allclose(logdet, -inverse_logdet, atol=1e-3)
+        (True, True)
+    """
+
+    def __init__(self, stages: Iterable[Marginals | Whiten | Radial] = ()) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, rows: Tensor, recipe: str) -> InitialMap:
+        """Fits the stages of a recipe, each to rows (N, d) as the stages before it leave them, in float64.
+
+        Raises:
+            ValueError: If the recipe is not one of `RECIPES`.
+        """
+        if recipe not in RECIPES:
+            raise ValueError(f"the initial map must be one of {', '.join(RECIPES)}, got {recipe!r}")
+        stages, exact = [], rows.double()
+        for name in RECIPES[recipe]:
+            stage = STAGES[name].fit(exact)
+            exact, _ = stage(exact)
+            stages.append(stage)
+        return cls(stages).to(rows.dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, d) and log abs dets (B,) of x (B, d)."""
+        return self._through(x, [stage.forward for stage in self._stack])
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimages (B, d) and log abs dets of the inverse map (B,) of y (B, d)."""
+        return self._through(y, [stage.inverse for stage in reversed(self._stack)])
+
+    @property
+    def _stack(self) -> list[Marginals | Whiten | Radial]:
+        return cast("list[Marginals | Whiten | Radial]", list(self.stages))
+
+    @staticmethod
+    def _through(x: Tensor, maps: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+        logdet = x.new_zeros(x.shape[0])
+        for apply in maps:
+            x, increment = apply(x)
+            logdet = logdet + increment
+        return x, logdet
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return "+".join(self._names) or "none"
+
+    @property
+    def _names(self) -> list[str]:
+        return [next(name for name, kind in STAGES.items() if type(stage) is kind) for stage in self._stack]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The stages without their numbers, as JSON values; `from_description` builds them again."""
+        return [
+            {"stage": name} if isinstance(stage, Whiten) else {"stage": name, "knots": stage.spline.x.shape[1]}
+            for name, stage in zip(self._names, self._stack, strict=True)
+        ]
+
+    @classmethod
+    def from_description(cls, description: Sequence[dict[str, Any]], dim: int) -> InitialMap:
+        """Builds a map for ``dim`` columns from what `describe` returned; its numbers are still to be loaded."""
+        stages: list[Marginals | Whiten | Radial] = []
+        for stage in description:
+            if stage["stage"] == "whiten":
+                stages.append(Whiten(torch.zeros(dim), torch.eye(dim)))
+            else:
+                kind = {"marginals": Marginals, "radial": Radial}[stage["stage"]]
+                knots = torch.arange(float(stage["knots"])).expand(dim if kind is Marginals else 1, -1)
+                stages.append(kind(knots, knots))
+        return cls(stages)
+
+
+def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Knots (d, K) at quantiles of rows (N, d), evenly spread in the Gaussian's units, and the targets' quantiles."""
+    count = len(rows)
+    knots = max(4, min(KNOTS, count // ROWS_PER_KNOT))
+    end = float(torch.special.ndtri(torch.tensor(1 - 0.5 / count, dtype=torch.float64)))
+    levels = torch.special.ndtr(torch.linspace(-end, end, knots, dtype=torch.float64, device=rows.device))
+    ordered = rows.sort(dim=0).values
+    place = (levels * count - 0.5).clamp(0, count - 1)
+    low = place.floor().long()
+    part = (place - low)[:, None]
+    x = torch.lerp(ordered[low], ordered[(low + 1).clamp(max=count - 1)], part).T
+    gap = LEAST_GAP * rows.std(0)[:, None].clamp(min=1e-30)
+    # repeated values would give knots at one place: push each at least a gap beyond the one before it
+    steps = torch.arange(knots, dtype=x.dtype, device=x.device)
+    x = (x - gap * steps).cummax(1).values + gap * steps
+    return x, target(levels).expand(x.shape[0], -1)
+
+
+def _log_distance(x: Tensor) -> Tensor:
+    """Logarithms of the distances of x (B, d) from the origin, with shape (B, 1)."""
+    return x.square().sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).log() / 2
+
+
+def _log_gaussian_distance(levels: Tensor, dim: int) -> Tensor:
+    """Quantiles at levels (K,) of the logarithm of a standard Gaussian vector's length, by bisection."""
+    low = torch.full_like(levels, -40.0)
+    high = torch.full_like(levels, math.log(dim + 40.0 * math.sqrt(dim)))
+    half = torch.full_like(levels, 0.5 * dim)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(half, 0.5 * (2 * middle).exp()) < levels
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2

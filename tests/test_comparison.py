@@ -1,0 +1,383 @@
+"""The fixed-budget comparison: densities of its models against closed forms, its training loop, driver and tables."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fixed_budget import driver, page, record, settings, tune
+from fixed_budget.cli import main
+from fixed_budget.evaluate import evaluate
+from fixed_budget.fit import Point, fit, mean_nll
+from fixed_budget.methods import METHODS, OURS, PEERS, train
+from fixed_budget.methods.block_flow import BlockFlow
+from fixed_budget.methods.blockwise import curve
+from fixed_budget.methods.ffjord import FFJORD, _estimated, _exact
+from fixed_budget.methods.ot_flow import OTFlow, Potential
+from fixed_budget.model import Model, SolverError
+from fixed_budget.problem import load
+from fixed_budget.table import markdown, spread
+from fixed_budget.worker import Job, run, thinned
+from jkoflow.block import Block
+from jkoflow.flow import JKOFlow
+from jkoflow.metrics import step_converged_nll
+from jkoflow.training import TrainConfig
+from jkoflow.training.run import finite
+from jkoflow.velocity import MLPVelocity
+
+SMALL = TrainConfig(hidden=(16, 16), max_blocks=2, batch_size=100, validate_every=10, val_rows=100)
+CORRELATION = 0.8
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A file of two correlated Gaussian columns."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "pair.npz"
+    parts = {"train": 2000, "val": 300, "test": 400}
+    root = np.linalg.cholesky([[1, CORRELATION], [CORRELATION, 1]])
+    np.savez(path, **{name: (rng.normal(size=(n, 2)) @ root.T + 5).astype(np.float32) for name, n in parts.items()})
+    return str(path)
+
+
+def stepping_clock(step=0.01):
+    """A clock that moves by as much every time it is asked: as many iterations on every machine."""
+    ticks = itertools.count()
+    return lambda: step * next(ticks)
+
+
+def seeded(model, scale=0.5, seed=0):
+    """The model with other parameters, of a size at which the map is far from the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def models():
+    config = dataclasses.replace(SMALL, num_steps=12)
+    for name, build in PEERS.items():
+        model = build(2, 0, config)
+        # autoregressive flows are no identity as they are, and their splines do not bear large parameters
+        yield pytest.param(model if name in ("maf", "nsf") else seeded(model, 0.3), id=name)
+
+
+@pytest.mark.parametrize("model", list(models()))
+@torch.no_grad()
+def test_densities_have_total_one(model):
+    side = torch.linspace(-8, 8, 401 if model.levels == 1 else 81)  # splines have kinks
+    density = (-model.nll(torch.cartesian_prod(side, side))).exp()
+    assert float(density.double().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=5e-3)
+
+
+@pytest.mark.parametrize("model", list(models()))
+@torch.no_grad()
+def test_decoding_undoes_encoding(model):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    level = min(2, model.levels - 1)
+    z, _ = model.encode(x, level)
+    assert (z - x).abs().max() > 0.05
+    torch.testing.assert_close(model.decode(z, level), x, atol=2e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_a_linear_velocity_has_the_density_of_its_gaussian():
+    A = torch.tensor([[0.4, -0.3], [0.2, -0.5]])
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(2))
+
+    def gaussian_nll(matrix):
+        root = torch.linalg.matrix_exp(matrix.double())
+        return -torch.distributions.MultivariateNormal(
+            torch.zeros(2).double(), precision_matrix=root.T @ root
+        ).log_prob(x.double())
+
+    block = Block(MLPVelocity(2, (8,), linear=True), 8)
+    seeded(block, 0.0)
+    block.velocity.linear.weight.copy_(A)
+    torch.testing.assert_close(BlockFlow(JKOFlow(2, [block]), 8).nll(x).double(), gaussian_nll(A), atol=1e-4, rtol=0)
+    flow = seeded(OTFlow(2, 0, 8), 0.0)
+    flow.potential.root[:, :2].copy_(torch.tensor([[0.6, 0.2], [-0.1, 0.5], [0.3, 0.3]]))
+    P = flow.potential.root[:, :2].T @ flow.potential.root[:, :2]
+    torch.testing.assert_close(flow.nll(x, 1).double(), gaussian_nll(-P), atol=1e-4, rtol=0)
+
+
+def test_derivatives_of_the_potential_are_those_of_autograd():
+    potential = seeded(Potential(3, 7).double())
+    x = torch.randn(5, 3, dtype=torch.double, requires_grad=True)
+    t = torch.full((5, 1), 0.3, dtype=torch.double, requires_grad=True)
+    s = torch.cat([x, t], 1)
+    n = potential.opening(s).exp().add(potential.opening(s).neg().exp()).log()
+    m = potential.layer(n)
+    value = (n + (m.exp() + (-m).exp()).log()) @ potential.weight
+    value = value + 0.5 * (s @ potential.root.T).square().sum(1) + s @ potential.slope
+    torch.testing.assert_close(potential(x, 0.3), value)
+    gradient, rate = torch.autograd.grad(value.sum(), (x, t), create_graph=True)
+    columns = [torch.autograd.grad(gradient[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(3)]
+    found = potential.derivatives(x, 0.3)
+    torch.testing.assert_close(found.space, gradient)
+    torch.testing.assert_close(found.time, rate[:, 0])
+    torch.testing.assert_close(found.laplacian, torch.stack(columns).sum(0))
+    torch.testing.assert_close(potential.space_gradient(x, 0.3), gradient)
+
+
+@torch.no_grad()
+def test_ot_flow_measures_what_it_regularises():
+    flow = seeded(OTFlow(2, 0, 8), 0.0)
+    flow.potential.slope.copy_(torch.tensor([0.3, -0.4, 0.5]))  # a constant velocity: |v|^2 / 2 = 0.125
+    x = torch.randn(10, 2)
+    z, logdet, transport, violation = flow._forward(x, 4)
+    torch.testing.assert_close(z, x - torch.tensor([0.3, -0.4]))
+    torch.testing.assert_close(logdet, torch.zeros(10))
+    torch.testing.assert_close(transport, torch.full((10,), 0.125))
+    torch.testing.assert_close(violation, torch.full((10,), 0.375))
+    assert float(flow.loss(x) - flow.nll(x).mean()) == pytest.approx((0.125 + 5 * 0.375) / 100, rel=1e-3)
+
+
+def test_ffjords_estimate_averages_to_the_exact_divergence():
+    velocity = seeded(MLPVelocity(2, (9, 9)))
+    x, t = torch.randn(6, 2), torch.tensor(0.4)
+    probes = [torch.tensor(signs).expand(6, 2) for signs in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))]
+    estimates = [_estimated(velocity, probe)(t, x.clone())[1] for probe in probes]
+    v, exact = _exact(velocity)(t, x)
+    assert (estimates[0] - exact).abs().max() > 1e-3
+    torch.testing.assert_close(torch.stack(estimates).mean(0), exact)
+    torch.testing.assert_close(v, velocity(x, t))
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_gradients_of_ffjord_are_those_of_its_loss(adjoint):
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(3))
+
+    def loss(shift):
+        model = seeded(FFJORD(2, 0, (6, 6), tolerance=1e-6, adjoint=adjoint).double(), 0.4)
+        bias = model.fields[0].layers[0].bias
+        with torch.no_grad():
+            bias[0] += shift
+        return model.loss(x.double()), bias
+
+    value, bias = loss(0.0)
+    value.backward()
+    slope = float(loss(1e-3)[0].detach() - loss(-1e-3)[0].detach()) / 2e-3
+    assert float(bias.grad[0]) == pytest.approx(slope, abs=1e-4)
+
+
+@pytest.mark.parametrize(("method", "rate"), [("end_to_end", 2e-2), ("ffjord", 2e-2), ("ot_flow", 2e-2), ("maf", 2e-2)])
+def test_training_finds_a_gaussian(source, method, rate):
+    problem = load(source)
+    exact = 1 + math.log(2 * math.pi) + 0.5 * math.log(1 - CORRELATION**2)
+    model = OTFlow(2, 0, 8, steps=2) if method == "ot_flow" else PEERS[method](2, 0, SMALL)
+    result = fit(model, problem, SMALL, rate, 1.5, 0, stepping_clock())
+    assert 50 < result.batches < 150
+    assert result.val_nll == pytest.approx(mean_nll(model, problem.val, model.val_level, 100), abs=1e-5)
+    assert result.val_nll == min(point.nll for point in result.curve)
+    assert mean_nll(model, problem.test, model.val_level, 100) == pytest.approx(exact, abs=0.12)
+    assert [point.batches for point in result.curve] == sorted(point.batches for point in result.curve)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_a_whole_record(source, method):
+    found = run(Job(source, method, 0, 0.8), SMALL)
+    figures = [
+        "test_nll", "test_nll_stderr", "test_nll_as_trained", "val_nll", "train_seconds", "seconds_per_batch",
+        "inversion_error_mean", "inversion_error_max", "mmd_median", "mmd_median_threshold", "sum_log_std",
+    ]  # fmt: skip
+    assert {key: found[key] for key in figures if not math.isfinite(found[key])} == {}
+    assert (found["data"], found["dim"], found["test_rows"], found["inversion_rows"]) == ("pair", 2, 400, 400)
+    assert found["parameters"] > 0
+    assert found["batches"] > 0
+    assert found["nll_converged"]
+    assert found["computed_with"]
+    assert found["train_seconds"] > 0
+    assert len(found["curve"]) >= 2
+    assert json.loads(json.dumps(finite(found))) == finite(found)
+    assert "learning_rate" in found["settings"] or method == OURS
+
+
+def test_end_to_end_has_the_blocks_of_block_wise_training(source):
+    config = dataclasses.replace(SMALL, gain_tolerance=-math.inf, movement_tolerance=0.0)
+    ours = run(Job(source, OURS, 0, 2.0), config)
+    assert ours["blocks"] == config.max_blocks
+    joint = PEERS["end_to_end"](2, 0, config)
+    assert sum(parameter.numel() for parameter in joint.parameters()) == ours["parameters"]
+
+
+def test_the_nll_is_refined_until_it_stands_still(source):
+    problem = load(source)
+    blocks = [seeded(Block(MLPVelocity(2, (16, 16)), 1), 0.7, seed) for seed in range(2)]
+    flow = JKOFlow(2, blocks)
+    found = evaluate(BlockFlow(flow, 1), problem)
+    expected = step_converged_nll(flow, problem.test, 1)
+    assert expected.num_steps > 2
+    assert found["computed_with"] == f"{expected.num_steps} steps per block"
+    assert found["test_nll"] == pytest.approx(expected.nll, abs=1e-5)
+    assert found["test_nll_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
+    assert abs(found["test_nll"] - found["test_nll_as_trained"]) > 1e-3
+    short = BlockFlow(flow, 256)
+    assert (short.levels, evaluate(short, problem)["nll_converged"]) == (1, True)
+
+
+class Moody(Model):
+    """A model that breaks at one of its losses."""
+
+    def __init__(self, breaks):
+        super().__init__()
+        self.shift, self.breaks, self.calls = torch.nn.Parameter(torch.zeros(2)), breaks, 0
+
+    def loss(self, x):
+        self.calls += 1
+        if self.calls == 7:
+            return self.breaks(self.shift)
+        return self.nll(x).mean()
+
+    def encode(self, x, level=0):
+        return x - self.shift, x.new_zeros(len(x))
+
+
+def give_up(shift):
+    raise SolverError("dt is too small")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [(give_up, "dt is too small"), (lambda shift: (shift * math.nan).sum(), "a gradient was not finite")],
+)
+def test_training_goes_back_when_something_breaks(source, breaks, reason):
+    result = fit(Moody(breaks), load(source), SMALL, 1e-2, 1.0, 0, stepping_clock())
+    assert result.events == [f"batch 6: {reason}"]
+    assert result.batches > 20
+    assert math.isfinite(result.val_nll)
+
+
+def test_the_guard_takes_twice_the_steps(source):
+    problem = load(source)
+    model = PEERS["end_to_end"](2, 0, dataclasses.replace(SMALL, num_steps=1))
+    seeded(model, 0.8)
+    result = fit(model, problem, SMALL, 1e-4, 1.0, 0, stepping_clock())
+    assert model.num_steps > 1
+    assert "trains with twice the steps now" in result.events[0]
+    fine = PEERS["end_to_end"](2, 0, dataclasses.replace(SMALL, num_steps=8))
+    assert fit(fine, problem, SMALL, 1e-3, 0.5, 0, stepping_clock()).events == []
+
+
+def test_the_history_as_a_curve():
+    history = [
+        {"event": "validation", "iteration": 0, "nll": 2.0},
+        {"event": "iteration", "iteration": 0, "seconds": 0.5},
+        {"event": "validation", "iteration": 10, "nll": 1.5},
+        {"event": "block", "iterations": 20, "seconds": 1.0, "val_nll": 1.4},
+        {"event": "validation", "iteration": 0, "nll": 1.4},
+        {"event": "iteration", "iteration": 5, "seconds": 1.3},
+        {"event": "guard", "block": 1, "iteration": 5},
+        {"event": "validation", "iteration": 5, "nll": 1.3},
+        {"event": "block", "iterations": 8, "seconds": 0.5, "val_nll": 1.2},
+    ]
+    assert curve(history) == [
+        Point(0.0, 0, 2.0), Point(0.5, 10, 1.5), Point(1.0, 20, 1.4), Point(1.0, 20, 1.4), Point(1.3, 25, 1.3),
+        Point(1.5, 28, 1.2),
+    ]  # fmt: skip
+
+
+def test_thinning_keeps_the_ends():
+    points = [Point(float(i), i, 0.0) for i in range(100)]
+    assert len(thinned(points, 40)) == 40
+    assert [thinned(points, 40)[i] for i in (0, -1)] == [points[0], points[-1]]
+    assert thinned(points[:5], 40) == points[:5]
+
+
+def test_unknown_methods_are_named(source):
+    with pytest.raises(ValueError, match="jkoflow, end_to_end, ffjord, ot_flow, maf, nsf, got 'glow'"):
+        train("glow", load(source), {}, 1.0, 0, SMALL)
+
+
+def test_settings_fit_their_methods():
+    for method in METHODS:
+        chosen = settings.of(method, "no such data")
+        assert ("learning_rate" in chosen) == (method != OURS)
+        if method != OURS:
+            chosen.pop("learning_rate")
+            PEERS[method](3, 0, SMALL, **chosen)
+            assert settings.candidates(method)
+    for method, entries in settings.rates().items():
+        for data, entry in entries.items():
+            assert entry["learning_rate"] == tune.best_rate(entry["val_nll"])
+            assert settings.of(method, data)["learning_rate"] == entry["learning_rate"]
+
+
+def test_the_best_rate_is_that_of_the_smallest_nll():
+    assert tune.best_rate({"0.1": None, "0.01": 1.5, "0.001": 1.2}) == 0.001
+
+
+def test_the_first_seed_of_everything_comes_first():
+    order = [(job.seed, job.source, job.method) for job in driver.jobs(["a", "b"], ["maf", "nsf"], 2, 1.0, 1)]
+    assert order[:4] == [(0, "a", "maf"), (0, "a", "nsf"), (0, "b", "maf"), (0, "b", "nsf")]
+    assert [seed for seed, _, _ in order] == [0] * 4 + [1] * 4
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 5, 6, 7})
+    assert driver._core_groups(2, 2) == [{4, 5}, {6, 7}]
+    assert driver._core_groups(1, 2) == [None]
+    with pytest.raises(ValueError, match="3 jobs of 2 threads need 6 cores, there are 4"):
+        driver._core_groups(3, 2)
+
+
+def test_the_driver_runs_what_is_missing_and_the_table_shows_it(source, tmp_path, capsys):
+    arguments = ["run", source, "--methods", "maf", "--seeds", "1", "--budget", "0.3", "--out", str(tmp_path / "out")]
+    main(arguments)
+    output = capsys.readouterr().out
+    assert "1/1 pair maf seed 0: NLL" in output
+    path = tmp_path / "out/pair-maf-0.json"
+    before = path.read_bytes()
+    main(arguments)
+    assert "1 of 1 runs are there already" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match=r"was run with budget and threads \(0.3, 1\), not \(9.0, 1\)"):
+        main([*arguments[:-3], "9", *arguments[-2:]])
+    main(["table", str(tmp_path / "out"), "--print"])
+    assert "### pair" in (table := capsys.readouterr().out)
+    assert "MAF (zuko)" in table
+    record.write(record.collect(tmp_path / "out"), tmp_path / "all.json")
+    assert markdown(record.read(tmp_path / "all.json")) == table
+
+
+def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('no such file')")
+    monkeypatch.setattr(driver, "SCRIPT", script)
+    with pytest.raises(SystemExit, match="nothing maf seed 0: no such file"):
+        main(["run", "nothing.npz", "--methods", "maf", "--seeds", "1", "--out", str(tmp_path / "out")])
+    assert "1/1 nothing maf seed 0: no such file" in capsys.readouterr().out
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_means_and_spreads():
+    assert spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
+    assert spread([0.5], ".1f", 2.0) == "1.0"
+    assert spread([1.0, None]) == "not finite in 1 of 2"
+
+
+def test_the_page_holds_the_record():
+    results = record.read(page.RECORD)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.generated(results) in text
+    assert page.replaced(text, results) == text
+    assert page.RECORD.stat().st_size < 500_000
+    for path in page.FIGURES.values():
+        assert path.is_file()
+    with pytest.raises(ValueError, match="must have the lines"):
+        page.replaced("nothing", results)
+
+
+def test_figures_have_a_panel_for_every_data_set():
+    from fixed_budget.figures import curves
+
+    results = record.read(page.RECORD)
+    names = list(dict.fromkeys(entry["data"] for entry in results["runs"]))
+    for against in ("seconds", "batches"):
+        figure = curves(results, against)
+        assert [ax.get_title(loc="left") for ax in figure.axes] == names

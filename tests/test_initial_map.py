@@ -1,0 +1,229 @@
+"""Splines and the maps that are fitted before the first block."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from jkoflow import JKOFlow, metrics
+from jkoflow.data import split_rows
+from jkoflow.initial_map import RECIPES, InitialMap, Marginals, Radial, Whiten
+from jkoflow.spline import MonotoneSpline
+from jkoflow.training import TrainConfig, train
+from jkoflow.training.initial import CANDIDATES
+
+TINY = TrainConfig(hidden=(16,), max_blocks=2, iterations_per_block=40, batch_size=200, num_steps=2)
+
+
+def autograd_logdet(apply, x):
+    """Log abs det of the Jacobian of a map of rows, row by row."""
+    rows = [torch.autograd.functional.jacobian(lambda r: apply(r[None])[0][0], row) for row in x]
+    return torch.stack([torch.linalg.slogdet(jacobian)[1] for jacobian in rows])
+
+
+def skewed(rows=4000, dim=3, dtype=torch.float64):
+    """Correlated columns, each bent."""
+    torch.manual_seed(3)
+    normal = torch.randn(rows, dim, dtype=dtype)
+    mixed = normal + 0.8 * normal.roll(1, 1)
+    return torch.stack([mixed[:, 0].exp(), mixed[:, 1] ** 3, mixed[:, 2] * (1 + mixed[:, 2].abs())], 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ splines
+
+
+def spline():
+    x = torch.tensor([[-2.0, -1.0, 0.5, 3.0], [0.0, 1e-3, 1.0, 1.5]], dtype=torch.float64)
+    y = torch.tensor([[-3.0, 0.0, 0.1, 4.0], [-1.0, 0.0, 0.2, 9.0]], dtype=torch.float64)
+    return MonotoneSpline(x, y)
+
+
+def test_a_spline_goes_through_its_knots_and_rises_everywhere():
+    s = spline()
+    assert torch.allclose(s(s.x.T)[0], s.y.T, atol=1e-12)
+    x = torch.linspace(-5, 5, 4001, dtype=torch.float64)[:, None].expand(-1, 2)
+    y, log_derivative = s(x)
+    assert bool((y.diff(dim=0) > 0).all())
+    inside = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(s(inside)[0].sum(), inside)
+    assert torch.allclose(gradient.log(), log_derivative, atol=1e-9)
+
+
+def test_a_spline_is_a_line_beyond_its_outer_knots():
+    s = spline()
+    for offset, end in ((-7.0, 0), (7.0, -1)):
+        far = s.x[:, end] + offset
+        y, log_derivative = s(far[None])
+        assert torch.allclose(y[0], s.y[:, end] + offset * s.slope[:, end])
+        assert torch.allclose(log_derivative[0], s.slope[:, end].log())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_splines_inverse_undoes_it(dtype, tolerance):
+    s = spline().to(dtype)
+    x = torch.linspace(-6, 6, 1001, dtype=dtype)[:, None].expand(-1, 2)
+    y, log_derivative = s(x)
+    back, inverse_log_derivative = s.inverse(y)
+    assert torch.allclose(back, x, atol=tolerance, rtol=tolerance)
+    if dtype == torch.float64:
+        assert torch.allclose(inverse_log_derivative, -log_derivative, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([[0.0, 1.0]], [[0.0]]), ([[0.0]], [[0.0]]), ([[0.0, 0.0]], [[0.0, 1.0]]), ([[0.0, 1.0]], [[1.0, 0.0]])],
+)
+def test_bad_knots_are_refused(x, y):
+    with pytest.raises(ValueError, match="knots"):
+        MonotoneSpline(torch.tensor(x), torch.tensor(y))
+
+
+# -------------------------------------------------------------------------------------------------------------- maps
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_logdet_is_that_of_the_jacobian_and_the_inverse_undoes_the_map(recipe):
+    rows = skewed()
+    initial_map = InitialMap.fit(rows, recipe)
+    assert initial_map.recipe == recipe
+    x = torch.cat([rows[:20], 3 * rows[20:25]])  # beyond the outer knots, too
+    y, logdet = initial_map(x)
+    assert torch.allclose(logdet, autograd_logdet(initial_map, x), atol=1e-8)
+    back, inverse_logdet = initial_map.inverse(y)
+    assert torch.allclose(back, x, atol=1e-9, rtol=1e-9)
+    assert torch.allclose(inverse_logdet, -logdet, atol=1e-8)
+
+
+def test_marginals_make_every_column_gaussian():
+    y, _ = Marginals.fit(skewed())(skewed())
+    for column in y.T:
+        levels = torch.special.ndtr(column.sort().values)
+        assert float((levels - torch.linspace(0, 1, len(column), dtype=torch.float64)).abs().max()) < 0.03
+
+
+def test_whitening_makes_the_covariance_one():
+    y, _ = Whiten.fit(skewed())(skewed())
+    assert torch.allclose(torch.cov(y.T), torch.eye(3, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(y.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-9)
+
+
+def test_a_radial_map_makes_a_student_distribution_gaussian():
+    torch.manual_seed(0)
+    dim, freedom = 5, 3
+    normal = torch.randn(20000, dim, dtype=torch.float64)
+    chi = torch.distributions.Chi2(torch.tensor(float(freedom), dtype=torch.float64)).sample((len(normal), 1))
+    rows = normal / (chi / freedom).sqrt()
+    y, logdet = Radial.fit(rows)(rows)
+    nll = float((0.5 * y.square().sum(1) - logdet).mean()) + 0.5 * dim * math.log(2 * math.pi)
+    entropy = float(
+        -(
+            math.lgamma((freedom + dim) / 2)
+            - math.lgamma(freedom / 2)
+            - 0.5 * dim * math.log(freedom * math.pi)
+            - 0.5 * (freedom + dim) * torch.log1p(rows.square().sum(1) / freedom)
+        ).mean()
+    )
+    assert nll == pytest.approx(entropy, abs=0.02)
+    assert nll < float((0.5 * rows.square().sum(1)).mean()) + 0.5 * dim * math.log(2 * math.pi) - 1
+
+
+def test_repeated_values_and_few_rows_are_no_trouble():
+    rows = torch.randn(60, 2).round()
+    rows[:, 1] = rows[:, 1].clamp(max=0)
+    initial_map = InitialMap.fit(rows, "marginals+whiten+radial")
+    y, logdet = initial_map(rows)
+    assert bool(torch.isfinite(y).all() and torch.isfinite(logdet).all())
+    assert torch.allclose(initial_map.inverse(y)[0], rows, atol=1e-3)
+
+
+def test_columns_that_depend_on_each_other_stay_finite():
+    rows = torch.randn(1000, 2)
+    rows = torch.cat([rows, rows.sum(1, keepdim=True)], 1)
+    initial_map = InitialMap.fit(rows, "whiten")
+    y, _ = initial_map(rows)
+    assert bool(torch.isfinite(y).all())
+    assert torch.allclose(initial_map.inverse(y)[0], rows, atol=1e-3)
+
+
+def test_the_centre_has_a_finite_image():
+    initial_map = InitialMap.fit(torch.randn(1000, 2), "whiten+radial")
+    y, logdet = initial_map(initial_map.inverse(torch.zeros(1, 2))[0])
+    assert bool(torch.isfinite(y).all() and torch.isfinite(logdet).all())
+
+
+def test_an_unknown_recipe_is_named():
+    with pytest.raises(ValueError, match=r"none, whiten, .* got 'whitening'"):
+        InitialMap.fit(torch.randn(100, 2), "whitening")
+    with pytest.raises(ValueError, match=r"auto or one of none, .* got 'whitening'"):
+        TrainConfig(initial_map="whitening")
+
+
+# ------------------------------------------------------------------------------------------------- flows and training
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_flow_with_an_initial_map_is_a_density_that_survives_its_file(recipe, tmp_path):
+    rows = skewed(2000, 3, torch.float32)
+    config = dataclasses.replace(TINY, initial_map=recipe)
+    flow = train(rows, config, run_dir=tmp_path / "run")
+    assert flow.initial_map.recipe == recipe
+    x = rows[:50]
+    z, logdet = flow.double()(x.double())
+    assert torch.allclose(logdet, autograd_logdet(lambda r: flow(r, num_steps=60), x.double()), atol=1e-4)
+    assert torch.allclose(flow.inverse(z, exact=True)[0], x.double(), rtol=1e-8, atol=1e-8)
+    loaded = JKOFlow.load(tmp_path / "run")
+    assert torch.equal(loaded.log_prob(x), flow.float().log_prob(x))
+    assert torch.equal(
+        loaded.sample(5, generator=torch.Generator().manual_seed(0)),
+        flow.sample(5, generator=torch.Generator().manual_seed(0)),
+    )
+
+
+def test_samples_alone_are_those_with_densities():
+    flow = train(skewed(2000, 3, torch.float32), TINY)
+    alone = flow.sample(200, generator=torch.Generator().manual_seed(0))
+    both, log_prob = flow.sample_and_log_prob(200, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(alone, both, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(log_prob, flow.log_prob(both), atol=0.05)
+
+
+class Messages(list):
+    """Progress that keeps what it is told."""
+
+    def message(self, text):
+        self.append(text)
+
+    def __getattr__(self, name):
+        return lambda *news: None
+
+
+def test_trials_choose_the_map_with_the_best_validation_nll(tmp_path):
+    import json
+
+    messages = Messages()
+    flow = train(skewed(2000, 3, torch.float32), TINY, run_dir=tmp_path, progress=messages)
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    trials = {trial["recipe"]: trial["val_nll"] for trial in results["initial_map_trials"]}
+    assert tuple(trials) == CANDIDATES
+    assert min(trials, key=lambda recipe: trials[recipe]) == results["initial_map"] == flow.initial_map.recipe
+    assert flow.initial_map.recipe == "marginals+whiten"  # how these rows were made
+    assert any(message.startswith("initial map: marginals+whiten") for message in messages)
+
+
+def test_trials_leave_no_trace_in_the_training(tmp_path):
+    """The chosen recipe asked for by name gives the same flow."""
+    rows = skewed(2000, 3, torch.float32)
+    chosen = train(rows, TINY)
+    named = train(rows, dataclasses.replace(TINY, initial_map=chosen.initial_map.recipe))
+    assert torch.equal(chosen.log_prob(rows), named.log_prob(rows))
+
+
+def test_the_first_nll_is_that_of_the_map():
+    rows = split_rows(skewed(3000, 3, torch.float32))
+    flow = train(rows, dataclasses.replace(TINY, initial_map="whiten", max_blocks=1))
+    start = metrics.mean_nll(flow.with_blocks([]), rows.val)[0]
+    assert start > metrics.mean_nll(flow, rows.val)[0]
+    y, logdet = flow.enter(rows.val)
+    by_hand = 0.5 * y.square().sum(1).mean() + 1.5 * math.log(2 * math.pi) - logdet.mean()
+    assert start == pytest.approx(float(by_hand), abs=1e-5)
