@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize instructions lint format bench package clean
+.PHONY: help demo test sanitize portable instructions lint format bench package clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -52,6 +52,16 @@ sanitize: $(VENV)/created  ## the C++ core under AddressSanitizer, UndefinedBeha
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
+
+# aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
+PORTABLE_TOOLS := clang++ aarch64-linux-gnu-g++ qemu-aarch64
+portable: $(VENV)/created  ## the C++ core with Clang, and on aarch64 in an emulator (Debian's cross compiler and qemu)
+	@for tool in $(PORTABLE_TOOLS); do command -v $$tool >/dev/null || { echo "make portable needs $$tool:" \
+	  "apt-get install clang libomp-dev g++-aarch64-linux-gnu qemu-user (Debian, Ubuntu)"; exit 1; }; done
+	$(call native,build/portable-clang,-DCMAKE_CXX_COMPILER=clang++ -DJKOFLOW_WERROR=ON)
+	$(call native,build/portable-aarch64,-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DJKOFLOW_WERROR=ON)
+	$(BIN)/ctest --test-dir build/portable-clang --output-on-failure --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/portable-aarch64 --output-on-failure --parallel $(JOBS)
 
 instructions: $(VENV)/created  ## count the CPU kernels' instructions and compare them with the recorded ones (valgrind)
 	$(call native,build/instructions,-DJKOFLOW_WIDE_ISAS=avx2)

@@ -9,28 +9,34 @@ The stages, each with a time limit; one that fails is recorded, and the next one
     racecheck  compute-sanitizer on small cases: shared memory
     benchmark  benchmarks/gpu.py
 
-OUTDIR/report.json is written anew after every stage: device, driver, commit, versions, and of every stage its result,
-seconds and the end of its output; benchmark.json holds the figures, log.txt all output. A table comes last.
+OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
+of every stage its result, seconds and the end of its output; benchmark.json holds the figures and is written after
+every measurement; log.txt takes all output as it comes. A table comes last. A stage whose time is up is interrupted, so
+that it can say what it has, and then killed.
 
-It needs python3 (3.11 or newer) with torch for CUDA, numpy, safetensors, pytest and pybind11, and cmake, ninja, nvcc;
-wheels of what is missing may lie in the folder that the environment variable WHEELS names. It writes to OUTDIR and
-below build/ only, and leaves the settings of the GPU alone.
+It needs python3 (3.11 or newer) with torch for CUDA, numpy, safetensors, pytest and pybind11, and cmake, ninja, nvcc,
+on PATH, beside python3 or in CUDA_HOME; wheels of what is missing may lie in the folder that the environment variable
+WHEELS names, and COMMIT names the commit where there is no repository. It writes to OUTDIR and below build/ only, and
+leaves the settings of the GPU alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -47,6 +53,8 @@ TAIL = 6000
 """Characters of a stage's output that the report keeps."""
 RESERVE = 15
 """Seconds that are kept for the end."""
+GRACE = 10
+"""Seconds of a command's time that are for ending after an interrupt."""
 
 
 @dataclass
@@ -67,46 +75,71 @@ def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
     started = time.monotonic()
     entry: dict[str, Any] = {"result": "passed", "limit": round(limit, 1)}
     output = ""
-    with log.open("a", encoding="utf-8") as file:
-        for command in stage.commands:
+    for command in stage.commands:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"\n==== {stage.name}: {' '.join(command)}\n")
-            file.flush()
-            left = limit - (time.monotonic() - started)
-            code, text = _run(command, left, stage.environment)
-            output += text
-            file.write(text)
-            if code != 0:
-                entry["result"] = "timed out" if code is None else "failed"
-                entry["status"], entry["command"] = code, command
-                break
+        code, text = _run(command, limit - (time.monotonic() - started), stage.environment, log)
+        output += text
+        if code != 0:
+            entry["result"] = "timed out" if code is None else "failed"
+            entry["status"], entry["command"] = code, command
+            break
     return entry | {"seconds": round(time.monotonic() - started, 1), "output_end": output[-TAIL:]}
 
 
-def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[int | None, str]:
-    """Status (None if the time was up) and output of a command; nothing that it started outlives it."""
+def _run(
+    command: list[str], seconds: float, environment: dict[str, str], log: Path | None = None
+) -> tuple[int | None, str]:
+    """Status (None if the time was up) and output of a command, which goes to the log, too.
+
+    The output goes through a file: a pipe would have to be read to its end, which never comes if a process in a session
+    of its own holds it.
+    """
     if seconds <= 0:
         return None, "no time left\n"
+    with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
+        begin = output.seek(0, os.SEEK_END)
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return 127, f"{command[0]} cannot be started: {error}\n"
+        code = _wait(process, seconds)
+        output.seek(begin)
+        text = output.read().decode(errors="replace")
+    return code, text if code is not None else text + f"\nstopped after {seconds:.0f} s\n"
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """A command's status, or None if its time was up; what is left of its process group is killed."""
+    grace = min(GRACE, seconds / 4)
+    code = None
     try:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        return 127, f"{command[0]} cannot be started: {error}\n"
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        return process.returncode, output
+        code = process.wait(seconds - grace)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)  # pytest then reports its failures so far
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return None, output + f"\nkilled after {seconds:.0f} s\n"
+    with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in the driver cannot be killed
+        process.wait(5)
+    return code
+
+
+def extend_path() -> None:
+    """Adds folders where tools often are to the end of PATH: beside this Python, of CUDA, of the driver."""
+    cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    driver = Path("/usr/local/nvidia/bin")
+    for folder in (Path(sys.executable).parent, cuda / "bin", cuda / "compute-sanitizer", driver):
+        os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{folder}"
 
 
 def describe_machine() -> dict[str, Any]:
@@ -150,15 +183,22 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     """The stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
-    imports = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "JKOFLOW_REQUIRE_GPU": "1"}
+    imports = {
+        "PYTHONPATH": str(SITE),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "JKOFLOW_REQUIRE_GPU": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the machine's plugins are no part of the check
+    }
     # Every allocation its own, so that an access beyond it is seen.
     watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
     sanitizer += ["--kernel-name", "kns=jkoflow"]
-    small = [*python, "scripts/gpu_small.py"]
+    small = [*python, "scripts/gpu_small.py", "--seconds", "50"]
     cmake = [
         *("cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DJKOFLOW_CUDA=ON", "-DCMAKE_BUILD_TYPE=Release"),
         *(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real", f"-DPython_EXECUTABLE={sys.executable}"),
+        "-DCMAKE_CUDA_FLAGS=-lineinfo",  # for compute-sanitizer; the code stays the same
     ]
     layout = str(BUILD / "mma_layout")
     return [
@@ -242,7 +282,8 @@ def check(
     gpu = report["machine"]["gpu"]
     if gpu is None:
         report["problem"] = "nvidia-smi finds no GPU: " + report["machine"]["gpu_problem"]
-        _write(report, outdir)
+    _write(report, outdir)
+    if gpu is None:
         return report
     for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments):
         lacking = [
@@ -303,7 +344,9 @@ def table(report: dict[str, Any]) -> str:
     if "problem" in report:
         lines.append(report["problem"])
     for name, entry in report["stages"].items():
-        what = entry.get("reason") or _last_line(entry.get("output_end", ""))
+        output = entry.get("output_end", "")
+        cases = re.findall(r"^\d+ of \d+ cases$", output, re.MULTILINE)  # of gpu_small.py; the tool has the last line
+        what = entry.get("reason") or ", ".join([*cases, _last_line(output)])
         lines.append(f"{name:<10} {entry['result']:<10} {entry['seconds']:7.1f} s  {what[:100]}")
     for line in (report.get("benchmark") or {}).get("summary", []):
         lines.append(line)
@@ -328,6 +371,7 @@ def main() -> int:
         return 0
     if arguments.outdir is None:
         parser.error("OUTDIR is needed")
+    extend_path()
     chosen = arguments.stages.split(",") if arguments.stages else None
     report = check(
         arguments.outdir.resolve(), 60 * arguments.minutes, chosen, shlex.split(arguments.benchmark_arguments)

@@ -1,12 +1,15 @@
 """Every kernel of the GPU once, on few rows: what compute-sanitizer watches, since it slows kernels down by far.
 
-compute-sanitizer --tool memcheck python scripts/gpu_small.py [--fewer]
+compute-sanitizer --tool memcheck python scripts/gpu_small.py [--fewer] [--seconds 50]
+
+With --seconds no case is started after that time. Every kernel in its first precision comes before the next precision.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
+import time
 from typing import Any
 
 import torch
@@ -45,17 +48,24 @@ def run(hidden: tuple[int, ...], precision: str, divergence: str, batch: int) ->
 
 def main() -> None:
     """Runs the cases, fewer of them if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fewer", action="store_true", help="leave out what differs least from other cases")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to start no more case")
+    arguments = parser.parse_args()
     if (reason := cuda.missing()) is not None:
         raise SystemExit(f"no CUDA kernels here: {reason}")
-    fewer = "--fewer" in sys.argv[1:]
-    cases = 0
-    for hidden, precision in itertools.product(WIDTHS, ("fp32", "tf32x3", "tf32")):
-        for divergence in ("exact", "hutchinson", "none"):
-            if fewer and (divergence == "none" or (precision, divergence) == ("tf32", "hutchinson")):
-                continue
-            run(hidden, precision, divergence, BATCH)
-            cases += 1
-    print(f"{cases} cases", flush=True)
+    cases = list(itertools.product(("tf32x3", "fp32", "tf32"), ("exact", "hutchinson", "none"), WIDTHS))
+    if arguments.fewer:
+        cases = [c for c in cases if c[1] != "none" and c[:2] != ("tf32", "hutchinson")]
+    started = time.monotonic()
+    done = 0
+    for precision, divergence, hidden in cases:
+        if time.monotonic() - started > arguments.seconds:
+            break
+        run(hidden, precision, divergence, BATCH)
+        done += 1
+        print(f"{precision}, {divergence}, {hidden}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{done} of {len(cases)} cases", flush=True)
 
 
 if __name__ == "__main__":

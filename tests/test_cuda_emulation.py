@@ -165,6 +165,22 @@ def test_a_tensor_core_that_truncates_its_sums(emulation, monkeypatch):
     check(emulation, monkeypatch, {"dim": 6, "hidden": (128, 128)}, 20, "backward", "tf32x3", num_steps=1)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
+def test_functions_that_err_as_much_as_those_of_a_gpu(emulation, monkeypatch, activation):
+    velocity, x = random_velocity(3, (40, 33), dtype=torch.float32, activation=activation), torch.randn(20, 3)
+    ends = []
+    for approximate in (True, False):
+        emulation.set(approximate=approximate)
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "_C", EmulatedKernels(emulation, "fp32"))
+            ends.append(integrate(velocity, x, backend="cpu").x)
+    assert not torch.equal(*ends)  # they do err
+    emulation.set(approximate=True)
+    for hidden in ((30,), (64, 50), (10, 20, 30)):
+        network = {"dim": 3, "hidden": hidden, "activation": activation}
+        check(emulation, monkeypatch, network, 20, "loss", "fp32", method="heun", num_steps=2)
+
+
 @pytest.mark.parametrize("hidden", [(128, 128), (128, 128, 128)])
 @pytest.mark.parametrize("dim", [3, 100])
 def test_what_does_not_fit_into_shared_memory_goes_elsewhere(emulation, monkeypatch, hidden, dim):
@@ -172,6 +188,33 @@ def test_what_does_not_fit_into_shared_memory_goes_elsewhere(emulation, monkeypa
     for task in ("forward", "backward", "loss"):
         options = {"method": "heun", "num_steps": 1, "divergence": "hutchinson" if len(hidden) == 3 else "exact"}
         check(emulation, monkeypatch, {"dim": dim, "hidden": hidden, "linear": True}, 20, task, "fp32", **options)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "fp32"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_long_inputs_take_the_kernel_that_carries_fewer_samples(emulation, monkeypatch, divergence, precision):
+    """Beside 128 units, 128 features with time fit into the shared memory of some GPUs but not of all."""
+    bytes_needed = []
+    for shared_bytes in (99 * 1024, 227 * 1024):
+        emulation.configure(multiprocessors=2, shared_bytes=shared_bytes)
+        options = {"divergence": divergence, "method": "euler", "num_steps": 2}
+        for task in ("backward", "loss"):
+            check(emulation, monkeypatch, {"dim": 128, "hidden": (100, 36)}, 9, task, precision, **options)
+        problem = problem_of(dim=128, hidden=[100, 36], time=True, divergence=getattr(native._C.Divergence, divergence))
+        task = "backward" if divergence == "exact" else "forward"
+        bytes_needed.append(getattr(emulation, f"{task}_bytes")(problem, getattr(emulation.Precision, precision)))
+    assert bytes_needed[0] > 2 * bytes_needed[1]  # of other kernels: 256 units instead of 128
+
+
+def test_all_sizes_up_to_the_limits_are_covered(emulation):
+    for width in (1, 64, 65, 128, 129, 256):
+        for layers in (1, 2, 3):
+            for divergence in ("none", "exact", "hutchinson"):
+                kind = getattr(native._C.Divergence, divergence)
+                for dim in range(1, 129):
+                    problem = problem_of(dim=dim, hidden=[width] * layers, time=True, divergence=kind)
+                    for precision in PRECISIONS:
+                        assert emulation.unsupported(problem, getattr(emulation.Precision, precision)) == ""
 
 
 def test_gradients_do_not_depend_on_the_run(emulation, monkeypatch):

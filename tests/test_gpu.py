@@ -28,8 +28,9 @@ pytestmark = [
 
 PRECISIONS = ["fp32", "tf32x3", "tf32"]
 ACCURATE = ["fp32", "tf32x3"]
-FLOOR = {"fp32": 4e-7, "tf32x3": 1e-5, "tf32": 1e-2}
-"""Error that is always allowed, relative to the largest entry: a few roundings of the products."""
+FLOOR = {"fp32": 2e-6, "tf32x3": 1e-5, "tf32": 1e-2}
+"""Error that is always allowed, relative to the largest entry: a few roundings of the products, and what the kernels'
+activations err, up to 3e-7 each where PyTorch's round correctly."""
 
 NETWORKS = {
     "one layer": {"dim": 3, "hidden": (20,)},
@@ -171,8 +172,7 @@ def test_batches(batch, hidden, precision):
 @pytest.mark.parametrize("precision", ACCURATE)
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 9, 17, 32, 33, 63, 64, 65, 127, 128])
 def test_dimensions(dim, precision):
-    # beside 128 units, shared memory has room for 126 features
-    for hidden in ((50,), (100, 36) if dim < 127 else (60, 36)):
+    for hidden in ((50,), (100, 36)):
         assert_parity({"dim": dim, "hidden": hidden, "activation": "silu"}, 97, precision)
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +46,7 @@ def python(code):
 
 def test_every_stage_is_recorded_whatever_the_others_do(gpu_check, fake_gpu, tmp_path, monkeypatch, capsys):
     hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    summary = "print('5 of 63 cases'); print('==== ERROR SUMMARY: 0 errors')"
     made = [
         gpu_check.Stage("build", [python("print('built')"), python("print('linked')")], 60),
         gpu_check.Stage("layout", [python("import sys; print('row 3 is wrong'); sys.exit(4)")], 60),
@@ -51,6 +54,7 @@ def test_every_stage_is_recorded_whatever_the_others_do(gpu_check, fake_gpu, tmp
         gpu_check.Stage("memcheck", [["no-such-program"]], 60, ("build",)),
         gpu_check.Stage("racecheck", [python(hang), python("print('never')")], 5, ("build",)),
         gpu_check.Stage("follows", [python("print('never')")], 60, ("layout",)),
+        gpu_check.Stage("sanitizer", [python(summary)], 60),
     ]
     monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
     started = time.monotonic()
@@ -64,6 +68,7 @@ def test_every_stage_is_recorded_whatever_the_others_do(gpu_check, fake_gpu, tmp
         "memcheck": "failed",
         "racecheck": "timed out",
         "follows": "not run",
+        "sanitizer": "passed",
     }
     assert report["stages"]["layout"]["status"] == 4
     assert "row 3 is wrong" in report["stages"]["layout"]["output_end"]
@@ -79,14 +84,70 @@ def test_every_stage_is_recorded_whatever_the_others_do(gpu_check, fake_gpu, tmp
     table = gpu_check.table(report)
     for text in ("NVIDIA Test GPU", "tests      passed", "12 passed", "layout     failed", "row 3 is wrong"):
         assert text in table
+    assert "5 of 63 cases, ==== ERROR SUMMARY: 0 errors" in table
 
 
 def test_the_report_is_there_before_the_end(gpu_check, fake_gpu, tmp_path, monkeypatch):
     out = tmp_path / "out"
     look = f"import json; print(sorted(json.load(open({str(out / 'report.json')!r}))['stages']))"
-    made = [gpu_check.Stage("build", [python("pass")], 60), gpu_check.Stage("tests", [python(look)], 60)]
+    made = [gpu_check.Stage("build", [python(look)], 60), gpu_check.Stage("tests", [python(look)], 60)]
     monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
-    assert gpu_check.check(out, 300, None)["stages"]["tests"]["output_end"] == "['build']\n"
+    stages = gpu_check.check(out, 300, None)["stages"]
+    assert [stages[name]["output_end"] for name in ("build", "tests")] == ["[]\n", "['build']\n"]
+
+
+def test_what_is_interrupted_says_what_it_has(gpu_check):
+    late = (
+        "import time\nprint('begun', flush=True)\n"
+        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('3 failed so far')"
+    )
+    with subprocess.Popen(python(late), stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == b"begun\n"
+        assert gpu_check._wait(process, 6) is None
+        assert process.stdout.read() == b"3 failed so far\n"
+
+
+def test_a_process_that_left_its_group_holds_nothing_up(gpu_check):
+    """It keeps the output open, which nobody may wait for."""
+    detached = (
+        "import subprocess, sys; "
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+        "print(child.pid)"
+    )
+    started = time.monotonic()
+    code, text = gpu_check._run(python(detached), 300, {})
+    os.kill(int(text), signal.SIGKILL)
+    assert code == 0
+    assert time.monotonic() - started < 200
+
+
+def test_tools_are_also_found_beside_python_and_in_cuda_home(gpu_check, tmp_path, monkeypatch):
+    tool = tmp_path / "cuda" / "bin" / "jkoflow-test-nvcc"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # restored afterwards
+    assert shutil.which(tool.name) is None
+    gpu_check.extend_path()
+    assert shutil.which(tool.name) == str(tool)
+    assert str(Path(sys.executable).parent) in os.environ["PATH"].split(os.pathsep)
+
+
+def test_what_compute_sanitizer_watches_ends_in_time_and_has_every_kernel_first(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("gpu_small", SCRIPTS / "gpu_small.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ran = []
+    monkeypatch.setattr(module, "run", lambda *case: ran.append(case))
+    monkeypatch.setattr(module.cuda, "missing", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_small.py"])
+    module.main()
+    assert len(set(ran)) == len(ran) == 63
+    assert {hidden for hidden, *_ in ran[: len(module.WIDTHS)]} == set(module.WIDTHS)
+    monkeypatch.setattr(sys, "argv", ["gpu_small.py", "--fewer", "--seconds", "-1"])
+    module.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 35 cases"
 
 
 def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):

@@ -189,6 +189,11 @@ struct Backward {
     }
   }
 
+  JKOFLOW_DEVICE void put_all(const float (&v)[NT][4], float* panel) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) b.put(panel, n, v[n]);
+  }
+
   // The stage's input again, and the cotangent of its velocity: dt b_s x_bar + sum_j dt a_js (input_bar of stage j).
   JKOFLOW_DEVICE void set_stage(int step, int stage, int kept_step) {
     const float *x_bar = b.at(p.layout.x_bar), *input = record(kept_step, stage);
@@ -327,11 +332,7 @@ struct Backward {
     b.first_layer(z, nullptr);
     if (p.layers == 1) {
       const float low = p.exact ? p.packed.coupling[b.row] : 0.0f, high = p.exact ? p.packed.coupling[b.row + 8] : 0.0f;
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        q[n][0] = q[n][1] = low;
-        q[n][2] = q[n][3] = high;
-      }
+      B::set_units(q, low, high);
       top_adjoint(z, q, kFirst);
       add_samples(q, coupling_sums);
       first_layer_adjoint(z, b.panel(kFirst), stage);
@@ -350,10 +351,7 @@ struct Backward {
     B::clear(q);
     if (p.exact) b.multiply_hidden(p.packed.coupling, b.panel(kSlopes), q);
     top_adjoint(z, q, kTop);
-    if (p.exact) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) b.put(b.panel(kCoupled), n, q[n]);
-    }
+    if (p.exact) put_all(q, b.panel(kCoupled));
     add_samples(z, bias_sums[0]);
     sync_left();
     add_hidden(0, left(z, b.panel(kTop)), b.panel(kFirst));
@@ -433,17 +431,13 @@ struct Backward {
     for (int n = 0; n < NT; ++n) b.recall(slots.value_bar(), n, z[n]);
     pre_activation_adjoint(slots, p.layers - 1, z, b.panel(panel));
     if (p.layers > 2) {
-      layer_adjoint(1, z, panel, kSecond);
-      device::sync_block(Barrier::kMiddleAdjoint);
-      B::clear(z);
-      b.multiply_hidden(p.packed.hidden_t[1], b.panel(panel), z);
+      add_samples(z, bias_sums[1]);
+      back_through<1>(z, panel, kSecond, Barrier::kMiddleAdjoint);
       pre_activation_adjoint(slots, 1, z, b.panel(++panel));
     }
     if (p.layers > 1) {
-      layer_adjoint(0, z, panel, kFirst);
-      device::sync_block(Barrier::kTopAdjoint);
-      B::clear(z);
-      b.multiply_hidden(p.packed.hidden_t[0], b.panel(panel), z);
+      add_samples(z, bias_sums[0]);
+      back_through<0>(z, panel, kFirst, Barrier::kTopAdjoint);
       pre_activation_adjoint(slots, 0, z, b.panel(++panel));
     }
     first_layer_adjoint(z, b.panel(panel), stage);
@@ -477,27 +471,15 @@ struct Backward {
     }
   }
 
-  // Gradient of weights and bias of the hidden layer after the first (i = 0) or second (i = 1) one.
-  JKOFLOW_DEVICE void layer_adjoint(int i, const float (&z_bar)[NT][4], int panel, int values) {
-    add_samples(z_bar, i == 0 ? bias_sums[0] : bias_sums[1]);
+  // Through the matrix after the first (I = 0) or second (I = 1) hidden layer: from the cotangent of its product, in
+  // fragments and a panel, to its gradient and the cotangent of the right factor. `complete`: the panel is.
+  template <int I>
+  JKOFLOW_DEVICE void back_through(float (&bar)[NT][4], int panel, int right, Barrier complete) {
     sync_left();
-    if (i == 0) {
-      add_hidden(0, left(z_bar, b.panel(panel)), b.panel(values));
-    } else {
-      add_hidden(1, left(z_bar, b.panel(panel)), b.panel(values));
-    }
-  }
-
-  // u = s a into a panel; a may be kept for its adjoint.
-  JKOFLOW_DEVICE void put_tangent(int slope_slot, const float (&a)[NT][4], float* panel) const {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      float u[4];
-      b.recall(slope_slot, n, u);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) u[j] *= a[n][j];
-      b.put(panel, n, u);
-    }
+    add_hidden(I, left(bar, b.panel(panel)), b.panel(right));
+    device::sync_block(complete);
+    B::clear(bar);
+    b.multiply_hidden(p.packed.hidden_t[I], b.panel(panel), bar);
   }
 
   // From the cotangent of u = s a: adds a u_bar to that of s and returns s u_bar, the cotangent of a, in u_bar.
@@ -521,7 +503,7 @@ struct Backward {
 #pragma unroll
     for (int n = 0; n < NT; ++n) b.first_tangent(k, slots.noise(), n, a[n]);
     if (p.layers > 1) {
-      put_tangent(slots.slope(0), a, b.panel(kTangent1));
+      b.put_tangent(slots.slope(0), a, b.panel(kTangent1));
       device::sync_block(Barrier::kTangent1);
       B::clear(a);
       b.multiply_hidden(p.packed.hidden[0], b.panel(kTangent1), a);
@@ -529,7 +511,7 @@ struct Backward {
     if (p.layers > 2) {
 #pragma unroll
       for (int n = 0; n < NT; ++n) b.keep(slots.middle_tangent(), n, a[n]);
-      put_tangent(slots.slope(1), a, b.panel(kTangent2));
+      b.put_tangent(slots.slope(1), a, b.panel(kTangent2));
       device::sync_block(Barrier::kTangent2);
       B::clear(a);
       b.multiply_hidden(p.packed.hidden[1], b.panel(kTangent2), a);
@@ -556,10 +538,8 @@ struct Backward {
     divergence_weights_adjoint(k, w_bar);
     // a is now the cotangent of the last layer's a.
     if (p.layers > 2) {
-      tangent_layer_adjoint(1, a, kTangentBar, kTangent2);
-      device::sync_block(Barrier::kTangentAdjoint2);
-      B::clear(a);
-      b.multiply_hidden(p.packed.hidden_t[1], b.panel(kTangentBar), a);
+      put_all(a, b.panel(kTangentBar));
+      back_through<1>(a, kTangentBar, kTangent2, Barrier::kTangentAdjoint2);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         float tangent[4];
@@ -569,10 +549,8 @@ struct Backward {
     }
     if (p.layers > 1) {
       const int panel = p.layers > 2 ? kTangent2 : kTangentBar;
-      tangent_layer_adjoint(0, a, panel, kTangent1);
-      device::sync_block(Barrier::kTangentAdjoint1);
-      B::clear(a);
-      b.multiply_hidden(p.packed.hidden_t[0], b.panel(panel), a);
+      put_all(a, b.panel(panel));
+      back_through<0>(a, panel, kTangent1, Barrier::kTangentAdjoint1);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         float tangent[4];
@@ -581,18 +559,6 @@ struct Backward {
       }
     }
     first_tangent_adjoint(k, a);
-  }
-
-  // The cotangent of a tangent into its panel, and dW += a_bar u^T.
-  JKOFLOW_DEVICE void tangent_layer_adjoint(int i, const float (&a_bar)[NT][4], int panel, int tangents) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) b.put(b.panel(panel), n, a_bar[n]);
-    sync_left();
-    if (i == 0) {
-      add_hidden(0, left(a_bar, b.panel(panel)), b.panel(tangents));
-    } else {
-      add_hidden(1, left(a_bar, b.panel(panel)), b.panel(tangents));
-    }
   }
 
   // Gradient of the last layer through w: its row k, or w = W_last^T noise.
@@ -623,8 +589,7 @@ struct Backward {
   // A left factor of FMA's outer product, in a panel of which the warp only uses its own rows for the moment.
   JKOFLOW_DEVICE void put_left(const float (&v)[NT][4], int panel) const {
     if constexpr (P == Precision::kFp32) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) b.put(b.panel(panel), n, v[n]);
+      put_all(v, b.panel(panel));
       device::sync_warp();
     }
   }

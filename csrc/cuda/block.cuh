@@ -151,12 +151,7 @@ struct Block {
 
   // Pre-activations of hidden layer `layer` (1 is the second) from the panel of the one before.
   JKOFLOW_DEVICE void hidden_layer(int layer, const float* panel, float (&z)[NT][4]) const {
-    const float low = p.packed.bias[layer - 1][row], high = p.packed.bias[layer - 1][row + 8];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      z[n][0] = z[n][1] = low;
-      z[n][2] = z[n][3] = high;
-    }
+    set_units(z, p.packed.bias[layer - 1][row], p.packed.bias[layer - 1][row + 8]);
     multiply_hidden(p.packed.hidden[layer - 1], panel, z);
   }
 
@@ -204,6 +199,15 @@ struct Block {
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) z[n][j] = 0.0f;
+    }
+  }
+
+  // The lane's two units, for all samples.
+  JKOFLOW_DEVICE static void set_units(float (&z)[NT][4], float low, float high) {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      z[n][0] = z[n][1] = low;
+      z[n][2] = z[n][3] = high;
     }
   }
 
@@ -281,6 +285,17 @@ struct Block {
       recall(slot, n, v);
     } else {
       last_row(direction, v);
+    }
+  }
+  // The panel of u = s a of a layer whose slopes s are in a slot.
+  JKOFLOW_DEVICE void put_tangent(int slopes, const float (&a)[NT][4], float* panel) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      float u[4];
+      recall(slopes, n, u);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) u[j] *= a[n][j];
+      put(panel, n, u);
     }
   }
 };

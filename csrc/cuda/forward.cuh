@@ -70,11 +70,7 @@ struct Forward {
     if (p.layers == 1) {
       const float low = p.exact ? p.packed.coupling[b.row] : 0.0f, high = p.exact ? p.packed.coupling[b.row + 8] : 0.0f;
       float q[NT][4];
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        q[n][0] = q[n][1] = low;
-        q[n][2] = q[n][3] = high;
-      }
+      B::set_units(q, low, high);
       top_layer(b, z, q, b.panel(kOdd));
       device::sync_block(Barrier::kFirstLayer);
       return b.panel(kOdd);
@@ -149,13 +145,13 @@ struct Forward {
 #pragma unroll
     for (int n = 0; n < NT; ++n) b.first_tangent(k, noise_slot(p), n, a[n]);
     if (p.layers > 1) {
-      next_tangent(b, 0, a, b.panel(kTangent1));
+      b.put_tangent(0, a, b.panel(kTangent1));
       device::sync_block(Barrier::kForwardTangent1);
       B::clear(a);
       b.multiply_hidden(p.packed.hidden[0], b.panel(kTangent1), a);
     }
     if (p.layers > 2) {
-      next_tangent(b, 1, a, b.panel(kTangent2));
+      b.put_tangent(1, a, b.panel(kTangent2));
       device::sync_block(Barrier::kForwardTangent2);
       B::clear(a);
       b.multiply_hidden(p.packed.hidden[1], b.panel(kTangent2), a);
@@ -167,18 +163,6 @@ struct Forward {
       b.divergence_weights(k, noise_slot(p) + 1, n, w);
 #pragma unroll
       for (int j = 0; j < 4; ++j) divergence[n][j & 1] += w[j] * s[j] * a[n][j];
-    }
-  }
-
-  // The panel of u = s a of a layer.
-  JKOFLOW_DEVICE static void next_tangent(const B& b, int layer, const float (&a)[NT][4], float* panel) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      float u[4];
-      b.recall(layer, n, u);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) u[j] *= a[n][j];
-      b.put(panel, n, u);
     }
   }
 };

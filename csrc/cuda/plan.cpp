@@ -12,19 +12,15 @@ constexpr size_t kLeastShared = 99 * 1024;  // that a block may have on every GP
 constexpr size_t kReservedShared = 1024;    // that CUDA takes of each block's share
 constexpr int kThreads = 256;               // of the kernels that prepare and finish
 
-int padded_width(const Problem& p) {
-  const int width = *std::max_element(p.width, p.width + p.hidden_layers);
-  return width <= 64 ? 64 : width <= 128 ? 128 : 256;
-}
-
 bool with_tangents(const Problem& p) { return p.hidden_layers > 2 || p.divergence == Divergence::kHutchinson; }
 
-Kernel main_kernel(const Problem& p, Precision precision, bool adjoint) {
+// For hidden layers padded to H units.
+Kernel main_kernel(int H, const Problem& p, Precision precision, bool adjoint) {
   const bool tangents = with_tangents(p);
   const auto of = [&](auto forward, auto backward) {
     return adjoint ? backward(precision, tangents) : forward(precision, tangents);
   };
-  switch (padded_width(p)) {
+  switch (H) {
     case 64:
       return of(forward_kernel_of<64>, backward_kernel_of<64>);
     case 128:
@@ -76,7 +72,16 @@ class BlockMemory {
   int shared_ = 0, scratch_ = 0;
 };
 
-void place_fixed(const Problem& p, const Kernel& kernel, int H, bool adjoint, Layout& layout, BlockMemory& memory) {
+// A kernel, what it pads hidden layers to, and its buffers.
+struct Choice {
+  int H = 0;
+  Kernel kernel;
+  Layout layout{};
+  BlockMemory memory;
+};
+
+void place_fixed(const Problem& p, bool adjoint, Choice& choice) {
+  auto& [H, kernel, layout, memory] = choice;
   memory.fixed(kernel.panels * kernel.tile * H);
   layout.input_stride = round_up(p.input_columns() + 1, 32);
   layout.input = memory.fixed(kernel.tile * layout.input_stride);
@@ -88,8 +93,25 @@ void place_fixed(const Problem& p, const Kernel& kernel, int H, bool adjoint, La
   layout.logdet_bar = memory.fixed(kernel.tile);
 }
 
-void place_flexible(const Problem& p, const Kernel& kernel, int H, bool adjoint, size_t limit, Layout& layout,
-                    BlockMemory& memory) {
+// The kernel whose fixed buffers fit into `limit` bytes of shared memory, or come closest to it. The narrowest one if
+// it can be; but wider ones carry fewer samples at a time, so that long inputs take less room.
+Choice choose(const Problem& p, Precision precision, bool adjoint, size_t limit) {
+  const int width = *std::max_element(p.width, p.width + p.hidden_layers);
+  Choice best;
+  for (const int H : {64, 128, 256}) {
+    if (H < width) continue;
+    Choice choice;
+    choice.H = H;
+    choice.kernel = main_kernel(H, p, precision, adjoint);
+    place_fixed(p, adjoint, choice);
+    if (best.H == 0 || choice.memory.shared_bytes() < best.memory.shared_bytes()) best = choice;
+    if (best.memory.shared_bytes() <= limit) break;
+  }
+  return best;
+}
+
+void place_flexible(const Problem& p, bool adjoint, size_t limit, Choice& choice) {
+  auto& [H, kernel, layout, memory] = choice;
   const int rows = kernel.tile * p.dim, depth = round_up(p.dim, 8);
   layout.x = memory.flexible(rows, limit);
   layout.stages = memory.flexible(p.tableau.stages * rows, limit);
@@ -289,13 +311,8 @@ std::string unsupported(const Problem& p, Precision precision) {
   if (p.tableau.stages > kMaxTableau) {
     return "know methods of up to " + text(kMaxTableau) + " stages, this one has " + text(p.tableau.stages);
   }
-  Layout layout{};
-  BlockMemory memory;
-  place_fixed(p, main_kernel(p, precision, true), padded_width(p), true, layout, memory);
-  const size_t adjoint_bytes = memory.shared_bytes();
-  memory = {};
-  place_fixed(p, main_kernel(p, precision, false), padded_width(p), false, layout, memory);
-  const size_t most = std::max(adjoint_bytes, memory.shared_bytes());
+  const auto least = [&](bool adjoint) { return choose(p, precision, adjoint, kLeastShared).memory.shared_bytes(); };
+  const size_t most = std::max(least(false), least(true));
   if (most > kLeastShared) {
     return "have " + text(kLeastShared) + " bytes of shared memory, " + text(p.context_dim) +
            " context variables would take it to " + text(static_cast<long long>(most));
@@ -307,20 +324,19 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
   const std::string reason = unsupported(p, launch.precision);
   if (!reason.empty()) throw std::runtime_error("the CUDA kernels " + reason);
   const runtime::Device device = runtime::device_limits();
-  const int H = padded_width(p);
   const bool backwards = adjoint != nullptr;
   Plan plan;
   Params& params = plan.params;
-  plan.kernel = main_kernel(p, launch.precision, backwards);
   describe(p, params);
   if (backwards) describe(*adjoint, params);
 
-  BlockMemory memory;
-  place_fixed(p, plan.kernel, H, backwards, params.layout, memory);
-  size_t limit =
-      std::min(device.shared_per_block, device.shared_per_multiprocessor / plan.kernel.blocks - kReservedShared);
+  Choice choice = choose(p, launch.precision, backwards, device.shared_per_block);
+  const auto& [H, kernel, layout, memory] = choice;
+  size_t limit = std::min(device.shared_per_block, device.shared_per_multiprocessor / kernel.blocks - kReservedShared);
   if (memory.shared_bytes() > limit) limit = device.shared_per_block;
-  place_flexible(p, plan.kernel, H, backwards, limit, params.layout, memory);
+  place_flexible(p, backwards, limit, choice);
+  plan.kernel = kernel;
+  params.layout = layout;
   plan.shared_bytes = memory.shared_bytes();
   const long long tiles = (p.batch + plan.kernel.tile - 1) / plan.kernel.tile;
   if (tiles > 0) {

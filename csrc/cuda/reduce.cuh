@@ -81,10 +81,14 @@ struct Finish {
   JKOFLOW_DEVICE static void store(float* to, float v, int lane) {
     if (lane == 0) *to = v;
   }
-  JKOFLOW_DEVICE static float warp_sum(float v) {
+  // The sum of term(i) for i < count, shared by the warp's lanes.
+  template <class Term>
+  JKOFLOW_DEVICE static float warp_sum(int count, int lane, Term&& term) {
+    float sum = 0.0f;
+    for (int i = lane; i < count; i += 32) sum += term(i);
 #pragma unroll
-    for (int mask = 16; mask > 0; mask >>= 1) v += device::shuffle_xor(v, mask);
-    return v;
+    for (int mask = 16; mask > 0; mask >>= 1) sum += device::shuffle_xor(sum, mask);
+    return sum;
   }
 
   JKOFLOW_DEVICE static float first_weight(const FinishParams& p, int a, int k) {
@@ -101,16 +105,12 @@ struct Finish {
   JKOFLOW_DEVICE static float first_by_coupling(const FinishParams& p, int a, int k, int lane) {
     if (!p.coupled) return 0.0f;
     if (p.layers == 1) return p.total[p.gradient.coupling + a] * last_weight(p, k, a);
-    float sum = 0.0f;
-    for (int o = lane; o < p.width[1]; o += 32) sum += path_gradient(p, o, a) * last_weight(p, k, o);
-    return warp_sum(sum);
+    return warp_sum(p.width[1], lane, [&](int o) { return path_gradient(p, o, a) * last_weight(p, k, o); });
   }
   JKOFLOW_DEVICE static float last_by_coupling(const FinishParams& p, int k, int o, int lane) {
     if (!p.coupled) return 0.0f;
     if (p.layers == 1) return p.total[p.gradient.coupling + o] * first_weight(p, o, k);
-    float sum = 0.0f;
-    for (int a = lane; a < p.width[0]; a += 32) sum += path_gradient(p, o, a) * first_weight(p, a, k);
-    return warp_sum(sum);
+    return warp_sum(p.width[0], lane, [&](int a) { return path_gradient(p, o, a) * first_weight(p, a, k); });
   }
 };
 

@@ -38,11 +38,12 @@ PYBIND11_MODULE(_emulation, m) {
   m.def("configure", &cuda::runtime::configure, py::arg("multiprocessors") = 3, py::arg("shared_bytes") = 227 * 1024);
   m.def(
       "set",
-      [](emulator::Order order, bool truncate) {
+      [](emulator::Order order, bool truncate, bool approximate) {
         emulator::settings().order = order;
         emulator::settings().truncate = truncate;
+        emulator::settings().approximate = approximate;
       },
-      py::arg("order") = emulator::Order::kAscending, py::arg("truncate") = false);
+      py::arg("order") = emulator::Order::kAscending, py::arg("truncate") = false, py::arg("approximate") = false);
   m.def("counts", [] {
     const emulator::Counts c = emulator::counts();
     emulator::counts() = {};

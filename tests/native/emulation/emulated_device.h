@@ -42,9 +42,10 @@ inline float from_bits(uint32_t u) {
   return v;
 }
 
-inline float exp2_approx(float v) { return std::exp2(v); }
-inline float log2_approx(float v) { return std::log2(v); }
-inline float reciprocal_approx(float v) { return 1.0f / v; }
+// A unit in the last place is at most 2^-23 of the value.
+inline float exp2_approx(float v) { return emulator::approximate(std::exp2(v), 0x1p-22); }
+inline float log2_approx(float v) { return emulator::approximate(std::log2(v), 0x1p-22); }
+inline float reciprocal_approx(float v) { return emulator::approximate(1.0f / v, 0x1p-23); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 
 inline const float* aligned(const float* from, size_t bytes) {

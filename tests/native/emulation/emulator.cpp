@@ -304,6 +304,15 @@ int races() { return current_races; }
 void forget_races() { current_races = 0; }
 
 Settings& settings() { return current_settings; }
+
+float approximate(float v, double relative) {
+  if (!current_settings.approximate || !std::isfinite(v)) return v;
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  bits = (bits ^ (bits >> 15)) * 0x9e3779b1u;
+  const double draw = (bits >> 8) * 0x1p-23 - 1.0;  // in [-1, 1)
+  return static_cast<float>(v * (1.0 + relative * draw));
+}
 Counts& counts() { return current_counts; }
 
 void launch(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body) {

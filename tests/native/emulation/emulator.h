@@ -19,6 +19,7 @@ enum class Order { kAscending, kDescending, kRandom };
 struct Settings {
   Order order = Order::kAscending;  // in which runnable threads go on
   bool truncate = false;            // the tensor core's sums: rounded towards zero instead of to nearest
+  bool approximate = false;         // exponential, logarithm and reciprocal err as much as a GPU's may
   int missing_barrier = -1;         // this block barrier is passed without waiting
   bool stop_at_race = false;        // launch() fails at the barrier after one
 };
@@ -45,6 +46,8 @@ void sync_block(int which);
 void sync_warp();
 float shuffle_xor(float v, int mask);
 void mma_tf32(float* c, const uint32_t* a, uint32_t b0, uint32_t b1);
+// v with an error of up to `relative` times v that depends on nothing but v, if the functions are approximate.
+float approximate(float v, double relative);
 [[noreturn]] void fail(const std::string& what);
 
 }  // namespace emulator
