@@ -63,8 +63,8 @@ class _BareKernel:
         x_grad = torch.empty_like(x)
         self.adjoint = native._C.Adjoint()
         self.adjoint.x_end, self.adjoint.logdet, self.adjoint.x = map(native._address, (x_bar, logdet_bar, x_grad))
-        gradients = native._set_gradients(self.adjoint, network, True)
-        self.alive = [x, x_bar, logdet_bar, network, outputs, x_grad, gradients]
+        gradient = native._set_gradient(self.adjoint, network, True)
+        self.alive = [x, x_bar, logdet_bar, network, outputs, x_grad, gradient]
 
     def forward(self) -> None:
         native._C.cpu_forward(self.problem)

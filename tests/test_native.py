@@ -129,6 +129,21 @@ def assert_float32_within_twice(network, batch, divergence="exact"):
         assert_within_twice(got[name], peer[name], value, floor, name)
 
 
+def test_tanh_is_accurate_and_odd():
+    # one Euler step of dx/dt = tanh(scale * x), with x too small to cost accuracy
+    scale, z = 2.0**20, torch.cat([torch.linspace(0, 12, 4001), torch.logspace(-30, 0, 500)]).unsqueeze(1)
+    velocity = jkoflow.MLPVelocity(1, (1,), time=False)
+    with torch.no_grad():
+        for parameter, value in zip(velocity.parameters(), (scale, 0, 1, 0), strict=True):
+            parameter.fill_(value)
+        options = {"num_steps": 1, "method": "euler", "divergence": "none", "backend": "cpu"}
+        up, down = (jkoflow.integrate(velocity, sign * z / scale, **options).x for sign in (1, -1))
+    exact = (z.double() / scale) + torch.tanh(z.double())
+    assert torch.equal(up, -down)
+    assert (up - exact).abs().max() < 4e-7
+    assert ((up - exact).abs() / exact.clamp_min(1e-37))[1:].max() < 5e-7
+
+
 def test_saturated_activations_stay_accurate():
     for activation in ("tanh", "softplus(5)", "silu"):
         velocity, x, _ = case({"dim": 2, "hidden": (24, 24), "activation": activation}, 33, torch.float32)
@@ -326,6 +341,7 @@ print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:
     for divergence in ("exact", "hutchinson"):
         test_native.assert_float64_parity(test_native.NETWORKS[name], 37, divergence=divergence)
+test_native.test_tanh_is_accurate_and_odd()
 for activation in ("tanh", "softplus(5)", "silu"):
     test_native.assert_float32_within_twice({{"dim": 6, "hidden": (64, 70), "activation": activation}}, 49)
 """

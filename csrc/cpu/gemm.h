@@ -21,6 +21,16 @@ struct Constant {
   static constexpr int value = N;
 };
 
+// Calls visit(first, Constant<n>) for the numbers up to `count`, a few at a time: sums side by side do not wait for
+// their own last addition.
+template <class Visit>
+JKOFLOW_INLINE void for_each_few(int count, Visit&& visit) {
+  constexpr int kFew = 4;
+  int i = 0;
+  for (; i + kFew <= count; i += kFew) visit(i, Constant<kFew>{});
+  for (; i < count; ++i) visit(i, Constant<1>{});
+}
+
 // acc[i][j] += sum_k weights[k][i] * input[k][j], i over the rows of the panel, j over vectors of samples.
 template <class Real, int Rows, int Vectors>
 JKOFLOW_INLINE void panel_product(int depth, const Real* __restrict weights, const Real* __restrict input,

@@ -104,13 +104,18 @@ struct Network {
   // Row m of (W1x W3)^T times the elements of `factor` (one row, or null), into `out`: padded H1 numbers.
   void product_row(const Problem& p, int m, const Real* factor, Real* out) const {
     const Real* w_last = static_cast<const Real*>(p.weight[hidden]) + m;
-    for (int k = 0; k < padded[0]; k += kLanes<Real>) {
-      Vector<Real> sum{};
+    for_each_few(padded[0] / kLanes<Real>, [&](int vector, auto count) {
+      const int k = vector * kLanes<Real>;
+      Vector<Real> sum[decltype(count)::value] = {};
       for (int i = 0; i < dim; ++i) {
-        sum += w_last[static_cast<ptrdiff_t>(i) * width[1]] * load(first_columns + i * padded[0] + k);
+        const Real w = w_last[static_cast<ptrdiff_t>(i) * width[1]];
+        JKOFLOW_UNROLL
+        for (int j = 0; j < decltype(count)::value; ++j) {
+          sum[j] += w * load(first_columns + i * padded[0] + k + j * kLanes<Real>);
+        }
       }
-      store<Real>(out + k, sum);
-    }
+      for (int j = 0; j < decltype(count)::value; ++j) store<Real>(out + k + j * kLanes<Real>, sum[j]);
+    });
     for (int k = 0; factor != nullptr && k < width[0]; ++k) out[k] *= factor[k];
   }
 

@@ -107,16 +107,21 @@ class Reduction {
           row[i] += tangent_total(sums.first_tangent, net_.padded[0], i, a);
         }
       }
-      for (int i = 0; net_.product_grad != nullptr && i < net_.dim; ++i) {
-        Vector<Real> sum{};
+      if (net_.product_grad == nullptr) continue;
+      for_each_few(net_.dim, [&](int i, auto count) {
+        Vector<Real> sum[decltype(count)::value] = {};
         for (int m = 0; m < net_.width[1]; ++m) {
-          sum += w_last[static_cast<ptrdiff_t>(i) * net_.width[1] + m] *
-                 load(net_.product_grad + static_cast<ptrdiff_t>(m) * net_.padded[0] + block);
+          const Vector<Real> grad = load(net_.product_grad + static_cast<ptrdiff_t>(m) * net_.padded[0] + block);
+          JKOFLOW_UNROLL
+          for (int j = 0; j < decltype(count)::value; ++j) {
+            sum[j] += w_last[static_cast<ptrdiff_t>(i + j) * net_.width[1] + m] * grad;
+          }
         }
         for (int a = block; a < end; ++a) {
-          out(adjoint_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i] += sum[a - block];
+          Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns() + i;
+          for (int j = 0; j < decltype(count)::value; ++j) row[j] += sum[j][a - block];
         }
-      }
+      });
     }
   }
 

@@ -6,6 +6,7 @@ The extension does not know torch: tensors are allocated here and cross over as 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -83,10 +84,15 @@ class Network(NamedTuple):
     biases: list[Tensor]
     linear: Tensor | None
 
-    def empty_like(self) -> Network:
-        """Uninitialised gradients, contiguous whatever the strides of the tensors."""
-        linear = None if self.linear is None else dense_like(self.linear)
-        return Network([dense_like(w) for w in self.weights], [dense_like(b) for b in self.biases], linear)
+    @property
+    def slots(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn, then the linear term, if any."""
+        layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
+        return layers if self.linear is None else [*layers, self.linear]
+
+    def new_gradient(self) -> Tensor:
+        """Uninitialised gradients of the slots one after the other in one tensor: allocated and scaled at once."""
+        return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
 
 
 class Settings(NamedTuple):
@@ -136,8 +142,11 @@ def backward(
     noise: Tensor | None,
     settings: Settings,
     parameters_wanted: bool,
-) -> tuple[Tensor, Tensor | None, Network | None]:
-    """Gradients of x (B, d), context and parameters, given those of x at t1, logdet and path (None is zero)."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x (B, d), context and parameters (`Network.new_gradient`).
+
+    Given are those of x at t1, logdet and path; None is zero.
+    """
     path, context, network, noise = _contiguous(path, context, network, noise)
     problem = _describe(path[0], context, network, noise, settings)
     problem.path = _address(path)
@@ -147,11 +156,11 @@ def backward(
     x_grad = dense_like(path[0])
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
-    gradients = _set_gradients(adjoint, network, parameters_wanted)
+    gradient = _set_gradient(adjoint, network, parameters_wanted)
     _run("backward", path.device, settings, problem, adjoint)
-    if settings.divergence != "none" and logdet_bar is not None and gradients is not None:
-        _add_linear_gradient(gradients.linear, noise, settings, logdet_bar)
-    return x_grad, context_grad, gradients
+    if settings.divergence != "none" and logdet_bar is not None and gradient is not None:
+        _add_linear_gradient(gradient, network, noise, settings, logdet_bar)
+    return x_grad, context_grad, gradient
 
 
 def jko_loss(
@@ -163,8 +172,8 @@ def jko_loss(
     step_size: float,
     x_wanted: bool,
     parameters_wanted: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Network | None]:
-    """Terms (3,) of the JKO objective of x (B, d), float64, and the gradients of their sum."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Terms (3,) of the JKO objective of x (B, d), float64, and the gradients of their sum as from `backward`."""
     x, context, network, noise = _contiguous(x, context, network, noise)
     problem = _describe(x, context, network, noise, settings)
     terms = torch.empty(3, dtype=torch.float64, device=x.device)
@@ -174,13 +183,13 @@ def jko_loss(
     x_grad = dense_like(x) if x_wanted else None
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
-    gradients = _set_gradients(adjoint, network, parameters_wanted)
+    gradient = _set_gradient(adjoint, network, parameters_wanted)
     _run("jko_loss", x.device, settings, problem, loss, adjoint)
     if network.linear is not None:
         terms[1] -= _linear_logdet(network.linear, noise, settings).mean()
-    if gradients is not None and gradients.linear is not None:
-        _add_linear_gradient(gradients.linear, noise, settings, x.new_full((len(x),), -1.0 / len(x)))
-    return terms, x_grad, context_grad, gradients
+        if gradient is not None:
+            _add_linear_gradient(gradient, network, noise, settings, x.new_full((len(x),), -1.0 / len(x)))
+    return terms, x_grad, context_grad, gradient
 
 
 # ---- The linear term's divergence is constant, so the kernels leave it to a few lines here.
@@ -192,14 +201,17 @@ def _linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> 
     return (settings.t1 - settings.t0) * divergence
 
 
-def _add_linear_gradient(gradient: Tensor | None, noise: Tensor | None, settings: Settings, logdet_bar: Tensor) -> None:
-    """Adds to the gradient of the linear term what comes through its share of logdet."""
-    if gradient is None:
+def _add_linear_gradient(
+    gradient: Tensor, network: Network, noise: Tensor | None, settings: Settings, logdet_bar: Tensor
+) -> None:
+    """Adds to the gradient of the linear term, if there is one, what comes through its share of logdet."""
+    if network.linear is None:
         return
+    linear = gradient[-network.linear.numel() :].view(network.linear.shape)
     if noise is None:
-        gradient.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
+        linear.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
     else:
-        gradient.addmm_((noise * logdet_bar.unsqueeze(1)).T, noise, alpha=settings.t1 - settings.t0)
+        linear.addmm_((noise * logdet_bar.unsqueeze(1)).T, noise, alpha=settings.t1 - settings.t0)
 
 
 # ---- What crosses over to the extension.
@@ -267,9 +279,13 @@ def _set_network(target: Any, network: Network) -> None:
     target.linear = _address(network.linear)
 
 
-def _set_gradients(adjoint: Any, network: Network, wanted: bool) -> Network | None:
+def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:
     if not wanted:
         return None
-    gradients = network.empty_like()
-    _set_network(adjoint, gradients)
-    return gradients
+    gradient = network.new_gradient()
+    sizes = [slot.numel() * gradient.element_size() for slot in network.slots]
+    addresses = list(itertools.accumulate(sizes, initial=gradient.data_ptr()))
+    layers = 2 * len(network.weights)
+    adjoint.weights, adjoint.biases = addresses[0:layers:2], addresses[1:layers:2]
+    adjoint.linear = 0 if network.linear is None else addresses[layers]
+    return gradient

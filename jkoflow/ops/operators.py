@@ -26,7 +26,7 @@ _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
 _ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? noise, str settings"
-_GRADIENTS = ", ".join(["Tensor"] * (2 + _SLOTS))  # of x, context and the slots; empty where there is none
+_GRADIENTS = "Tensor x_grad, Tensor context_grad, Tensor slots_grad"  # as of native.backward; empty for None
 
 
 def integrate_mlp(
@@ -75,7 +75,7 @@ def _decode(text: str) -> Settings:
     return Settings(divergence, time == "time", activation, float(t0), float(t1), int(num_steps), method, precision)
 
 
-def _slots_of(field: MLPField | Network) -> list[Tensor | None]:
+def _slots_of(field: MLPField) -> list[Tensor | None]:
     layers = [tensor for layer in zip(field.weights, field.biases, strict=True) for tensor in layer]
     return [*layers, *itertools.repeat(None, _SLOTS - 1 - len(layers)), field.linear]
 
@@ -88,10 +88,41 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network,
     return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, _decode(settings), scalars
 
 
-def _pack(like: Tensor, x: Tensor | None, context: Tensor | None, network: Network | None) -> tuple[Tensor, ...]:
-    """Gradients in the order of the operators' results."""
-    slots = [None] * _SLOTS if network is None else _slots_of(network)
-    return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in (x, context, *slots))
+def _pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
+    """Gradients as the operators' results."""
+    return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
+
+
+_Place = tuple[torch.Size, tuple[int, ...], int]  # shape, strides and start of one gradient in the slots' tensor
+
+
+def _places(slots: Iterable[Tensor | None]) -> list[_Place | None]:
+    """Where the gradient of each slot lies."""
+    places: list[_Place | None] = []
+    start = 0
+    for slot in slots:
+        if slot is None:
+            places.append(None)
+            continue
+        shape = slot.shape
+        places.append((shape, (1,) if len(shape) == 1 else (shape[1], 1), start))
+        start += slot.numel()
+    return places
+
+
+def _share_out(
+    wanted: tuple[bool, ...], gradients: Iterable[Tensor], places: list[_Place | None]
+) -> list[Tensor | None]:
+    """Gradients of x, context and the slots, where wanted, from an operator's results."""
+    x, context, slots = gradients
+    return [
+        x if wanted[0] else None,
+        context if wanted[1] else None,
+        *(
+            slots.as_strided(*place) if want and place is not None else None
+            for want, place in zip(wanted[2:], places, strict=True)
+        ),
+    ]
 
 
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
@@ -157,11 +188,11 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _fake_gradients(
     x: Tensor, context: Tensor | None, network: Network, x_wanted: bool, parameters_wanted: bool
-) -> tuple[Tensor | None, Tensor | None, Network | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return (
         native.dense_like(x) if x_wanted else None,
         None if context is None else native.dense_like(context),
-        network.empty_like() if parameters_wanted else None,
+        network.new_gradient() if parameters_wanted else None,
     )
 
 
@@ -174,13 +205,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[: 2 + _SLOTS]
-    gradients = torch.ops.jkoflow.integrate_backward.default(*ctx.saved_tensors, ctx.settings, *bars, any(wanted[2:]))
-    return _wanted(wanted, gradients, 3)
-
-
-def _wanted(wanted: tuple[bool, ...], gradients: tuple[Tensor, ...], others: int) -> tuple[Tensor | None, ...]:
-    kept = (gradient if want else None for want, gradient in zip(wanted, gradients, strict=True))
-    return *kept, *(None,) * others
+    saved = ctx.saved_tensors  # path, context, the slots and noise
+    gradients = torch.ops.jkoflow.integrate_backward.default(*saved, ctx.settings, *bars, any(wanted[2:]))
+    return *_share_out(wanted, gradients, _places(saved[2 : 2 + _SLOTS])), None, None, None
 
 
 def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
@@ -206,10 +233,10 @@ _LIBRARY.define(
 @torch.library.impl(_LIBRARY, "jko_loss", "CUDA")
 def _jko_loss_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, noise, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
-    terms, x_grad, context_grad, gradients = native.jko_loss(
+    terms, x_grad, context_grad, gradient = native.jko_loss(
         x, context, network, noise, settings, step_size, x_wanted, parameters_wanted
     )
-    return terms.sum().to(x.dtype), terms.to(x.dtype, copy=True), *_pack(x, x_grad, context_grad, gradients)
+    return terms.sum(dtype=x.dtype), terms.to(x.dtype, copy=True), *_pack(x, x_grad, context_grad, gradient)
 
 
 @torch.library.register_fake("jkoflow::jko_loss", lib=_LIBRARY)
@@ -220,6 +247,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.others = len(inputs) - 2 - _SLOTS
+    ctx.places = _places(inputs[2 : 2 + _SLOTS])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:])
@@ -228,9 +256,11 @@ def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # create_graph=True
         _refuse_double_backward(ctx)
-    wanted = [want and total_bar is not None for want in ctx.needs_input_grad[: 2 + _SLOTS]]
-    scaled = tuple(g * total_bar if want else g for want, g in zip(wanted, ctx.saved_tensors, strict=True))
-    return _wanted(tuple(wanted), scaled, ctx.others)
+    if total_bar is None:
+        return (None,) * (2 + _SLOTS + ctx.others)
+    wanted = ctx.needs_input_grad[: 2 + _SLOTS]
+    scaled = tuple(gradient * total_bar if gradient.numel() else gradient for gradient in ctx.saved_tensors)
+    return *_share_out(wanted, scaled, ctx.places), *(None,) * ctx.others
 
 
 _register_autograd("jko_loss", _loss_setup_context, _loss_backward)
