@@ -8,7 +8,6 @@ from typing import Any
 
 NAMES = {
     "jkoflow": "jkoflow, block by block",
-    "jkoflow_plain": "jkoflow without initial map",
     "end_to_end": "the same blocks, end to end",
     "ffjord": "FFJORD",
     "ot_flow": "OT-Flow",

@@ -20,8 +20,9 @@ class TrainConfig:
     Arguments:
         seed: Seed of the first parameters and of the order of the rows.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`); ``"auto"``
-            gives every recipe a trial, for 8 % of the time budget in all (see `jkoflow.training.initial`).
+        initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
+            takes ``"whiten+radial"`` where the rows' distances from the centre span orders of magnitude, and else
+            ``"none"`` (`jkoflow.training.initial`). A given ``start`` keeps its own.
         hidden: Widths of the velocity's hidden layers.
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.

@@ -1,90 +1,40 @@
-"""Choosing the initial map: every candidate gets a short block for a trial, and the best validation NLL wins.
+"""Choosing the initial map from the data alone, in closed form.
 
-How Gaussian the mapped data look says little about how well blocks do on them: a map that bends straight dependences
-between columns can start better and end worse. A trained block tells.
+Blocks do the rest as fast from standardised columns as from whitened ones or from a Gaussian copula (docs/sweep.md).
+What costs them long is a distance from the centre that spans orders of magnitude, as that of patches of photographs
+does: velocities of tanh units act on one scale at a time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
 from jkoflow.metrics import spread_rows
-from jkoflow.training.config import TrainConfig
-from jkoflow.training.fit import BlockFit, FitHooks
-from jkoflow.training.progress import Silent
-from jkoflow.training.pushed import PushedSamples
 
 AUTO = "auto"
-"""The setting that asks for trials."""
+"""The setting that asks for a choice."""
 
-CANDIDATES = ("whiten", "whiten+radial", "marginals+whiten")
-"""The recipes that are tried: each of the others did worse than one of these on every data set of the sweep."""
-
-TRIAL_SHARE = 0.08
-"""Share of a time budget that all trials together may take; of a block's iterations, each trial's."""
-
-TRIAL_VAL_ROWS = 2000
-"""Validation rows of a trial, at most."""
+RADIAL_GAIN = 0.25
+"""Nats per column that a radial map must gain over whitening alone to be taken."""
 
 FIT_ROWS = 100_000
-"""Rows that a map is fitted to, and trials run on, at most: more do not move its quantiles."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What one candidate came to."""
-
-    recipe: str
-    val_nll: float
-    """With the trial's block, in nats on standardised columns."""
-    iterations: int
-    seconds: float
+"""Rows that a map is fitted to, at most: more do not move its quantiles."""
 
 
 def fit_map(rows: Tensor, recipe: str) -> InitialMap:
-    """The initial map of a recipe for standardised rows (N, d)."""
-    return InitialMap.fit(spread_rows(rows, FIT_ROWS), recipe)
+    """The initial map of a recipe, or the one to choose, for standardised rows (N, d)."""
+    rows = spread_rows(rows, FIT_ROWS)
+    if recipe != AUTO:
+        return InitialMap.fit(rows, recipe)
+    radial = InitialMap.fit(rows, "whiten+radial")
+    gain = gaussian_nll(InitialMap.fit(rows, "whiten"), rows) - gaussian_nll(radial, rows)
+    return radial if gain >= RADIAL_GAIN * rows.shape[1] else InitialMap()
 
 
-def trial_config(config: TrainConfig) -> TrainConfig:
-    """The settings of a trial's block, which is shorter than a run's; a time budget sets its length instead."""
-    return dataclasses.replace(
-        config,
-        iterations_per_block=math.ceil(TRIAL_SHARE * config.iterations_per_block),
-        val_rows=min(TRIAL_VAL_ROWS, config.val_rows),
-    )
-
-
-def run_trial(
-    samples: PushedSamples, block: Block, config: TrainConfig, elapsed: Callable[[], float], seconds: float | None
-) -> tuple[float, int]:
-    """Trains a block behind a candidate.
-
-    Arguments:
-        samples: The data behind its map.
-        block: A new block without penalty.
-        config: Settings of the trial.
-        elapsed: Seconds into the run.
-        seconds: Time for it; None without a time budget.
-
-    Returns:
-        Validation NLL with the block, in nats on standardised columns, and the iterations.
-    """
-
-    def share(started: float, row_step: float, num_steps: int) -> float:
-        # the push, which BlockFit reserves time for, is not wanted
-        return (seconds or 0.0) + 2 * num_steps * row_step * len(samples.train)
-
-    # a trial leaves its outcome alone: no records, no state
-    hooks = FitHooks(elapsed, lambda event: None, lambda fit: None, None if seconds is None else share, Silent())
-    fit = BlockFit(0, block, samples, config, hooks)
-    fit.run()
-    samples.push_val(block)
-    return samples.val_nll(), fit.counters.iteration
+def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:
+    """Mean NLL of rows (N, d) in nats, if their images were standard Gaussian."""
+    y, logdet = initial_map(rows)
+    return float((0.5 * y.square().sum(1) - logdet).double().mean()) + 0.5 * rows.shape[1] * math.log(2 * math.pi)

@@ -24,7 +24,6 @@ from jkoflow.metrics import spread_rows
 from jkoflow.training.adam import AdamState
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.fit import FitCounters
-from jkoflow.training.initial import Trial
 
 CONFIG_FILE = "config.toml"
 STATE_FILE = "state.safetensors"
@@ -69,10 +68,6 @@ class RunState:
     guard_events: int
     first_nll: float
     """Validation NLL before the first block, in nats on standardised columns."""
-    initial_map: str
-    """Recipe of the initial map."""
-    trials: list[Trial]
-    """By which it was chosen."""
     rounds: list[dict[str, Any]]
     """The history's records of the rounds that have ended."""
     accepted: list[Block]
@@ -192,8 +187,6 @@ class RunDirectory:
             "history_bytes": state.history_bytes,
             "guard_events": state.guard_events,
             "first_nll": state.first_nll,
-            "initial_map": state.initial_map,
-            "trials": [dataclasses.asdict(trial) for trial in state.trials],
             "rounds": state.rounds,
             "accepted": [block.describe() for block in state.accepted],
             "round_started": state.round_started,
@@ -226,8 +219,7 @@ class RunDirectory:
             accepted = _load_blocks("accepted", description.pop("accepted"), tensors)
             blocks = _load_blocks("blocks", description.pop("blocks"), tensors)
             fit = None if (fit := description.pop("fit")) is None else _fit_state(fit, tensors)
-            trials = [Trial(**trial) for trial in description.pop("trials")]
-            return RunState(**description, trials=trials, accepted=accepted, blocks=blocks, fit=fit)
+            return RunState(**description, accepted=accepted, blocks=blocks, fit=fit)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a training state: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -15,13 +14,12 @@ from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
-from jkoflow.initial_map import InitialMap
 from jkoflow.metrics import Movement, first_num_steps, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
 from jkoflow.training.fit import BlockFit, FitHooks, scale_output
-from jkoflow.training.initial import AUTO, CANDIDATES, FIT_ROWS, TRIAL_SHARE, Trial, fit_map, run_trial, trial_config
+from jkoflow.training.initial import fit_map
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.training.run import FitState, RunDirectory, RunState, fingerprint
@@ -57,7 +55,6 @@ class Trainer:
         self._started, self._saved = started, started
         self._fingerprint = fingerprint(data, start) if run is not None else ""
         self._device = device
-        self.trials: list[Trial] = []  # of initial maps
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -68,17 +65,15 @@ class Trainer:
         if state is not None:
             self._past_seconds = state.elapsed
         if start is None:
-            start = self._plain_flow(state)
+            start = self._plain_flow()
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.flow = self.best.with_blocks([])  # the chain in training
-        self.samples = self._samples_behind(self.best.initial_map)
+        self.samples = self._fresh_samples()
         self.first_nll = self.samples.val_nll()
         if state is not None:
             self._restore(state)
         elif self.best.stack:
             self._measure_start()
-        elif self.trials:
-            self._save(None)
 
     def run(self) -> JKOFlow:
         """Trains what is left to train, and evaluates the result."""
@@ -102,7 +97,6 @@ class Trainer:
             "train_seconds": seconds,
             "seed": self.config.seed,
             "initial_map": flow.initial_map.recipe,
-            "initial_map_trials": [dataclasses.asdict(trial) for trial in self.trials],
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
         if self.run_directory is not None:
@@ -111,35 +105,14 @@ class Trainer:
 
     # ---- The beginning
 
-    def _plain_flow(self, state: RunState | None) -> JKOFlow:
-        """A flow without blocks, with the initial map that the settings name or trials choose."""
-        data, config = self.data, self.config
+    def _plain_flow(self) -> JKOFlow:
+        """A flow without blocks."""
+        data = self.data
         context = (None, None) if data.train_context is None else _moments(data.train_context)
-        first, device = _moments(data.train), self._device
-        self.best = JKOFlow(data.dim, (), *first, None, *context).to(device)
-        rows, _ = self.best.standardize(data.train.to(device))
-        recipe = config.initial_map
-        if state is not None:
-            recipe, self.trials = state.initial_map, state.trials
-        elif recipe == AUTO:
-            recipe = self._choose_initial_map(rows)
-        return JKOFlow(data.dim, (), *first, None, *context, fit_map(rows, recipe).cpu())
-
-    def _choose_initial_map(self, rows: Tensor) -> str:
-        """The recipe of the best trial."""
-        config, budget = trial_config(self.config), self.config.time_budget
-        for recipe in CANDIDATES:
-            started, left = self._elapsed(), len(CANDIDATES) - len(self.trials)
-            seconds = None if budget is None else schedule.seconds_for_block(TRIAL_SHARE * budget, started, 0.0, left)
-            samples = self._samples_behind(fit_map(rows, recipe), FIT_ROWS, config.val_rows)
-            block = self._new_block(0, math.inf, None)
-            val_nll, iterations = run_trial(samples, block, config, self._elapsed, seconds)
-            self.trials.append(Trial(recipe, val_nll, iterations, self._elapsed() - started))
-            self._record({"event": "initial_map", **dataclasses.asdict(self.trials[-1])})
-        best = min(self.trials, key=lambda trial: trial.val_nll)
-        outcomes = ", ".join(f"{trial.recipe} {trial.val_nll:.2f}" for trial in self.trials)
-        self.progress.message(f"initial map: {best.recipe} (validation NLL after a trial, in nats: {outcomes})")
-        return best.recipe
+        plain = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
+        rows, _ = plain.standardize(data.train)
+        initial_map = fit_map(rows, self.config.initial_map)
+        return JKOFlow(data.dim, (), plain.standardize.mean, plain.standardize.std, None, *context, initial_map)
 
     # ---- Rounds
 
@@ -172,32 +145,26 @@ class Trainer:
         self.flow, self.summaries, self.samples = (
             self.best.with_blocks([]),
             [],
-            self._samples_behind(self.best.initial_map),
+            self._fresh_samples(),
         )
         self._save(None)
 
-    def _samples_behind(
-        self, initial_map: InitialMap, rows: int | None = None, val_rows: int | None = None
-    ) -> PushedSamples:
-        """The data before the first block: all training rows and those of the validation, or so many at the most."""
-        flow, data = self.best, self.data
-        rows, limit = rows or len(data.train), val_rows or self.config.val_rows
-
-        @torch.no_grad()
-        def behind(part: Tensor, count: int) -> tuple[Tensor, Tensor]:
-            return initial_map(flow.standardize(spread_rows(part, count).to(self._device))[0])
-
-        @torch.no_grad()
-        def conditions(part: Tensor | None, count: int) -> Tensor | None:
-            if part is None:
-                return None
-            part = spread_rows(part, count).to(self._device)
-            return flow.standardized_context(part, len(part))
-
-        (train, _), (val, logdet) = behind(data.train, rows), behind(data.val, limit)
-        return PushedSamples(
-            train, val, logdet, conditions(data.train_context, rows), conditions(data.val_context, limit)
-        )
+    def _fresh_samples(self) -> PushedSamples:
+        """The data before the first block."""
+        flow, data, limit = self.best, self.data, self.config.val_rows
+        device = flow.standardize.mean.device
+        with torch.no_grad():
+            train, _ = flow.enter(data.train.to(device))
+            val, _ = flow.standardize(spread_rows(data.val, limit).to(device))
+            val, logdet = flow.initial_map(val)
+            contexts: tuple[Tensor | None, Tensor | None] = (None, None)
+            if data.train_context is not None and data.val_context is not None:
+                val_context = spread_rows(data.val_context, limit).to(device)
+                contexts = (
+                    flow.standardized_context(data.train_context.to(device), train.shape[0]),
+                    flow.standardized_context(val_context, val.shape[0]),
+                )
+        return PushedSamples(train, val, logdet, *contexts)
 
     def _measure_start(self) -> None:
         """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
@@ -209,7 +176,7 @@ class Trainer:
         record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
         self._record(record)
         self.rounds.append(record)
-        self.samples = self._samples_behind(self.best.initial_map)
+        self.samples = self._fresh_samples()
 
     # ---- Blocks
 
@@ -355,8 +322,6 @@ class Trainer:
             history_bytes=self.run_directory.flush(),
             guard_events=self.guard_events,
             first_nll=self.first_nll,
-            initial_map=self.best.initial_map.recipe,
-            trials=self.trials,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=self._round_started,

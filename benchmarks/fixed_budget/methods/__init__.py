@@ -16,11 +16,8 @@ from jkoflow.training.initial import fit_map
 
 OURS = "jkoflow"
 
-PLAIN = "jkoflow_plain"
-"""Ours on the rows as the peers see them."""
 
-
-def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "none", **settings: Any) -> Model:
+def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "auto", **settings: Any) -> Model:
     """One end-to-end flow of the blocks that block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
@@ -61,7 +58,7 @@ PEERS: dict[str, Callable[..., Model]] = {
 """Methods that share one training loop: name to a function of standardised training rows, seed, the default
 configuration and settings."""
 
-METHODS = (OURS, PLAIN, *PEERS)
+METHODS = (OURS, *PEERS)
 
 
 def train(
@@ -80,7 +77,7 @@ def train(
     Raises:
         ValueError: If the method is unknown.
     """
-    if name in (OURS, PLAIN):
+    if name == OURS:
         from fixed_budget.methods.blockwise import train_blocks
 
         return train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed, **settings))

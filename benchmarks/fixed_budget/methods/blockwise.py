@@ -38,7 +38,7 @@ def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
     steps = first_num_steps(flow)
     return Fit(
         BlockFlow(flow, steps),
-        sum(record["iterations"] for record in history if record["event"] in ("block", "initial_map")),
+        sum(record["iterations"] for record in history if record["event"] == "block"),
         metrics["train_seconds"],
         metrics["val_nll"],
         curve(history),
@@ -57,10 +57,7 @@ def curve(history: list[dict[str, Any]]) -> list[Point]:
     points: list[Point] = []
     before, seconds, begun = 0, 0.0, 0.0  # batches of finished blocks; time of the last record; time of finished blocks
     for record in history:
-        if record["event"] == "initial_map":
-            before += record["iterations"]
-            begun += record["seconds"]
-        elif record["event"] == "iteration":
+        if record["event"] == "iteration":
             seconds = record["seconds"]
         elif record["event"] == "validation":
             # the loop's records carry the time, those of the validation do not: the last one is at most 10 batches old
