@@ -318,13 +318,13 @@ def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
 
 
 def test_sample_exactly(work, tmp_path, monkeypatch):
-    inverse, asked = JKOFlow.inverse, []
+    sample, asked = JKOFlow.sample, []
 
-    def spy(self, z, context=None, num_steps=None, exact=False):
+    def spy(self, n, context=None, num_steps=None, generator=None, exact=False):
         asked.append(exact)
-        return inverse(self, z, context, num_steps, exact)
+        return sample(self, n, context, num_steps, generator, exact)
 
-    monkeypatch.setattr(JKOFlow, "inverse", spy)
+    monkeypatch.setattr(JKOFlow, "sample", spy)
     for options in ([], ["--exact"]):
         result = run_cli("sample", work / "run", "-n", 50, "--out", tmp_path / "s.npy", *options)
         assert result.exit_code == 0, result.output
