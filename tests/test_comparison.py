@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fixed_budget import driver, page, record, settings, tune
+from fixed_budget import driver, page, record, settings, sweep, tune
 from fixed_budget.cli import main
 from fixed_budget.evaluate import evaluate
 from fixed_budget.fit import Point, fit, mean_nll
@@ -371,6 +371,33 @@ def test_the_page_holds_the_record():
         assert path.is_file()
     with pytest.raises(ValueError, match="must have the lines"):
         page.replaced("nothing", results)
+
+
+def test_the_sweep_runs_and_tells_gains_against_the_default(source, tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    chosen = {"default": {}, "narrow": {"hidden": [8]}}
+    monkeypatch.setattr(sweep, "variations", lambda: chosen)
+    monkeypatch.setattr(sweep, "RECORD", tmp_path / "sweep.json")
+    sweep.run([source], 1, 1.0, folder, 1)
+    sweep.keep(folder)
+    found = record.read(tmp_path / "sweep.json")
+    nll = {run["label"]: run["val_nll"] for run in found["runs"]}
+    assert set(nll) == set(chosen)
+    lines = sweep.table(found).splitlines()
+    (base,) = (line for line in lines if line.startswith("| **default**"))
+    (narrow,) = (line for line in lines if line.startswith("| narrow"))
+    assert f"{nll['default']:.3f}" in base
+    assert f"| {nll['narrow'] - nll['default']:+.3f} |" in narrow
+    assert "`hidden = [8]`" in narrow
+
+
+def test_variations_are_settings_and_their_page_holds_the_record():
+    for changes in sweep.variations().values():
+        dataclasses.replace(TrainConfig(), **changes)
+    text = sweep.PAGE.read_text(encoding="utf-8")
+    assert sweep.replaced(text, record.read(sweep.RECORD)) == text
+    with pytest.raises(ValueError, match="must have the lines"):
+        sweep.replaced("nothing", record.read(sweep.RECORD))
 
 
 def test_figures_have_a_panel_for_every_data_set():
