@@ -99,7 +99,8 @@ def test_the_report_is_there_before_the_end(gpu_check, fake_gpu, tmp_path, monke
 def test_what_is_interrupted_says_what_it_has(gpu_check):
     late = (
         "import time\n"
-        "try:\n    print('begun', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('3 failed so far')"
+        "try:\n    print('begun', flush=True)\n    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    print('3 failed so far')"
     )
     with subprocess.Popen(python(late), stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout.readline() == b"begun\n"
