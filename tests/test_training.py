@@ -532,7 +532,10 @@ def test_a_budget_leaves_rows_behind_that_it_has_no_time_to_carry(monkeypatch, t
         config = dataclasses.replace(TINY, max_blocks=3, time_budget=60.0, gain_tolerance=-9.0, movement_tolerance=0.0)
         data = split_rows(torch.randn(rows, 2).exp())
         data = dataclasses.replace(data, val=data.val[:400], test=data.test[:400])
-        train(data, config, run_dir=tmp_path / str(rows))
+        recorder = Recorder()
+        train(data, config, run_dir=tmp_path / str(rows), progress=recorder)
+        told = any("training rows go on" in message for message in recorder.messages)
+        assert told == (rows == 200_000)
         assert clock.now - begin <= 60
         kept[rows] = [line["train_rows"] for line in history(tmp_path / str(rows), "block")]
         monkeypatch.undo()

@@ -55,7 +55,7 @@ class FitCounters:
     row_carry: float = 0.0
     """The same without the logdet."""
     kept_rows: int = 0
-    """Training rows that go on to the next block, all of them without a time budget; 0 before planning."""
+    """Training rows that go on to the next block: all of them, unless a time budget is short of that."""
 
 
 @dataclass
@@ -100,6 +100,7 @@ class BlockFit:
         config = self.config
         self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
         samples = self.samples
+        self.counters.kept_rows = self.counters.kept_rows or len(samples.train)  # a resumed block knows them
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
@@ -223,7 +224,6 @@ class BlockFit:
         config, counters = self.config, self.counters
         if self.hooks.share is None:
             counters.iterations = config.iterations_per_block
-            counters.kept_rows = len(self.samples.train)
             return
         batch, context = self.batches(0), self.batches.context(0)
         samples, fine_steps = self.samples, 2 * self.block.num_steps

@@ -39,7 +39,8 @@ class PushedSamples:
         """
         before = self.train
         self.train = carry_rows(block, self.train, self.train_context)
-        self.push_val(block)
+        self.val, increment = push_rows(block, self.val, self.val_context)
+        self.val_logdet = self.val_logdet + increment
         return movement_with_error(before, self.train)
 
     def keep(self, count: int, *counters: int) -> None:
@@ -49,11 +50,6 @@ class PushedSamples:
             chosen = chosen.to(self.train.device)
             self.train = self.train[chosen]
             self.train_context = None if self.train_context is None else self.train_context[chosen]
-
-    def push_val(self, block: Block) -> None:
-        """Carries the validation rows alone."""
-        self.val, increment = push_rows(block, self.val, self.val_context)
-        self.val_logdet = self.val_logdet + increment
 
     def val_nll(self) -> float:
         """NLL of the validation rows under the flow so far, in nats, on standardised columns."""

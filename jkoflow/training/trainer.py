@@ -54,7 +54,12 @@ class Trainer:
         self.data, self.config, self.run_directory, self.progress = data, config, run, progress
         self._started, self._saved = started, started
         self._fingerprint = fingerprint(data, start) if run is not None else ""
-        self._device = device
+        if start is None:
+            start = self._plain_flow()
+        self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
+        self.flow = self.best.with_blocks([])  # the chain in training
+        self.samples = self._fresh_samples()
+        self.first_nll = self.samples.val_nll()
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -63,15 +68,7 @@ class Trainer:
         self._round_started, self._past_seconds = 0.0, 0.0
         self._fit: FitState | None = None
         if state is not None:
-            self._past_seconds = state.elapsed
-        if start is None:
-            start = self._plain_flow()
-        self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
-        self.flow = self.best.with_blocks([])  # the chain in training
-        self.samples = self._fresh_samples()
-        self.first_nll = self.samples.val_nll()
-        if state is not None:
-            self._restore(state)
+            self._restore(state, device)
         elif self.best.stack:
             self._measure_start()
 
@@ -109,10 +106,9 @@ class Trainer:
         """A flow without blocks."""
         data = self.data
         context = (None, None) if data.train_context is None else _moments(data.train_context)
-        plain = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
-        rows, _ = plain.standardize(data.train)
-        initial_map = fit_map(rows, self.config.initial_map)
-        return JKOFlow(data.dim, (), plain.standardize.mean, plain.standardize.std, None, *context, initial_map)
+        flow = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
+        flow.initial_map = fit_map(flow.standardize(data.train)[0], self.config.initial_map)
+        return flow
 
     # ---- Rounds
 
@@ -142,11 +138,7 @@ class Trainer:
             )
         self._record(record)
         self.rounds.append(record)
-        self.flow, self.summaries, self.samples = (
-            self.best.with_blocks([]),
-            [],
-            self._fresh_samples(),
-        )
+        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], self._fresh_samples()
         self._save(None)
 
     def _fresh_samples(self) -> PushedSamples:
@@ -155,8 +147,7 @@ class Trainer:
         device = flow.standardize.mean.device
         with torch.no_grad():
             train, _ = flow.enter(data.train.to(device))
-            val, _ = flow.standardize(spread_rows(data.val, limit).to(device))
-            val, logdet = flow.initial_map(val)
+            val, logdet = flow.initial_map(flow.standardize(spread_rows(data.val, limit).to(device))[0])
             contexts: tuple[Tensor | None, Tensor | None] = (None, None)
             if data.train_context is not None and data.val_context is not None:
                 val_context = spread_rows(data.val_context, limit).to(device)
@@ -204,6 +195,12 @@ class Trainer:
         fit = self._resumed_fit(index) or self._new_fit(index, step_size)
         fit.run()
         block, counters = fit.block, fit.counters
+        rows = len(self.samples.train)
+        if counters.kept_rows < rows:
+            self.progress.message(
+                f"the time budget lets {counters.kept_rows} of {rows} training rows go on behind block {index}; "
+                "raise time_budget to keep more"
+            )
         movement = self._push(block, counters.kept_rows)
         block.movement = movement.value
         summary = {
@@ -231,12 +228,11 @@ class Trainer:
         return self.samples.push(block)
 
     def _new_fit(self, index: int, step_size: float) -> BlockFit:
-        previous = self.flow.stack[-1] if index else None
-        block = self._warm[index] if self._warm else self._new_block(index, step_size, previous)
+        block = self._warm[index] if self._warm else self._new_block(index, step_size)
+        block = block.to(self.samples.train.device)
         return BlockFit(index, block, self.samples, self.config, self._hooks(index), round_number=self._number)
 
-    def _new_block(self, index: int, step_size: float, previous: Block | None) -> Block:
-        """A block that begins with the velocity of the one before it, the first one with none."""
+    def _new_block(self, index: int, step_size: float) -> Block:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(config.seed, index).initial_seed())
@@ -244,11 +240,11 @@ class Trainer:
                 self.data.dim, config.hidden, config.activation, config.time, self.data.context_dim, config.linear
             )
         block = Block(velocity, config.num_steps, config.method, step_size=step_size)
-        if previous is None:
+        if index == 0:
             scale_output(block, 0.0)  # starts as the identity: an arbitrary velocity would first have to be unlearned
         else:
-            velocity.load_state_dict(previous.velocity.state_dict())
-        return block.to(self._device)
+            velocity.load_state_dict(self.flow.stack[index - 1].velocity.state_dict())
+        return block
 
     def _resumed_fit(self, index: int) -> BlockFit | None:
         state, self._fit = self._fit, None
@@ -333,15 +329,14 @@ class Trainer:
         )
         self.run_directory.save_state(state)
 
-    def _restore(self, state: RunState) -> None:
-        device, self._round_started = self._device, state.round_started
+    def _restore(self, state: RunState, device: torch.device) -> None:
+        self._past_seconds, self._round_started = state.elapsed, state.round_started
         self.rounds, self.summaries = state.rounds, state.summaries
         self.guard_events, self.first_nll = state.guard_events, state.first_nll
         self._fit = state.fit
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
-        for block in state.blocks:
-            self.flow.blocks.append(block.to(device))
         for block, summary in zip(state.blocks, self.summaries, strict=True):
+            self.flow.blocks.append(block.to(device))
             self._push(block, summary["train_rows"])  # the same operations as before, so the same bits
 
 
