@@ -168,6 +168,26 @@ def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left
     return max(0.0, budget - elapsed - reserve) / max(1, blocks_left)
 
 
+def blocks_within(iterations: float, most: int) -> int:
+    r"""Blocks that a time budget is enough for, :math:`\sqrt{N / 500}` for N iterations in all.
+
+    More time is thus spent on more blocks and on longer ones alike: the likelihood hardly depends on the number near
+    the best one, but suffers from blocks of a few hundred iterations as from a chain of one or two (docs/sweep.md).
+
+    Arguments:
+        iterations: Iterations N that the budget has time for, in all blocks together.
+        most: Largest number of blocks.
+
+    Returns:
+        The number of blocks, at least 2 unless ``most`` is less.
+
+    Example:
+        >>> [blocks_within(n, 6) for n in (100, 5000, 10_000, 100_000)]
+        [2, 3, 4, 6]
+    """
+    return min(most, max(2, round(math.sqrt(iterations / 500))))
+
+
 def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:
     """Iterations that fit into a time, and never fewer than ``least``."""
     return max(least, int(seconds / max(seconds_per_iteration, 1e-9)))
@@ -177,7 +197,6 @@ def evaluation_seconds(
     seconds_per_row_step: float,
     blocks: int,
     num_steps: int,
-    most_num_steps: int,
     val_rows: int,
     test_rows: int,
     inversion_rows: int,
@@ -186,15 +205,14 @@ def evaluation_seconds(
 ) -> float:
     """Seconds that the evaluation of a finished flow is expected to take.
 
-    Step-converged numbers need about three doublings of the Runge-Kutta steps that training begins with, or one of
-    those that the guard has arrived at; the test rows take the last doubling, and the inversion error a pass forward
-    and one back.
+    Step-converged numbers need about two doublings of the Runge-Kutta steps that training has arrived at, which will be
+    four in some block if they are fewer yet; the test rows take the last doubling, and the inversion error a pass
+    forward and one back.
 
     Arguments:
         seconds_per_row_step: Measured time of one Runge-Kutta step of one block on one row.
         blocks: Blocks in the finished flow.
-        num_steps: Runge-Kutta steps per block that training begins with.
-        most_num_steps: The most of any block.
+        num_steps: Runge-Kutta steps of training, the most of any block so far.
         val_rows: Rows of the calibration.
         test_rows: Rows of the test NLL.
         inversion_rows: Rows of the inversion error.
@@ -204,7 +222,7 @@ def evaluation_seconds(
     Returns:
         Seconds.
     """
-    fine = max(8 * num_steps, 2 * most_num_steps)
+    fine = 4 * max(num_steps, 4)
     row_steps = 2 * fine * val_rows + 1.5 * fine * test_rows + 2 * fine * inversion_rows
     row_steps += 5 * fine * exact_rows + fine * samples
     return seconds_per_row_step * blocks * row_steps

@@ -326,8 +326,8 @@ def test_shortened_history_is_reported(rows, interrupted):
 
 
 def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
-    """The resumed run goes on with the saved number of iterations instead of planning anew."""
-    config = dataclasses.replace(CONFIG, time_budget=600.0, max_blocks=2, validate_every=10**6)
+    """The resumed run goes on with the saved numbers of iterations and blocks instead of planning anew."""
+    config = dataclasses.replace(CONFIG, time_budget=600.0, max_blocks=None, validate_every=10**6)
     with pytest.raises(StopError):
         train(rows, config, run_dir=tmp_path, progress=StopAt(0, 11))
     state = RunDirectory(tmp_path).load_state()
@@ -344,3 +344,6 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
     with pytest.raises(StopError):
         train(rows, config, run_dir=tmp_path, resume=True, progress=Listener(0, 31))
     assert starts == [(0, planned)]
+    again = RunDirectory(tmp_path).load_state()
+    assert again is not None
+    assert again.planned_blocks == state.planned_blocks == TrainConfig().most_blocks

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jkoflow.schedule import (
+    blocks_within,
     evaluation_seconds,
     has_converged,
     iterations_within,
@@ -92,6 +93,15 @@ def test_shares_add_up_to_the_budget(budget, blocks, reserve):
     assert elapsed == pytest.approx(budget * (1 - reserve), abs=1e-9 * budget)
 
 
+def test_more_time_is_more_blocks_and_longer_ones():
+    for n in range(1000, 200_000, 500):
+        assert 2 <= blocks_within(n, 8) <= blocks_within(n + 500, 8) <= 8
+        if blocks_within(4 * n, 100) > 4:
+            assert blocks_within(4 * n, 100) == pytest.approx(2 * blocks_within(n, 100), abs=1)
+    assert blocks_within(0.0, 6) == 2
+    assert blocks_within(1e9, 1) == 1
+
+
 def test_iterations_within_a_time():
     assert iterations_within(1.0, 0.01) == 100
     assert iterations_within(0.0, 0.01) == 1
@@ -100,13 +110,13 @@ def test_iterations_within_a_time():
 
 
 def test_evaluation_grows_with_everything_it_does():
-    base = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000)
-    assert base == pytest.approx(1e-6 * 6 * 24 * (2 + 1.5 + 2) * 1000)
-    more = evaluation_seconds(1e-6, 6, 3, 3, 1000, 1000, 1000, 500, 1000)
-    assert more == pytest.approx(base + 1e-6 * 6 * 24 * (5 * 500 + 1000))
-    assert evaluation_seconds(1e-6, 12, 3, 3, 1000, 1000, 1000) == pytest.approx(2 * base)
-    assert evaluation_seconds(1e-6, 6, 3, 12, 1000, 1000, 1000) == pytest.approx(base)
-    assert evaluation_seconds(1e-6, 6, 3, 24, 1000, 1000, 1000) == pytest.approx(2 * base)
+    base = evaluation_seconds(1e-6, 6, 4, 1000, 1000, 1000)
+    assert base == pytest.approx(1e-6 * 6 * 16 * (2 + 1.5 + 2) * 1000)
+    more = evaluation_seconds(1e-6, 6, 4, 1000, 1000, 1000, 500, 1000)
+    assert more == pytest.approx(base + 1e-6 * 6 * 16 * (5 * 500 + 1000))
+    assert evaluation_seconds(1e-6, 12, 4, 1000, 1000, 1000) == pytest.approx(2 * base)
+    assert evaluation_seconds(1e-6, 6, 1, 1000, 1000, 1000) == pytest.approx(base)
+    assert evaluation_seconds(1e-6, 6, 8, 1000, 1000, 1000) == pytest.approx(2 * base)
 
 
 # ---- Reparametrisation and refinement

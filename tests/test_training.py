@@ -23,6 +23,7 @@ from jkoflow.training.run import finite
 TINY = TrainConfig(
     initial_map="none",
     hidden=(8, 8),
+    num_steps=3,
     max_blocks=2,
     iterations_per_block=30,
     batch_size=100,
@@ -320,7 +321,7 @@ def test_rollback_restores_parameters_and_optimiser_state():
 
 def test_the_deadline_moves_when_the_guard_makes_a_block_slower():
     """Twice the steps make the push and the evaluation slower, not the iterations alone."""
-    fit = make_fit(share=lambda started, row_step, num_steps: 100.0 - num_steps, guard_nll=1e-9, num_steps=1)
+    fit = make_fit(share=lambda measured, num_steps: 100.0 - num_steps, guard_nll=1e-9, num_steps=1)
     fit.counters.iterations = 0
     fit._plan()
     before = fit.counters.deadline
@@ -497,6 +498,21 @@ def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
     assert (len(history(tmp_path, "guard")) > 0) == (num_steps == 1)
     seconds = [end["seconds"] for end in recorder.ends]
     assert min(seconds) > 0.7 * max(seconds)  # equal shares
+
+
+def test_a_short_budget_takes_fewer_blocks_unless_their_number_is_given(monkeypatch):
+    counts = {}
+    for budget, given in ((8.0, None), (80.0, None), (8.0, 5)):
+        clock = SlowMachine(monkeypatch, 2e-6)
+        begin = clock.now
+        config = dataclasses.replace(
+            TINY, max_blocks=given, time_budget=budget, gain_tolerance=-9.0, movement_tolerance=0.0, guard=False
+        )
+        counts[budget, given] = len(train(split_rows(correlated(1000)[0]), config).stack)
+        assert clock.now - begin <= budget
+        monkeypatch.undo()
+    assert 2 <= counts[8.0, None] < counts[80.0, None] <= TrainConfig().most_blocks
+    assert counts[8.0, 5] == 5
 
 
 @pytest.mark.parametrize("guess", [3, 1], ids=["all blocks", "the chain ends early"])

@@ -12,6 +12,9 @@ from jkoflow.activation import parse_activation
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 
+DEFAULT_BLOCKS = 6
+"""Largest number of blocks unless the settings name another."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,7 +32,8 @@ class TrainConfig:
         time: Whether the velocity depends on time.
         method: Runge-Kutta method, see `jkoflow.integrate`.
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block.
-        max_blocks: Largest number of blocks, the free one included.
+        max_blocks: Largest number of blocks, the free one included. None means 6, and under a time budget fewer if it is
+            too short for so many (`jkoflow.schedule.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         step_size: JKO step size h of the first block.
         step_size_growth: Factor from one block's step size to the next one's.
@@ -77,8 +81,8 @@ class TrainConfig:
     linear: bool = True
     time: bool = True
     method: str = "rk4"
-    num_steps: int = 3
-    max_blocks: int = 6
+    num_steps: int = 1
+    max_blocks: int | None = None
     free_block: bool = True
     step_size: float = 0.5
     step_size_growth: float = 1.5
@@ -118,11 +122,13 @@ class TrainConfig:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
         for name in (
-            "num_steps", "max_blocks", "batch_size", "iterations_per_block", "validate_every", "val_rows",
-            "guard_every", "guard_rows", "refine",
+            "num_steps", "batch_size", "iterations_per_block", "validate_every", "val_rows", "guard_every", "guard_rows",
+            "refine",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_blocks is not None and self.max_blocks < 1:
+            raise ValueError(f"max_blocks must be at least 1, or None, got {self.max_blocks}")
         for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -143,6 +149,11 @@ class TrainConfig:
             raise ValueError("gain_tolerance must be a number, got nan")
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ValueError(f"time_budget must be positive and finite, or None, got {self.time_budget}")
+
+    @property
+    def most_blocks(self) -> int:
+        """``max_blocks``, or what it stands for."""
+        return DEFAULT_BLOCKS if self.max_blocks is None else self.max_blocks
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
@@ -167,8 +178,10 @@ class TrainConfig:
 def _check_type(name: str, annotation: Any, value: Any) -> None:
     # annotations are strings here; bool is an int in Python but not in a configuration
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    integer = number and isinstance(value, int)
     fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
+        "int": integer,
+        "int | None": integer or value is None,
         "float": number,
         "float | None": number or value is None,
         "bool": isinstance(value, bool),

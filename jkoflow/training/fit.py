@@ -26,6 +26,12 @@ LOG_EVERY = 10
 PUSH_SHARE = 0.1
 """Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
 
+VALIDATION_SHARE = 0.05
+"""Share of a block's time that looks at the validation loss may take under a time budget; they become rarer."""
+
+MEASURING_SECONDS = 0.02
+"""How long each kind of call is timed for a block's plan."""
+
 MAX_DAMPINGS = 4
 """How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
 
@@ -42,6 +48,8 @@ class FitCounters:
     """Iterations done."""
     iterations: int = 0
     """Iterations planned; 0 before planning."""
+    validate_every: int = 0
+    """Iterations between two looks at the validation loss."""
     best_loss: float = math.inf
     """Smallest validation loss so far."""
     stopped: bool = False
@@ -50,6 +58,8 @@ class FitCounters:
     """Seconds into the run at which the block began."""
     deadline: float = math.inf
     """Seconds into the run at which the block's iterations should end."""
+    iteration_seconds: float = 0.0
+    """Measured seconds of an iteration, guard and validation included, at the beginning."""
     row_step: float = 0.0
     """Measured seconds of one Runge-Kutta step of one row."""
     row_carry: float = 0.0
@@ -68,9 +78,9 @@ class FitHooks:
     """Writes one line of the history."""
     save: Callable[[BlockFit], None]
     """Called after every iteration; saves the state if it is time."""
-    share: Callable[[float, float, int], float] | None
-    """Seconds that this block may take, its push included, given the time at which it began, the seconds that one
-    Runge-Kutta step of one row takes and the block's num_steps; None without a time budget."""
+    share: Callable[[FitCounters, int], float] | None
+    """Seconds that this block may take, its push included, given the times measured for it and its num_steps; None
+    without a time budget."""
     progress: Progress
 
 
@@ -100,7 +110,9 @@ class BlockFit:
         config = self.config
         self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
         samples = self.samples
-        self.counters.kept_rows = self.counters.kept_rows or len(samples.train)  # a resumed block knows them
+        # a resumed block knows both
+        self.counters.kept_rows = self.counters.kept_rows or len(samples.train)
+        self.counters.validate_every = self.counters.validate_every or config.validate_every
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
@@ -150,7 +162,7 @@ class BlockFit:
     def _look(self, last: bool = False) -> None:
         """What happens between two iterations: first the guard, then the validation of parameters that passed it."""
         iteration, config = self.counters.iteration, self.config
-        validate = last or iteration % config.validate_every == 0
+        validate = last or iteration % self.counters.validate_every == 0
         if config.guard and (validate or iteration % config.guard_every == 0) and not self._guard():
             return
         if not validate:
@@ -233,14 +245,18 @@ class BlockFit:
             self.block.jko_loss(batch, context).total.backward()
             return float(self.adam.gradient[0])  # waits for the device
 
-        per_iteration = _seconds(gradient) + validation / config.validate_every
+        per_iteration = _seconds(gradient)
         if config.guard:
             per_iteration += _seconds(self._read_guard) / min(config.guard_every, config.validate_every)
+        affordable_every = math.ceil((1 / VALIDATION_SHARE - 1) * validation / per_iteration)
+        counters.validate_every = max(config.validate_every, affordable_every)
+        counters.iteration_seconds = per_iteration + validation / counters.validate_every
         row_steps = samples.val.shape[0] * fine_steps
         counters.row_step = validation / row_steps
         counters.row_carry = _seconds(self._carry) / row_steps
         self._set_deadline()
-        counters.iterations = schedule.iterations_within(counters.deadline - self.hooks.elapsed(), per_iteration)
+        left = counters.deadline - self.hooks.elapsed()
+        counters.iterations = schedule.iterations_within(left, counters.iteration_seconds)
         if counters.iterations < config.validate_every:
             self.hooks.progress.message(
                 f"the time budget leaves only {counters.iterations} iterations for block {self.index}; "
@@ -252,7 +268,7 @@ class BlockFit:
         config, counters, samples, num_steps = self.config, self.counters, self.samples, self.block.num_steps
         if self.hooks.share is None:
             return
-        seconds = self.hooks.share(counters.started, counters.row_step, num_steps)
+        seconds = self.hooks.share(counters, num_steps)
         per_row = 2 * num_steps * counters.row_carry
         # what a block cannot look at need not be carried through those before it
         affordable = int(PUSH_SHARE * seconds / max(per_row, 1e-12))
@@ -292,10 +308,13 @@ def scale_output(block: Block, factor: float) -> None:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Mean time of a call that waits for its result, after a first one that is not counted."""
+    """Mean time of a call that waits for its result, after a first one that is not counted.
+
+    A rough measure will do: the plan is corrected while it is carried out, and short budgets have many blocks.
+    """
     call()
     start, calls = time.perf_counter(), 0
-    while calls < 20 and (calls < 2 or time.perf_counter() - start < 0.2):
+    while calls == 0 or time.perf_counter() - start < MEASURING_SECONDS:
         call()
         calls += 1
     return (time.perf_counter() - start) / calls

@@ -41,7 +41,7 @@ def read_guard(block: Block, x: Tensor, context: Tensor | None = None) -> GuardR
     """
     y, logdet = block(x, context)
     fine_y, fine_logdet = block(x, context, 2 * block.num_steps)
-    back, _ = block.inverse(y, context)
+    back = block.carry(y, context, inverse=True)
     difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
     distance = (back - x).square().sum(1).sqrt()
     return GuardReading(*torch.stack([difference.abs().mean(), distance.mean()]).tolist())

@@ -80,6 +80,8 @@ class RunState:
     """Those blocks."""
     fit: FitState | None
     """The block in training; None between blocks."""
+    planned_blocks: int | None = None
+    """Largest number of blocks that the time budget was found to be enough for; None before that, or without one."""
 
     def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
         """Makes sure that the run goes on with what it began with.
@@ -187,6 +189,7 @@ class RunDirectory:
             "history_bytes": state.history_bytes,
             "guard_events": state.guard_events,
             "first_nll": state.first_nll,
+            "planned_blocks": state.planned_blocks,
             "rounds": state.rounds,
             "accepted": [block.describe() for block in state.accepted],
             "round_started": state.round_started,

@@ -18,7 +18,7 @@ from jkoflow.metrics import Movement, first_num_steps, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
-from jkoflow.training.fit import BlockFit, FitHooks, scale_output
+from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, scale_output
 from jkoflow.training.initial import fit_map
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
@@ -63,6 +63,7 @@ class Trainer:
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
+        self._planned_blocks: int | None = None
         self._kind = ""  # of the present round, and the blocks that it begins with
         self._warm: list[Block] = []
         self._round_started, self._past_seconds = 0.0, 0.0
@@ -122,7 +123,7 @@ class Trainer:
         self._warm = [] if kind == rounds.BUILD else rounds.warm_blocks(kind, self.best, self.config)
         if not self.summaries and self._fit is None:
             self._round_started = self._elapsed()
-        self.progress.start_round(self._number, kind, len(self._warm) or self.config.max_blocks)
+        self.progress.start_round(self._number, kind, len(self._warm) or self._most_blocks)
 
     def _end_round(self) -> None:
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
@@ -184,9 +185,9 @@ class Trainer:
             config.movement_tolerance,
             config.gain_tolerance,
         )
-        if done == config.max_blocks or (converged and not config.free_block):
+        if done == self._most_blocks or (converged and not config.free_block):
             return None
-        if config.free_block and (converged or done == config.max_blocks - 1):
+        if config.free_block and (converged or done == self._most_blocks - 1):
             return math.inf
         return schedule.jko_step_size(done, config.step_size, config.step_size_growth, config.step_size_max)
 
@@ -265,24 +266,32 @@ class Trainer:
             if time.monotonic() - self._saved >= self.config.save_seconds:
                 self._save(fit)
 
-        def share(started: float, row_step: float, num_steps: int) -> float:
-            return self._share(index, started, row_step, num_steps)
+        def share(measured: FitCounters, num_steps: int) -> float:
+            return self._share(index, measured, num_steps)
 
         budgeted = self.config.time_budget is not None
         return FitHooks(self._elapsed, self._record, save, share if budgeted else None, self.progress)
 
-    def _share(self, index: int, started: float, row_step: float, num_steps: int) -> float:
+    @property
+    def _most_blocks(self) -> int:
+        """Largest number of blocks of the chain that is built."""
+        return self.config.most_blocks if self._planned_blocks is None else self._planned_blocks
+
+    def _share(self, index: int, measured: FitCounters, num_steps: int) -> float:
         """Seconds for a block: every round gets as much time as any other, every block of a round too."""
         config, data = self.config, self.data
         assert config.time_budget is not None
-        blocks, most = len(self._warm) or config.max_blocks, max(num_steps, first_num_steps(self.flow))
-        first_steps = max((block.num_steps for block in self._warm), default=config.num_steps)
+        later_rounds = rounds.rounds_after(self._kind, self.rounds, config)
+        if self._planned_blocks is None and config.max_blocks is None:
+            seconds = (config.time_budget - measured.started) / (1 + later_rounds)
+            self._planned_blocks = schedule.blocks_within(seconds / measured.iteration_seconds, config.most_blocks)
+        blocks = len(self._warm) or self._most_blocks
+        most = max([num_steps, first_num_steps(self.flow), *(block.num_steps for block in self._warm)])
         # the children of a refinement to come share their parents' Runge-Kutta steps
         children = 1 if self._kind == rounds.REFINE else config.refine
         evaluation = schedule.evaluation_seconds(
-            row_step,
+            measured.row_step,
             blocks * children,
-            -(-first_steps // children),
             -(-most // children),
             self.samples.val.shape[0],
             data.test.shape[0],
@@ -293,8 +302,8 @@ class Trainer:
         # a fiftieth: plans are kept to within that much
         reserve = evaluation + 0.02 * config.time_budget
         last = not self._warm and math.isinf(self._next_step_size() or 1.0)
-        left = (1 if last else blocks - index) + blocks * rounds.rounds_after(self._kind, self.rounds, config)
-        return schedule.seconds_for_block(config.time_budget, started, reserve, left)
+        left = (1 if last else blocks - index) + blocks * later_rounds
+        return schedule.seconds_for_block(config.time_budget, measured.started, reserve, left)
 
     def _elapsed(self) -> float:
         return self._past_seconds + time.monotonic() - self._started
@@ -318,6 +327,7 @@ class Trainer:
             history_bytes=self.run_directory.flush(),
             guard_events=self.guard_events,
             first_nll=self.first_nll,
+            planned_blocks=self._planned_blocks,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=self._round_started,
@@ -333,6 +343,7 @@ class Trainer:
         self._past_seconds, self._round_started = state.elapsed, state.round_started
         self.rounds, self.summaries = state.rounds, state.summaries
         self.guard_events, self.first_nll = state.guard_events, state.first_nll
+        self._planned_blocks = state.planned_blocks
         self._fit = state.fit
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
         for block, summary in zip(state.blocks, self.summaries, strict=True):

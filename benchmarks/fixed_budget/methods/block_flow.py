@@ -75,21 +75,28 @@ class BlockFlow(Model):
 
 
 def end_to_end(
-    dim: int, seed: int, config: TrainConfig, initial_map: InitialMap | None = None, kinetic: float = 0.0
+    dim: int,
+    seed: int,
+    config: TrainConfig,
+    initial_map: InitialMap | None = None,
+    kinetic: float = 0.0,
+    blocks: int | None = None,
 ) -> BlockFlow:
-    """As many blocks of the same networks as block-wise training has by default, to be trained jointly.
+    """Blocks of the same networks as block-wise training has, to be trained jointly.
+
+    None means as many as it has at most.
 
     Every block starts as the identity, as the first one of block-wise training does.
     """
     torch.manual_seed(seed)
-    blocks = [
+    stack = [
         Block(
             MLPVelocity(dim, config.hidden, config.activation, config.time, 0, config.linear),
             config.num_steps,
             config.method,
         )
-        for _ in range(config.max_blocks)
+        for _ in range(config.most_blocks if blocks is None else blocks)
     ]
-    for block in blocks:
+    for block in stack:
         scale_output(block, 0.0)
-    return BlockFlow(JKOFlow(dim, blocks, initial_map=initial_map), config.num_steps, config.max_num_steps, kinetic)
+    return BlockFlow(JKOFlow(dim, stack, initial_map=initial_map), config.num_steps, config.max_num_steps, kinetic)
