@@ -153,6 +153,23 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> 
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def guard_tolerance(nll: float, columns: int) -> float:
+    """What the guard allows rows of many columns: the integrator's error in the NLL is a sum over the columns.
+
+    Arguments:
+        nll: What it allows rows of up to ten columns, in nats.
+        columns: Number of columns.
+
+    Returns:
+        Nats.
+
+    Example:
+        >>> [guard_tolerance(0.02, d) for d in (2, 10, 60)]
+        [0.02, 0.02, 0.12]
+    """
+    return nll * max(1.0, columns / 10)
+
+
 def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:
     """A block's share of what a time budget has left when it begins: equal parts for the blocks still to come.
 

@@ -333,6 +333,28 @@ def test_the_deadline_moves_when_the_guard_makes_a_block_slower():
     assert fit.counters.deadline == pytest.approx(before - 1 - push)
 
 
+def test_the_guard_allows_many_columns_more():
+    """Independent columns under a linear velocity: the error of one step is the same in each, so it adds up."""
+    acted = []
+    for dim in (10, 40):
+        velocity = MLPVelocity(dim, hidden=(8,), linear=True)
+        block = Block(velocity, 1, step_size=0.5)
+        scale_output(block, 0.0)
+        with torch.no_grad():
+            velocity.linear.weight.copy_(-0.8 * torch.eye(dim))
+        x = torch.randn(400, dim)
+        difference = read_guard(block, x).nll_difference
+        samples = PushedSamples(x, x, torch.zeros(400))
+        for factor in (0.9, 1.1):  # of the tolerance that the block just meets
+            config = dataclasses.replace(TINY, guard_nll=factor * difference * 10 / dim, guard_round_trip=1e9)
+            hooks = FitHooks(lambda: 0.0, lambda event: None, lambda fit: None, None, Silent())
+            counters = FitCounters(iterations=30, iteration=5)
+            fit = BlockFit(0, Block(velocity, 1, step_size=0.5), samples, config, hooks, counters)
+            fit._look(last=True)
+            acted.append(fit.block.num_steps > 1)
+    assert acted == [True, False, True, False]
+
+
 def test_non_finite_parameters_trigger_the_guard():
     fit = make_fit()
     fit.good = good = fit.adam.state()

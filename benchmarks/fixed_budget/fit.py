@@ -14,6 +14,7 @@ from fixed_budget.memory import Peak
 from fixed_budget.model import Model, SolverError
 from fixed_budget.problem import Problem
 from jkoflow.metrics import spread_rows
+from jkoflow.schedule import guard_tolerance
 from jkoflow.training import TrainConfig
 from jkoflow.training.adam import Adam
 from jkoflow.training.pushed import Batches
@@ -181,7 +182,7 @@ class _Loop:
             return False
         rows = self.problem.val[: config.guard_rows]
         gap = float((model.nll(rows) - model.nll(rows, 1)).abs().mean())
-        if gap <= config.guard_nll or not model.refine():
+        if gap <= guard_tolerance(config.guard_nll, rows.shape[1]) or not model.refine():
             return False
         self._go_back(f"mean difference of the NLL at twice the steps {gap:.2g} nats; trains with twice the steps now")
         return True

@@ -59,7 +59,8 @@ class TrainConfig:
         guard: Whether to watch the integrator (see `jkoflow.training.guard`).
         guard_every: Iterations between two guard checks; every validation is preceded by one, too.
         guard_rows: Validation rows of a guard check.
-        guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed.
+        guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed,
+            for rows of up to ten columns; in proportion more for more (`jkoflow.schedule.guard_tolerance`).
         guard_round_trip: Mean distance (standardised units) between x and its way through a block and back that is
             allowed.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.

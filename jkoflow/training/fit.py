@@ -196,7 +196,8 @@ class BlockFit:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
         config, counters = self.config, self.counters
         reading = self._read_guard()
-        if reading.within(config.guard_nll, config.guard_round_trip):
+        tolerance = schedule.guard_tolerance(config.guard_nll, self.samples.val.shape[1])
+        if reading.within(tolerance, config.guard_round_trip):
             self.good = self.adam.state()
             return True
         num_steps = self.block.num_steps
