@@ -32,8 +32,8 @@ class TrainConfig:
         time: Whether the velocity depends on time.
         method: Runge-Kutta method, see `jkoflow.integrate`.
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block.
-        max_blocks: Largest number of blocks, the free one included. None means 6, and under a time budget fewer if it is
-            too short for so many (`jkoflow.schedule.blocks_within`).
+        max_blocks: Largest number of blocks, the free one included. None means 6, and under a time budget fewer if it
+            is too short for so many (`jkoflow.schedule.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         step_size: JKO step size h of the first block.
         step_size_growth: Factor from one block's step size to the next one's.
@@ -123,8 +123,8 @@ class TrainConfig:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
         for name in (
-            "num_steps", "batch_size", "iterations_per_block", "validate_every", "val_rows", "guard_every", "guard_rows",
-            "refine",
+            "num_steps", "batch_size", "iterations_per_block", "validate_every", "val_rows", "guard_every",
+            "guard_rows", "refine",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
