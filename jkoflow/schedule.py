@@ -153,21 +153,23 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> 
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def guard_tolerance(nll: float, columns: int) -> float:
-    """What the guard allows rows of many columns: the integrator's error in the NLL is a sum over the columns.
+def guard_tolerances(nll: float, round_trip: float, columns: int) -> tuple[float, float]:
+    """What the guard allows rows of many columns: errors of the NLL add up over columns, those of positions as squares.
 
     Arguments:
-        nll: What it allows rows of up to ten columns, in nats.
+        nll: What it allows the NLL of rows of up to ten columns, in nats.
+        round_trip: What it allows their way through a block and back, in standardised units.
         columns: Number of columns.
 
     Returns:
-        Nats.
+        Both tolerances.
 
     Example:
-        >>> [guard_tolerance(0.02, d) for d in (2, 10, 60)]
-        [0.02, 0.02, 0.12]
+        >>> [guard_tolerances(0.02, 0.02, d) for d in (2, 10, 40)]
+        [(0.02, 0.02), (0.02, 0.02), (0.08, 0.04)]
     """
-    return nll * max(1.0, columns / 10)
+    factor = max(1.0, columns / 10)
+    return nll * factor, round_trip * math.sqrt(factor)
 
 
 def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:

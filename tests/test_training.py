@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 import math
 
@@ -288,9 +289,14 @@ def test_guard_keeps_the_likelihood_true_where_training_without_it_fools_itself(
     assert true < entropy + 0.3
     events = history(tmp_path / "on", "guard")
     assert len(events) == json.loads((tmp_path / "on" / "metrics.json").read_text())["guard_events"] > 0
-    assert [event["num_steps"] for event in events if event["action"] == "doubled"] == [2, 4, 8, 16][: len(events)]
-    tolerance = min(EXPLOITED.guard_nll, EXPLOITED.guard_round_trip)
-    assert all(max(e["nll_difference"] or 9, e["round_trip"] or 9) > tolerance for e in events)
+    steps = [1, *(event["num_steps"] for event in events)]
+    factors = {"doubled": 2, "halved": 0.5}
+    assert [event["action"] for event in events].count("doubled") > 0
+    for event, (before, after) in zip(events, itertools.pairwise(steps), strict=True):
+        assert after == before * factors[event["action"]]
+        worst = max(event["nll_difference"] or 9, event["round_trip"] or 9)
+        tolerance = min(EXPLOITED.guard_nll, EXPLOITED.guard_round_trip)
+        assert worst > tolerance if event["action"] == "doubled" else worst < tolerance
     assert history(tmp_path / "off", "guard") == []
 
 
@@ -331,6 +337,27 @@ def test_the_deadline_moves_when_the_guard_makes_a_block_slower():
     push = 2 * (counters.row_carry * len(samples.train) + counters.row_step * len(samples.val))
     assert min(counters.row_step, counters.row_carry) > 0
     assert fit.counters.deadline == pytest.approx(before - 1 - push)
+
+
+def test_the_guard_takes_steps_back_that_are_no_longer_needed():
+    recorded = []
+    fit = make_fit(recorded, num_steps=1, guard_nll=0.02)
+    fit.block.num_steps = 4
+    seen = []
+    for iteration in range(0, 400, 25):
+        fit.counters.iteration = iteration
+        fit._look()
+        seen.append(fit.block.num_steps)
+    assert seen[:4] == [4] * 4
+    assert seen[4:8] == [2] * 4, "a hundred iterations after the last change"
+    assert seen[8:] == [1] * 8, "and never below what training begins with"
+    assert [event["action"] for event in recorded if event["event"] == "guard"] == ["halved"] * 2
+    scale_output(fit.block, 20.0)
+    while not read_guard(fit.block, fit.samples.val).within(0.02, 0.02):
+        fit.block.num_steps *= 2
+    needed, fit.counters.iteration = fit.block.num_steps, 1000
+    fit._look()
+    assert fit.block.num_steps == needed > 1, "half of them would not do"
 
 
 def test_the_guard_allows_many_columns_more():

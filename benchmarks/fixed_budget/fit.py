@@ -14,7 +14,7 @@ from fixed_budget.memory import Peak
 from fixed_budget.model import Model, SolverError
 from fixed_budget.problem import Problem
 from jkoflow.metrics import spread_rows
-from jkoflow.schedule import guard_tolerance
+from jkoflow.schedule import guard_tolerances
 from jkoflow.training import TrainConfig
 from jkoflow.training.adam import Adam
 from jkoflow.training.pushed import Batches
@@ -182,7 +182,8 @@ class _Loop:
             return False
         rows = self.problem.val[: config.guard_rows]
         gap = float((model.nll(rows) - model.nll(rows, 1)).abs().mean())
-        if gap <= guard_tolerance(config.guard_nll, rows.shape[1]) or not model.refine():
+        tolerance, _ = guard_tolerances(config.guard_nll, config.guard_round_trip, rows.shape[1])
+        if gap <= tolerance or not model.refine():
             return False
         self._go_back(f"mean difference of the NLL at twice the steps {gap:.2g} nats; trains with twice the steps now")
         return True

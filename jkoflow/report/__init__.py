@@ -305,6 +305,7 @@ _CONVERGED = {
 }
 _ACTIONS = {
     "doubled": "went back to the last good parameters, doubled the steps",
+    "halved": "halved the steps: half as many are enough again",
     "damped": "halved the velocity that the block was warm-started with",
     "reset": "started the block afresh",
     "stopped": "ended the block with its best parameters",

@@ -31,7 +31,8 @@ class TrainConfig:
         linear: Whether the velocity has the linear term A x.
         time: Whether the velocity depends on time.
         method: Runge-Kutta method, see `jkoflow.integrate`.
-        num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block.
+        num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block, and lower
+            it again.
         max_blocks: Largest number of blocks, the free one included. None means 6, and under a time budget fewer if it
             is too short for so many (`jkoflow.schedule.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
@@ -60,9 +61,9 @@ class TrainConfig:
         guard_every: Iterations between two guard checks; every validation is preceded by one, too.
         guard_rows: Validation rows of a guard check.
         guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed,
-            for rows of up to ten columns; in proportion more for more (`jkoflow.schedule.guard_tolerance`).
+            for rows of up to ten columns; more for more (`jkoflow.schedule.guard_tolerances`).
         guard_round_trip: Mean distance (standardised units) between x and its way through a block and back that is
-            allowed.
+            allowed, likewise.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.
         save_seconds: Seconds between two saves of the state that a killed run resumes from.
 
@@ -129,7 +130,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_blocks is not None and self.max_blocks < 1:
-            raise ValueError(f"max_blocks must be at least 1, or None, got {self.max_blocks}")
+            raise ValueError(f"max_blocks must be at least 1, got {self.max_blocks}")
         for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -191,5 +192,5 @@ def _check_type(name: str, annotation: Any, value: Any) -> None:
         and all(isinstance(v, int) and not isinstance(v, bool) for v in value),
     }
     if not fits[annotation]:
-        expected = "integers" if annotation.startswith("tuple") else annotation
+        expected = "integers" if annotation.startswith("tuple") else annotation.removesuffix(" | None")
         raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -35,6 +35,12 @@ MEASURING_SECONDS = 0.02
 MAX_DAMPINGS = 4
 """How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
 
+RELAX_AFTER = 100
+"""Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
+
+RELAX_BELOW = 1 / 16
+"""Share of its tolerances under which it tries half: a method of fourth order errs 16 times as much there."""
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message tells why and what to change."""
@@ -52,6 +58,8 @@ class FitCounters:
     """Iterations between two looks at the validation loss."""
     best_loss: float = math.inf
     """Smallest validation loss so far."""
+    steps_changed: int = 0
+    """Iteration at which the guard last changed the block's Runge-Kutta steps."""
     stopped: bool = False
     """Whether the guard ended the block."""
     started: float = 0.0
@@ -196,9 +204,10 @@ class BlockFit:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
         config, counters = self.config, self.counters
         reading = self._read_guard()
-        tolerance = schedule.guard_tolerance(config.guard_nll, self.samples.val.shape[1])
-        if reading.within(tolerance, config.guard_round_trip):
+        tolerances = schedule.guard_tolerances(config.guard_nll, config.guard_round_trip, self.samples.val.shape[1])
+        if reading.within(*tolerances):
             self.good = self.adam.state()
+            self._relax(reading, *tolerances)
             return True
         num_steps = self.block.num_steps
         if counters.iteration == 0:
@@ -208,25 +217,48 @@ class BlockFit:
             self._dampings += 1
             self.good = self.adam.state()
         elif 2 * num_steps <= config.max_num_steps:
-            action, self.block.num_steps = "doubled", 2 * num_steps
+            action = "doubled"
             self.adam.restore(self.good)
-            self._set_deadline()  # what comes after the iterations takes longer, too
-            self._session = (self.hooks.elapsed(), counters.iteration)  # and so do they
+            self._change_steps(2 * num_steps)
         else:
             action, counters.stopped = "stopped", True
+        self._record_guard(reading, action)
+        # nothing has vouched for a shortened velocity either: look again before training on it
+        return self._guard() if action == "damped" else not counters.stopped
+
+    def _relax(self, reading: GuardReading, nll_tolerance: float, round_trip_tolerance: float) -> None:
+        """Goes back to half the steps where they would do: a velocity is wildest while the learning rate is high."""
+        config, counters, num_steps = self.config, self.counters, self.block.num_steps
+        if num_steps // 2 < config.num_steps or counters.iteration - counters.steps_changed < RELAX_AFTER:
+            return
+        if not reading.within(nll_tolerance * RELAX_BELOW, round_trip_tolerance * RELAX_BELOW):
+            return
+        self.block.num_steps = num_steps // 2
+        reading = self._read_guard()
+        if not reading.within(nll_tolerance / 2, round_trip_tolerance / 2):
+            self.block.num_steps = num_steps
+            return
+        self._change_steps(num_steps // 2)
+        self._record_guard(reading, "halved")
+
+    def _change_steps(self, num_steps: int) -> None:
+        """Other steps from now on; the iterations and what comes after them take another time, too."""
+        self.block.num_steps, self.counters.steps_changed = num_steps, self.counters.iteration
+        self._set_deadline()
+        self._session = (self.hooks.elapsed(), self.counters.iteration)
+
+    def _record_guard(self, reading: GuardReading, action: str) -> None:
         self.hooks.record(
             {
                 "event": "guard",
                 "block": self.index,
-                "iteration": counters.iteration,
+                "iteration": self.counters.iteration,
                 "nll_difference": reading.nll_difference,
                 "round_trip": reading.round_trip,
                 "num_steps": self.block.num_steps,
                 "action": action,
             }
         )
-        # nothing has vouched for a shortened velocity either: look again before training on it
-        return self._guard() if action == "damped" else not counters.stopped
 
     def _read_guard(self) -> GuardReading:
         rows, context = self.config.guard_rows, self.samples.val_context
