@@ -15,6 +15,7 @@ from jkoflow.schedule import (
     iterations_within,
     jko_step_size,
     learning_rate,
+    peak_learning_rate,
     penalised_step_sizes,
     refined_step_sizes,
     relative_spread,
@@ -100,6 +101,12 @@ def test_more_time_is_more_blocks_and_longer_ones():
             assert blocks_within(4 * n, 100) == pytest.approx(2 * blocks_within(n, 100), abs=1)
     assert blocks_within(0.0, 6) == 2
     assert blocks_within(1e9, 1) == 1
+
+
+def test_many_columns_are_learned_at_a_lower_rate():
+    rates = [peak_learning_rate(columns) for columns in range(1, 200)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[9] == rates[0] == pytest.approx(4 * rates[159])
 
 
 def test_iterations_within_a_time():

@@ -85,6 +85,13 @@ def test_gaussian_is_learned_to_within_three_hundredths_of_a_nat(tmp_path):
     assert result["inversion_error_mean"] < 1e-3
 
 
+@pytest.mark.parametrize(("given", "peak"), [(None, 2.5e-3), (0.02, 0.02)])
+def test_learning_rate_is_the_given_one_or_that_of_so_many_columns(tmp_path, given, peak):
+    config = dataclasses.replace(TINY, max_blocks=1, learning_rate=given, warmup=0)
+    train(torch.randn(400, 40), config, run_dir=tmp_path)
+    assert history(tmp_path, "iteration")[0]["learning_rate"] == pytest.approx(peak)
+
+
 def test_one_dimension_works():
     rows = torch.cat([torch.randn(1500, 1) - 3, torch.randn(1500, 1) + 3])
     flow = train(rows, dataclasses.replace(TINY, iterations_per_block=200, learning_rate=1e-2))

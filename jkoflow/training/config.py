@@ -50,7 +50,8 @@ class TrainConfig:
         iterations_per_block: Iterations per block; not used with a time budget.
         time_budget: Seconds for the whole of `jkoflow.train`, evaluation included; None means no limit. Iterations
             are planned from the measured speed, so that another machine trains longer or shorter.
-        learning_rate: Peak learning rate of Adam, reached after the warm-up and left along a cosine.
+        learning_rate: Peak learning rate of Adam, reached after the warm-up and left along a cosine. None means 5e-3
+            for rows of up to ten columns, and less for more (`jkoflow.schedule.peak_learning_rate`).
         warmup: Iterations of linear warm-up at the start of every block (a fifth of the block at most).
         beta1: Decay of Adam's mean of gradients.
         beta2: Decay of Adam's mean of squared gradients.
@@ -97,7 +98,7 @@ class TrainConfig:
     batch_size: int = 250
     iterations_per_block: int = 1000
     time_budget: float | None = None
-    learning_rate: float = 5e-3
+    learning_rate: float | None = None
     warmup: int = 50
     beta1: float = 0.9
     beta2: float = 0.99
@@ -132,8 +133,9 @@ class TrainConfig:
         if self.max_blocks is not None and self.max_blocks < 1:
             raise ValueError(f"max_blocks must be at least 1, got {self.max_blocks}")
         for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         for name in ("seed", "warmup", "movement_tolerance", "save_seconds", "reparam_rounds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -124,6 +124,8 @@ class BlockFit:
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
+        rate = config.learning_rate
+        self._peak_rate = schedule.peak_learning_rate(samples.train.shape[1]) if rate is None else rate
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.elapsed(), self.counters.iteration)
         self._dampings = 0
@@ -152,7 +154,7 @@ class BlockFit:
 
     def _iterate(self) -> None:
         counters, config = self.counters, self.config
-        rate = schedule.learning_rate(counters.iteration, counters.iterations, config.learning_rate, config.warmup)
+        rate = schedule.learning_rate(counters.iteration, counters.iterations, self._peak_rate, config.warmup)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
         terms = self.block.jko_loss(batch, context)
         norm = self.adam.update(terms.total, rate)
