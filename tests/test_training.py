@@ -616,6 +616,24 @@ def test_a_budget_leaves_rows_behind_that_it_has_no_time_to_carry(monkeypatch, t
     assert kept[4000] == [3200] * 3
 
 
+@pytest.mark.parametrize(("budget", "scored"), [(60.0, "some"), (6.0, "least"), (None, "all")])
+def test_a_budget_scores_as_many_test_rows_as_it_has_time_for(monkeypatch, tmp_path, budget, scored):
+    clock = SlowMachine(monkeypatch, 1e-5)
+    begin, recorder = clock.now, Recorder()
+    data = split_rows(torch.randn(62_000, 2).exp())
+    data = dataclasses.replace(data, train=data.train[:1000], val=data.val[:200], test=data.train)
+    config = dataclasses.replace(TINY, time_budget=budget, gain_tolerance=-9.0, movement_tolerance=0.0)
+    train(data, config, run_dir=tmp_path, progress=recorder)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    told = any("test rows be scored" in message for message in recorder.messages)
+    assert told == (scored != "all")
+    if scored == "some":
+        assert 10_000 < metrics["n_test"] < len(data.test)
+        assert 0.7 * budget < clock.now - begin <= budget
+    else:
+        assert metrics["n_test"] == (10_000 if scored == "least" else len(data.test))
+
+
 def test_an_impossible_budget_says_so_and_still_ends():
     recorder = Recorder()
     flow = train(torch.randn(500, 2), dataclasses.replace(TINY, time_budget=1e-3), progress=recorder)

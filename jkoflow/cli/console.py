@@ -169,6 +169,7 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         "blocks": str(metrics["blocks"]),
         "movements": " ".join(f"{movement:.3f}" for movement in metrics["movements"]),
         "guard events": str(metrics["guard_events"]),
+        **({"test rows": str(metrics["n_test"])} if "n_test" in metrics else {}),
         "training": f"{metrics['train_seconds']:.1f} s on {metrics['n_train']} rows of {metrics['dim']} columns",
     }
     rows |= published(metrics)

@@ -357,6 +357,7 @@ def _metrics_table(run: Results) -> str:
         ("Blocks", page.number(m["blocks"]), ""),
         ("Parameters", f"{parameters:,}", ""),
         ("Training rows", f"{m['n_train']:,}", f"{m['dim']} columns"),
+        *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
         ("Training time", page.duration(m["train_seconds"]), ""),
         ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
         ("Seed", str(m["seed"]), ""),

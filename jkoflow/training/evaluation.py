@@ -23,13 +23,14 @@ EXACT_ROWS = 500
 """Test rows of the exact inverse's error."""
 
 
-def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
+def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None = None) -> dict[str, Any]:
     """Calibrates a flow on validation rows and measures it on the test rows.
 
     Arguments:
         flow: The flow; its ``eval_num_steps`` is set to the number at which the NLL of both parts stands still.
         data: The data; rows go to the flow's device.
         val_rows: Validation rows to calibrate on, at most.
+        test_rows: Test rows to score, at most; None means all.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -40,7 +41,7 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
     """
     device = flow.standardize.mean.device
     val, val_context = _spread(data.val, data.val_context, val_rows, device)
-    test, test_context = _spread(data.test, data.test_context, len(data.test), device)
+    test, test_context = _spread(data.test, data.test_context, test_rows or len(data.test), device)
     calibration = metrics.calibrate(flow, val, context=val_context)
     nll = metrics.step_converged_nll(flow, test, context=test_context)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
@@ -71,6 +72,7 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int) -> dict[str, Any]:
         "dim": data.dim,
         "context_dim": data.context_dim,
         "n_train": data.train.shape[0],
+        "n_test": len(test),
     }
     rows, context = _spread(test, test_context, 2 * TWO_SAMPLE_ROWS, device)
     return results | (two_sample_distances(*compared_samples(flow, rows, context)) if len(rows) >= 4 else {})

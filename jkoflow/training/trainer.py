@@ -14,7 +14,7 @@ from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
-from jkoflow.metrics import Movement, first_num_steps, spread_rows
+from jkoflow.metrics import Movement, first_num_steps, mean_nll, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
@@ -24,6 +24,12 @@ from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.training.run import FitState, RunDirectory, RunState, fingerprint
 from jkoflow.velocity import MLPVelocity
+
+EVALUATION_SHARE = 0.2
+"""Share of a time budget that may be set aside to score more than `LEAST_TEST_ROWS` test rows."""
+
+LEAST_TEST_ROWS = 10_000
+"""Test rows that are scored whatever the time budget; all if there are fewer."""
 
 
 class Trainer:
@@ -82,7 +88,7 @@ class Trainer:
             self._end_round()
         seconds = self._elapsed()
         flow = self.best.requires_grad_(False).eval()
-        results = evaluate(flow, self.data, self.config.val_rows)
+        results = evaluate(flow, self.data, self.config.val_rows, self._test_rows(flow))
         if not results["test_nll_converged"]:
             self.progress.message(
                 f"the NLL still moves at {results['eval_num_steps']} Runge-Kutta steps per block: do not trust it; "
@@ -289,21 +295,51 @@ class Trainer:
         most = max([num_steps, first_num_steps(self.flow), *(block.num_steps for block in self._warm)])
         # the children of a refinement to come share their parents' Runge-Kutta steps
         children = 1 if self._kind == rounds.REFINE else config.refine
-        evaluation = schedule.evaluation_seconds(
-            measured.row_step,
-            blocks * children,
-            -(-most // children),
-            self.samples.val.shape[0],
-            data.test.shape[0],
-            min(INVERSION_ROWS, data.test.shape[0]),
-            min(EXACT_ROWS, data.test.shape[0]),
-            min(TWO_SAMPLE_ROWS, data.test.shape[0]),
-        )
+
+        def evaluation(test_rows: int) -> float:
+            return self._evaluation_seconds(measured.row_step, blocks * children, -(-most // children), test_rows)
+
+        share = EVALUATION_SHARE * config.time_budget
         # a fiftieth: plans are kept to within that much
-        reserve = evaluation + 0.02 * config.time_budget
+        reserve = min(evaluation(len(data.test)), max(evaluation(LEAST_TEST_ROWS), share)) + 0.02 * config.time_budget
         last = not self._warm and math.isinf(self._next_step_size() or 1.0)
         left = (1 if last else blocks - index) + blocks * later_rounds
         return schedule.seconds_for_block(config.time_budget, measured.started, reserve, left)
+
+    def _evaluation_seconds(self, row_step: float, blocks: int, num_steps: int, test_rows: int) -> float:
+        """What the evaluation will take on so many of the test rows, at most all of them."""
+        available = len(self.data.test)
+        return schedule.evaluation_seconds(
+            row_step,
+            blocks,
+            num_steps,
+            self.samples.val.shape[0],
+            *(min(rows, available) for rows in (test_rows, INVERSION_ROWS, EXACT_ROWS, TWO_SAMPLE_ROWS)),
+        )
+
+    def _test_rows(self, flow: JKOFlow) -> int:
+        """How many test rows there is time to score: all of them without a time budget."""
+        budget, available = self.config.time_budget, len(self.data.test)
+        if budget is None:
+            return available
+        steps = first_num_steps(flow)
+        rows = spread_rows(self.data.val, self.config.guard_rows).to(flow.standardize.mean.device)
+        context = None
+        if self.data.val_context is not None:
+            context = spread_rows(self.data.val_context, self.config.guard_rows).to(rows.device)
+        began = time.monotonic()
+        mean_nll(flow, rows, steps, context)
+        row_step = (time.monotonic() - began) / (len(rows) * steps * max(len(flow.stack), 1))
+        without, with_one = (self._evaluation_seconds(row_step, len(flow.stack), steps, count) for count in (0, 1))
+        left = budget - self._elapsed() - without
+        affordable = int(min(left / max(with_one - without, 1e-12), available))
+        if affordable >= available or available <= LEAST_TEST_ROWS:
+            return available
+        count = max(affordable, LEAST_TEST_ROWS)
+        self.progress.message(
+            f"the time budget lets {count} of {available} test rows be scored; raise time_budget to score more"
+        )
+        return count
 
     def _elapsed(self) -> float:
         return self._past_seconds + time.monotonic() - self._started
