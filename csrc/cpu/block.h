@@ -191,9 +191,9 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
                                     }
                                   });
     if (parameters) {
-      transpose_panels<Real, Vectors>(stage.value[l], net.padded[l], net.padded[l], index, work.stages, work.value_panels[l]);
+      transpose_panels<Real, Vectors>(stage.value[l], net.padded[l], index, work.stages, work.value_panels[l]);
       if (work.slope_panels != nullptr && K == Keep::kJets) {
-        transpose_panels<Real, Vectors>(stage.slope[l], net.padded[l], net.padded[l], index, work.stages, work.slope_panels);
+        transpose_panels<Real, Vectors>(stage.slope[l], net.padded[l], index, work.stages, work.slope_panels);
       }
     }
   }

@@ -234,7 +234,7 @@ JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff
 }
 
 // gradient (rows, columns) += left [stages][rows][kTile] times right, columns a multiple of the lanes and right in
-// panels [column panel][stages][kTile][panel width] as transpose_panels() writes them.
+// panels [column panel][stages][kTile][panel width] as transpose_panels() and transpose_narrow_panels() write them.
 template <class Real>
 __attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages,
                                              int samples, const Real* right, int columns, Real* gradient) {
@@ -271,7 +271,7 @@ JKOFLOW_INLINE ptrdiff_t panel_offset(int column, int columns, int stage, int st
 
 // Writes rows of source [rows][kTile] of one stage into the panels; their number is a multiple of the lanes.
 template <class Real, int Vectors>
-void transpose_panels(const Real* source, int rows, int columns, int stage, int stages, Real* panels) {
+JKOFLOW_INLINE void transpose_rows(const Real* source, int rows, int columns, int stage, int stages, Real* panels) {
   constexpr int n = kLanes<Real>;
   for (int column = 0; column < rows; column += n) {
     const int width = panel_width<Real>(column, columns);
@@ -287,17 +287,23 @@ void transpose_panels(const Real* source, int rows, int columns, int stage, int 
   }
 }
 
-// The same for a number of rows that is no multiple of the lanes; the columns from `rows` on stay as they are. Not
-// inlined: the products beside it would get too few registers.
+// All rows. Not inlined: the products beside it would get too few registers.
+template <class Real, int Vectors>
+__attribute__((noinline)) void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
+  transpose_rows<Real, Vectors>(source, columns, columns, stage, stages, panels);
+}
+
+// The same for a number of rows that is no multiple of the lanes; the columns from `rows` on stay as they are.
 template <class Real, int Vectors>
 __attribute__((noinline)) void transpose_narrow_panels(const Real* source, int rows, int columns, int stage, int stages,
                                                        Real* panels) {
   const int whole = rows / kLanes<Real> * kLanes<Real>;
-  transpose_panels<Real, Vectors>(source, whole, columns, stage, stages, panels);
+  transpose_rows<Real, Vectors>(source, whole, columns, stage, stages, panels);
   for (int row = whole; row < rows; ++row) {
     const int width = panel_width<Real>(row, columns);
     Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
-    for (int k = 0; k < Vectors * kLanes<Real>; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
+    const Real* from = source + row * kTile<Real>;
+    for (int k = 0; k < Vectors * kLanes<Real>; ++k) out[static_cast<ptrdiff_t>(k) * width] = from[k];
   }
 }
 

@@ -226,8 +226,8 @@ JKOFLOW_INLINE Vector<double> Math<double>::tanh(const Vector<double>& x) {
   return size < 0.625 ? x + x * y * (p / q) : (x < 0 ? -large : large);
 }
 
-// Where the lanes of a pair of rows come from when those that differ in bit `Bit` change places, as indices into the pair.
-// Constants: GCC builds what it is to compute anew for every square.
+// Where the lanes of a pair of rows come from when those that differ in bit `Bit` change places, as indices into the
+// pair. Constants: GCC builds what it is to compute anew for every square.
 template <class Index, int Lanes, int Bit>
 struct Exchange {
   Index upper[Lanes] = {}, lower[Lanes] = {};

@@ -134,7 +134,7 @@ void backward_tangents(const Network<Real>& net, const Stage<Real>& stage, const
     start_direction<Real, Vectors, K>(net, stage, direction, tangent.behind[0]);
     for (int l = 1; l <= top; ++l) {
       const Real* u = tangent.behind[(l - 1) % 2];
-      if (parameters) transpose_panels<Real, Vectors>(u, net.padded[l - 1], net.padded[l - 1], place, work.stages, adjoint.panels[l]);
+      if (parameters) transpose_panels<Real, Vectors>(u, net.padded[l - 1], place, work.stages, adjoint.panels[l]);
       hidden_product<Real, Vectors>(
           net.weights[l], net.padded[l], net.width[l - 1], u, nullptr, space.split, [&](int first_row, auto& acc) {
             for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
