@@ -171,6 +171,13 @@ JKOFLOW_INLINE void pack(Real* packed, int rows, int padded_rows, int depth, int
     while (row + height > padded_rows) height /= 2;
     if (index % parts != part) continue;
     Real* out = packed + static_cast<ptrdiff_t>(row) * depth;
+    if (height == kPanelRows && row + kPanelRows <= rows) {
+      for (int k = 0; k < depth; ++k, out += kPanelRows) {
+        JKOFLOW_UNROLL
+        for (int i = 0; i < kPanelRows; ++i) out[i] = element(row + i, k);
+      }
+      continue;
+    }
     for (int k = 0; k < depth; ++k) {
       for (int i = 0; i < height; ++i) *out++ = row + i < rows ? element(row + i, k) : Real(0);
     }
