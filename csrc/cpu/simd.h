@@ -242,9 +242,7 @@ struct Exchange {
 // Transposes a square of vectors in registers: after each round, lanes that differ in one bit have changed places.
 template <class Real, int Bit = 1>
 JKOFLOW_INLINE void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
-  using I = typename VectorOf<Real>::integer;
   constexpr int n = kLanes<Real>;
-  static constexpr Exchange<std::remove_reference_t<decltype(I{}[0])>, n, Bit> kFrom;
   JKOFLOW_UNROLL
   for (int i = 0; i < n; ++i) {
     if ((i & Bit) != 0) continue;
@@ -255,6 +253,8 @@ JKOFLOW_INLINE void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
       rows[i + Bit][l] = (l & Bit) == 0 ? upper[l + Bit] : lower[l];
     }
 #else
+    using I = typename VectorOf<Real>::integer;
+    static constexpr Exchange<std::remove_reference_t<decltype(I{}[0])>, n, Bit> kFrom;
     I from;
     std::memcpy(&from, kFrom.upper, sizeof from);
     rows[i] = __builtin_shuffle(upper, lower, from);
