@@ -13,9 +13,10 @@ from collections.abc import Callable
 import torch
 
 import jkoflow
+from jkoflow.bench import floor
 from jkoflow.bench.candidate import seconds
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, flops
-from jkoflow.bench.timing import floor_flops, floor_timer, median, ratio, rounds
+from jkoflow.bench.timing import median, ratio, rounds
 from jkoflow.ops import native
 from record import write
 
@@ -86,20 +87,22 @@ def main() -> None:
     print(f"{'d, H, layers, B, steps':>25} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs")
     for shape in SHAPES:
         timers = {name: lambda n, run=run: seconds(run, n, CPU) for name, run in candidates(shape).items()}
-        times = rounds({"floor": floor_timer(), **timers}, arguments.rounds, arguments.seconds)
-        mm = floor_flops()
+        products = floor.timers()
+        times = rounds({**products, **timers}, arguments.rounds, arguments.seconds)
+        floor_times = floor.fastest(times, products)
         work = {direction: flops(shape, direction) for direction in DIRECTIONS}
         row = {
             "shape": shape._asdict(),
-            "floor_gflops": mm / median(times["floor"]) / 1e9,
-            "milliseconds": {name: 1e3 * median(values) for name, values in times.items()},
-            "of_floor": {name: flops / mm * ratio(times["floor"], times[name]) for name, flops in work.items()},
+            "floor_gflops": floor.gflops(times, products),
+            "milliseconds": {name: 1e3 * median(times[name]) for name in timers},
+            "of_floor": {name: flops / floor.FLOPS * ratio(floor_times, times[name]) for name, flops in work.items()},
             "python_cost": {name: ratio(times[name], times[f"bare {name}"]) - 1 for name in work},
         }
         results.append(row)
         ms, share, cost = row["milliseconds"], row["of_floor"], row["python_cost"]
+        rate = max(row["floor_gflops"].values())
         print(
-            f"{tuple(shape)!s:>25} | {row['floor_gflops']:10.0f} | {ms['forward']:10.2f} ({share['forward']:6.1%}) | "
+            f"{tuple(shape)!s:>25} | {rate:10.0f} | {ms['forward']:10.2f} ({share['forward']:6.1%}) | "
             f"{ms['forward+backward']:10.2f} ({share['forward+backward']:6.1%}) | "
             f"{cost['forward']:+.1%}, {cost['forward+backward']:+.1%}",
             flush=True,

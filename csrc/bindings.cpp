@@ -113,6 +113,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Problem> problem(m, "Problem");
   problem.def(py::init<>())
+      .def(py::init<const Problem&>())
       .def_readwrite("float64", &Problem::float64)
       .def_readwrite("batch", &Problem::batch)
       .def_readwrite("dim", &Problem::dim)

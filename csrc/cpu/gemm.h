@@ -171,6 +171,13 @@ JKOFLOW_INLINE void pack(Real* packed, int rows, int padded_rows, int depth, int
     while (row + height > padded_rows) height /= 2;
     if (index % parts != part) continue;
     Real* out = packed + static_cast<ptrdiff_t>(row) * depth;
+    if (height == kPanelRows && row + kPanelRows <= rows) {
+      for (int k = 0; k < depth; ++k, out += kPanelRows) {
+        JKOFLOW_UNROLL
+        for (int i = 0; i < kPanelRows; ++i) out[i] = element(row + i, k);
+      }
+      continue;
+    }
     for (int k = 0; k < depth; ++k) {
       for (int i = 0; i < height; ++i) *out++ = row + i < rows ? element(row + i, k) : Real(0);
     }
@@ -234,7 +241,7 @@ JKOFLOW_INLINE void outer_rows_from(int row, int rows, const Real* left, ptrdiff
 }
 
 // gradient (rows, columns) += left [stages][rows][kTile] times right, columns a multiple of the lanes and right in
-// panels [column panel][stages][kTile][panel width] as transpose_panels() and scatter_panels() write them.
+// panels [column panel][stages][kTile][panel width] as transpose_panels() and transpose_narrow_panels() write them.
 template <class Real>
 __attribute__((noinline)) void outer_product(const Real* left, ptrdiff_t stage_stride, int rows, int stages,
                                              int samples, const Real* right, int columns, Real* gradient) {
@@ -269,11 +276,11 @@ JKOFLOW_INLINE ptrdiff_t panel_offset(int column, int columns, int stage, int st
          (static_cast<ptrdiff_t>(stage) * kTile<Real> + sample) * panel_width<Real>(column, columns) + (column - first);
 }
 
-// Writes source [columns][kTile] of one stage into the panels; columns is a multiple of the lanes.
+// Writes rows of source [rows][kTile] of one stage into the panels; their number is a multiple of the lanes.
 template <class Real, int Vectors>
-void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
+JKOFLOW_INLINE void transpose_rows(const Real* source, int rows, int columns, int stage, int stages, Real* panels) {
   constexpr int n = kLanes<Real>;
-  for (int column = 0; column < columns; column += n) {
+  for (int column = 0; column < rows; column += n) {
     const int width = panel_width<Real>(column, columns);
     for (int j = 0; j < Vectors; ++j) {
       Vector<Real> block[n];
@@ -287,13 +294,23 @@ void transpose_panels(const Real* source, int columns, int stage, int stages, Re
   }
 }
 
-// The same for a few rows whose number is no multiple of the lanes; the columns from `rows` on stay as they are.
-template <class Real>
-void scatter_panels(const Real* source, int rows, int columns, int stage, int stages, int samples, Real* panels) {
-  for (int row = 0; row < rows; ++row) {
+// All rows. Not inlined: the products beside it would get too few registers.
+template <class Real, int Vectors>
+__attribute__((noinline)) void transpose_panels(const Real* source, int columns, int stage, int stages, Real* panels) {
+  transpose_rows<Real, Vectors>(source, columns, columns, stage, stages, panels);
+}
+
+// The same for a number of rows that is no multiple of the lanes; the columns from `rows` on stay as they are.
+template <class Real, int Vectors>
+__attribute__((noinline)) void transpose_narrow_panels(const Real* source, int rows, int columns, int stage, int stages,
+                                                       Real* panels) {
+  const int whole = rows / kLanes<Real> * kLanes<Real>;
+  transpose_rows<Real, Vectors>(source, whole, columns, stage, stages, panels);
+  for (int row = whole; row < rows; ++row) {
     const int width = panel_width<Real>(row, columns);
     Real* out = panels + panel_offset<Real>(row, columns, stage, stages, 0);
-    for (int k = 0; k < samples; ++k) out[static_cast<ptrdiff_t>(k) * width] = source[row * kTile<Real> + k];
+    const Real* from = source + row * kTile<Real>;
+    for (int k = 0; k < Vectors * kLanes<Real>; ++k) out[static_cast<ptrdiff_t>(k) * width] = from[k];
   }
 }
 
@@ -338,7 +355,7 @@ __attribute__((noinline)) void narrow_product(const Real* left, ptrdiff_t left_s
   if (columns > kFewColumns) {
     constexpr int kSamples = Vectors * kLanes<Real>;
     for (int stage = 0; stage < stages; ++stage) {
-      scatter_panels<Real>(right + stage * right_stride, columns, stride, stage, stages, kSamples, panels);
+      transpose_narrow_panels<Real, Vectors>(right + stage * right_stride, columns, stride, stage, stages, panels);
     }
     outer_product<Real>(left, left_stride, rows, stages, kSamples, panels, stride, gradient);
     return;

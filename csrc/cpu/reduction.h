@@ -65,11 +65,7 @@ class Reduction {
         const Real* w2 = static_cast<const Real*>(p_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         Real* w2_grad = out(adjoint_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         net_.product_row(p_, m, nullptr, product);
-        for (int k = 0; k < net_.width[0]; ++k) {
-          const Real m_grad = total(sums.coupling + m * width + k);
-          w2_grad[k] += m_grad * product[k];
-          product[k] = m_grad * w2[k];
-        }
+        pass_on(add_partitions(sums.coupling + m * width, net_.padded[0]), net_.width[0], w2, w2_grad, product);
         for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
       }
       for (int i = 0; i < net_.dim; ++i) {
@@ -127,9 +123,19 @@ class Reduction {
 
   // Row m of the gradient of hidden layer l, l >= 1.
   void copy_row(int l, int m) const {
-    const Real* source = results_[0].work.sums.weights[l] + static_cast<ptrdiff_t>(m) * net_.padded[l - 1];
-    Real* target = out(adjoint_.weight[l]) + static_cast<ptrdiff_t>(m) * net_.width[l - 1];
-    for (int k = 0; k < net_.width[l - 1]; ++k) target[k] = total(source + k);
+    const int columns = net_.padded[l - 1], width = net_.width[l - 1];
+    const Real* source =
+        add_partitions(results_[0].work.sums.weights[l] + static_cast<ptrdiff_t>(m) * columns, columns);
+    std::memcpy(out(adjoint_.weight[l]) + static_cast<ptrdiff_t>(m) * width, source, sizeof(Real) * width);
+  }
+
+  // From a row of the gradient of M = W2 * P: adds that of W2, and puts that of P in P's place.
+  static void pass_on(const Real* __restrict m_grad, int width, const Real* __restrict w2, Real* __restrict w2_grad,
+                      Real* __restrict product) {
+    for (int k = 0; k < width; ++k) {
+      w2_grad[k] += m_grad[k] * product[k];
+      product[k] = m_grad[k] * w2[k];
+    }
   }
 
   // Of a gradient by narrow_product.
@@ -152,6 +158,16 @@ class Reduction {
   }
 
   static Real* out(void* tensor) { return static_cast<Real*>(tensor); }
+
+  // A row of sums over all partitions, in the place of the first one's; its length is a multiple of the lanes.
+  const Real* add_partitions(Real* row, int length) const {
+    const ptrdiff_t offset = row - results_[0].work.sums.begin;
+    for (int i = 1; i < partitions_; ++i) {
+      const Real* other = results_[i].work.sums.begin + offset;
+      for (int k = 0; k < length; k += kLanes<Real>) add_to<Real>(row + k, load(other + k));
+    }
+    return row;
+  }
 
   // The element's sum over partitions, whose sums all lie at the same offset.
   Real total(const Real* element) const {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -225,34 +226,43 @@ JKOFLOW_INLINE Vector<double> Math<double>::tanh(const Vector<double>& x) {
   return size < 0.625 ? x + x * y * (p / q) : (x < 0 ? -large : large);
 }
 
-// Transposes a square of vectors in registers: after round w, lanes that differ in bit w have changed places.
-template <class Real>
-JKOFLOW_INLINE void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
-  using I = typename VectorOf<Real>::integer;
-  constexpr int n = kLanes<Real>;
-  JKOFLOW_UNROLL
-  for (int w = 1; w < n; w *= 2) {
-    I low, high;  // lane l of the outputs, as an index into the pair (rows[i], rows[i + w])
-    JKOFLOW_UNROLL
-    for (int l = 0; l < n; ++l) {
-      low[l] = (l & w) == 0 ? l : n + l - w;
-      high[l] = (l & w) == 0 ? l + w : n + l;
-    }
-    JKOFLOW_UNROLL
-    for (int i = 0; i < n; ++i) {
-      if ((i & w) != 0) continue;
-      const Vector<Real> upper = rows[i], lower = rows[i + w];
-#if defined(__clang__)
-      for (int l = 0; l < n; ++l) {
-        rows[i][l] = (l & w) == 0 ? upper[l] : lower[l - w];
-        rows[i + w][l] = (l & w) == 0 ? upper[l + w] : lower[l];
-      }
-#else
-      rows[i] = __builtin_shuffle(upper, lower, low);
-      rows[i + w] = __builtin_shuffle(upper, lower, high);
-#endif
+// Where the lanes of a pair of rows come from when those that differ in bit `Bit` change places, as indices into the
+// pair. Constants: GCC builds what it is to compute anew for every square.
+template <class Index, int Lanes, int Bit>
+struct Exchange {
+  Index upper[Lanes] = {}, lower[Lanes] = {};
+  constexpr Exchange() {
+    for (int l = 0; l < Lanes; ++l) {
+      upper[l] = (l & Bit) == 0 ? l : Lanes + l - Bit;
+      lower[l] = (l & Bit) == 0 ? l + Bit : Lanes + l;
     }
   }
+};
+
+// Transposes a square of vectors in registers: after each round, lanes that differ in one bit have changed places.
+template <class Real, int Bit = 1>
+JKOFLOW_INLINE void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
+  constexpr int n = kLanes<Real>;
+  JKOFLOW_UNROLL
+  for (int i = 0; i < n; ++i) {
+    if ((i & Bit) != 0) continue;
+    const Vector<Real> upper = rows[i], lower = rows[i + Bit];
+#if defined(__clang__)
+    for (int l = 0; l < n; ++l) {
+      rows[i][l] = (l & Bit) == 0 ? upper[l] : lower[l - Bit];
+      rows[i + Bit][l] = (l & Bit) == 0 ? upper[l + Bit] : lower[l];
+    }
+#else
+    using I = typename VectorOf<Real>::integer;
+    static constexpr Exchange<std::remove_reference_t<decltype(I{}[0])>, n, Bit> kFrom;
+    I from;
+    std::memcpy(&from, kFrom.upper, sizeof from);
+    rows[i] = __builtin_shuffle(upper, lower, from);
+    std::memcpy(&from, kFrom.lower, sizeof from);
+    rows[i + Bit] = __builtin_shuffle(upper, lower, from);
+#endif
+  }
+  if constexpr (2 * Bit < n) transpose<Real, 2 * Bit>(rows);
 }
 
 }  // namespace

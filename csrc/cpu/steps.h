@@ -127,12 +127,15 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
                                      parameters);
     for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
   }
-  for (int s = 0; s < tableau.stages; ++s) {
-    for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(work.input_bar[s] + at)); });
-    for_each_vector<Real, Vectors>(p.context_dim, [&](int at) {
-      add_to<Real>(work.context_bar + at, load(work.input_bar[s] + p.dim * kTile<Real> + at));
+  const auto add_stages = [&](Real* bar, int first, int rows) {
+    for_each_vector<Real, Vectors>(rows, [&](int at) {
+      Vector<Real> sum = load(bar + at);
+      for (int s = 0; s < tableau.stages; ++s) sum += load(work.input_bar[s] + first * kTile<Real> + at);
+      store<Real>(bar + at, sum);
     });
-  }
+  };
+  add_stages(work.x_bar, 0, p.dim);
+  add_stages(work.context_bar, p.dim, p.context_dim);
   if (parameters) accumulate_weights<Real, Vectors, K>(net, stage, work);
 }
 

@@ -11,23 +11,21 @@ from typing import Any, Protocol
 
 import torch
 
-from jkoflow.bench import agreement, memory
+from jkoflow.bench import agreement, floor, memory
 from jkoflow.bench.allocator import keep_freed_memory
 from jkoflow.bench.candidate import Candidate, Peer
 from jkoflow.bench.case import Case
 from jkoflow.bench.peers import FUSED, LIBRARIES, MEASURED_MEMORY, OURS, PEERS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Direction, Shape, flops
-from jkoflow.bench.timing import Rounds, Timer, floor_flops, floor_timer, median, ratio, rounds
+from jkoflow.bench.timing import Rounds, Timer, median, ratio, rounds
 from jkoflow.environment import describe
 from jkoflow.ops import FallbackWarning
 
-FORMAT = 1
+FORMAT = 2
 """Version of the record."""
 
 REFERENCE: dict[Direction, str] = {"forward": OURS, "forward+backward": FUSED}
 """Whom the others are compared with."""
-
-_FLOOR = "floor"
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def measure_shape(shape: Shape, settings: Settings, detail: Callable[[str], None
     """The figures of every peer at one shape.
 
     Returns:
-        ``shape``, ``floor_gflops`` and ``peers``: of each its name, its ``status`` (``measured``, ``not installed``,
+        ``shape``, ``floor_gflops`` (for each direction the rates of the products that were timed with it, the fastest
+        of which is the floor) and ``peers``: of each its name, its ``status`` (``measured``, ``not installed``,
         ``left out``, ``failed`` or ``disagrees``), a ``note``, its ``evaluations`` in a solve (of a peer that chooses
         its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the
         times ``of_ours`` it takes, the milliseconds of each round, and, for ours, the share ``of_floor``.
@@ -229,16 +228,17 @@ def _time(
     entry: dict[str, Any],
     detail: Callable[[str], None],
 ) -> None:
-    timers = {_FLOOR: floor_timer(settings.device)}
+    products = floor.timers(settings.device)
+    timers = dict(products)
     results = {result["peer"]: result for result in entry["peers"]}
     for peer in peers:
         if direction in peer.directions and results[peer.name]["status"] == "measured":
             timers[peer.name] = _guarded(candidates[peer.name], direction, results[peer.name])
     times = rounds(timers, settings.rounds, settings.budget, lambda name: detail(f"{direction}: {name}"))
-    entry.setdefault("floor_gflops", {})[direction] = floor_flops() / median(times[_FLOOR]) / 1e9
+    entry.setdefault("floor_gflops", {})[direction] = floor.gflops(times, products)
     for name, result in results.items():
         if name in times and result["status"] == "measured":
-            result[direction] = _figures(times, name, direction, shape)
+            result[direction] = _figures(times, floor.fastest(times, products), name, direction, shape)
 
 
 def _guarded(candidate: Candidate, direction: Direction, result: dict[str, Any]) -> Timer:
@@ -255,7 +255,9 @@ def _guarded(candidate: Candidate, direction: Direction, result: dict[str, Any])
     return timer
 
 
-def _figures(times: dict[str, Rounds], name: str, direction: Direction, shape: Shape) -> dict[str, Any]:
+def _figures(
+    times: dict[str, Rounds], floor_times: Rounds, name: str, direction: Direction, shape: Shape
+) -> dict[str, Any]:
     own = times[name]
     figures: dict[str, Any] = {"ms": 1e3 * median(own), "rounds_ms": [t if t is None else 1e3 * t for t in own]}
     reference = REFERENCE[direction]
@@ -263,7 +265,7 @@ def _figures(times: dict[str, Rounds], name: str, direction: Direction, shape: S
         figures["of_ours"] = ratio(own, times[reference])
     if name in (OURS, FUSED, SPLIT, SPLIT_FUSED):
         work = flops(shape, direction, fused=name in (FUSED, SPLIT_FUSED))
-        figures["of_floor"] = work / floor_flops() * ratio(times[_FLOOR], own)
+        figures["of_floor"] = work / floor.FLOPS * ratio(floor_times, own)
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jkoflow.bench.floor import SIZE
 from jkoflow.bench.peers import FUSED, OURS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
@@ -28,7 +29,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     if record.get("format") != FORMAT:
         raise ValueError(f"the record must have format {FORMAT}, got {record.get('format')}; run jkoflow bench again")
     parts = [times(record, direction) for direction in DIRECTIONS]
-    parts += [shares(record), memory(record), notes(record), surroundings(record)]
+    parts += [shares(record), memory(record), notes(record), floor(record), surroundings(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -100,6 +101,16 @@ def notes(record: Mapping[str, Any]) -> str:
         for (peer, note), where in places.items()
     ]
     return "\n".join(lines)
+
+
+def floor(record: Mapping[str, Any]) -> str:
+    """What the shares are of: the products and the range of their rates."""
+    found: dict[str, list[float]] = {}
+    for entry in record["shapes"]:
+        for name, rate in (pair for rates in entry["floor_gflops"].values() for pair in rates.items()):
+            found.setdefault(name, []).append(rate)
+    products = ", ".join(f"{name} {min(rates):.0f} to {max(rates):.0f} GFLOP/s" for name, rates in found.items())
+    return f"The floor is the fastest product of {SIZE} x {SIZE} float32 matrices in the same rounds: {products}."
 
 
 def surroundings(record: Mapping[str, Any]) -> str:

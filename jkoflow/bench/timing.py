@@ -6,35 +6,26 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
-from jkoflow.bench.candidate import seconds
-
 Timer = Callable[[int], float]
 """Runs something so many times and returns the seconds that took."""
 
 Rounds = list[float | None]
 """Seconds per run, one value a round; None in rounds that it sat out."""
 
-FLOOR_SIZE = 2048
 FEWEST, FEWEST_SLOW = 3, 2
 """Rounds that a slow one takes part in, and one that takes more than ten times its seconds in a round."""
 
-PAUSE = 0.003
-"""Seconds between two candidates, in which the last one's threads stop spinning."""
+PAUSE, LONGEST_PAUSE = 0.003, 0.3
+"""Seconds between two candidates, and at most, in which the last one's threads stop spinning."""
 
 
-def floor_timer(device: str | torch.device = "cpu") -> Timer:
-    """Products of two square float32 matrices of `FLOOR_SIZE`: the rate that the chip reaches in a library's hands."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(FLOOR_SIZE, FLOOR_SIZE, generator=generator).to(device) for _ in range(2))
-    out = torch.empty_like(a)
-    return lambda repeats: seconds(lambda: torch.mm(a, b, out=out), repeats, a.device)
-
-
-def floor_flops() -> int:
-    """Floating-point operations of one run of `floor_timer`."""
-    return 2 * FLOOR_SIZE**3
+def settle() -> None:
+    """Waits until no thread of this process computes: those of OpenBLAS spin for a tenth of a second."""
+    for _ in range(round(LONGEST_PAUSE / PAUSE)):
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 4:
+            return
 
 
 def rounds(
@@ -69,7 +60,7 @@ def rounds(
                 times[name].append(None)
                 continue
             advance(name)
-            time.sleep(PAUSE)
+            settle()
             times[name].append(timer(repeats[name]) / repeats[name])
     return times
 

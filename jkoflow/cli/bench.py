@@ -166,8 +166,11 @@ def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
 
 def shape_table(entry: Mapping[str, Any]) -> Table:
     """The figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
-    floor = max(entry["floor_gflops"].values())
-    table = Table(title=f"{Shape(**entry['shape']).text} (floor {floor:.0f} GFLOP/s)", title_justify="left")
+    name, rate = max(
+        (pair for rates in entry["floor_gflops"].values() for pair in rates.items()), key=lambda pair: pair[1]
+    )
+    title = f"{Shape(**entry['shape']).text} (floor: {name}, {rate:.0f} GFLOP/s)"
+    table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for direction in DIRECTIONS:
         for heading in (f"{TITLES[direction]}, ms", "x ours", "of floor"):

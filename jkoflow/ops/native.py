@@ -148,12 +148,13 @@ def backward(
     Given are those of x at t1, logdet and path; None is zero.
     """
     path, context, network, noise = _contiguous(path, context, network, noise)
-    problem = _describe(path[0], context, network, noise, settings)
+    x = path[0]
+    problem = _describe(x, context, network, noise, settings)
     problem.path = _address(path)
     x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
     adjoint = _C.Adjoint()
     adjoint.x_end, adjoint.logdet, adjoint.path = map(_address, (x_end_bar, logdet_bar, path_bar))
-    x_grad = dense_like(path[0])
+    x_grad = dense_like(x)
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
     gradient = _set_gradient(adjoint, network, parameters_wanted)
@@ -224,16 +225,17 @@ def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descrip
         getattr(_C, f"cpu_{kernel}")(*descriptions)
 
 
-@functools.cache
-def _activation(text: str) -> tuple[Any, float]:
-    activation = parse_activation(text)
-    return getattr(_C.ActivationKind, activation.name), activation.beta
-
-
-@functools.cache
-def _tableau(method: str) -> Any:
-    tableau = TABLEAUX[method]
-    return _C.Tableau(tableau.a, tableau.b, tableau.c)
+@functools.lru_cache(maxsize=256)  # as many as operators._decode keeps
+def _prototype(settings: Settings) -> Any:
+    """A problem without sizes and tensors, to be copied: each attribute that is set takes a while."""
+    problem, tableau = _C.Problem(), TABLEAUX[settings.method]
+    activation = parse_activation(settings.activation)
+    problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
+    problem.activation, problem.beta = getattr(_C.ActivationKind, activation.name), activation.beta
+    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
+    problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
+    problem.split = settings.precision == "bf16x3"
+    return problem
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -257,17 +259,12 @@ def _contiguous(
 
 def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
     """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
-    problem = _C.Problem()
+    problem = _C.Problem(_prototype(settings))
     problem.float64 = x.dtype == torch.float64
     problem.batch, problem.dim = x.shape
     problem.context_dim = 0 if context is None else context.shape[1]
-    problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
     problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
-    problem.activation, problem.beta = _activation(settings.activation)
-    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
-    problem.tableau = _tableau(settings.method)
     problem.threads = torch.get_num_threads()
-    problem.split = settings.precision == "bf16x3"
     problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
     _set_network(problem, network)
     return problem
@@ -283,7 +280,7 @@ def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None
     if not wanted:
         return None
     gradient = network.new_gradient()
-    sizes = [slot.numel() * gradient.element_size() for slot in network.slots]
+    sizes = [slot.nbytes for slot in network.slots]
     addresses = list(itertools.accumulate(sizes, initial=gradient.data_ptr()))
     layers = 2 * len(network.weights)
     adjoint.weights, adjoint.biases = addresses[0:layers:2], addresses[1:layers:2]

@@ -1,0 +1,59 @@
+"""The floor: the rate that this machine reaches in a large square product, in the hands of the faster library.
+
+No vendor's library is fast on every vendor's processors, so more than one is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from jkoflow.bench.candidate import seconds
+from jkoflow.bench.timing import Rounds, Timer, median
+from jkoflow.data import require
+
+SIZE = 2048
+FLOPS = 2 * SIZE**3
+"""Floating-point operations of one product."""
+
+
+def timers(device: str | torch.device = "cpu") -> dict[str, Timer]:
+    """Products of two float32 matrices of `SIZE`, by library, with as many threads as torch has when they run.
+
+    Arguments:
+        device: Where the matrices lie; NumPy multiplies on the CPU alone.
+
+    Raises:
+        MissingExtraError: If threadpoolctl is not installed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIZE, SIZE, generator=generator).to(device) for _ in range(2))
+    out = torch.empty_like(a)
+    found: dict[str, Timer] = {"torch.mm": lambda repeats: seconds(lambda: torch.mm(a, b, out=out), repeats, a.device)}
+    if a.device.type == "cpu":
+        found["numpy.matmul"] = _numpy_timer(a, b)
+    return found
+
+
+def _numpy_timer(a: torch.Tensor, b: torch.Tensor) -> Timer:
+    pools: Any = require("threadpoolctl", "the floor", "bench").ThreadpoolController()
+    left, right, out = a.numpy(), b.numpy(), np.empty((SIZE, SIZE), dtype=np.float32)
+
+    def timer(repeats: int) -> float:
+        with pools.limit(limits=torch.get_num_threads(), user_api="blas"):
+            return seconds(lambda: np.matmul(left, right, out=out), repeats, a.device)
+
+    return timer
+
+
+def gflops(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> dict[str, float]:
+    """Rate of each product, from the seconds of everybody."""
+    return {name: FLOPS / median(times[name]) / 1e9 for name in products}
+
+
+def fastest(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> Rounds:
+    """Seconds of the faster product, from those of everybody."""
+    return min((times[name] for name in products), key=median)
