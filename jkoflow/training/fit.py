@@ -26,6 +26,9 @@ LOG_EVERY = 10
 PUSH_SHARE = 0.1
 """Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
 
+LEAST_PUSHED = 10_000
+"""Training rows that go on whatever the time: later blocks would learn fewer by heart."""
+
 VALIDATION_SHARE = 0.05
 """Share of a block's time that looks at the validation loss may take under a time budget; they become rarer."""
 
@@ -307,7 +310,7 @@ class BlockFit:
         per_row = 2 * num_steps * counters.row_carry
         # what a block cannot look at need not be carried through those before it
         affordable = int(PUSH_SHARE * seconds / max(per_row, 1e-12))
-        counters.kept_rows = min(len(samples.train), max(affordable, config.batch_size))
+        counters.kept_rows = min(len(samples.train), max(affordable, LEAST_PUSHED, config.batch_size))
         push = per_row * counters.kept_rows + 2 * num_steps * counters.row_step * len(samples.val)
         counters.deadline = counters.started + seconds - push
 
