@@ -34,9 +34,12 @@ from jkoflow.environment import describe
 from jkoflow.ops import Precision, integrate, jko_loss
 from jkoflow.ops.tableau import TABLEAUX
 
-SHAPES = "6,128,2,10000,3 2,128,2,10000,3 2,128,3,10000,3 43,128,2,10000,3 63,256,2,10000,3 " + (
-    "6,128,2,100000,3 2,128,2,100000,3 2,128,3,100000,3 43,128,2,100000,3 63,256,2,100000,3"
+SHAPES = (
+    "6,128,2,10000,3 2,128,2,10000,3 2,128,3,10000,3 43,128,2,10000,3 63,256,2,10000,3 2,64,2,10000,3 "
+    "6,128,2,100000,3 2,128,2,100000,3 2,128,3,100000,3 43,128,2,100000,3 63,256,2,100000,3 2,64,2,100000,3 "
+    "6,128,2,250,3"
 )
+"""The goal's first; the networks of `jkoflow bench` at two sizes of batch; a batch of training."""
 GROUPS = ("ours", "closed form", "torchdiffeq", "compiled")
 INPUTS = 4
 """Batches in rotation, so that no run finds its own batch in the cache."""

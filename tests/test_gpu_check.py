@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
+import jkoflow.bench.shapes
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 SMI = """#!/bin/sh
@@ -228,11 +230,25 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["machine"]["gpu"] is None
 
 
-def test_a_peer_that_compiles_for_too_long_is_given_up(monkeypatch, capsys):
+@pytest.fixture
+def gpu(monkeypatch):
+    """The benchmark as a module."""
     spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPTS.parent / "benchmarks" / "gpu.py")
-    gpu = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", gpu)
-    spec.loader.exec_module(gpu)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_has_the_networks_of_the_cpu(gpu):
+    shapes = gpu.parse_shapes(gpu.SHAPES)
+    assert shapes[0] == (6, 128, 2, 10_000, 3)
+    for shape in jkoflow.bench.shapes.SHAPES:
+        for batch in (10_000, 100_000):
+            assert shape._replace(batch=batch) in shapes
+
+
+def test_a_peer_that_compiles_for_too_long_is_given_up(gpu, monkeypatch):
     monkeypatch.setattr(gpu, "COMPILE_SECONDS", {"forward": 0.1})
     cpu = gpu.torch.device("cpu")
     (shape,) = gpu.parse_shapes("2,8,2,30,1")
