@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -33,9 +34,12 @@ from jkoflow.environment import describe
 from jkoflow.ops import Precision, integrate, jko_loss
 from jkoflow.ops.tableau import TABLEAUX
 
-SHAPES = "6,128,2,10000,3 2,128,2,10000,3 2,128,3,10000,3 43,128,2,10000,3 63,256,2,10000,3 " + (
-    "6,128,2,100000,3 2,128,2,100000,3 2,128,3,100000,3 43,128,2,100000,3 63,256,2,100000,3"
+SHAPES = (
+    "6,128,2,10000,3 2,128,2,10000,3 2,128,3,10000,3 43,128,2,10000,3 63,256,2,10000,3 2,64,2,10000,3 "
+    "6,128,2,100000,3 2,128,2,100000,3 2,128,3,100000,3 43,128,2,100000,3 63,256,2,100000,3 2,64,2,100000,3 "
+    "6,128,2,250,3"
 )
+"""The goal's first; the networks of `jkoflow bench` at two sizes of batch; a batch of training."""
 GROUPS = ("ours", "closed form", "torchdiffeq", "compiled")
 INPUTS = 4
 """Batches in rotation, so that no run finds its own batch in the cache."""
@@ -44,10 +48,14 @@ CEILING = 8192
 """Size of the matrix products that the kernels' rates are compared with."""
 ALLOWED = {"fp32": 1e-4, "tf32": 5e-2}
 """Largest error relative to the norm, of products in float32 (or 3xTF32) and in TF32."""
-COMPILE_SECONDS = {"forward": 60, "forward+backward": 120}
-"""Time that has to be left for torch.compile in mode max-autotune to be started."""
+COMPILE_SECONDS = {"forward": 60.0, "forward+backward": 120.0}
+"""Time that has to be left for torch.compile in mode max-autotune to be started; given up after 1.5 times as much."""
 
 Run = Callable[[Tensor], Any]
+
+
+class Overtime(BaseException):
+    """A contender's time is up. No Exception, because torch.compile goes on after one of those."""
 
 
 @dataclass
@@ -113,7 +121,7 @@ class Benchmark:
         if not self.results:
             return lines
         shape = self.results[0]["shape"]
-        lines.append(f"{Shape(**shape).text}: us forward | forward+backward | largest error")
+        lines.append(f"{Shape(**shape).text}: us forward | forward+backward | largest error | of the ceiling, likewise")
         rows: dict[str, dict[str, Any]] = {}
         for result in self.results:
             if result["shape"] == shape:
@@ -122,7 +130,11 @@ class Benchmark:
             cells = [f"{row[d]['us']:10.1f}" if "us" in row.get(d, {}) else f"{'-':>10}" for d in DIRECTIONS]
             found = [error for result in row.values() for error in result.get("errors", {}).values()]
             wrong = "" if all(result.get("agrees", True) for result in row.values()) else "  WRONG"
-            lines.append(f"{name:<44} {' | '.join(cells)} | {max(found):.1e}{wrong}" if found else f"{name:<44} -")
+            shares = [
+                f"{100 * row[d]['share']:3.0f} %" if "share" in row.get(d, {}) else f"{'-':>5}" for d in DIRECTIONS
+            ]
+            line = f"{' | '.join(cells)} | {max(found):.1e}{wrong} | {' | '.join(shares)}" if found else "-"
+            lines.append(f"{name:<44} {line}")
         return lines
 
 
@@ -349,6 +361,22 @@ def _elapsed(runs: list[Callable[[], object]], repeats: int, device: torch.devic
 
 
 @contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises `Overtime` in what takes longer and returns to Python now and then, as compiling does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Overtime(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again and again: someone may catch it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def products(tf32: bool) -> Iterator[None]:
     """Whether PyTorch's matrix products may use TF32."""
     before = torch.backends.cuda.matmul.allow_tf32
@@ -378,7 +406,8 @@ def measure(benchmark: Benchmark, case: Case, exact: Exact, contender: Contender
     """Checks and times one contender in one direction, plain and from a graph."""
     left = benchmark.deadline - time.monotonic()
     entry: dict[str, Any] = {"shape": case.shape._asdict(), "direction": direction}
-    needed = COMPILE_SECONDS[direction] if contender.group == "compiled" and case.x.is_cuda else 5
+    compiled = contender.group == "compiled"
+    needed = COMPILE_SECONDS[direction] if compiled else 5
     if left < needed:
         benchmark.add(**entry, contender=contender.name, left_out="no time left")
         return
@@ -386,9 +415,9 @@ def measure(benchmark: Benchmark, case: Case, exact: Exact, contender: Contender
     generator = torch.Generator().manual_seed(1)
     more = [torch.randn(case.x.shape, generator=generator).to(device) for _ in range(INPUTS - 1)]
     inputs = [case.x, *more]
-    if contender.group == "compiled":
+    if compiled:
         torch.compiler.reset()
-    with products(contender.tf32):
+    with products(contender.tf32), time_limit(1.5 * needed) if compiled else nullcontext():
         for graph in (False, True) if contender.graph and device.type == "cuda" else (False,):
             name = contender.name + (", graph" if graph else "")
             try:
@@ -397,6 +426,9 @@ def measure(benchmark: Benchmark, case: Case, exact: Exact, contender: Contender
                 runs = replayed(run, inputs) if graph else [partial(run, x) for x in inputs]
                 seconds, spread = seconds_per_run(runs, device, 0.15)
                 del runs
+            except Overtime as error:
+                benchmark.add(**entry, contender=name, left_out=str(error))
+                return
             except torch.cuda.OutOfMemoryError:
                 benchmark.add(**entry, contender=name, left_out="out of memory")
                 torch.cuda.empty_cache()
@@ -411,7 +443,8 @@ def measure(benchmark: Benchmark, case: Case, exact: Exact, contender: Contender
                 rate = flops(case.shape, direction, contender.fused) / seconds / 1e12
                 result["tflops"] = rate
                 if contender.unit in benchmark.ceilings:
-                    result[f"of_{contender.unit}"] = rate * contender.products / benchmark.ceilings[contender.unit]
+                    result["ceiling"] = contender.unit
+                    result["share"] = rate * contender.products / benchmark.ceilings[contender.unit]
             benchmark.add(**result)
 
 

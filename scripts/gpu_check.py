@@ -1,12 +1,13 @@
 """Builds and checks the CUDA kernels on a bare machine with an NVIDIA GPU and no network: gpu_check.sh OUTDIR.
 
-The stages, each with a time limit; one that fails is recorded, and the next one runs all the same:
+The stages, each with a time limit and some time that the stages before it leave to it; one that fails is recorded, and
+the next one runs all the same:
 
     build      the extension, for this machine's GPU only
     layout     how one mma instruction spreads its operands over the threads (tests/native/cuda/mma_layout.cu)
     tests      tests/test_gpu.py
-    memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses
-    racecheck  compute-sanitizer on small cases: shared memory
+    memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses; first on a kernel with a fault
+    racecheck  compute-sanitizer on small cases: shared memory; likewise
     benchmark  benchmarks/gpu.py
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
@@ -68,6 +69,8 @@ class Stage:
     needs: tuple[str, ...] = ()
     """Stages without whose success it cannot run."""
     environment: dict[str, str] = field(default_factory=dict)
+    least: float = 0
+    """Seconds of these that stages before it must leave to it."""
 
 
 def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
@@ -189,12 +192,23 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
         "PYTHONUNBUFFERED": "1",
         "JKOFLOW_REQUIRE_GPU": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the machine's plugins are no part of the check
+        # What torch.compile, Triton and the driver keep would otherwise go to /tmp and to the home directory.
+        "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "cache" / "inductor"),
+        "TRITON_CACHE_DIR": str(BUILD / "cache" / "triton"),
+        "CUDA_CACHE_PATH": str(BUILD / "cache" / "cuda"),
     }
     # Every allocation its own, so that an access beyond it is seen.
     watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
     sanitizer += ["--kernel-name", "kns=jkoflow"]
     small = [*python, "scripts/gpu_small.py", "--seconds", "50"]
+    faulty = str(BUILD / "faulty")
+
+    def watch(tool: str, fault: str, *more: str) -> list[list[str]]:
+        """The tool on a program with a fault, which it has to see, then on the small cases."""
+        seen = f"{shlex.join([*sanitizer, '--tool', tool, faulty, fault])}; test $? -eq 9 && echo {tool} sees the fault"
+        return [["sh", "-c", seen], [*sanitizer, "--tool", tool, *small, *more]]
+
     cmake = [
         *("cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DJKOFLOW_CUDA=ON", "-DCMAKE_BUILD_TYPE=Release"),
         *(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real", f"-DPython_EXECUTABLE={sys.executable}"),
@@ -221,6 +235,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
                     "tests/native/cuda/mma_layout.cu",
                 ],
                 [layout],
+                ["nvcc", f"-arch=sm_{architecture}", "-o", faulty, "tests/native/cuda/faulty.cu"],
             ],
             60,
         ),
@@ -230,14 +245,16 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
                 [
                     *(*python, "-m", "pytest", "tests/test_gpu.py", "--noconftest", "-p", "no:cacheprovider", "-q"),
                     *("-o", "addopts=", "-o", "filterwarnings=default", "--maxfail", "40", "--tb", "short", "-rfE"),
+                    *("--basetemp", str(BUILD / "pytest")),
                 ]
             ],
             200,
             ("build",),
             imports,
+            90,
         ),
-        Stage("memcheck", [[*sanitizer, "--tool", "memcheck", *small]], 75, ("build",), watched),
-        Stage("racecheck", [[*sanitizer, "--tool", "racecheck", *small, "--fewer"]], 75, ("build",), watched),
+        Stage("memcheck", watch("memcheck", "memory"), 80, ("build",), watched, 30),
+        Stage("racecheck", watch("racecheck", "race", "--fewer"), 80, ("build",), watched, 30),
         Stage(
             "benchmark",
             [
@@ -254,6 +271,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
             260,
             ("build",),
             imports,
+            110,
         ),
     ]
 
@@ -285,14 +303,17 @@ def check(
     _write(report, outdir)
     if gpu is None:
         return report
-    for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments):
+    wanted = [
+        stage
+        for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments)
+        if chosen is None or stage.name in chosen
+    ]
+    for i, stage in enumerate(wanted):
         lacking = [
             name for name in stage.needs if report["stages"].get(name, {"result": "passed"})["result"] != "passed"
         ]
-        left = seconds - RESERVE - (time.monotonic() - started)
+        left = seconds - RESERVE - (time.monotonic() - started) - sum(later.least for later in wanted[i + 1 :])
         limit = left if stage.name == "benchmark" else min(stage.limit, left)
-        if chosen is not None and stage.name not in chosen:
-            continue
         if lacking:
             entry: dict[str, Any] = {
                 "result": "not run",

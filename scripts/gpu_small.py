@@ -19,7 +19,9 @@ from jkoflow.ops import cuda
 
 WIDTHS = [(60,), (130,), (64, 50), (128, 128), (256, 140), (33, 64, 20), (100, 128, 80)]
 BATCH = 70
-"""No multiple of a tile."""
+"""No multiple of a tile; on a GPU these are small tiles."""
+LARGE = 92
+"""Samples for each multiprocessor: blocks then have large tiles and, with up to 128 units, a small one at the end."""
 
 
 def run(hidden: tuple[int, ...], precision: str, divergence: str, batch: int) -> None:
@@ -54,17 +56,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if (reason := cuda.missing()) is not None:
         raise SystemExit(f"no CUDA kernels here: {reason}")
-    cases = list(itertools.product(("tf32x3", "fp32", "tf32"), ("exact", "hutchinson", "none"), WIDTHS))
+    large = LARGE * torch.cuda.get_device_properties(0).multi_processor_count
+    cases = [
+        (precision, divergence, batch, hidden)
+        for precision, divergence in itertools.product(("tf32x3", "fp32", "tf32"), ("exact", "hutchinson", "none"))
+        for batch in ((BATCH, large) if divergence == "exact" else (BATCH,))
+        for hidden in WIDTHS
+    ]
     if arguments.fewer:
         cases = [c for c in cases if c[1] != "none" and c[:2] != ("tf32", "hutchinson")]
     started = time.monotonic()
     done = 0
-    for precision, divergence, hidden in cases:
+    for precision, divergence, batch, hidden in cases:
         if time.monotonic() - started > arguments.seconds:
             break
-        run(hidden, precision, divergence, BATCH)
+        run(hidden, precision, divergence, batch)
         done += 1
-        print(f"{precision}, {divergence}, {hidden}: {time.monotonic() - started:.1f} s", flush=True)
+        print(f"{precision}, {divergence}, {batch} rows, {hidden}: {time.monotonic() - started:.1f} s", flush=True)
     print(f"{done} of {len(cases)} cases", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -275,12 +276,19 @@ class Recorder:
 
     def __init__(self):
         self.calls = []
+        self.current = [torch.device("cuda:0")]  # innermost last
+
+    @contextmanager
+    def on(self, device):
+        self.current.append(device)
+        yield
+        self.current.pop()
 
     def __getattr__(self, name):
         if name.endswith("_bytes"):
             return lambda problem, launch: 1000
         if name in ("cuda_forward", "cuda_backward", "cuda_jko_loss"):
-            return lambda *given: self.calls.append((name, given))
+            return lambda *given: self.calls.append((name, given, self.current[-1]))
         return getattr(C, name)
 
 
@@ -289,6 +297,7 @@ class Recorder:
 def test_a_launch_has_stream_device_precision_and_workspace(monkeypatch, precision, expected):
     recorder = Recorder()
     monkeypatch.setattr(cuda, "_C", recorder)
+    monkeypatch.setattr(torch.cuda, "device", recorder.on)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1234 + device.index))
     allocated, empty = [], torch.empty
@@ -302,14 +311,44 @@ def test_a_launch_has_stream_device_precision_and_workspace(monkeypatch, precisi
     problem, adjoint, device = C.Problem(), C.Adjoint(), torch.device("cuda:3")
     cuda.run("backward", device, precision, problem, adjoint)
     cuda.resolve_precision.cache_clear()
-    ((name, (got_problem, got_adjoint, launch)),) = recorder.calls
+    ((name, (got_problem, got_adjoint, launch), current),) = recorder.calls
     assert name == "cuda_backward"
+    assert current == device  # whatever the caller's is
+    assert len(recorder.current) == 1  # and it is that again
     assert got_problem is problem
     assert got_adjoint is adjoint
     assert (launch.device, launch.stream, launch.precision) == (3, 1237, getattr(C.Precision, expected))
     ((size, dtype, where, workspace),) = allocated
     assert (size, dtype, where) == (1000, torch.uint8, device)
     assert launch.workspace == workspace.data_ptr()
+
+
+ALLOWED_OF_CUDA = {
+    "cudaDeviceGetAttribute",
+    "cudaDriverGetVersion",
+    "cudaFuncSetAttribute",
+    "cudaGetDevice",
+    "cudaGetDeviceCount",
+    "cudaGetErrorName",
+    "cudaGetErrorString",
+    "cudaGetLastError",
+    "cudaLaunchKernel",
+    "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cudaRuntimeGetVersion",
+    "cudaSetDevice",
+}
+
+
+def test_the_host_calls_nothing_that_allocates_copies_or_waits():
+    """No call outside this list is made: so none waits for the device, and a graph can capture them all."""
+    called = {}
+    for path in (ROOT / "csrc" / "cuda").rglob("*.[ch]*"):
+        text = re.sub(r"//.*", "", path.read_text())
+        for name in re.findall(r"\b(cu[A-Z]\w+|cuda[A-Z]\w+)\s*\(|<<<", text):
+            called.setdefault(name, []).append(path.name)
+    assert set(called) <= ALLOWED_OF_CUDA, called
+    assert {"cudaLaunchKernel", "cudaSetDevice"} <= set(called)  # the search finds calls
+    assert {file for files in called.values() for file in files} == {"runtime.cu"}
 
 
 def test_settings_carry_the_precision():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ AGAIN = "run `python scripts/cuda_report.py` where nvcc is"
 def script():
     spec = importlib.util.spec_from_file_location("cuda_report", ROOT / "scripts" / "cuda_report.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_report"] = module  # dataclasses look it up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules["cuda_report"]
 
 
 @pytest.fixture(scope="module")
@@ -39,4 +42,16 @@ def test_registers_do_not_spill(report):
 
 
 def test_the_documentation_shows_the_report(script, report):
-    assert script.table(report) in (ROOT / "docs" / "cuda.md").read_text(), AGAIN
+    page = (ROOT / "docs" / "cuda.md").read_text()
+    assert script.table(report) in page, AGAIN
+    assert script.bounds_table() in page, f"{AGAIN} with --tables"
+
+
+def test_least_times_follow_from_the_shares(script):
+    """Twice the tile halves what comes from the L2 cache and leaves the tensor cores' work as it is."""
+    built, larger = (script.bounds("forward", 105_600, tile, 16, 1) for tile in (40, 80))
+    assert larger.l2 == pytest.approx(built.l2 / 2)
+    assert larger.tensor == pytest.approx(built.tensor)
+    assert built.tensor * script.TENSOR_RATE == 3 * 2 * 105_600 * 12 * (2 * 128 * 128 + 8 * 128 + 16 * 128)
+    assert script.share_out(10_000, 132, 32, 16) == (125, [32, 32, 16])
+    assert script.share_out(250, 132, 32, 16) == (16, [16])

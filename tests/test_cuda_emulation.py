@@ -103,7 +103,47 @@ def test_every_family_of_kernels(emulation, monkeypatch, hidden, task, precision
     # two steps of Heun's method: as much code as rk4 at a quarter of the time
     options = {"method": "heun", "num_steps": 2}
     network = {"dim": 3, "hidden": hidden, "context_dim": 1, "linear": True}
-    check(emulation, monkeypatch, network, 43, task, precision, **options)
+    batch = 43 if max(hidden) <= 128 else 21  # on one multiprocessor: large tiles, then a small one
+    check(emulation, monkeypatch, network, batch, task, precision, **options)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "fp32"])
+@pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN.keys())
+def test_small_batches_are_spread(emulation, monkeypatch, hidden, precision):
+    emulation.configure(multiprocessors=8)
+    network = {"dim": 18, "hidden": hidden, "linear": True}
+    for task in ("backward", "loss"):  # small tiles only, in several blocks
+        check(emulation, monkeypatch, network, 35, task, precision, method="midpoint", num_steps=1)
+
+
+SHARES = {
+    "no rest": (10_000, 132, 40, 16, (125, 80, 2, 0)),
+    "a small tile as rest": (10_000, 132, 32, 16, (125, 80, 2, 1)),
+    "a large tile as rest": (10_000, 264, 40, 16, (250, 40, 1, 0)),
+    "small tiles only": (250, 132, 32, 16, (16, 16, 0, 1)),
+    "one block": (3, 264, 40, 16, (1, 16, 0, 1)),
+    "one multiprocessor": (43, 1, 40, 16, (1, 56, 1, 1)),
+    "only one kind of tiles": (1000, 132, 8, 8, (125, 8, 1, 0)),
+}
+
+
+@pytest.mark.parametrize(("batch", "slots", "tile", "small", "expected"), SHARES.values(), ids=SHARES.keys())
+def test_shares_of_a_batch(emulation, batch, slots, tile, small, expected):
+    assert emulation.share_out(batch, slots, tile, small) == expected
+
+
+def test_shares_are_even_and_cover_the_batch(emulation):
+    for tile, small in ((40, 16), (32, 16), (16, 8), (8, 8)):
+        for slots in (1, 2, 132, 264, 432):
+            for batch in (*range(1, 300), 2000, 4999, 10_000, 65_536, 100_000, 3_000_000_000):
+                blocks, samples, large_tiles, small_tiles = emulation.share_out(batch, slots, tile, small)
+                assert samples == large_tiles * tile + small_tiles * small
+                assert small_tiles <= 1
+                assert 1 <= blocks <= slots
+                assert (blocks - 1) * samples < batch <= blocks * samples
+                # never more than what tiles dealt out one by one give to the busiest block
+                rounds = math.ceil(math.ceil(batch / tile) / slots)
+                assert samples <= rounds * tile
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
@@ -125,6 +165,7 @@ def test_batches(emulation, monkeypatch, batch):
 
 
 def test_many_tiles(emulation, monkeypatch):
+    emulation.configure(multiprocessors=3)
     check(emulation, monkeypatch, {"dim": 2, "hidden": (64, 64)}, 1003, "backward", "fp32", num_steps=1)
     check(emulation, monkeypatch, {"dim": 2, "hidden": (64,)}, 1003, "loss", "tf32x3", num_steps=1)
 
@@ -157,6 +198,19 @@ def test_results_do_not_depend_on_the_order_of_threads(emulation, monkeypatch, o
     for precision in ("tf32", "fp32"):
         options = {"method": "heun", "num_steps": 1}
         check(emulation, monkeypatch, {"dim": 3, "hidden": hidden}, 20, "backward", precision, **options)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_nan_that_gpus_compute_stays_one(emulation, monkeypatch, precision):
+    """Rounding to TF32 by adding to its bits would make a zero of it."""
+    velocity, x = random_velocity(2, (20, 20), dtype=torch.float32), torch.randn(9, 2)
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    with torch.no_grad():
+        velocity.layers[1].weight[3, 5] = nan
+    monkeypatch.setattr(native, "_C", EmulatedKernels(emulation, precision))
+    result = integrate(velocity, x, backend="cpu", num_steps=1)
+    assert result.x.isnan().all()
+    assert result.logdet.isnan().all()
 
 
 def test_a_tensor_core_that_truncates_its_sums(emulation, monkeypatch):

@@ -207,6 +207,14 @@ def test_many_steps_in_the_fused_loss():
     assert_parity(NETWORKS["full width"], 100, "fp32", loss, num_steps=24)
 
 
+@pytest.mark.parametrize("batch", [6_000, 9_000, 12_011, 24_000])
+@pytest.mark.parametrize("hidden", [(64, 40), (128, 100), (130, 256), (33, 20, 40)], ids=str)
+def test_large_and_small_tiles(hidden, batch):
+    """Blocks have up to some large tiles and a small one: which ones depends on the batch and on the GPU."""
+    for run in (outputs_and_gradients, loss):
+        assert_parity({"dim": 18, "hidden": hidden, "linear": True}, batch, "tf32x3", run, num_steps=1)
+
+
 @pytest.mark.parametrize("network", ["full width", "widest"])
 @pytest.mark.parametrize("batch", [10_000, 100_000])
 def test_large_batches(network, batch):
@@ -321,6 +329,16 @@ def test_a_row_does_not_depend_on_the_other_rows():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_nan_among_the_weights_shows(precision):
+    velocity, x, _ = case(NETWORKS["full width"], 50)
+    with torch.no_grad():  # the bits of the NaN that the GPU computes
+        velocity.layers[1].weight[3, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    result = integrate(velocity, x, backend="cuda", precision=precision)
+    assert result.x.isnan().all()
+    assert result.logdet.isnan().all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("network", ["one layer", "full width", "widest", "three layers, all inputs"])
 def test_same_bits_every_time(network, precision):
     velocity, x, context = case(NETWORKS[network], 3000)
@@ -381,6 +399,19 @@ def test_no_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_calls_return_before_the_device_is_done():
+    """The mode above knows PyTorch's own waits only; this one sees those of the extension, too."""
+    velocity, x, _ = case(NETWORKS["full width"], 500)
+    training_step(velocity, x)
+    torch.cuda.synchronize()
+    done = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)  # a second or so
+    training_step(velocity, x)
+    done.record()
+    assert not done.query()
+    torch.cuda.synchronize()
+
+
 def captured(run, warm_up=3):
     """A CUDA graph of a function, and what it returned while it was captured."""
     stream = torch.cuda.Stream()
@@ -436,6 +467,10 @@ def test_another_device_than_the_current_one():
         assert value.device == torch.device("cuda:1")
         torch.testing.assert_close(value.cpu(), expected[name].cpu(), rtol=1e-5, atol=1e-5)
     assert torch.cuda.current_device() == 0
+    other = loss(velocity, x, context, backend="cuda", precision="fp32")  # the fused loss, while 1 is current
+    with torch.cuda.device(1):
+        again = loss(velocity, x, context, backend="cuda", precision="fp32")
+    assert all(torch.equal(other[name], value) for name, value in again.items())
 
 
 # ---- PyTorch's machinery

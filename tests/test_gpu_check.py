@@ -1,16 +1,21 @@
 """scripts/gpu_check.py without a GPU: stages that pass, fail, hang and are not run, its report and its table."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import jkoflow.bench.shapes
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -142,13 +147,17 @@ def test_what_compute_sanitizer_watches_ends_in_time_and_has_every_kernel_first(
     ran = []
     monkeypatch.setattr(module, "run", lambda *case: ran.append(case))
     monkeypatch.setattr(module.cuda, "missing", lambda: None)
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(module.torch.cuda, "get_device_properties", lambda index: gpu)
     monkeypatch.setattr(sys, "argv", ["gpu_small.py"])
     module.main()
-    assert len(set(ran)) == len(ran) == 63
+    assert len(set(ran)) == len(ran) == 84
     assert {hidden for hidden, *_ in ran[: len(module.WIDTHS)]} == set(module.WIDTHS)
+    large = {hidden for hidden, *_, batch in ran[: 2 * len(module.WIDTHS)] if batch == 92 * 132}
+    assert large == set(module.WIDTHS)
     monkeypatch.setattr(sys, "argv", ["gpu_small.py", "--fewer", "--seconds", "-1"])
     module.main()
-    assert capsys.readouterr().out.splitlines()[-1] == "0 of 35 cases"
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 56 cases"
 
 
 def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
@@ -156,6 +165,44 @@ def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
     entry = gpu_check.check(tmp_path / "out", 10, None)["stages"]["build"]
     assert entry == {"result": "not run", "reason": "no time left", "seconds": 0.0}
+
+
+def test_every_stage_leaves_time_to_those_after_it(gpu_check, fake_gpu, tmp_path, monkeypatch):
+    made = [
+        gpu_check.Stage("build", [python("")], 600),
+        gpu_check.Stage("tests", [python("")], 600, least=50),
+        gpu_check.Stage("benchmark", [python("")], 600, least=100),
+    ]
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
+    limits = {name: entry["limit"] for name, entry in gpu_check.check(tmp_path / "a", 300, None)["stages"].items()}
+    assert limits["build"] <= 300 - 150 - gpu_check.RESERVE
+    assert limits["tests"] <= 300 - 100 - gpu_check.RESERVE
+    assert limits["benchmark"] > limits["tests"] > limits["build"] > 0
+    chosen = gpu_check.check(tmp_path / "b", 300, ["build"])["stages"]
+    assert chosen["build"]["limit"] > limits["benchmark"] - 100  # nothing is kept for what does not run
+
+
+def test_all_stages_have_a_share_of_the_time(gpu_check, tmp_path):
+    made = gpu_check.stages(tmp_path, "9.0")
+    assert all(stage.least > 0 for stage in made[2:])
+    before_the_build = 540 - gpu_check.RESERVE - 60  # 60: asking the machine what it is
+    assert before_the_build - sum(stage.least for stage in made) >= 200  # for the build
+    for stage in made[2:]:  # nothing is left behind elsewhere
+        for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"):
+            assert Path(stage.environment[name]).is_relative_to(gpu_check.BUILD)
+
+
+@pytest.mark.parametrize(("status", "result"), [(9, "passed"), (0, "failed"), (1, "failed")])
+def test_a_sanitizer_that_sees_no_fault_is_no_check(gpu_check, tmp_path, monkeypatch, status, result):
+    tool = tmp_path / "compute-sanitizer"
+    # sees the fault by its status, and nothing wrong with the small cases
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *gpu_small.py*) exit 0;; *faulty*) exit {status};; esac\nexit 3\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for stage in gpu_check.stages(tmp_path, "9.0"):
+        if stage.name in ("memcheck", "racecheck"):
+            entry = gpu_check.run_stage(stage, 100, tmp_path / "log.txt")
+            assert entry["result"] == result, entry
 
 
 def test_stages_of_a_gpu(gpu_check, tmp_path):
@@ -181,6 +228,44 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert done.returncode == 1
     assert "nvidia-smi finds no GPU: no devices were found" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["machine"]["gpu"] is None
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPTS.parent / "benchmarks" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_has_the_networks_of_the_cpu(gpu):
+    shapes = gpu.parse_shapes(gpu.SHAPES)
+    assert shapes[0] == (6, 128, 2, 10_000, 3)
+    for shape in jkoflow.bench.shapes.SHAPES:
+        for batch in (10_000, 100_000):
+            assert shape._replace(batch=batch) in shapes
+
+
+def test_a_peer_that_compiles_for_too_long_is_given_up(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "COMPILE_SECONDS", {"forward": 0.1})
+    cpu = gpu.torch.device("cpu")
+    (shape,) = gpu.parse_shapes("2,8,2,30,1")
+    case = gpu.Case(shape, cpu)
+    before = signal.getsignal(signal.SIGALRM)
+
+    def endless(x):
+        while True:
+            with contextlib.suppress(Exception):  # as torch.compile does
+                time.sleep(600)
+
+    benchmark = gpu.Benchmark(cpu, time.monotonic() + 600, None, {})
+    slow = gpu.Contender("endless", "compiled", endless, endless)
+    gpu.measure(benchmark, case, gpu.Exact(case), slow, "forward")
+    assert [result["left_out"] for result in benchmark.results] == ["took longer than 0 s"]
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_the_benchmark_runs_on_the_cpu_too(tmp_path):
@@ -213,3 +298,5 @@ def test_the_benchmark_runs_on_the_cpu_too(tmp_path):
         assert result["agrees"], result
         assert result["us"] > 0
     assert len(figures["summary"]) == 2 + len({contender for contender, _ in measured})
+    ours = next(line for line in figures["summary"] if line.startswith("jkoflow fp32 "))
+    assert re.search(r"\| +\d+ % \| +\d+ %$", ours)  # of what a large product reaches

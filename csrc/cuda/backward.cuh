@@ -7,10 +7,16 @@
 
 namespace jkoflow::cuda {
 
+// What a thread keeps of the gradients from tile to tile.
+template <int H, Precision P>
+struct KeptSums {
+  HiddenSums<H, P> hidden[2];  // W2, then M or W3
+  float units[2][2] = {};      // biases of the second (with one layer: of c) and the third, this lane's two units
+};
+
 template <int H, Precision P, int NT, bool kTangents>
 struct Backward {
   using B = Block<H, P, NT>;
-  using Sums = HiddenSums<H, P, NT>;
   static constexpr Precision kNarrow = B::kNarrow;
   static constexpr int kPanels = kTangents ? 5 : 4;
 
@@ -21,58 +27,46 @@ struct Backward {
 
   B b;
   const Params& p;
-  float* partial;
-  Sums hidden_sums[2];          // W2, then M or W3
-  float bias_sums[2][2] = {};   // of the second and third layer, this lane's two units
-  float coupling_sums[2] = {};  // of c, likewise
-  float logdet = 0.0f;          // of sample `thread`
+  KeptSums<H, P>& kept;
+  float logdet = 0.0f;  // of sample `thread`
 
-  JKOFLOW_DEVICE explicit Backward(const Params& params)
-      : b(params),
-        p(params),
-        partial(params.partial + static_cast<long long>(device::block()) * params.gradient.count) {}
+  JKOFLOW_DEVICE Backward(const Params& params, KeptSums<H, P>& kept) : b(params), p(params), kept(kept) {}
 
-  JKOFLOW_DEVICE static void run(const Params& params) {
-    Backward self(params);
-    self.clear_sums();
-    if (params.terms != nullptr) self.clear_terms();
-    for (long long first = static_cast<long long>(device::block()) * B::kTile; first < params.batch;
-         first += static_cast<long long>(device::blocks()) * B::kTile) {
-      self.adjoint_of_tile(first);
-    }
-    if (params.want_parameters) self.store_sums();
-    if (params.terms != nullptr) self.store_terms();
+  // The block's partial gradient.
+  JKOFLOW_DEVICE float* partial() const {
+    return p.partial + static_cast<long long>(device::block()) * p.gradient.count;
   }
 
   // ---- Tiles
 
-  JKOFLOW_DEVICE void adjoint_of_tile(long long first) {
+  JKOFLOW_DEVICE void adjoint_of_tile(int tile) {
+    const auto first = [&] { return first_sample(p, tile); };  // not held in registers either
     float *x = b.at(p.layout.x), *x_bar = b.at(p.layout.x_bar), *context_bar = b.at(p.layout.context_bar);
     const long long step_rows = p.batch * p.dim;
     const bool loss = p.terms != nullptr;
-    b.load_constant_inputs(first);
-    if (kTangents && p.hutchinson) b.load_noise(first);
+    b.load_constant_inputs(first());
+    if (kTangents && p.hutchinson) b.load_noise(first());
     clear_cotangent_padding();
     for (int i = b.thread; i < B::kTile * p.context_dim; i += B::kThreads) context_bar[i] = 0.0f;
     logdet = 0.0f;
     if (loss) {
-      b.load_rows(p.x, first, x, false);
+      b.load_rows(p.x, first(), x, false);
       b.set_input(x, 0, 0);
       for (int i = b.thread; i < B::kTile * p.dim; i += B::kThreads) record(0, 0)[i] = x[i];
       for (int step = 0; step < p.num_steps; ++step) sweep(step, p.stages, step);
       device::sync_block(Barrier::kLossTerms);
-      start_from_loss(first);
+      start_from_loss(first());
     } else {
-      b.load_rows(p.x_end_bar, first, x_bar, false);
-      if (p.path_bar != nullptr) b.load_rows(p.path_bar + p.num_steps * step_rows, first, x_bar, true);
+      b.load_rows(p.x_end_bar, first(), x_bar, false);
+      if (p.path_bar != nullptr) b.load_rows(p.path_bar + p.num_steps * step_rows, first(), x_bar, true);
       if (b.thread < B::kTile) {
-        const bool given = p.logdet_bar != nullptr && b.thread < b.samples(first);
-        b.shared[p.layout.logdet_bar + b.thread] = given ? p.logdet_bar[first + b.thread] : 0.0f;
+        const bool given = p.logdet_bar != nullptr && b.thread < b.samples(first());
+        b.shared[p.layout.logdet_bar + b.thread] = given ? p.logdet_bar[first() + b.thread] : 0.0f;
       }
     }
     for (int step = p.num_steps - 1; step >= 0; --step) {
       if (!loss) {
-        b.load_rows(p.path + step * step_rows, first, x, false);
+        b.load_rows(p.path + step * step_rows, first(), x, false);
         for (int i = b.thread; i < B::kTile * p.dim; i += B::kThreads) record(0, 0)[i] = x[i];
         b.set_input(x, step, 0);
         sweep(step, p.stages - 1, 0);
@@ -101,15 +95,15 @@ struct Backward {
         for (int s = 0; s < p.stages; ++s) sum += b.stage(s)[i];
         x_bar[i] = sum;
       }
-      if (p.path_bar != nullptr) b.load_rows(p.path_bar + step * step_rows, first, x_bar, true);
+      if (p.path_bar != nullptr) b.load_rows(p.path_bar + step * step_rows, first(), x_bar, true);
     }
     if (loss) {
-      if (b.thread < b.samples(first)) sample_terms()[1] -= logdet;
+      if (b.thread < b.samples(first())) sample_terms()[1] -= logdet;
       // x holds the penalty's own gradient.
       for (int i = b.thread; i < B::kTile * p.dim; i += B::kThreads) x_bar[i] += x[i];
     }
-    if (p.x_grad != nullptr) b.store_rows(x_bar, first, p.dim, p.x_grad);
-    if (p.context_grad != nullptr) b.store_rows(context_bar, first, p.context_dim, p.context_grad);
+    if (p.x_grad != nullptr) b.store_rows(x_bar, first(), p.dim, p.x_grad);
+    if (p.context_grad != nullptr) b.store_rows(context_bar, first(), p.context_dim, p.context_grad);
   }
 
   // Columns of the cotangent panel beyond dim are factors of zero weights: they must be finite.
@@ -226,7 +220,9 @@ struct Backward {
   }
   JKOFLOW_DEVICE void add_hidden(int i, const Left<NT>& left, const float* right) {
     if (!p.want_parameters) return;
-    hidden_sums[i].add(partial + p.gradient.hidden[i] + 16 * b.warp * H, left, right);
+    float* memory = nullptr;
+    if constexpr (!HiddenSums<H, P>::kInRegisters) memory = partial() + p.gradient.hidden[i] + 16 * b.warp * H;
+    kept.hidden[i].add(memory, left, right);
   }
   JKOFLOW_DEVICE void sync_left() const {
     if constexpr (P == Precision::kFp32) device::sync_warp();
@@ -334,7 +330,7 @@ struct Backward {
       const float low = p.exact ? p.packed.coupling[b.row] : 0.0f, high = p.exact ? p.packed.coupling[b.row + 8] : 0.0f;
       B::set_units(q, low, high);
       top_adjoint(z, q, kFirst);
-      add_samples(q, coupling_sums);
+      add_samples(q, kept.units[0]);
       first_layer_adjoint(z, b.panel(kFirst), stage);
       return;
     }
@@ -352,7 +348,7 @@ struct Backward {
     if (p.exact) b.multiply_hidden(p.packed.coupling, b.panel(kSlopes), q);
     top_adjoint(z, q, kTop);
     if (p.exact) put_all(q, b.panel(kCoupled));
-    add_samples(z, bias_sums[0]);
+    add_samples(z, kept.units[0]);
     sync_left();
     add_hidden(0, left(z, b.panel(kTop)), b.panel(kFirst));
     if (p.exact) add_hidden(1, left(q, b.panel(kCoupled)), b.panel(kSlopes));
@@ -431,12 +427,12 @@ struct Backward {
     for (int n = 0; n < NT; ++n) b.recall(slots.value_bar(), n, z[n]);
     pre_activation_adjoint(slots, p.layers - 1, z, b.panel(panel));
     if (p.layers > 2) {
-      add_samples(z, bias_sums[1]);
+      add_samples(z, kept.units[1]);
       back_through<1>(z, panel, kSecond, Barrier::kMiddleAdjoint);
       pre_activation_adjoint(slots, 1, z, b.panel(++panel));
     }
     if (p.layers > 1) {
-      add_samples(z, bias_sums[0]);
+      add_samples(z, kept.units[0]);
       back_through<0>(z, panel, kFirst, Barrier::kTopAdjoint);
       pre_activation_adjoint(slots, 0, z, b.panel(++panel));
     }
@@ -615,20 +611,20 @@ struct Backward {
   // ---- Sums of gradients
 
   JKOFLOW_DEVICE float* sums(Place place, int in_partial) const {
-    return place.in_shared ? b.shared + place.offset : partial + in_partial;
+    return place.in_shared ? b.shared + place.offset : partial() + in_partial;
   }
 
   JKOFLOW_DEVICE void clear_sums() {
     if (!p.want_parameters) return;
-    hidden_sums[0].clear();
-    hidden_sums[1].clear();
+    kept.hidden[0].clear();
+    kept.hidden[1].clear();
     const int depth = round_up(p.dim, 8), rows = round_up(p.dim, 16);
     zero(sums(p.layout.first_sum, p.gradient.first), H * p.first_depth);
     zero(sums(p.layout.last_sum, p.gradient.last), H * depth);
     zero(sums(p.layout.bias_last_sum, p.gradient.bias_last), depth);
     if (p.packed.linear != nullptr) zero(sums(p.layout.linear_sum, p.gradient.linear), rows * depth);
-    if (!Sums::kInRegisters && p.layers > 1) zero(partial + p.gradient.hidden[0], H * H);
-    if (!Sums::kInRegisters && two_hidden_sums()) zero(partial + p.gradient.hidden[1], H * H);
+    if (!HiddenSums<H, P>::kInRegisters && p.layers > 1) zero(partial() + p.gradient.hidden[0], H * H);
+    if (!HiddenSums<H, P>::kInRegisters && two_hidden_sums()) zero(partial() + p.gradient.hidden[1], H * H);
     // The first adjoint is barriers away.
   }
   JKOFLOW_DEVICE bool two_hidden_sums() const { return p.layers > 2 || (!kTangents && p.layers == 2 && p.exact); }
@@ -637,11 +633,11 @@ struct Backward {
   }
 
   JKOFLOW_DEVICE void store_sums() {
-    if (p.layers > 1) hidden_sums[0].store(partial + p.gradient.hidden[0] + 16 * b.warp * H);
-    if (two_hidden_sums()) hidden_sums[1].store(partial + p.gradient.hidden[1] + 16 * b.warp * H);
-    if (p.layers > 1) store_units(bias_sums[0], p.gradient.bias[0]);
-    if (p.layers > 2) store_units(bias_sums[1], p.gradient.bias[1]);
-    if (p.layers == 1) store_units(coupling_sums, p.gradient.coupling);
+    if (p.layers > 1) kept.hidden[0].store(partial() + p.gradient.hidden[0] + 16 * b.warp * H);
+    if (two_hidden_sums()) kept.hidden[1].store(partial() + p.gradient.hidden[1] + 16 * b.warp * H);
+    if (p.layers > 1) store_units(kept.units[0], p.gradient.bias[0]);
+    if (p.layers > 2) store_units(kept.units[1], p.gradient.bias[1]);
+    if (p.layers == 1) store_units(kept.units[0], p.gradient.coupling);
     // The last of these sums were complete at kStepAdjoint.
     const int depth = round_up(p.dim, 8);
     copy(p.layout.first_sum, p.gradient.first, H * p.first_depth);
@@ -651,20 +647,22 @@ struct Backward {
   }
   JKOFLOW_DEVICE void copy(Place place, int in_partial, int count) const {
     if (!place.in_shared) return;
-    for (int i = b.thread; i < count; i += B::kThreads) partial[in_partial + i] = b.shared[place.offset + i];
+    float* gradient = partial();
+    for (int i = b.thread; i < count; i += B::kThreads) gradient[in_partial + i] = b.shared[place.offset + i];
   }
   JKOFLOW_DEVICE void store_units(float (&sums)[2], int in_partial) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       sums[i] += device::shuffle_xor(sums[i], 1);
       sums[i] += device::shuffle_xor(sums[i], 2);
-      if (b.lane.t == 0) partial[in_partial + b.row + 8 * i] = sums[i];
+      if (b.lane.t == 0) partial()[in_partial + b.row + 8 * i] = sums[i];
     }
   }
 
-  // |y|^2, -logdet and |y - x|^2, summed over the samples that have this thread's place in their tile.
+  // |y|^2, -logdet and |y - x|^2, summed over the samples that have this thread's place in their tile. Cleared and
+  // stored for large tiles, which have all places.
   JKOFLOW_DEVICE double* sample_terms() const {
-    return p.sample_terms + (static_cast<long long>(device::block()) * B::kTile + b.thread) * 3;
+    return p.sample_terms + (static_cast<long long>(device::block()) * p.tile + b.thread) * 3;
   }
   JKOFLOW_DEVICE void clear_terms() const {
     for (int i = 0; i < 3 && b.thread < B::kTile; ++i) sample_terms()[i] = 0.0;
@@ -672,7 +670,7 @@ struct Backward {
   JKOFLOW_DEVICE void store_terms() const {
     device::sync_block(Barrier::kTermSums);
     if (b.thread < 3) {
-      const double* terms = p.sample_terms + static_cast<long long>(device::block()) * B::kTile * 3 + b.thread;
+      const double* terms = p.sample_terms + static_cast<long long>(device::block()) * p.tile * 3 + b.thread;
       double sum = 0.0;
       for (int s = 0; s < B::kTile; ++s) sum += terms[3 * s];
       p.terms[device::block() * 3 + b.thread] = sum;
@@ -682,5 +680,23 @@ struct Backward {
  private:
   float divergence_weight_ = 0.0f;  // dt b of the stage
 };
+
+// A block's share: large tiles, the last tile small if that is enough. Between the two the barriers of a tile suffice.
+template <int H, Precision P, int NT, int kSmall, bool kTangents>
+JKOFLOW_DEVICE void run_backward(const Params& p) {
+  using Large = Backward<H, P, NT, kTangents>;
+  using Small = Backward<H, P, kSmall, kTangents>;
+  KeptSums<H, P> kept;
+  Large large(p, kept);
+  large.clear_sums();
+  if (p.terms != nullptr) large.clear_terms();
+  for (int tile = 0; tile < p.large_tiles && first_sample(p, tile) < p.batch; ++tile) large.adjoint_of_tile(tile);
+  if constexpr (NT != kSmall) {
+    if (p.small_tiles > 0 && first_sample(p, p.large_tiles) < p.batch) Small(p, kept).adjoint_of_tile(p.large_tiles);
+  }
+  large.b.renew();
+  if (p.want_parameters) large.store_sums();
+  if (p.terms != nullptr) large.store_terms();
+}
 
 }  // namespace jkoflow::cuda

@@ -6,17 +6,20 @@
 
 namespace jkoflow::cuda {
 
-// Fragments of 8 samples in a tile, and blocks on a multiprocessor. Up to H = 128 half the registers hold gradients.
+// Fragments of 8 samples in a tile, large and small (see ForwardShape), and blocks on a multiprocessor. Up to H = 128
+// half the registers hold gradients.
 template <int H, bool kTangents>
 struct BackwardShape {
   static constexpr int kFragments = kTangents ? (H == 256 ? 1 : 2) : (H == 256 ? 2 : 4);
+  static constexpr int kSmall = kTangents ? kFragments : kFragments > 2 ? 2 : 1;  // tangents have no registers for two
   static constexpr int kBlocks = H == 64 ? 2 : 1;
 };
 
 template <int H, Precision P, bool kTangents>
 JKOFLOW_KERNEL(2 * H, (BackwardShape<H, kTangents>::kBlocks))
 backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  Backward<H, P, BackwardShape<H, kTangents>::kFragments, kTangents>::run(p);
+  using Shape = BackwardShape<H, kTangents>;
+  run_backward<H, P, Shape::kFragments, Shape::kSmall, kTangents>(p);
 }
 
 template <int H, Precision P, bool kTangents>
@@ -25,6 +28,7 @@ Kernel backward_entry() {
   return {&backward_kernel<H, P, kTangents>,
           2 * H,
           8 * Shape::kFragments,
+          8 * Shape::kSmall,
           Backward<H, P, Shape::kFragments, kTangents>::kPanels,
           Shape::kBlocks,
           "backward"};

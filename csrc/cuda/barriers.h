@@ -10,6 +10,7 @@ enum class Barrier : int {
   kTopLayer,         // the last h and the divergence are complete
   kForwardTangent1,  // u_1 of a direction is complete
   kForwardTangent2,  // u_2 of a direction is complete
+  kSmallTile,        // the large tiles' positions are no longer needed
   kLossTerms,        // the tile's end is complete, for the terms of the loss
   kStageAdjoint,     // the cotangent of the stage's velocity is complete, its input panel restored
   kTangent1,         // u_1 of a direction is complete

@@ -13,6 +13,11 @@
 
 namespace jkoflow::cuda {
 
+// The first sample of a tile of this block; with a batch that is no multiple of a share there may be none.
+JKOFLOW_DEVICE long long first_sample(const Params& p, int tile) {
+  return device::block() * p.share + static_cast<long long>(tile) * p.tile;
+}
+
 template <int H, Precision P, int NT>
 struct Block {
   static constexpr int kTile = 8 * NT, kWarps = H / 16, kThreads = 32 * kWarps, kSteps = H / 8;

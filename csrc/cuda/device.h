@@ -18,14 +18,18 @@
 
 namespace jkoflow::cuda::device {
 
-// Volatile: read again wherever it is asked for. Otherwise all addresses that follow from it are computed once, held
-// across the whole kernel and spilled.
+// Volatile: read again wherever they are asked for. Otherwise all addresses that follow from them are computed once,
+// held across the whole kernel and spilled.
 JKOFLOW_DEVICE int thread() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
 }
-JKOFLOW_DEVICE int block() { return static_cast<int>(blockIdx.x); }
+JKOFLOW_DEVICE int block() {
+  int index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+}
 JKOFLOW_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 JKOFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 
@@ -58,7 +62,7 @@ JKOFLOW_DEVICE float reciprocal_approx(float v) {
   return r;
 }
 JKOFLOW_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
-JKOFLOW_DEVICE float minimum(float a, float b) { return fminf(a, b); }
+JKOFLOW_DEVICE float magnitude(float v) { return fabsf(v); }
 
 // Vectors of memory that is aligned to them.
 JKOFLOW_DEVICE float2 load2(const float* from) { return *reinterpret_cast<const float2*>(from); }
@@ -70,9 +74,10 @@ JKOFLOW_DEVICE float4 load4_constant(const float* from) { return __ldg(reinterpr
 
 // c += a b with a (16 x 8) and b (8 x 8) in TF32, whose lower 13 bits the tensor core ignores. With g = lane / 4 and
 // t = lane % 4: a0..a3 are (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b0, b1 are (t, g), (t + 4, g); c0..c3 are
-// (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). Volatile, so that it is never moved to where lanes have parted.
 JKOFLOW_DEVICE void mma_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

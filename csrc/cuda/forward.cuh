@@ -16,14 +16,6 @@ struct Forward {
   // Slots: the slopes of each layer, then, for Hutchinson's estimate, the products with the noise.
   JKOFLOW_DEVICE static int noise_slot(const Params& p) { return p.layers; }
 
-  JKOFLOW_DEVICE static void run(const Params& p) {
-    const B b(p);
-    for (long long first = static_cast<long long>(device::block()) * B::kTile; first < p.batch;
-         first += static_cast<long long>(device::blocks()) * B::kTile) {
-      carry_tile(b, first);
-    }
-  }
-
   JKOFLOW_DEVICE static void carry_tile(const B& b, long long first) {
     const Params& p = b.p;
     const int samples = b.samples(first);
@@ -166,5 +158,24 @@ struct Forward {
     }
   }
 };
+
+// A block's share: large tiles, the last tile small if that is enough.
+template <int H, Precision P, int NT, int kSmall, bool kTangents>
+JKOFLOW_DEVICE void run_forward(const Params& p) {
+  using Large = Forward<H, P, NT, kTangents>;
+  using Small = Forward<H, P, kSmall, kTangents>;
+  {
+    const typename Large::B b(p);
+    for (int tile = 0; tile < p.large_tiles && first_sample(p, tile) < p.batch; ++tile) {
+      Large::carry_tile(b, first_sample(p, tile));
+    }
+  }
+  if (p.small_tiles > 0 && first_sample(p, p.large_tiles) < p.batch) {
+    // The two kinds of tiles deal out positions to threads differently.
+    device::sync_block(Barrier::kSmallTile);
+    const typename Small::B b(p);
+    Small::carry_tile(b, first_sample(p, p.large_tiles));
+  }
+}
 
 }  // namespace jkoflow::cuda

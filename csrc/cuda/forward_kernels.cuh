@@ -7,17 +7,20 @@
 namespace jkoflow::cuda {
 
 // Fragments of 8 samples in a tile, and blocks on a multiprocessor: what 128 registers and 99 KB of shared memory
-// allow. 40 samples: 10000 of them are 250 tiles, which fill 132 multiprocessors twice.
+// allow. Small tiles are for small batches, whose samples then spread over more multiprocessors, and for what is left
+// of a block's share; below two fragments a warp would wait for each product.
 template <int H, bool kTangents>
 struct ForwardShape {
   static constexpr int kFragments = kTangents ? (H == 256 ? 2 : 4) : (H == 256 ? 2 : 5);
+  static constexpr int kSmall = kFragments > 2 ? 2 : 1;
   static constexpr int kBlocks = H == 64 ? 4 : H == 128 ? 2 : 1;
 };
 
 template <int H, Precision P, bool kTangents>
 JKOFLOW_KERNEL(2 * H, (ForwardShape<H, kTangents>::kBlocks))
 forward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  Forward<H, P, ForwardShape<H, kTangents>::kFragments, kTangents>::run(p);
+  using Shape = ForwardShape<H, kTangents>;
+  run_forward<H, P, Shape::kFragments, Shape::kSmall, kTangents>(p);
 }
 
 template <int H, Precision P, bool kTangents>
@@ -26,6 +29,7 @@ Kernel forward_entry() {
   return {&forward_kernel<H, P, kTangents>,
           2 * H,
           8 * Shape::kFragments,
+          8 * Shape::kSmall,
           Forward<H, P, Shape::kFragments, kTangents>::kPanels,
           Shape::kBlocks,
           "forward"};

@@ -11,9 +11,10 @@ template <class Parameters>
 struct KernelOf {
   void (*run)(const Parameters) = nullptr;
   int threads = 0;
-  int tile = 0;    // samples
-  int panels = 0;  // of tile x H floats, at the start of shared memory
-  int blocks = 1;  // wished for on a multiprocessor
+  int tile = 0;        // samples
+  int small_tile = 0;  // samples of the tile that a block may carry last
+  int panels = 0;      // of tile x H floats, at the start of shared memory
+  int blocks = 1;      // wished for on a multiprocessor
   const char* name = "";
 };
 using Kernel = KernelOf<Params>;

@@ -61,7 +61,8 @@ struct GradientLayout {
 };
 
 struct Params {
-  long long batch;
+  long long batch, share;              // samples, and how many of them a block carries
+  int large_tiles, small_tiles, tile;  // of a block's share, and samples of a large one
   int dim, context_dim, has_time;
   int columns, first_depth;  // of layer 1: without its bias, and with it, rounded up to 8
   int layers, first_width, top_width;

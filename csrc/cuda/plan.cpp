@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "layout.h"
+#include "share.h"
 
 namespace jkoflow::cuda {
 namespace {
@@ -338,10 +339,14 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
   plan.kernel = kernel;
   params.layout = layout;
   plan.shared_bytes = memory.shared_bytes();
-  const long long tiles = (p.batch + plan.kernel.tile - 1) / plan.kernel.tile;
-  if (tiles > 0) {
-    const int resident = runtime::blocks_per_multiprocessor(plan.kernel, plan.shared_bytes) * device.multiprocessors;
-    plan.blocks = static_cast<int>(std::min<long long>(tiles, resident));
+  params.tile = kernel.tile;
+  if (p.batch > 0) {
+    const int resident = runtime::blocks_per_multiprocessor(kernel, plan.shared_bytes) * device.multiprocessors;
+    const Shares shares = share_out(p.batch, resident, kernel.tile, kernel.small_tile);
+    plan.blocks = shares.blocks;
+    params.share = shares.samples;
+    params.large_tiles = shares.large_tiles;
+    params.small_tiles = shares.small_tiles;
   }
 
   Arena arena(launch.workspace);

@@ -137,9 +137,12 @@ def run(kernel: Kernel, device: torch.device, precision: str, problem: Any, *res
         rest: Its other descriptions.
     """
     launch = _launch(device.index, precision)
-    launch.stream = torch.cuda.current_stream(device).cuda_stream
-    # Given back to PyTorch on return: it hands the memory out again on the same stream only, behind the kernel.
-    size = getattr(_C, f"cuda_{kernel}_bytes")(problem, launch)
-    workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    launch.workspace = workspace.data_ptr()
-    getattr(_C, f"cuda_{kernel}")(problem, *rest, launch)
+    # PyTorch changes the device, not the extension: it knows on which devices it has begun, and starts no other one
+    # when it changes back.
+    with torch.cuda.device(device):
+        launch.stream = torch.cuda.current_stream(device).cuda_stream
+        # Given back to PyTorch on return: it hands the memory out again on the same stream only, behind the kernel.
+        size = getattr(_C, f"cuda_{kernel}_bytes")(problem, launch)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        launch.workspace = workspace.data_ptr()
+        getattr(_C, f"cuda_{kernel}")(problem, *rest, launch)

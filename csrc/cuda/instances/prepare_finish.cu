@@ -13,8 +13,8 @@ JKOFLOW_KERNEL(kThreads, 1) finish_kernel(JKOFLOW_KERNEL_PARAMS(FinishParams) p)
 
 }  // namespace
 
-const KernelOf<PrepareParams> kPrepareKernel = {&prepare_kernel, kThreads, 0, 0, 1, "prepare"};
-const KernelOf<ReduceParams> kReduceKernel = {&reduce_kernel, kThreads, 0, 0, 1, "reduce"};
-const KernelOf<FinishParams> kFinishKernel = {&finish_kernel, kThreads, 0, 0, 1, "finish"};
+const KernelOf<PrepareParams> kPrepareKernel = {&prepare_kernel, kThreads, 0, 0, 0, 1, "prepare"};
+const KernelOf<ReduceParams> kReduceKernel = {&reduce_kernel, kThreads, 0, 0, 0, 1, "reduce"};
+const KernelOf<FinishParams> kFinishKernel = {&finish_kernel, kThreads, 0, 0, 0, 1, "finish"};
 
 }  // namespace jkoflow::cuda

@@ -19,6 +19,7 @@ struct Results {
   float product[128];             // of mma_layout_kernel
   float split[128];               // of factors that TF32 does not hold, by 3xTF32
   float truncated;                // 1 + 2^-11 times 1: 1 if the tensor core ignores the lower 13 bits
+  float rounded, nan;             // the same rounded to nearest, 1 + 2^-10; the NaN that GPUs compute, rounded
   float activations[3][kPoints];  // tanh, sigmoid, softplus
 };
 
@@ -41,6 +42,12 @@ __global__ void check_kernel(Results* results) {
   float sum[4] = {};
   cuda::device::mma_tf32(sum, ones, t == 0 ? cuda::device::bits(1.0f) : 0u, 0u);
   if (lane.index == 0) results->truncated = sum[0];
+  const float factor[4] = {t == 0 ? 1.0f + 0x1p-11f : 0.0f, 0.0f, 0.0f, 0.0f};
+  const float not_a_number[4] = {cuda::device::from_bits(0x7fffffffu), 0.0f, 0.0f, 0.0f};
+  float rounded[4] = {}, nan[4] = {};
+  cuda::mma<cuda::Precision::kTf32>(rounded, factor, t == 0 ? 1.0f : 0.0f, 0.0f);
+  cuda::mma<cuda::Precision::kTf32>(nan, not_a_number, 1.0f, 0.0f);
+  if (lane.index == 0) results->rounded = rounded[0], results->nan = nan[0];
 
   for (int i = lane.index; i < kPoints; i += 32) {
     results->activations[0][i] = cuda::DeviceMath::tanh(point(i));
@@ -72,6 +79,8 @@ int main() {
   };
   report("mma layout, elements", wrong_elements(host.product), 0);
   report("tf32 truncation", std::fabs(host.truncated - 1.0f), 0);
+  report("tf32 rounding", std::fabs(host.rounded - (1.0f + 0x1p-10f)), 0);
+  report("tf32 NaN lost", std::isnan(host.nan) ? 0 : 1, 0);
   double split = 0;
   for (int row = 0; row < 16; ++row) {
     for (int column = 0; column < 8; ++column) {

@@ -7,6 +7,7 @@
 #include "emulator.h"
 #include "faulty_kernels.h"
 #include "launch.h"
+#include "share.h"
 
 namespace py = pybind11;
 using namespace jkoflow;
@@ -35,7 +36,7 @@ PYBIND11_MODULE(_emulation, m) {
       .value("random", emulator::Order::kRandom);
 
   m.attr("barriers") = static_cast<int>(cuda::Barrier::kCount);
-  m.def("configure", &cuda::runtime::configure, py::arg("multiprocessors") = 3, py::arg("shared_bytes") = 227 * 1024);
+  m.def("configure", &cuda::runtime::configure, py::arg("multiprocessors") = 1, py::arg("shared_bytes") = 227 * 1024);
   m.def(
       "set",
       [](emulator::Order order, bool truncate, bool approximate) {
@@ -56,6 +57,10 @@ PYBIND11_MODULE(_emulation, m) {
   });
 
   m.def("unsupported", &cuda::unsupported);
+  m.def("share_out", [](long long batch, long long slots, int tile, int small_tile) {
+    const cuda::Shares shares = cuda::share_out(batch, slots, tile, small_tile);
+    return std::make_tuple(shares.blocks, shares.samples, shares.large_tiles, shares.small_tiles);
+  });
   m.def("forward_bytes",
         [](const Problem& p, cuda::Precision precision) { return cuda::forward_bytes(p, make_launch(precision, 0)); });
   m.def("backward_bytes",

@@ -47,6 +47,7 @@ inline float exp2_approx(float v) { return emulator::approximate(std::exp2(v), 0
 inline float log2_approx(float v) { return emulator::approximate(std::log2(v), 0x1p-22); }
 inline float reciprocal_approx(float v) { return emulator::approximate(1.0f / v, 0x1p-23); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
+inline float magnitude(float v) { return std::fabs(v); }
 
 inline const float* aligned(const float* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0) emulator::fail("misaligned vector in memory");

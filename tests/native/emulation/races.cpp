@@ -18,7 +18,8 @@ namespace {
 
 using namespace jkoflow;
 
-// One family of kernels at a small size: odd sizes leave padding, and the one block has several tiles.
+// One family of kernels at a small size: odd sizes leave padding, and the one block has several tiles, a small one
+// last.
 struct Case {
   const char* name;
   cuda::Precision precision;
@@ -33,6 +34,7 @@ const std::vector<Case> kCases = {
     {"none, 2 layers", cuda::Precision::kTf32, {64, 33}, Divergence::kNone, 17},
     {"FMA, 2 layers", cuda::Precision::kFp32, {64, 64}, Divergence::kExact, 3},
     {"FMA, 1 layer", cuda::Precision::kFp32, {64}, Divergence::kExact, 2},
+    {"FMA, many features", cuda::Precision::kFp32, {64}, Divergence::kExact, 17},
     {"tangents, 3 layers", cuda::Precision::kTf32, {64, 40, 64}, Divergence::kExact, 2},
     {"FMA tangents, 3 layers", cuda::Precision::kFp32, {64, 40, 64}, Divergence::kExact, 3},
     {"Hutchinson, 1 layer", cuda::Precision::kFp32, {64}, Divergence::kHutchinson, 3},

@@ -9,7 +9,7 @@
 namespace jkoflow::cuda::runtime {
 namespace {
 
-Device emulated{3, 227 * 1024, 228 * 1024};
+Device emulated{1, 227 * 1024, 228 * 1024};
 
 }  // namespace
 
@@ -24,7 +24,7 @@ Current::~Current() = default;
 
 Device device_limits() { return emulated; }
 
-// One: blocks run one after the other anyway, and fewer blocks take more tiles each.
+// One: blocks run one after the other anyway, and fewer blocks have larger shares.
 int blocks_per_multiprocessor(const Kernel&, size_t shared_bytes) {
   if (shared_bytes > emulated.shared_per_block) throw std::runtime_error("too much shared memory for a block");
   return 1;
