@@ -360,6 +360,14 @@ def test_the_guard_takes_steps_back_that_are_no_longer_needed():
     assert seen[8:] == [1] * 8, "and never below what training begins with"
     assert [event["action"] for event in recorded if event["event"] == "guard"] == ["halved"] * 2
     scale_output(fit.block, 20.0)
+    fit._look()
+    assert fit.block.num_steps == 2
+    scale_output(fit.block, 1 / 20)
+    fit.counters.iteration = 600
+    fit._look()
+    assert fit.block.num_steps == 2, "what was exploited after a halving is not tried again"
+    fit.counters.least_steps = 1
+    scale_output(fit.block, 400.0)
     while not read_guard(fit.block, fit.samples.val).within(0.02, 0.02):
         fit.block.num_steps *= 2
     needed, fit.counters.iteration = fit.block.num_steps, 1000

@@ -63,6 +63,10 @@ class FitCounters:
     """Smallest validation loss so far."""
     steps_changed: int = 0
     """Iteration at which the guard last changed the block's Runge-Kutta steps."""
+    steps_halved: bool = False
+    """Whether that change was a halving."""
+    least_steps: int = 1
+    """Steps below which it does not go again, since they were exploited as soon as it had."""
     stopped: bool = False
     """Whether the guard ended the block."""
     started: float = 0.0
@@ -224,6 +228,8 @@ class BlockFit:
         elif 2 * num_steps <= config.max_num_steps:
             action = "doubled"
             self.adam.restore(self.good)
+            if counters.steps_halved:
+                counters.least_steps = 2 * num_steps
             self._change_steps(2 * num_steps)
         else:
             action, counters.stopped = "stopped", True
@@ -234,23 +240,25 @@ class BlockFit:
     def _relax(self, reading: GuardReading, nll_tolerance: float, round_trip_tolerance: float) -> None:
         """Goes back to half the steps where they would do: a velocity is wildest while the learning rate is high."""
         config, counters, num_steps = self.config, self.counters, self.block.num_steps
-        if num_steps // 2 < config.num_steps or counters.iteration - counters.steps_changed < RELAX_AFTER:
+        fewest = max(config.num_steps, counters.least_steps)
+        if num_steps // 2 < fewest or counters.iteration - counters.steps_changed < RELAX_AFTER:
             return
         if not reading.within(nll_tolerance * RELAX_BELOW, round_trip_tolerance * RELAX_BELOW):
             return
         self.block.num_steps = num_steps // 2
         reading = self._read_guard()
-        if not reading.within(nll_tolerance / 2, round_trip_tolerance / 2):
-            self.block.num_steps = num_steps
-            return
-        self._change_steps(num_steps // 2)
-        self._record_guard(reading, "halved")
+        self.block.num_steps = num_steps
+        if reading.within(nll_tolerance / 2, round_trip_tolerance / 2):
+            self._change_steps(num_steps // 2)
+            self._record_guard(reading, "halved")
 
     def _change_steps(self, num_steps: int) -> None:
         """Other steps from now on; the iterations and what comes after them take another time, too."""
-        self.block.num_steps, self.counters.steps_changed = num_steps, self.counters.iteration
+        counters = self.counters
+        counters.steps_halved = num_steps < self.block.num_steps
+        self.block.num_steps, counters.steps_changed = num_steps, counters.iteration
         self._set_deadline()
-        self._session = (self.hooks.elapsed(), self.counters.iteration)
+        self._session = (self.hooks.elapsed(), counters.iteration)
 
     def _record_guard(self, reading: GuardReading, action: str) -> None:
         self.hooks.record(
