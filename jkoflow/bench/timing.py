@@ -15,8 +15,9 @@ Rounds = list[float | None]
 FEWEST, FEWEST_SLOW = 3, 2
 """Rounds that a slow one takes part in, and one that takes more than ten times its seconds in a round."""
 
-PAUSE, LONGEST_PAUSE = 0.003, 0.3
-"""Seconds between two candidates, and at most, in which the last one's threads stop spinning."""
+PAUSE, LONGEST_PAUSE = 0.02, 0.3
+"""Seconds between two candidates, and at most, in which the last one's threads stop spinning. The clock of a process
+counts threads that run on other processors by ticks of the kernel, of up to 10 ms."""
 
 
 def settle() -> None:
