@@ -195,7 +195,7 @@ def test_a_pause_lasts_until_the_threads_of_others_rest(monkeypatch):
     spent, naps = [], []
     monkeypatch.setattr(timing.time, "sleep", naps.append)
     monkeypatch.setattr(timing.time, "process_time", lambda: spent.pop(0) if len(spent) > 1 else spent[0])
-    spent[:] = [0, 0.003, 0.003, 0.006, 0.006, 0.0061]
+    spent[:] = [timing.PAUSE * share for share in (0, 1, 1, 2, 2, 2.01)]
     timing.settle()
     assert len(naps) == 3
     monkeypatch.setattr(timing.time, "process_time", partial(next, iter(range(1000))))
