@@ -180,7 +180,7 @@ def test_samples_that_overflow_are_infinitely_far():
 def test_rows_that_are_mostly_equal_have_no_median_bandwidth():
     found = two_sample_distances(torch.ones(20, 2), torch.ones(20, 2))
     assert "mmd_median" not in found
-    assert max(abs(found["mmd_fixed"]), abs(found["energy_distance"])) < 1e-12
+    assert max(abs(found["mmd_fixed"]), abs(found["energy_distance"])) < 1e-30
 
 
 def test_standard_errors_of_movement_and_inversion_error():

@@ -40,15 +40,15 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None 
         twenty; they are missing if there are too few test rows.
     """
     device = flow.standardize.mean.device
-    val, val_context = _spread(data.val, data.val_context, val_rows, device)
-    test, test_context = _spread(data.test, data.test_context, test_rows or len(data.test), device)
+    val, val_context = spread(data.val, data.val_context, val_rows, device)
+    test, test_context = spread(data.test, data.test_context, test_rows or len(data.test), device)
     calibration = metrics.calibrate(flow, val, context=val_context)
     nll = metrics.step_converged_nll(flow, test, context=test_context)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
-    rows, context = _spread(test, test_context, INVERSION_ROWS, device)
+    rows, context = spread(test, test_context, INVERSION_ROWS, device)
     inversion = metrics.inversion_error(flow, rows, context=context)
     try:
-        rows, context = _spread(test, test_context, EXACT_ROWS, device)
+        rows, context = spread(test, test_context, EXACT_ROWS, device)
         exact = metrics.inversion_error(flow, rows, exact=True, context=context)
     except NotContractiveError:
         exact = metrics.InversionError(math.inf, math.inf, math.nan)
@@ -74,7 +74,7 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None 
         "n_train": data.train.shape[0],
         "n_test": len(test),
     }
-    rows, context = _spread(test, test_context, 2 * TWO_SAMPLE_ROWS, device)
+    rows, context = spread(test, test_context, 2 * TWO_SAMPLE_ROWS, device)
     return results | (two_sample_distances(*compared_samples(flow, rows, context)) if len(rows) >= 4 else {})
 
 
@@ -137,7 +137,7 @@ def compared_samples(
     )
 
 
-def _spread(rows: Tensor, context: Tensor | None, limit: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def spread(rows: Tensor, context: Tensor | None, limit: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """At most ``limit`` rows with their context, evenly spread, on a device."""
     conditions = None if context is None else metrics.spread_rows(context, limit).to(device)
     return metrics.spread_rows(rows, limit).to(device), conditions

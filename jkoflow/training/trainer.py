@@ -17,7 +17,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.metrics import Movement, first_num_steps, mean_nll, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate
+from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate, spread
 from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, scale_output
 from jkoflow.training.initial import fit_map
 from jkoflow.training.progress import Progress
@@ -323,10 +323,8 @@ class Trainer:
         if budget is None:
             return available
         steps = first_num_steps(flow)
-        rows = spread_rows(self.data.val, self.config.guard_rows).to(flow.standardize.mean.device)
-        context = None
-        if self.data.val_context is not None:
-            context = spread_rows(self.data.val_context, self.config.guard_rows).to(rows.device)
+        device = flow.standardize.mean.device
+        rows, context = spread(self.data.val, self.data.val_context, self.config.guard_rows, device)
         began = time.monotonic()
         mean_nll(flow, rows, steps, context)
         row_step = (time.monotonic() - began) / (len(rows) * steps * max(len(flow.stack), 1))
