@@ -47,6 +47,7 @@ def make_run(path, dim, blocks=2, features=None, data="runs/demo.csv", rows=300)
         "guard_events": 1,
         "dim": dim,
         "n_train": 12345,
+        "n_test": 6789,
         "movements": [1.0 / (k + 1) for k in range(blocks)],
         "seed": 7,
     }
@@ -61,6 +62,7 @@ def make_run(path, dim, blocks=2, features=None, data="runs/demo.csv", rows=300)
         history.append({"event": "block", "block": k, **end})
     guard = {"nll_difference": 0.07, "round_trip": 0.01, "num_steps": 4, "action": "doubled"}
     history.append({"event": "guard", "block": 0, "iteration": 20, **guard})
+    history.append({"event": "guard", "block": 0, "iteration": 45, **guard, "num_steps": 2, "action": "halved"})
     (path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
     (path / "config.toml").write_text(f"data = {json.dumps(data)}\nhidden = [8, 8]\nguard = true\n")
     (path / "environment.json").write_text(json.dumps({"torch": "2.x", "kernels": {"cpu": None, "cuda": "not built"}}))
@@ -161,10 +163,21 @@ def test_every_picture_has_a_text_and_follows_the_theme(pages, dim):
 
 def test_numbers_of_the_run_are_on_the_page(pages):
     text = " ".join("".join(Page(pages[2]).text).split())
-    for expected in ("−1.234", "± 0.021", "3.10 × 10⁻⁵", "0.00210", "12,345 rows", "61 s", "1 guard event", "demo"):
+    for expected in (
+        "−1.234",
+        "± 0.021",
+        "3.10 × 10⁻⁵",
+        "0.00210",
+        "12,345 rows",
+        "61 s",
+        "1 guard event",
+        "6,789",
+        "demo",
+    ):
         assert expected in text, expected
     assert "Converged at" in text
     assert "went back to the last good parameters" in text
+    assert "half as many are enough again" in text
     assert "kernels.cpu" in text
     assert "available" in text
     assert "not built" in text

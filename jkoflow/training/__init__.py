@@ -38,9 +38,10 @@ def train(
 
     The columns are standardised, then blocks are added: each is trained on its own, on the samples that the blocks
     before it have pushed towards the noise, from the last one's parameters, for the JKO objective of its step size.
-    The chain ends when a block moves or gains too little, or at ``config.max_blocks``; the last block is free of the
-    movement penalty. Then come the rounds of reparametrisation and refinement that the configuration asks for; one that
-    does not improve the validation NLL is undone. At the end the number of Runge-Kutta steps for evaluation is
+    The chain ends when a block moves or gains too little, or at ``config.max_blocks`` (None: what a time budget is
+    enough for, at most 6); the last block is free of the movement penalty. Then come the rounds of reparametrisation
+    and refinement that the configuration asks for; one that does not improve the validation NLL is undone. At the end
+    the number of Runge-Kutta steps for evaluation is
     calibrated on the validation rows.
 
     Arguments:
