@@ -108,12 +108,15 @@ class Block(nn.Module):
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
         return self._integrate(x, context, num_steps, start, end, "none")[0]
 
-    def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
-        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`."""
+    def jko_loss(self, x: Tensor, context: Tensor | None = None, step_size: float | None = None) -> JKOTerms:
+        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`.
+
+        ``step_size`` None means the block's own.
+        """
         return jko_loss(
             self.velocity,
             x,
-            self.step_size,
+            self.step_size if step_size is None else step_size,
             context=context,
             t0=self.t0,
             t1=self.t1,

@@ -217,6 +217,19 @@ def blocks_within(iterations: float, most: int) -> int:
     return min(most, max(2, round(math.sqrt(iterations / 500))))
 
 
+def finetune_share(iterations: float) -> float:
+    """Share of a time budget to fine-tune in, given what it has time for: iterations, in all blocks together.
+
+    An iteration of the whole chain takes as long as one of every block. The few hundred that a short budget has for it
+    do not make up for the blocks' own.
+
+    Example:
+        >>> [finetune_share(n) for n in (5000, 50_000)]
+        [0.0, 0.4]
+    """
+    return 0.4 if iterations >= 15_000 else 0.0
+
+
 def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:
     """Iterations that fit into a time, and never fewer than ``least``."""
     return max(least, int(seconds / max(seconds_per_iteration, 1e-9)))

@@ -16,6 +16,7 @@ from fixed_budget.fit import Point, fit, mean_nll
 from fixed_budget.methods import METHODS, OURS, PEERS, train
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.methods.blockwise import curve
+from fixed_budget.methods.ensemble import Mixture
 from fixed_budget.methods.ffjord import FFJORD, _estimated, _exact
 from fixed_budget.methods.ot_flow import OTFlow, Potential
 from fixed_budget.model import Model, SolverError
@@ -375,25 +376,48 @@ def test_the_page_holds_the_record():
 
 def test_the_sweep_runs_and_tells_gains_against_the_default(source, tmp_path, monkeypatch):
     folder = tmp_path / "sweep"
-    chosen = {"default": {}, "narrow": {"hidden": [8]}}
+    chosen = {"default": {}, "narrow": {"hidden": [8]}, "pair": {"ensemble": 2}}
     monkeypatch.setattr(sweep, "variations", lambda: chosen)
     monkeypatch.setattr(sweep, "RECORD", tmp_path / "sweep.json")
-    sweep.run([source], 1, 1.0, folder, 1)
+    sweep.run([source], 1, 2.0, folder, 1)
     sweep.keep(folder)
     found = record.read(tmp_path / "sweep.json")
     nll = {run["label"]: run["val_nll"] for run in found["runs"]}
     assert set(nll) == set(chosen)
-    lines = sweep.table(found).splitlines()
+    lines = sweep.tables(found).splitlines()
     (base,) = (line for line in lines if line.startswith("| **default**"))
     (narrow,) = (line for line in lines if line.startswith("| narrow"))
     assert f"{nll['default']:.3f}" in base
     assert f"| {nll['narrow'] - nll['default']:+.3f} |" in narrow
     assert "`hidden = [8]`" in narrow
+    sweep.run([source], 1, 1.0, tmp_path / "short", 1, ["default", "narrow"])
+    sweep.keep(tmp_path / "short")
+    both = record.read(tmp_path / "sweep.json")
+    assert [run["budget"] for run in both["runs"]] == [1.0] * 2 + [2.0] * 3
+    assert len({run["environment"] for run in both["runs"]}) <= len(both["environments"]) <= 2
+    assert sweep.tables(both).endswith(sweep.tables(found))
+    with pytest.raises(ValueError, match=r"labels must be of default, narrow, pair, got wide"):
+        sweep.run([source], 1, 1.0, tmp_path / "short", 1, ["wide"])
+
+
+def test_the_density_of_a_mixture_is_the_mean():
+    class Shift(Model):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+
+        def encode(self, x, level=0):
+            return x - self.by, x.new_zeros(len(x))
+
+    members = [Shift(0.0), Shift(1.0)]
+    x = torch.randn(20, 2)
+    expected = torch.stack([(-member.nll(x)).exp() for member in members]).mean(0)
+    torch.testing.assert_close((-Mixture(members).nll(x)).exp(), expected)
 
 
 def test_variations_are_settings_and_their_page_holds_the_record():
     for changes in sweep.variations().values():
-        dataclasses.replace(TrainConfig(), **changes)
+        dataclasses.replace(TrainConfig(), **{name: value for name, value in changes.items() if name != "ensemble"})
     text = sweep.PAGE.read_text(encoding="utf-8")
     assert sweep.replaced(text, record.read(sweep.RECORD)) == text
     with pytest.raises(ValueError, match="must have the lines"):

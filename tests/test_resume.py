@@ -139,7 +139,7 @@ assert life("killed", True) == "exit 0"
 """
 
 IN_ROUNDS = """
-config = dataclasses.replace(config, reparam_rounds=1, refine=2, max_blocks=3, iterations_per_block=20)
+config = dataclasses.replace(config, reparam_rounds=1, refine=2, finetune=0.5, max_blocks=3, iterations_per_block=20)
 assert life("whole", False) == "exit 0"
 moments = [
     lambda: KillAtEnd(0, 0),
@@ -150,6 +150,9 @@ moments = [
     lambda: KillAtUpdate(2, 11, 2),
     lambda: KillAtEnd(3, 2),
     lambda: kill_at_round(2) or Silent(),
+    lambda: KillAtUpdate(0, 11, 3),
+    lambda: KillAtEnd(0, 3),
+    lambda: kill_at_round(3) or Silent(),
     lambda: kill_before_replacing("metrics.json", 1) or Silent(),
 ]
 for number, moment in enumerate(moments):

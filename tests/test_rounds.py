@@ -283,14 +283,24 @@ def test_a_free_block_among_children_is_trained_with_a_penalty():
         (["build", "refine"], {"reparam_rounds": 1, "refine": 3}, None),
         (["build1"], {"reparam_rounds": 1}, None),
         (["build1"], {"reparam_rounds": 1, "refine": 2}, "refine"),
+        (["build"], {"finetune": 0.5}, "finetune"),
+        (["build"], {"finetune": 0.5, "refine": 2}, "refine"),
+        (["build", "refine-"], {"finetune": 0.5, "refine": 2}, "finetune"),
+        (["build", "finetune-"], {"finetune": 0.5, "reparam_rounds": 1, "refine": 2}, None),
+        (["start", "retrain-"], {"finetune": 0.5}, "finetune"),
+        (["build1"], {"finetune": 0.5}, None),
     ],
 )
 def test_order_of_rounds(records, settings, expected):
     made = [
-        {"kind": kind.rstrip("-1"), "kept": not kind.endswith("-"), "step_sizes": [1.0, *([2.0] * ("1" not in kind))]}
+        {
+            "kind": kind.rstrip("-1"), "kept": not kind.endswith("-"),
+            "blocks": 2 - ("1" in kind), "step_sizes": [1.0, *([2.0] * ("1" not in kind))],
+        }
         for kind in records
-    ]
-    assert rounds.next_kind(made, dataclasses.replace(SMALL, **settings)) == expected
+    ]  # fmt: skip
+    config = dataclasses.replace(SMALL, **settings)
+    assert rounds.next_kind(made, config, bool(config.finetune)) == expected
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep_.set_defaults(command=_sweep)
     sweep_.add_argument("data", nargs="*", help="built-in names or files; none writes the page again")
+    sweep_.add_argument("--labels", nargs="+", default=[], help="variations; all of sweep.toml without")
     sweep_.add_argument("--seeds", type=int, default=1)
     sweep_.add_argument("--budget", type=float, default=40.0, help="seconds of training for each run")
     sweep_.add_argument("--jobs", type=int, default=1, help="runs at once, each pinned to a core of its own")
@@ -71,7 +72,7 @@ def _tune(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     if options.data:
-        sweep.run(options.data, options.seeds, options.budget, options.out, options.jobs)
+        sweep.run(options.data, options.seeds, options.budget, options.out, options.jobs, options.labels)
         sweep.keep(options.out)
     sweep.write_page()
 

@@ -27,12 +27,21 @@ def variations() -> dict[str, dict[str, Any]]:
     return tomllib.loads(VARIATIONS.read_text(encoding="utf-8"))["variations"]
 
 
-def run(sources: Sequence[str], seeds: int, budget: float, folder: Path, slots: int) -> None:
-    """Runs the variations that have no record yet, on one thread each."""
+def run(
+    sources: Sequence[str], seeds: int, budget: float, folder: Path, slots: int, labels: Sequence[str] = ()
+) -> None:
+    """Runs the variations that have no record yet, or those of the labels, on one thread each.
+
+    Raises:
+        ValueError: If a label is unknown.
+    """
+    chosen = variations()
+    if unknown := set(labels) - chosen.keys():
+        raise ValueError(f"labels must be of {', '.join(chosen)}, got {', '.join(sorted(unknown))}")
     jobs = [
-        Job(source, OURS, seed, budget, changes=changes, label=label)
+        Job(source, OURS, seed, budget, changes=chosen[label], label=label)
         for seed in range(seeds)
-        for label, changes in variations().items()
+        for label in labels or chosen
         for source in sources
     ]
     failures = run_missing(jobs, folder, slots)
@@ -41,17 +50,31 @@ def run(sources: Sequence[str], seeds: int, budget: float, folder: Path, slots: 
 
 
 def keep(folder: Path) -> None:
-    """Collects a directory's records, without their curves, in one file."""
+    """Puts a directory's records, without their curves, in place of those of the same budget."""
     record = collect(folder)
     for found in record["runs"]:
         found["changes"] = variations()[found["label"]]
         del found["curve"]
+    budgets = {found["budget"] for found in record["runs"]}
+    if RECORD.exists():
+        before = read(RECORD)
+        kept = [found for found in before["runs"] if found["budget"] not in budgets]
+        first = len(record["environments"])
+        used = sorted({found["environment"] for found in kept})
+        record["environments"] += [before["environments"][index] for index in used]
+        record["runs"] += [{**found, "environment": first + used.index(found["environment"])} for found in kept]
+    record["runs"].sort(key=lambda found: found["budget"])
     write(record, RECORD)
 
 
-def table(record: Mapping[str, Any]) -> str:
+def tables(record: Mapping[str, Any]) -> str:
+    """A table for every budget, as Markdown."""
+    budgets = sorted({found["budget"] for found in record["runs"]})
+    return "\n".join(table([found for found in record["runs"] if found["budget"] == budget]) for budget in budgets)
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """What every variation gains or loses against the default, in nats of the validation NLL, as Markdown."""
-    runs = record["runs"]
     data = list(dict.fromkeys(found["data"] for found in runs))
     seeds = len({found["seed"] for found in runs})
 
@@ -101,7 +124,7 @@ def replaced(page: str, record: Mapping[str, Any]) -> str:
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ValueError(f"{PAGE.name} must have the lines {START.strip()} and {END}")
-    return f"{before}{START}\n{table(record)}\n{END}{after}"
+    return f"{before}{START}\n{tables(record)}\n{END}{after}"
 
 
 def _order(found: Mapping[str, Any]) -> int:

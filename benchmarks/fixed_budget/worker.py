@@ -39,7 +39,8 @@ class Job:
         threads: Threads of PyTorch.
         learning_rate: In place of the settings'; None means theirs.
         test: Whether to measure on the test rows; a search for settings must not.
-        changes: Settings of `TrainConfig` in place of the defaults.
+        changes: Settings of `TrainConfig` in place of the defaults, and ``ensemble``, a number of flows to mix. A
+            mixture is measured on the validation rows alone.
         label: Name of the changes.
     """
 
@@ -57,12 +58,14 @@ class Job:
 def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """Runs a job in this process and returns its record."""
     torch.set_num_threads(job.threads)
-    config = dataclasses.replace(config, **job.changes)
+    changes = dict(job.changes)
+    members = changes.pop("ensemble", 1)
+    config = dataclasses.replace(config, **changes)
     problem = load(job.source)
     chosen = settings.of(job.method, problem.name)
     if job.learning_rate is not None:
         chosen["learning_rate"] = job.learning_rate
-    result = train(job.method, problem, chosen, job.budget, job.seed, config)
+    result = train(job.method, problem, chosen, job.budget, job.seed, config, members)
     return {
         "format": FORMAT,
         "data": problem.name,
@@ -85,7 +88,7 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
         "val_nll": result.val_nll,
         "events": result.events,
         **result.extra,
-        **(evaluate(result.model, problem) if job.test else {}),
+        **(evaluate(result.model, problem) if job.test and members == 1 else {}),
         "curve": [[round(p.seconds, 2), p.batches, p.nll] for p in thinned(result.curve)],
     }
 

@@ -154,6 +154,10 @@ def train(
         int | None,
         typer.Option(min=1, help="Parts that every block is divided into at the end.", show_default=False),
     ] = None,
+    finetune: Annotated[
+        float | None,
+        typer.Option(help="Share of the training for a last round of all blocks at once.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Train a flow, measure it and write its report.
@@ -167,6 +171,7 @@ def train(
         "seed": seed,
         "reparam_rounds": reparam_rounds,
         "refine": refine,
+        "finetune": finetune,
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
     given = settings.given(config, chosen, context_columns)

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from jkoflow.training.rounds import FINETUNE
+
 TERMS = ("potential", "divergence", "movement")
 
 LINE_SECONDS = 10.0
@@ -45,6 +47,7 @@ class TrainingBars:
     def __init__(self, console: Console) -> None:
         self._short = console.width < 110
         self._tasks: dict[int, TaskID] = {}
+        self._kind = ""  # of the round
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16 if self._short else 32),
@@ -67,6 +70,7 @@ class TrainingBars:
     def start_round(self, number: int, kind: str, blocks: int) -> None:
         """Says which round begins, and gives it bars of its own."""
         self._tasks.clear()
+        self._kind = kind
         if number > 0:
             self._bars.console.print(round_text(number, kind, blocks), markup=False, highlight=False)
 
@@ -75,7 +79,7 @@ class TrainingBars:
         if block in self._tasks:
             self._bars.update(self._tasks[block], total=iterations)
         else:
-            self._tasks[block] = self._bars.add_task(f"block {block + 1}", total=iterations, news="")
+            self._tasks[block] = self._bars.add_task(fit_name(self._kind, block), total=iterations, news="")
 
     def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
         """Moves the bar and shows the loss and its terms."""
@@ -97,6 +101,7 @@ class TrainingLines:
 
     def __init__(self) -> None:
         self._iterations: dict[int, int] = {}
+        self._kind = ""  # of the round
         self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -109,22 +114,23 @@ class TrainingLines:
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:
         """Says which round begins, after the first."""
+        self._kind = kind
         if number > 0:
             self._say(round_text(number, kind, blocks))
 
     def start_block(self, block: int, iterations: int) -> None:
         """Says how long the block will be."""
         self._iterations[block] = iterations
-        self._say(f"block {block + 1}: {iterations} iterations")
+        self._say(f"{fit_name(self._kind, block)}: {iterations} iterations")
 
     def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
         """Prints the loss and its terms, if the last line is some time ago."""
         if time.monotonic() - self._printed >= LINE_SECONDS:
-            self._say(f"block {block + 1}: {iteration}/{self._iterations[block]} {loss_text(terms)}")
+            self._say(f"{fit_name(self._kind, block)}: {iteration}/{self._iterations[block]} {loss_text(terms)}")
 
     def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
         """Says what the block achieved."""
-        self._say(f"block {block + 1}: {block_text(summary)}, {summary['seconds']:.1f} s")
+        self._say(f"{fit_name(self._kind, block)}: {block_text(summary)}, {summary['seconds']:.1f} s")
 
     def message(self, text: str) -> None:
         """Prints the text."""
@@ -137,7 +143,13 @@ class TrainingLines:
 
 def round_text(number: int, kind: str, blocks: int) -> str:
     """What a round is about to do."""
-    return f"round {number + 1}, {kind}: {blocks} block{'' if blocks == 1 else 's'} to train again"
+    how = "together" if kind == FINETUNE else "again"
+    return f"round {number + 1}, {kind}: {blocks} block{'' if blocks == 1 else 's'} to train {how}"
+
+
+def fit_name(kind: str, block: int) -> str:
+    """What is being trained in a round of a kind."""
+    return "all blocks" if kind == FINETUNE else f"block {block + 1}"
 
 
 def loss_text(terms: Mapping[str, float], short: bool = False) -> str:

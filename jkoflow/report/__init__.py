@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -217,16 +218,20 @@ def _published(run: Results) -> list[str]:
 def _training(run: Results) -> str:
     from jkoflow.report import training_figures
 
-    kept = [record for record in run.metrics.get("rounds", []) if record["kept"]]
-    number = kept[-1]["round"] if kept else 0  # of the round that the flow is from
+    kept = [record["round"] for record in run.metrics.get("rounds", []) if record["kept"]]
+    together = probes.fine_tuning_rounds(run.history)
+    # the rounds that the flow is from: the last one that trained block by block, and the one after it if there was one
+    number = next((number for number in reversed(kept) if number not in together), 0)
     ends = {r["block"]: r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] == number}
+    tuned = [r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] in together & set(kept)]
     guards = [r for r in run.history if r["event"] == "guard"]
     curves = page.figure(
         training_figures.training_figure(run.history),
         "Validation negative log-likelihood, terms of the loss and movement penalty over iterations, block by block.",
         "Loss = potential + divergence + movement penalty. Lines are running medians, bands hold 80 % of the recorded "
-        "iterations; vertical lines separate blocks, thick ones rounds. Each block starts from what the blocks before "
-        "it left, so its potential does too." + (" Red triangles: the integrator guard stepped in." if guards else ""),
+        "iterations; vertical lines separate blocks, thick ones rounds; the last may train all blocks at once. "
+        "Each block starts from what the blocks before it left, so its potential does too."
+        + (" Red triangles: the integrator guard stepped in." if guards else ""),
     )
     step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
     bars = page.figure(
@@ -236,30 +241,19 @@ def _training(run: Results) -> str:
         "penalty (h = ∞).",
     )
     head = ("block", "step size h", "steps", "iterations", "movement", "validation NLL (nats)", "time")
-    rows = []
-    for k, movement in enumerate(run.metrics["movements"]):
-        end = ends.get(k, {})
-        size = "∞ (free)" if math.isinf(step_sizes[k]) else page.number(step_sizes[k])
-        steps = page.number(cast(Block, run.flow.blocks[k]).num_steps)
-        taken = page.duration(end["seconds"]) if "seconds" in end else "–"
-        rows.append(
-            (
-                k + 1,
-                size,
-                steps,
-                page.number(end.get("iterations")),
-                page.number(movement),
-                page.number(end.get("val_nll"), 3),
-                taken,
-            )
-        )
+    rows = [
+        _block_row(k + 1, step_sizes[k], cast(Block, run.flow.blocks[k]).num_steps, movement, ends.get(k, {}))
+        for k, movement in enumerate(run.metrics["movements"])
+    ]
+    rows += [_block_row("all, together", math.inf, r.get("num_steps"), r.get("movement"), r) for r in tuned]
     details = page.details("Block by block", page.grid_table(head, rows))
     if guards:
         head = ("round", "block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
         keys = ("iteration", "nll_difference", "round_trip", "num_steps")
         rows = [
             (
-                *(number + 1 for number in probes.place_of(r)),
+                probes.place_of(r)[0] + 1,
+                "all" if probes.place_of(r)[0] in together else probes.place_of(r)[1] + 1,
                 *(page.number(r.get(key)) for key in keys),
                 _action(r),
             )
@@ -267,6 +261,21 @@ def _training(run: Results) -> str:
         ]
         details += page.details(f"Integrator guard: {page.count(len(guards), 'event')}", page.grid_table(head, rows))
     return page.section("Training", curves + bars + _rounds(run) + details)
+
+
+def _block_row(
+    name: int | str, step_size: float, steps: int | None, movement: float | None, end: Mapping[str, Any]
+) -> tuple[object, ...]:
+    """What is known of a block: from the flow, and from the record of its training if there is one."""
+    return (
+        name,
+        "∞ (free)" if math.isinf(step_size) else page.number(step_size),
+        page.number(steps),
+        page.number(end.get("iterations")),
+        page.number(movement),
+        page.number(end.get("val_nll"), 3),
+        page.duration(end["seconds"]) if "seconds" in end else "–",
+    )
 
 
 def _rounds(run: Results) -> str:
@@ -280,8 +289,8 @@ def _rounds(run: Results) -> str:
         training_figures.rounds_figure(records),
         "Bars: movement and step size of every block, one column per round of training.",
         "Movements and step sizes round by round. Reparametrisation changes the step sizes so that penalised blocks "
-        "move more equally far; refinement divides every block. A round that does not improve the validation NLL is "
-        "undone.",
+        "move more equally far; refinement divides every block; fine-tuning trains all of them at once, on the "
+        "likelihood. A round that does not improve the validation NLL is undone.",
     )
     head = ("round", "kind", "blocks", "spread of movements", "validation NLL (nats)", "result", "time")
     rows = [

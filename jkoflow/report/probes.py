@@ -14,6 +14,7 @@ from torch import Tensor
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.metrics import spread_rows
+from jkoflow.training.rounds import FINETUNE
 
 Array = NDArray[np.float64]
 Records = Sequence[Mapping[str, Any]]
@@ -196,6 +197,11 @@ def to_array(values: Tensor) -> Array:
 def place_of(record: Mapping[str, Any]) -> tuple[int, int]:
     """Round and block of a record; runs of earlier versions have one round."""
     return int(record.get("round") or 0), int(record["block"])
+
+
+def fine_tuning_rounds(history: Records) -> set[int]:
+    """The rounds that trained all blocks at once."""
+    return {int(r["round"]) for r in history if r.get("event") == "round" and r.get("kind") == FINETUNE}
 
 
 def timeline(history: Records) -> tuple[dict[tuple[int, int], int], int]:

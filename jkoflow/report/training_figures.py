@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from jkoflow.report.probes import Array, Records, or_nan, place_of, running_quantiles, timeline
+from jkoflow.report.probes import (
+    Array,
+    Records,
+    fine_tuning_rounds,
+    or_nan,
+    place_of,
+    running_quantiles,
+    timeline,
+)
 from jkoflow.report.style import (
     DATA,
     FAINT,
@@ -32,9 +40,11 @@ def training_figure(history: Records) -> Figure:
 
     Returns:
         A figure of three panels; a line is a running median, its band holds 80 % of the recorded iterations. Thin
-        vertical lines separate blocks, thick ones rounds, red triangles mark the guard's interventions.
+        vertical lines separate blocks, thick ones rounds; "all" is the round that trains all blocks at once. Red
+        triangles mark the guard's interventions.
     """
     offsets, total = timeline(history)
+    together = fine_tuning_rounds(history)
     figure = new_figure(WIDTH, 6.2)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1.25, 0.8))
     validation = [r for r in history if r.get("event") == "validation"]
@@ -77,7 +87,8 @@ def training_figure(history: Records) -> Figure:
             begins = block == 0 and number > 0
             ax.axvline(start, color=MUTED if begins else FAINT, lw=1.4 if begins else 0.8, zorder=0)
             if ax is top and len(offsets) <= 40:
-                ax.text(start, 1.02, f" {block + 1}", transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
+                name = " all" if number in together else f" {block + 1}"
+                ax.text(start, 1.02, name, transform=ax.get_xaxis_transform(), fontsize=8, color=MUTED)
     top.text(-0.012, 1.02, "block", transform=top.transAxes, fontsize=8, color=MUTED, ha="right")
     bottom.set_xlim(0, max(total, 1))
     bottom.set_xlabel("iteration", fontsize=9, color=MUTED)

@@ -39,10 +39,10 @@ def train(
     The columns are standardised, then blocks are added: each is trained on its own, on the samples that the blocks
     before it have pushed towards the noise, from the last one's parameters, for the JKO objective of its step size.
     The chain ends when a block moves or gains too little, or at ``config.max_blocks`` (None: what a time budget is
-    enough for, at most 6); the last block is free of the movement penalty. Then come the rounds of reparametrisation
-    and refinement that the configuration asks for; one that does not improve the validation NLL is undone. At the end
-    the number of Runge-Kutta steps for evaluation is
-    calibrated on the validation rows.
+    enough for, at most 4); the last block is free of the movement penalty. Then come the rounds of reparametrisation
+    and refinement that the configuration asks for, and, if it does or a time budget is long enough, one of fine-tuning:
+    all blocks trained together on the likelihood. A round that does not improve the validation NLL is undone. At the
+    end the number of Runge-Kutta steps for evaluation is calibrated on the validation rows.
 
     Arguments:
         data: A `Dataset`, or rows with shape (N, d) to be split 80/10/10 with the configuration's seed.

@@ -12,7 +12,7 @@ from jkoflow.activation import parse_activation
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 
-DEFAULT_BLOCKS = 6
+DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
 
 
@@ -33,7 +33,7 @@ class TrainConfig:
         method: Runge-Kutta method, see `jkoflow.integrate`.
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block, and lower
             it again.
-        max_blocks: Largest number of blocks, the free one included. None means 6, and under a time budget fewer if it
+        max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget fewer if it
             is too short for so many (`jkoflow.schedule.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         step_size: JKO step size h of the first block.
@@ -44,6 +44,10 @@ class TrainConfig:
         reparam_damping: How far a round takes the step sizes towards those of equal movements, at most 1.
         refine: Number of blocks that every block is divided into at the end, each then trained again with its share of
             the step size; 1 means none. A round that leaves the validation NLL no better is undone.
+        finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
+            round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
+            undone like the others if it gains nothing. None means 0.4 under a time budget that is long enough to profit
+            (`jkoflow.schedule.finetune_share`), and 0 under any other or without one.
         movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
         gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.
         batch_size: Rows per iteration.
@@ -93,6 +97,7 @@ class TrainConfig:
     reparam_rounds: int = 0
     reparam_damping: float = 0.5
     refine: int = 1
+    finetune: float | None = None
     movement_tolerance: float = 0.01
     gain_tolerance: float = 0.002
     batch_size: int = 250
@@ -144,6 +149,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
         if not 0 < self.reparam_damping <= 1:
             raise ValueError(f"reparam_damping must be greater than 0 and at most 1, got {self.reparam_damping}")
+        if self.finetune is not None and not 0 <= self.finetune < 1:
+            raise ValueError(f"finetune must be at least 0 and less than 1, got {self.finetune}")
         for name, least in (
             ("step_size_growth", 1), ("step_size_max", self.step_size), ("max_num_steps", self.num_steps)
         ):  # fmt: skip

@@ -15,6 +15,7 @@ from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.ops import jko_terms
 from jkoflow.training.adam import Adam, AdamState
+from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import GuardReading, read_guard
 from jkoflow.training.progress import Progress
@@ -114,7 +115,7 @@ class BlockFit:
     """
 
     index: int
-    block: Block
+    block: Trainable
     samples: PushedSamples
     config: TrainConfig
     hooks: FitHooks
@@ -131,15 +132,14 @@ class BlockFit:
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
-        rate = config.learning_rate
-        self._peak_rate = schedule.peak_learning_rate(samples.train.shape[1]) if rate is None else rate
+        self._peak_rate = self._choose_rate()
+        self._tolerances = self._choose_tolerances()
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.elapsed(), self.counters.iteration)
         self._dampings = 0
-        # doing nothing is the first candidate: a block is never worse than its absence on the validation rows
-        self.best: Tensor = self._identity()
+        self.best: Tensor = self.adam.parameters.clone()
         if math.isinf(self.counters.best_loss):
-            self.counters.best_loss = float(0.5 * self.samples.val.square().sum(1).double().mean())
+            self._begin()
 
     def run(self) -> None:
         """Trains until the plan is done or the guard ends the block; leaves the best parameters in it."""
@@ -213,17 +213,13 @@ class BlockFit:
         """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
         config, counters = self.config, self.counters
         reading = self._read_guard()
-        tolerances = schedule.guard_tolerances(config.guard_nll, config.guard_round_trip, self.samples.val.shape[1])
-        if reading.within(*tolerances):
+        if reading.within(*self._tolerances):
             self.good = self.adam.state()
-            self._relax(reading, *tolerances)
+            self._relax(reading, *self._tolerances)
             return True
         num_steps = self.block.num_steps
-        if counters.iteration == 0:
-            # the last block's velocity overshoots on samples that it has already moved: shorten it
-            action, factor = ("damped", 0.5) if self._dampings < MAX_DAMPINGS else ("reset", 0.0)
-            scale_output(self.block, factor)
-            self._dampings += 1
+        action = self._soften_start() if counters.iteration == 0 else None
+        if action is not None:
             self.good = self.adam.state()
         elif 2 * num_steps <= config.max_num_steps:
             action = "doubled"
@@ -281,7 +277,7 @@ class BlockFit:
         """Sets the number of iterations, with a time budget from measured times that change nothing."""
         config, counters = self.config, self.counters
         if self.hooks.share is None:
-            counters.iterations = config.iterations_per_block
+            counters.iterations = self._choose_iterations()
             return
         batch, context = self.batches(0), self.batches.context(0)
         samples, fine_steps = self.samples, 2 * self.block.num_steps
@@ -334,13 +330,38 @@ class BlockFit:
             counters.iterations = counters.iteration + rest
             self.hooks.progress.start_block(self.index, counters.iterations)
 
-    def _identity(self) -> Tensor:
-        """The present parameters (P,) with a zero output: a velocity that moves nothing."""
+    # ---- What a chain does otherwise
+
+    def _begin(self) -> None:
+        """Makes doing nothing the first candidate: a block is never worse than its absence on the validation rows."""
+        assert isinstance(self.block, Block)
         present = self.adam.parameters.clone()
         scale_output(self.block, 0.0)
-        identity = self.adam.parameters.clone()
+        self.best = self.adam.parameters.clone()
         self.adam.load(present)
-        return identity
+        self.counters.best_loss = float(0.5 * self.samples.val.square().sum(1).double().mean())
+
+    def _soften_start(self) -> str | None:
+        """Shortens the last block's velocity, which overshoots on samples that it has already moved."""
+        assert isinstance(self.block, Block)
+        action, factor = ("damped", 0.5) if self._dampings < MAX_DAMPINGS else ("reset", 0.0)
+        scale_output(self.block, factor)
+        self._dampings += 1
+        return action
+
+    def _choose_rate(self) -> float:
+        """Peak learning rate."""
+        rate = self.config.learning_rate
+        return schedule.peak_learning_rate(self.samples.train.shape[1]) if rate is None else rate
+
+    def _choose_tolerances(self) -> tuple[float, float]:
+        """What the guard allows."""
+        config = self.config
+        return schedule.guard_tolerances(config.guard_nll, config.guard_round_trip, self.samples.val.shape[1])
+
+    def _choose_iterations(self) -> int:
+        """Iterations where no time budget sets them."""
+        return self.config.iterations_per_block
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkoflow.block import Block
+from jkoflow.training.chain import Trainable
 
 
 class GuardReading(NamedTuple):
@@ -28,11 +28,11 @@ class GuardReading(NamedTuple):
 
 
 @torch.no_grad()
-def read_guard(block: Block, x: Tensor, context: Tensor | None = None) -> GuardReading:
+def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> GuardReading:
     """Compares a block at its num_steps with itself at twice as many.
 
     Arguments:
-        block: The block.
+        block: The block, or several in a chain.
         x: Samples that enter it, with shape (B, d).
         context: Their standardised conditioning variables, with shape (B, c).
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jkoflow.block import Block
 from jkoflow.metrics import Movement, chunks, movement_with_error
+from jkoflow.training.chain import Trainable
 
 
 @dataclass
@@ -31,7 +31,7 @@ class PushedSamples:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
 
-    def push(self, block: Block) -> Movement:
+    def push(self, block: Trainable) -> Movement:
         """Carries the samples through a finished block and returns its movement over the training rows.
 
         Twice the Runge-Kutta steps of the training are used: the next block should start from where the flow's ODE
@@ -57,14 +57,14 @@ class PushedSamples:
 
 
 @torch.no_grad()
-def push_rows(block: Block, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def push_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), at twice the block's Runge-Kutta steps."""
     parts = [block(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)]
     return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 
 @torch.no_grad()
-def carry_rows(block: Block, x: Tensor, context: Tensor | None = None) -> Tensor:
+def carry_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> Tensor:
     """The same images alone, which takes half the time."""
     return torch.cat([block.carry(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)])
 

@@ -1,7 +1,8 @@
-"""The rounds of a training run: the chain built block by block, then the same chain reparametrised and refined.
+"""The rounds of a training run: the chain built block by block, then reparametrised, refined and fine-tuned.
 
-A round trains all blocks of a chain once. The first adds blocks until the chain ends, or trains those of a given flow;
-every later one begins with the blocks of the best flow so far and ends with a better flow, or is undone.
+A round trains all blocks of a chain once, one after the other or, to fine-tune them, together. The first adds blocks
+until the chain ends, or trains those of a given flow; every later one begins with the blocks of the best flow so far
+and ends with a better flow, or is undone.
 """
 
 from __future__ import annotations
@@ -19,24 +20,33 @@ from jkoflow.training.config import TrainConfig
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
 """Kinds of rounds: a given flow as it is, the chain built, trained again, with other step sizes, with more blocks."""
 
+FINETUNE = "finetune"
+"""The last kind: all blocks at once, on the likelihood."""
 
-def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> str | None:
+
+def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool) -> str | None:
     """What the next round is, given the records of those that have ended; None at the end of the run.
 
     A round of reparametrisation that gained nothing is the last of its kind: the next would have the same step sizes.
+    ``finetune`` tells whether a last round is to train all blocks at once.
     """
     if not rounds:
         return BUILD
     if rounds[-1]["kind"] == START:
         return RETRAIN
     kinds = [record["kind"] for record in rounds]
+    if FINETUNE in kinds:
+        return None
     kept = last_kept(rounds)
     penalised = sum(h is not None for h in kept["step_sizes"])
     stuck = kinds[-1] == REPARAMETRIZE and not rounds[-1]["kept"]
     # one penalised block alone has nothing to share with
     if REFINE not in kinds and not stuck and penalised > 1 and kinds.count(REPARAMETRIZE) < config.reparam_rounds:
         return REPARAMETRIZE
-    return REFINE if config.refine > 1 and REFINE not in kinds else None
+    if config.refine > 1 and REFINE not in kinds:
+        return REFINE
+    # a single block has no other to do better with
+    return FINETUNE if finetune and kept["blocks"] > 1 else None
 
 
 def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -45,8 +55,8 @@ def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> int:
-    """How many rounds may follow the present one: what a time budget has to leave time for."""
-    if kind == REFINE:
+    """How many rounds of single blocks may follow the present one: what a time budget has to leave time for."""
+    if kind in (REFINE, FINETUNE):
         return 0
     done = sum(record["kind"] == REPARAMETRIZE for record in rounds) + (kind == REPARAMETRIZE)
     return max(0, config.reparam_rounds - done) + (config.refine > 1)
@@ -60,7 +70,9 @@ def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
         flow = flow.refine(config.refine)
     else:
         flow = flow.with_blocks([copy.deepcopy(block) for block in flow.stack])
-    sizes = schedule.penalised_step_sizes([block.step_size for block in flow.stack], config.step_size)
+    sizes = [block.step_size for block in flow.stack]
+    if kind != FINETUNE:  # which keeps them to tell what the blocks were trained with one by one
+        sizes = schedule.penalised_step_sizes(sizes, config.step_size)
     for block, size in zip(flow.stack, sizes, strict=True):
         block.step_size = size
         block.requires_grad_(True)

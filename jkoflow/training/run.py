@@ -82,6 +82,8 @@ class RunState:
     """The block in training; None between blocks."""
     planned_blocks: int | None = None
     """Largest number of blocks that the time budget was found to be enough for; None before that, or without one."""
+    planned_finetune: float = 0.0
+    """Share of the time budget that was found best to fine-tune in; 0 before that, or without one."""
 
     def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
         """Makes sure that the run goes on with what it began with.
@@ -190,6 +192,7 @@ class RunDirectory:
             "guard_events": state.guard_events,
             "first_nll": state.first_nll,
             "planned_blocks": state.planned_blocks,
+            "planned_finetune": state.planned_finetune,
             "rounds": state.rounds,
             "accepted": [block.describe() for block in state.accepted],
             "round_started": state.round_started,

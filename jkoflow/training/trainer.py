@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
-from jkoflow.metrics import Movement, first_num_steps, mean_nll, spread_rows
+from jkoflow.metrics import Movement, first_num_steps, mean_nll, movement_with_error, spread_rows
 from jkoflow.training import rounds
+from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate, spread
+from jkoflow.training.finetune import ChainFit
 from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, scale_output
 from jkoflow.training.initial import fit_map
 from jkoflow.training.progress import Progress
@@ -64,12 +67,14 @@ class Trainer:
             start = self._plain_flow()
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.flow = self.best.with_blocks([])  # the chain in training
-        self.samples = self._fresh_samples()
+        self._entering = self._enter()  # the samples before the first block
+        self.samples = dataclasses.replace(self._entering)
         self.first_nll = self.samples.val_nll()
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.guard_events = 0
         self._planned_blocks: int | None = None
+        self._planned_finetune = 0.0
         self._kind = ""  # of the present round, and the blocks that it begins with
         self._warm: list[Block] = []
         self._round_started, self._past_seconds = 0.0, 0.0
@@ -81,11 +86,15 @@ class Trainer:
 
     def run(self) -> JKOFlow:
         """Trains what is left to train, and evaluates the result."""
-        while (kind := rounds.next_kind(self.rounds, self.config)) is not None:
+        while (kind := rounds.next_kind(self.rounds, self.config, self._finetune > 0)) is not None:
             self._begin_round(kind)
-            while (step_size := self._next_step_size()) is not None:
-                self._train_block(step_size)
-            self._end_round()
+            if kind == rounds.FINETUNE:
+                errors = self._train_together()
+            else:
+                while (step_size := self._next_step_size()) is not None:
+                    self._train_block(step_size)
+                errors = [summary["movement_stderr"] for summary in self.summaries]
+            self._end_round(errors)
         seconds = self._elapsed()
         flow = self.best.requires_grad_(False).eval()
         results = evaluate(flow, self.data, self.config.val_rows, self._test_rows(flow))
@@ -131,10 +140,10 @@ class Trainer:
             self._round_started = self._elapsed()
         self.progress.start_round(self._number, kind, len(self._warm) or self._most_blocks)
 
-    def _end_round(self) -> None:
+    def _end_round(self, errors: list[float]) -> None:
+        """Keeps or undoes what the round has trained, whose movements have these standard errors."""
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds = self._elapsed() - self._round_started
-        errors = [summary["movement_stderr"] for summary in self.summaries]
         record = rounds.record(self._number, self._kind, self.flow.stack, errors, self.samples.val_nll(), best, seconds)
         if record["kept"]:
             self.best = self.flow
@@ -145,10 +154,10 @@ class Trainer:
             )
         self._record(record)
         self.rounds.append(record)
-        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], self._fresh_samples()
+        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], dataclasses.replace(self._entering)
         self._save(None)
 
-    def _fresh_samples(self) -> PushedSamples:
+    def _enter(self) -> PushedSamples:
         """The data before the first block."""
         flow, data, limit = self.best, self.data, self.config.val_rows
         device = flow.standardize.mean.device
@@ -167,14 +176,18 @@ class Trainer:
     def _measure_start(self) -> None:
         """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
         blocks = self.best.stack
-        moved = [self.samples.push(block) for block in blocks]
-        for block, movement in zip(blocks, moved, strict=True):
-            block.movement = movement.value
-        errors = [movement.stderr for movement in moved]
+        errors = self._measure_movements(blocks)
         record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
         self._record(record)
         self.rounds.append(record)
-        self.samples = self._fresh_samples()
+        self.samples = dataclasses.replace(self._entering)
+
+    def _measure_movements(self, blocks: list[Block]) -> list[float]:
+        """Carries the samples through blocks, leaves the movement in each and returns the standard errors."""
+        moved = [self.samples.push(block) for block in blocks]
+        for block, movement in zip(blocks, moved, strict=True):
+            block.movement = movement.value
+        return [movement.stderr for movement in moved]
 
     # ---- Blocks
 
@@ -202,6 +215,7 @@ class Trainer:
         fit = self._resumed_fit(index) or self._new_fit(index, step_size)
         fit.run()
         block, counters = fit.block, fit.counters
+        assert isinstance(block, Block)
         rows = len(self.samples.train)
         if counters.kept_rows < rows:
             self.progress.message(
@@ -210,12 +224,37 @@ class Trainer:
             )
         movement = self._push(block, counters.kept_rows)
         block.movement = movement.value
+        self.flow.blocks.append(block)
+        self.summaries.append(self._end_fit(fit, movement))
+        self._save(None)
+
+    def _train_together(self) -> list[float]:
+        """Fine-tunes the chain; returns the standard errors of its movements."""
+        state, self._fit = self._fit, None
+        start, samples = self.samples.train, self.samples
+        chain = Chain(self._warm) if state is None else Chain.from_description(state.block)
+        chain.to(start.device)
+        counters = FitCounters() if state is None else state.counters
+        fit = ChainFit(0, chain, samples, self.config, self._hooks(0), counters, self._number)
+        self._recall(fit, state)
+        fit.run()
+        samples.keep(counters.kept_rows, self.config.seed, len(start))
+        before = samples.train
+        errors = self._measure_movements(chain.blocks)
+        movement = movement_with_error(before, samples.train)
+        self.flow.blocks.extend(chain.blocks)
+        self._end_fit(fit, movement)
+        return errors
+
+    def _end_fit(self, fit: BlockFit, movement: Movement) -> dict[str, Any]:
+        """Records and tells what a block, or a chain under the number of its first, has achieved."""
+        counters, step_size = fit.counters, fit.block.step_size
         summary = {
             "event": "block",
             "round": self._number,
-            "block": index,
+            "block": fit.index,
             "step_size": None if math.isinf(step_size) else step_size,
-            "num_steps": block.num_steps,
+            "num_steps": fit.block.num_steps,
             "iterations": counters.iteration,
             "movement": movement.value,
             "movement_stderr": movement.stderr,
@@ -223,11 +262,9 @@ class Trainer:
             "val_nll": self.samples.val_nll(),
             "seconds": self._elapsed() - counters.started,
         }
-        self.flow.blocks.append(block)
-        self.summaries.append(summary)
         self._record(summary)
-        self.progress.end_block(index, summary)
-        self._save(None)
+        self.progress.end_block(fit.index, summary)
+        return summary
 
     def _push(self, block: Block, rows: int) -> Movement:
         """Carries the samples on to the next block, ``rows`` of them."""
@@ -261,9 +298,15 @@ class Trainer:
         block = Block.from_description(state.block).to(device)
         hooks = self._hooks(index)
         fit = BlockFit(index, block, self.samples, self.config, hooks, state.counters, self._number)
-        fit.adam.restore(state.now)
-        fit.good, fit.best = state.good.to(device), state.best.to(device)
+        self._recall(fit, state)
         return fit
+
+    def _recall(self, fit: BlockFit, state: FitState | None) -> None:
+        """Puts a resumed fit where it was."""
+        if state is not None:
+            device = self.samples.train.device
+            fit.adam.restore(state.now)
+            fit.good, fit.best = state.good.to(device), state.best.to(device)
 
     # ---- Time
 
@@ -283,18 +326,25 @@ class Trainer:
         """Largest number of blocks of the chain that is built."""
         return self.config.most_blocks if self._planned_blocks is None else self._planned_blocks
 
+    @property
+    def _finetune(self) -> float:
+        """Share of the training that goes to the fine-tuning round."""
+        return self._planned_finetune if self.config.finetune is None else self.config.finetune
+
     def _share(self, index: int, measured: FitCounters, num_steps: int) -> float:
         """Seconds for a block: every round gets as much time as any other, every block of a round too."""
         config, data = self.config, self.data
         assert config.time_budget is not None
         later_rounds = rounds.rounds_after(self._kind, self.rounds, config)
-        if self._planned_blocks is None and config.max_blocks is None:
-            seconds = (config.time_budget - measured.started) / (1 + later_rounds)
-            self._planned_blocks = schedule.blocks_within(seconds / measured.iteration_seconds, config.most_blocks)
-        blocks = len(self._warm) or self._most_blocks
+        if self._planned_blocks is None:
+            within = (config.time_budget - measured.started) / (1 + later_rounds) / measured.iteration_seconds
+            self._planned_finetune = schedule.finetune_share(within)
+            alone = (1 - self._finetune) * within
+            self._planned_blocks = config.max_blocks or schedule.blocks_within(alone, config.most_blocks)
+        blocks = 1 if self._kind == rounds.FINETUNE else len(self._warm) or self._most_blocks  # a chain is one
         most = max([num_steps, first_num_steps(self.flow), *(block.num_steps for block in self._warm)])
         # the children of a refinement to come share their parents' Runge-Kutta steps
-        children = 1 if self._kind == rounds.REFINE else config.refine
+        children = 1 if self._kind in (rounds.REFINE, rounds.FINETUNE) else config.refine
 
         def evaluation(test_rows: int) -> float:
             return self._evaluation_seconds(measured.row_step, blocks * children, -(-most // children), test_rows)
@@ -302,6 +352,8 @@ class Trainer:
         share = EVALUATION_SHARE * config.time_budget
         # a fiftieth: plans are kept to within that much
         reserve = min(evaluation(len(data.test)), max(evaluation(LEAST_TEST_ROWS), share)) + 0.02 * config.time_budget
+        if blocks * children > 1:
+            reserve += self._finetune * max(config.time_budget - reserve, 0.0)
         last = not self._warm and math.isinf(self._next_step_size() or 1.0)
         left = (1 if last else blocks - index) + blocks * later_rounds
         return schedule.seconds_for_block(config.time_budget, measured.started, reserve, left)
@@ -362,6 +414,7 @@ class Trainer:
             guard_events=self.guard_events,
             first_nll=self.first_nll,
             planned_blocks=self._planned_blocks,
+            planned_finetune=self._planned_finetune,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=self._round_started,
@@ -377,7 +430,7 @@ class Trainer:
         self._past_seconds, self._round_started = state.elapsed, state.round_started
         self.rounds, self.summaries = state.rounds, state.summaries
         self.guard_events, self.first_nll = state.guard_events, state.first_nll
-        self._planned_blocks = state.planned_blocks
+        self._planned_blocks, self._planned_finetune = state.planned_blocks, state.planned_finetune
         self._fit = state.fit
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
         for block, summary in zip(state.blocks, self.summaries, strict=True):

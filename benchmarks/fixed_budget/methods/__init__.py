@@ -62,7 +62,13 @@ METHODS = (OURS, *PEERS)
 
 
 def train(
-    name: str, problem: Problem, settings: Mapping[str, Any], budget: float, seed: int, config: TrainConfig
+    name: str,
+    problem: Problem,
+    settings: Mapping[str, Any],
+    budget: float,
+    seed: int,
+    config: TrainConfig,
+    members: int = 1,
 ) -> Fit:
     """Trains a method for a budget of seconds.
 
@@ -73,14 +79,19 @@ def train(
         budget: Seconds.
         seed: Seed of parameters, batches and probes.
         config: Sizes of networks and batches, Adam's constants.
+        members: Flows to mix; ours only.
 
     Raises:
-        ValueError: If the method is unknown.
+        ValueError: If the method is unknown, or a peer's flows are to be mixed.
     """
     if name == OURS:
         from fixed_budget.methods.blockwise import train_blocks
+        from fixed_budget.methods.ensemble import train_ensemble
 
-        return train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed, **settings))
+        config = dataclasses.replace(config, time_budget=budget, seed=seed, **settings)
+        return train_blocks(problem, config) if members == 1 else train_ensemble(problem, config, members)
+    if members != 1:
+        raise ValueError(f"members must be 1 for {name}, got {members}")
     if name not in PEERS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     rest = dict(settings)

@@ -1,0 +1,59 @@
+"""Several flows with a part of the budget each, and the mean of their densities."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fixed_budget.fit import Fit, mean_nll
+from fixed_budget.methods.blockwise import train_blocks
+from fixed_budget.model import Model
+from fixed_budget.problem import Problem
+from jkoflow.metrics import CHUNK
+from jkoflow.training import TrainConfig
+
+
+class Mixture(Model):
+    """Flows in equal parts; it has densities and samples, but no map.
+
+    Arguments:
+        members: The flows.
+    """
+
+    def __init__(self, members: Sequence[Model]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.levels = min(member.levels for member in members)
+        self.val_level = max(member.val_level for member in members)
+
+    def nll(self, x: Tensor, level: int = 0) -> Tensor:
+        """Of the mean density."""
+        members: list[Model] = list(self.members)  # type: ignore[arg-type]
+        return math.log(len(members)) - torch.logsumexp(torch.stack([-member.nll(x, level) for member in members]), 0)
+
+
+@torch.no_grad()
+def train_ensemble(problem: Problem, config: TrainConfig, members: int) -> Fit:
+    """Trains flows with seeds of their own, one after the other, and mixes them; the budget is that of all together."""
+    assert config.time_budget is not None
+    budget, fits = config.time_budget / members, []
+    for member in range(members):
+        seed = members * config.seed + member
+        with torch.enable_grad():
+            fits.append(train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed)))
+    model = Mixture([fit.model for fit in fits])
+    extra = {name: [fit.extra[name] for fit in fits] for name in ("blocks", "steps_per_block")}
+    return Fit(
+        model,
+        sum(fit.batches for fit in fits),
+        sum(fit.seconds for fit in fits),
+        mean_nll(model, problem.val, model.val_level, CHUNK),
+        [],
+        [event for fit in fits for event in fit.events],
+        {"initial_map": fits[0].extra["initial_map"], **extra},
+        max((fit.memory for fit in fits if fit.memory is not None), default=None),
+    )
