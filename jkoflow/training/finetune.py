@@ -9,7 +9,7 @@ from __future__ import annotations
 from jkoflow.training.chain import Chain
 from jkoflow.training.fit import BlockFit
 
-RATE_SHARE = 0.3
+RATE_SHARE = 0.5
 """Peak learning rate, as a share of that of a block on its own."""
 
 
