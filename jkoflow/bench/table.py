@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jkoflow.bench.floor import SIZE
-from jkoflow.bench.peers import FUSED, OURS, SPLIT, SPLIT_FUSED
+from jkoflow.bench.peers import FUSED, OURS, PEERS, SPLIT, SPLIT_FUSED
 from jkoflow.bench.run import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
@@ -36,19 +36,20 @@ def markdown(record: Mapping[str, Any]) -> str:
 def times(record: Mapping[str, Any], direction: Direction) -> str:
     """Milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
-    rows = []
-    for name in _names(entries):
-        results = [_result(entry, name) for entry in entries]
-        if any(direction in result for result in results) or all(_absent(result) for result in results):
-            rows.append([name, *(cell(result, direction) for result in results)])
+    lack = {peer.name for peer in PEERS if direction not in peer.directions}
+    rows = [
+        [name, *(cell(_result(entry, name), direction) for entry in entries)]
+        for name in _names(entries)
+        if name not in lack
+    ]
     return _table([f"{TITLES[direction]}, ms (x ours)", *_headings(entries)], rows)
 
 
 def cell(result: Mapping[str, Any], direction: Direction) -> str:
-    """Like ``79.7 (4.3)``, or why there is no figure; empty for a direction that the peer does not have."""
+    """Like ``79.7 (4.3)``, or why there is no figure."""
     figures = result.get(direction)
     if figures is None:
-        return result["status"] if _absent(result) else ""
+        return result["status"]
     if figures.get("of_ours") in (None, 1.0):
         return f"{number(figures['ms'])}"
     return f"{number(figures['ms'])} ({number(figures['of_ours'])})"
@@ -139,10 +140,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} MiB"
-
-
-def _absent(result: Mapping[str, Any]) -> bool:
-    return result["status"] != "measured"
 
 
 def _names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
