@@ -366,8 +366,11 @@ def test_the_guard_takes_steps_back_that_are_no_longer_needed():
     scale_output(fit.block, 1 / 20)
     fit.counters.iteration = 600
     fit._look()
-    assert fit.block.num_steps == 2, "what was exploited after a halving is not tried again"
-    fit.counters.least_steps = 1
+    assert fit.block.num_steps == 2, "what was exploited after a halving is not tried again so soon"
+    fit.counters.iteration = 800
+    fit._look()
+    assert fit.block.num_steps == 1, "but four times as many iterations later"
+    fit.counters.relax_after = 100
     scale_output(fit.block, 400.0)
     while not read_guard(fit.block, fit.samples.val).within(0.02, 0.02):
         fit.block.num_steps *= 2

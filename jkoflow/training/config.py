@@ -46,7 +46,7 @@ class TrainConfig:
             the step size; 1 means none. A round that leaves the validation NLL no better is undone.
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
-            undone like the others if it gains nothing. None means 0.4 under a time budget that is long enough to profit
+            undone like the others if it gains nothing. None means 0.8 under a time budget that is long enough to profit
             (`jkoflow.schedule.finetune_share`), and 0 under any other or without one.
         movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
         gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.

@@ -42,6 +42,9 @@ MAX_DAMPINGS = 4
 RELAX_AFTER = 100
 """Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
 
+RELAX_BACKOFF = 4
+"""How many times longer it waits after a halving that was exploited: the velocity may be tamer then."""
+
 RELAX_BELOW = 1 / 16
 """Share of its tolerances under which it tries half: a method of fourth order errs 16 times as much there."""
 
@@ -66,8 +69,8 @@ class FitCounters:
     """Iteration at which the guard last changed the block's Runge-Kutta steps."""
     steps_halved: bool = False
     """Whether that change was a halving."""
-    least_steps: int = 1
-    """Steps below which it does not go again, since they were exploited as soon as it had."""
+    relax_after: int = RELAX_AFTER
+    """Iterations to wait before the next halving; more after one that was exploited."""
     stopped: bool = False
     """Whether the guard ended the block."""
     started: float = 0.0
@@ -225,7 +228,7 @@ class BlockFit:
             action = "doubled"
             self.adam.restore(self.good)
             if counters.steps_halved:
-                counters.least_steps = 2 * num_steps
+                counters.relax_after *= RELAX_BACKOFF
             self._change_steps(2 * num_steps)
         else:
             action, counters.stopped = "stopped", True
@@ -236,8 +239,8 @@ class BlockFit:
     def _relax(self, reading: GuardReading, nll_tolerance: float, round_trip_tolerance: float) -> None:
         """Goes back to half the steps where they would do: a velocity is wildest while the learning rate is high."""
         config, counters, num_steps = self.config, self.counters, self.block.num_steps
-        fewest = max(config.num_steps, counters.least_steps)
-        if num_steps // 2 < fewest or counters.iteration - counters.steps_changed < RELAX_AFTER:
+        waited = counters.iteration - counters.steps_changed
+        if num_steps // 2 < config.num_steps or waited < counters.relax_after:
             return
         if not reading.within(nll_tolerance * RELAX_BELOW, round_trip_tolerance * RELAX_BELOW):
             return

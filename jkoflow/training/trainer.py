@@ -339,8 +339,7 @@ class Trainer:
         if self._planned_blocks is None:
             within = (config.time_budget - measured.started) / (1 + later_rounds) / measured.iteration_seconds
             self._planned_finetune = schedule.finetune_share(within)
-            alone = (1 - self._finetune) * within
-            self._planned_blocks = config.max_blocks or schedule.blocks_within(alone, config.most_blocks)
+            self._planned_blocks = config.max_blocks or schedule.blocks_within(within, config.most_blocks)
         blocks = 1 if self._kind == rounds.FINETUNE else len(self._warm) or self._most_blocks  # a chain is one
         most = max([num_steps, first_num_steps(self.flow), *(block.num_steps for block in self._warm)])
         # the children of a refinement to come share their parents' Runge-Kutta steps
