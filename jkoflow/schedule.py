@@ -218,10 +218,16 @@ def blocks_within(iterations: float, most: int) -> int:
 
 
 def finetune_share(iterations: float) -> float:
-    """Share of a time budget to fine-tune in, given what it has time for: iterations, in all blocks together.
+    """Share of a time budget that goes to fine-tuning, the training of all blocks together.
 
     An iteration of the whole chain takes as long as one of every block. The few hundred that a short budget has for it
     do not make up for the blocks' own; in a longer one short blocks and a long fine-tuning do best (docs/sweep.md).
+
+    Arguments:
+        iterations: Iterations of single blocks that the budget has time for.
+
+    Returns:
+        The share, 0 for a budget that is too short to profit.
 
     Example:
         >>> [finetune_share(n) for n in (5000, 50_000)]

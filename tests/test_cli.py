@@ -111,6 +111,23 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(work):
     assert config["data"] == str(work / "rows.csv")
 
 
+def test_fine_tuning_is_asked_for_and_told(work, tmp_path, no_report):
+    settings = tmp_path / "small.toml"
+    settings.write_text(SMALL)
+    run = tmp_path / "tuned"
+    result = run_cli(
+        "train", work / "rows.csv", "--out", run, "--config", settings, "--blocks", 2, "--finetune", 0.5, "--seed", 5
+    )
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads((run / "config.toml").read_text())["finetune"] == 0.5
+    assert "round 2, finetune: 2 blocks to train together" in result.output
+    assert "all blocks: 20 iterations" in result.output
+    assert "all blocks: validation NLL" in result.output
+    result = run_cli("train", work / "rows.csv", "--out", tmp_path / "none", "--finetune", 1)
+    assert result.exit_code == 2
+    assert "finetune must be at least 0 and less than 1, got 1" in result.output
+
+
 def test_the_run_records_its_environment(work):
     recorded = json.loads((work / "run/environment.json").read_text())
     assert recorded["torch"] == torch.__version__

@@ -400,6 +400,11 @@ def test_the_sweep_runs_and_tells_gains_against_the_default(source, tmp_path, mo
         sweep.run([source], 1, 1.0, tmp_path / "short", 1, ["wide"])
 
 
+def test_flows_of_peers_are_not_mixed(source):
+    with pytest.raises(ValueError, match="members must be 1 for maf, got 2"):
+        train("maf", load(source), {}, 1.0, 0, SMALL, members=2)
+
+
 def test_the_density_of_a_mixture_is_the_mean():
     class Shift(Model):
         def __init__(self, by):

@@ -224,8 +224,7 @@ def test_memory_does_not_grow_with_the_blocks():
     census = Census()
     train(rows, dataclasses.replace(TINY, max_blocks=4, gain_tolerance=-9.0, movement_tolerance=0.0), progress=census)
     assert len(census.counts) == 4
-    # the rows that enter the first block are kept for a later round; in the first block they are the pushed ones
-    assert census.counts == [census.counts[0]] + 3 * [census.counts[0] + 1]
+    assert len(set(census.counts)) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- the guard

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -67,8 +66,7 @@ class Trainer:
             start = self._plain_flow()
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.flow = self.best.with_blocks([])  # the chain in training
-        self._entering = self._enter()  # the samples before the first block
-        self.samples = dataclasses.replace(self._entering)
+        self.samples = self._enter()
         self.first_nll = self.samples.val_nll()
         self.rounds: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
@@ -86,7 +84,7 @@ class Trainer:
 
     def run(self) -> JKOFlow:
         """Trains what is left to train, and evaluates the result."""
-        while (kind := rounds.next_kind(self.rounds, self.config, self._finetune > 0)) is not None:
+        while (kind := self._next_kind()) is not None:
             self._begin_round(kind)
             if kind == rounds.FINETUNE:
                 errors = self._train_together()
@@ -132,6 +130,9 @@ class Trainer:
     def _number(self) -> int:
         return len(self.rounds)
 
+    def _next_kind(self) -> str | None:
+        return rounds.next_kind(self.rounds, self.config, self._finetune > 0)
+
     def _begin_round(self, kind: str) -> None:
         """Lays out the round; blocks that a resumed run has trained in it are there already."""
         self._kind = kind
@@ -154,7 +155,9 @@ class Trainer:
             )
         self._record(record)
         self.rounds.append(record)
-        self.flow, self.summaries, self.samples = self.best.with_blocks([]), [], dataclasses.replace(self._entering)
+        self.flow, self.summaries = self.best.with_blocks([]), []
+        if self._next_kind() is not None:
+            self.samples = self._enter()
         self._save(None)
 
     def _enter(self) -> PushedSamples:
@@ -180,7 +183,7 @@ class Trainer:
         record = rounds.record(0, rounds.START, blocks, errors, self.samples.val_nll(), None, self._elapsed())
         self._record(record)
         self.rounds.append(record)
-        self.samples = dataclasses.replace(self._entering)
+        self.samples = self._enter()
 
     def _measure_movements(self, blocks: list[Block]) -> list[float]:
         """Carries the samples through blocks, leaves the movement in each and returns the standard errors."""
@@ -231,14 +234,14 @@ class Trainer:
     def _train_together(self) -> list[float]:
         """Fine-tunes the chain; returns the standard errors of its movements."""
         state, self._fit = self._fit, None
-        start, samples = self.samples.train, self.samples
+        samples = self.samples
         chain = Chain(self._warm) if state is None else Chain.from_description(state.block)
-        chain.to(start.device)
+        chain.to(samples.train.device)
         counters = FitCounters() if state is None else state.counters
         fit = ChainFit(0, chain, samples, self.config, self._hooks(0), counters, self._number)
         self._recall(fit, state)
         fit.run()
-        samples.keep(counters.kept_rows, self.config.seed, len(start))
+        self._keep(counters.kept_rows)
         before = samples.train
         errors = self._measure_movements(chain.blocks)
         movement = movement_with_error(before, samples.train)
@@ -268,8 +271,11 @@ class Trainer:
 
     def _push(self, block: Block, rows: int) -> Movement:
         """Carries the samples on to the next block, ``rows`` of them."""
-        self.samples.keep(rows, self.config.seed, len(self.samples.train))
+        self._keep(rows)
         return self.samples.push(block)
+
+    def _keep(self, rows: int) -> None:
+        self.samples.keep(rows, self.config.seed, len(self.samples.train))
 
     def _new_fit(self, index: int, step_size: float) -> BlockFit:
         block = self._warm[index] if self._warm else self._new_block(index, step_size)

@@ -18,7 +18,7 @@ from jkoflow.training import TrainConfig
 
 
 class Mixture(Model):
-    """Flows in equal parts; it has densities and samples, but no map.
+    """Flows in equal parts; it has a density, but no map.
 
     Arguments:
         members: The flows.
@@ -36,15 +36,13 @@ class Mixture(Model):
         return math.log(len(members)) - torch.logsumexp(torch.stack([-member.nll(x, level) for member in members]), 0)
 
 
-@torch.no_grad()
 def train_ensemble(problem: Problem, config: TrainConfig, members: int) -> Fit:
     """Trains flows with seeds of their own, one after the other, and mixes them; the budget is that of all together."""
     assert config.time_budget is not None
     budget, fits = config.time_budget / members, []
     for member in range(members):
         seed = members * config.seed + member
-        with torch.enable_grad():
-            fits.append(train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed)))
+        fits.append(train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed)))
     model = Mixture([fit.model for fit in fits])
     extra = {name: [fit.extra[name] for fit in fits] for name in ("blocks", "steps_per_block")}
     return Fit(
