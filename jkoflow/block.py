@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jkoflow import discrete as discrete_map
 from jkoflow.ops import JKOTerms, integrate, jko_loss
 from jkoflow.schedule import refined_step_sizes
-from jkoflow.velocity import MLPVelocity
+from jkoflow.velocity import Velocity, from_description
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        velocity: MLPVelocity,
+        velocity: Velocity,
         num_steps: int = 3,
         method: str = "rk4",
         t0: float = 0.0,
@@ -152,16 +152,8 @@ class Block(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Everything but the parameters, as JSON values; `from_description` builds the block again."""
-        velocity = self.velocity
         return {
-            "velocity": {
-                "dim": velocity.dim,
-                "hidden": list(velocity.hidden),
-                "activation": str(velocity.activation),
-                "time": velocity.time,
-                "context_dim": velocity.context_dim,
-                "linear": velocity.linear is not None,
-            },
+            "velocity": self.velocity.describe(),
             "num_steps": self.num_steps,
             "method": self.method,
             "t0": self.t0,
@@ -194,4 +186,4 @@ class Block(nn.Module):
         rest = {key: value for key, value in description.items() if key != "velocity"}
         if rest["step_size"] is None:
             rest["step_size"] = math.inf
-        return cls(MLPVelocity(**description["velocity"]), **rest)
+        return cls(from_description(description["velocity"]), **rest)

@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from jkoflow.errors import UserError
+
 FORMAT_VERSION = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """The file is missing, damaged, of another kind or of an unknown version."""
 
 

@@ -14,19 +14,20 @@ import math
 import torch
 from torch import Tensor
 
+from jkoflow.errors import UserError
 from jkoflow.ops import integrate
-from jkoflow.velocity import MLPVelocity
+from jkoflow.velocity import Velocity
 
 MAX_ITERATIONS = 40
 """Fixed-point iterations for one Runge-Kutta step."""
 
 
-class NotContractiveError(RuntimeError):
+class NotContractiveError(UserError, RuntimeError):
     """A Runge-Kutta step is so coarse that the fixed-point iteration for its inverse does not converge."""
 
 
 def invert(
-    velocity: MLPVelocity,
+    velocity: Velocity,
     y: Tensor,
     context: Tensor | None,
     *,
@@ -76,7 +77,7 @@ def invert(
 
 
 def forward(
-    velocity: MLPVelocity,
+    velocity: Velocity,
     x: Tensor,
     context: Tensor | None,
     *,
@@ -118,7 +119,7 @@ def forward(
 
 
 def _step_jacobian(
-    velocity: MLPVelocity, x: Tensor, context: Tensor | None, start: float, end: float, method: str
+    velocity: Velocity, x: Tensor, context: Tensor | None, start: float, end: float, method: str
 ) -> tuple[Tensor, Tensor]:
     """One Runge-Kutta step of x (B, d) and its Jacobians (B, d, d)."""
     batch, dim = x.shape
@@ -131,7 +132,7 @@ def _step_jacobian(
 
 
 def _invert_step(
-    velocity: MLPVelocity,
+    velocity: Velocity,
     y: Tensor,
     context: Tensor | None,
     start: float,
@@ -177,7 +178,7 @@ def _contraction(sizes: list[float]) -> float:
     return (finite[-1] / finite[0]) ** (1 / (len(finite) - 1)) if len(finite) > 1 else math.inf
 
 
-def _step(velocity: MLPVelocity, x: Tensor, context: Tensor | None, start: float, end: float, method: str) -> Tensor:
+def _step(velocity: Velocity, x: Tensor, context: Tensor | None, start: float, end: float, method: str) -> Tensor:
     return integrate(
         velocity,
         x,

@@ -15,7 +15,7 @@ import jkoflow
 from jkoflow.cli import runs
 from jkoflow.cli.commands import app
 from jkoflow.flow import JKOFlow
-from jkoflow.training.fit import TrainingError
+from jkoflow.training.state import TrainingError
 
 SMALL = "hidden = [8]\nbatch_size = 40\niterations_per_block = 3\nmax_blocks = 1\nguard_rows = 20\nval_rows = 20\n"
 

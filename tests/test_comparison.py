@@ -27,7 +27,7 @@ from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
 from jkoflow.metrics import step_converged_nll
 from jkoflow.training import TrainConfig
-from jkoflow.training.run import finite
+from jkoflow.training.run_directory import finite
 from jkoflow.velocity import MLPVelocity
 
 SMALL = TrainConfig(hidden=(16, 16), max_blocks=2, batch_size=100, validate_every=10, val_rows=100)

@@ -15,7 +15,7 @@ import jkoflow
 from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko_loss, metrics
 from jkoflow.ops import cuda, jko_terms, native, operators
 from jkoflow.ops.tableau import TABLEAUX
-from jkoflow.training.adam import Adam
+from jkoflow.training.optimizer import Adam
 from oracles import random_velocity
 
 pytestmark = [

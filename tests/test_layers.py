@@ -15,6 +15,7 @@ PACKAGE = Path(jkoflow.__file__).parent
 # right after the last one that it imports.
 LAYERS = [
     "_version",
+    "errors",
     "activation",
     "velocity",
     "_C",  # the compiled kernels

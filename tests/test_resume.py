@@ -15,7 +15,8 @@ from jkoflow import JKOFlow, TrainConfig, train
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import split_rows
 from jkoflow.training.progress import Silent
-from jkoflow.training.run import RunDirectory, RunError
+from jkoflow.training.run_directory import RunDirectory
+from jkoflow.training.state import RunError
 
 CONFIG = TrainConfig(
     initial_map="none", hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10,
@@ -33,7 +34,7 @@ from pathlib import Path
 from jkoflow import Block, MLPVelocity, TrainConfig, train
 from jkoflow.data import split_rows
 from jkoflow.training.progress import Silent
-from jkoflow.training.run import RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 
 Block(MLPVelocity(2))(torch.zeros(1, 2))  # what the first call loads, once for all lives
 where, config = Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2]))

@@ -12,7 +12,7 @@ from jkoflow import Block, JKOFlow, TrainConfig, checkpoint, train
 from jkoflow.data import draw, split_rows
 from jkoflow.schedule import relative_spread
 from jkoflow.training import rounds
-from jkoflow.training.fit import BlockFit, scale_output
+from jkoflow.training.fit import BlockFit
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import Batches
 from oracles import random_velocity
@@ -233,7 +233,7 @@ def test_library_calls_lead_to_the_same_rounds(base, rows, change, tmp_path):
 
 def test_a_round_that_makes_it_worse_is_undone(base, rows, tmp_path, monkeypatch):
     """A training that ruins its blocks: the flow stays as it was, and the record says so."""
-    monkeypatch.setattr(BlockFit, "run", lambda fit: scale_output(fit.block, 0.5))
+    monkeypatch.setattr(BlockFit, "run", lambda fit: fit.block.velocity.scale_output(0.5))
     listener = Listener()
     config = dataclasses.replace(SMALL, reparam_rounds=2, refine=2)
     flow = train(rows, config, start=base, run_dir=tmp_path, progress=listener)

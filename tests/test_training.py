@@ -14,12 +14,13 @@ import jkoflow
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, discrete, metrics, train
 from jkoflow.data import DataError, Dataset, split_rows
 from jkoflow.ops import jko_terms
-from jkoflow.training.adam import Adam
-from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, TrainingError, scale_output
+from jkoflow.training.fit import BlockFit, FitHooks
 from jkoflow.training.guard import GuardReading, read_guard
+from jkoflow.training.optimizer import Adam
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import Batches, PushedSamples, push_rows
-from jkoflow.training.run import finite
+from jkoflow.training.run_directory import finite
+from jkoflow.training.state import FitCounters, TrainingError
 
 TINY = TrainConfig(
     initial_map="none",
@@ -234,7 +235,7 @@ def shifting(rate, num_steps=1, method="euler"):
     """A block with the velocity v(x) = rate x."""
     velocity = MLPVelocity(2, hidden=(4,), linear=True)
     block = Block(velocity, num_steps, method)
-    scale_output(block, 0.0)
+    block.velocity.scale_output(0.0)
     with torch.no_grad():
         velocity.linear.weight.copy_(rate * torch.eye(2))
     return block
@@ -359,10 +360,10 @@ def test_the_guard_takes_steps_back_that_are_no_longer_needed():
     assert seen[4:8] == [2] * 4, "a hundred iterations after the last change"
     assert seen[8:] == [1] * 8, "and never below what training begins with"
     assert [event["action"] for event in recorded if event["event"] == "guard"] == ["halved"] * 2
-    scale_output(fit.block, 20.0)
+    fit.block.velocity.scale_output(20.0)
     fit._look()
     assert fit.block.num_steps == 2
-    scale_output(fit.block, 1 / 20)
+    fit.block.velocity.scale_output(1 / 20)
     fit.counters.iteration = 600
     fit._look()
     assert fit.block.num_steps == 2, "what was exploited after a halving is not tried again so soon"
@@ -370,7 +371,7 @@ def test_the_guard_takes_steps_back_that_are_no_longer_needed():
     fit._look()
     assert fit.block.num_steps == 1, "but four times as many iterations later"
     fit.counters.relax_after = 100
-    scale_output(fit.block, 400.0)
+    fit.block.velocity.scale_output(400.0)
     while not read_guard(fit.block, fit.samples.val).within(0.02, 0.02):
         fit.block.num_steps *= 2
     needed, fit.counters.iteration = fit.block.num_steps, 1000
@@ -384,7 +385,7 @@ def test_the_guard_allows_many_columns_more():
     for dim in (10, 40):
         velocity = MLPVelocity(dim, hidden=(8,), linear=True)
         block = Block(velocity, 1, step_size=0.5)
-        scale_output(block, 0.0)
+        block.velocity.scale_output(0.0)
         with torch.no_grad():
             velocity.linear.weight.copy_(-0.8 * torch.eye(dim))
         x = torch.randn(400, dim)

@@ -16,7 +16,7 @@ from fixed_budget.problem import Problem
 from jkoflow.metrics import spread_rows
 from jkoflow.schedule import guard_tolerances
 from jkoflow.training import TrainConfig
-from jkoflow.training.adam import Adam
+from jkoflow.training.optimizer import Adam
 from jkoflow.training.pushed import Batches
 
 VALIDATE_EVERY = 0.025

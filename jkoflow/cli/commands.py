@@ -26,7 +26,6 @@ from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
     DataWarning,
-    MissingExtraError,
     check_output,
     default_features,
     load_dataset,
@@ -36,30 +35,16 @@ from jkoflow.data import (
     require_batch,
     write_table,
 )
-from jkoflow.discrete import NotContractiveError
 from jkoflow.environment import describe
-from jkoflow.experiments import ExperimentError
+from jkoflow.errors import UserError
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import CHUNK, bits_per_dim, chunks
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
-from jkoflow.training import TrainingError
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import compared_samples, two_sample_distances
-from jkoflow.training.run import PREVIEW_FILE, RunDirectory, RunError
+from jkoflow.training.run_directory import PREVIEW_FILE, RunDirectory
 from jkoflow.two_sample import classifier_accuracy
-
-USER_ERRORS = (
-    DataError,
-    CheckpointError,
-    ConfigError,
-    ExperimentError,
-    RunError,
-    TrainingError,
-    MissingExtraError,
-    NotContractiveError,
-)
-"""Their messages are one line and tell the fix; anything else is a bug and shows its traceback."""
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -76,7 +61,7 @@ class OneLineErrors(TyperGroup):
         except _CLICK_ERROR as error:
             console.error(error.format_message())
             code = 2
-        except USER_ERRORS as error:
+        except UserError as error:
             console.error(str(error))
             code = 2
         except OSError as error:

@@ -21,7 +21,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.images import LATENTS_FILE, prepare_latents, show_samples
 from jkoflow.training import usable_device
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run import RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 
 AUTOENCODER_SHARE = 1 / 3
 """Of a time budget, for the autoencoder of an experiment with pictures."""

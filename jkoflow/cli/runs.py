@@ -17,7 +17,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.report import write_report
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run import METRICS_FILE, RunDirectory
+from jkoflow.training.run_directory import METRICS_FILE, RunDirectory
 
 
 def require_for_run() -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jkoflow.checkpoint import CheckpointError
+from jkoflow.errors import UserError
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run import CONFIG_FILE, RunDirectory, RunError
+from jkoflow.training.run_directory import CONFIG_FILE, RunDirectory
+from jkoflow.training.state import RunError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting or a combination of arguments is wrong; the message is one line and tells the fix."""
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jkoflow.errors import UserError
+
 LARGEST = 1e18
 """Values beyond it overflow float32 when they are squared."""
 
@@ -16,7 +18,7 @@ FEW_VALUES = 20
 """A column with no more distinct values than these is taken for a discrete one."""
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """The data cannot be used; the message is one line and tells the fix."""
 
 

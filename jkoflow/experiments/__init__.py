@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jkoflow.errors import UserError
 from jkoflow.images import AutoencoderConfig
 from jkoflow.training.config import TrainConfig
 
@@ -18,7 +19,7 @@ OURS = "JKO-iFlow"
 """The model whose published figure a run is measured against."""
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError, ValueError):
     """The experiment is unknown, or what was asked of it does not fit; the message is one line and tells the fix."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.training.run import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, PREVIEW_FILE
+from jkoflow.training.run_directory import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, PREVIEW_FILE
 
 T = TypeVar("T")
 

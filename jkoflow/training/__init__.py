@@ -15,9 +15,9 @@ from jkoflow.data import Dataset, require_batch, split_rows
 from jkoflow.environment import describe
 from jkoflow.flow import JKOFlow
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.fit import TrainingError
 from jkoflow.training.progress import Progress, Silent
-from jkoflow.training.run import MODEL_FILE, RunDirectory, RunError
+from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
+from jkoflow.training.state import RunError, TrainingError
 from jkoflow.training.trainer import Trainer
 
 __all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
@@ -64,9 +64,9 @@ def train(
 
     Raises:
         jkoflow.data.DataError: If the data cannot be used: NaN or inf, a constant column, fewer rows than a batch.
-        jkoflow.training.run.RunError: If run_dir holds another run already, or one that does not fit data and config.
+        jkoflow.training.state.RunError: If run_dir holds another run already, or one that does not fit data and config.
         jkoflow.checkpoint.CheckpointError: If the saved state is damaged.
-        jkoflow.training.fit.TrainingError: If the parameters overflow with the guard switched off.
+        jkoflow.training.state.TrainingError: If the parameters overflow with the guard switched off.
         ValueError: If the device does not exist, resume is asked for without a run_dir, or start does not fit the data.
         jkoflow.data.MissingExtraError: If run_dir is given and tomli-w is missing.
         OSError: If run_dir cannot be written.

@@ -25,7 +25,7 @@ class TrainConfig:
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
             takes ``"whiten+radial"`` where the rows' distances from the centre span orders of magnitude, and else
-            ``"none"`` (`jkoflow.training.initial`). A given ``start`` keeps its own.
+            ``"none"`` (`jkoflow.training.choose_map`). A given ``start`` keeps its own.
         hidden: Widths of the velocity's hidden layers.
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.

@@ -14,12 +14,13 @@ from torch import Tensor
 from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.ops import jko_terms
-from jkoflow.training.adam import Adam, AdamState
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import GuardReading, read_guard
+from jkoflow.training.optimizer import Adam, AdamState
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
+from jkoflow.training.state import FitCounters, TrainingError
 
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
@@ -39,52 +40,11 @@ MEASURING_SECONDS = 0.02
 MAX_DAMPINGS = 4
 """How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
 
-RELAX_AFTER = 100
-"""Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
-
 RELAX_BACKOFF = 4
 """How many times longer it waits after a halving that was exploited: the velocity may be tamer then."""
 
 RELAX_BELOW = 1 / 16
 """Share of its tolerances under which it tries half: a method of fourth order errs 16 times as much there."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message tells why and what to change."""
-
-
-@dataclass
-class FitCounters:
-    """Where the training of a block stands, all that is not a tensor."""
-
-    iteration: int = 0
-    """Iterations done."""
-    iterations: int = 0
-    """Iterations planned; 0 before planning."""
-    validate_every: int = 0
-    """Iterations between two looks at the validation loss."""
-    best_loss: float = math.inf
-    """Smallest validation loss so far."""
-    steps_changed: int = 0
-    """Iteration at which the guard last changed the block's Runge-Kutta steps."""
-    steps_halved: bool = False
-    """Whether that change was a halving."""
-    relax_after: int = RELAX_AFTER
-    """Iterations to wait before the next halving; more after one that was exploited."""
-    stopped: bool = False
-    """Whether the guard ended the block."""
-    started: float = 0.0
-    """Seconds into the run at which the block began."""
-    deadline: float = math.inf
-    """Seconds into the run at which the block's iterations should end."""
-    iteration_seconds: float = 0.0
-    """Measured seconds of an iteration, guard and validation included, at the beginning."""
-    row_step: float = 0.0
-    """Measured seconds of one Runge-Kutta step of one row."""
-    row_carry: float = 0.0
-    """The same without the logdet."""
-    kept_rows: int = 0
-    """Training rows that go on to the next block: all of them, unless a time budget is short of that."""
 
 
 @dataclass
@@ -339,7 +299,7 @@ class BlockFit:
         """Makes doing nothing the first candidate: a block is never worse than its absence on the validation rows."""
         assert isinstance(self.block, Block)
         present = self.adam.parameters.clone()
-        scale_output(self.block, 0.0)
+        self.block.velocity.scale_output(0.0)
         self.best = self.adam.parameters.clone()
         self.adam.load(present)
         self.counters.best_loss = float(0.5 * self.samples.val.square().sum(1).double().mean())
@@ -348,7 +308,7 @@ class BlockFit:
         """Shortens the last block's velocity, which overshoots on samples that it has already moved."""
         assert isinstance(self.block, Block)
         action, factor = ("damped", 0.5) if self._dampings < MAX_DAMPINGS else ("reset", 0.0)
-        scale_output(self.block, factor)
+        self.block.velocity.scale_output(factor)
         self._dampings += 1
         return action
 
@@ -365,16 +325,6 @@ class BlockFit:
     def _choose_iterations(self) -> int:
         """Iterations where no time budget sets them."""
         return self.config.iterations_per_block
-
-
-@torch.no_grad()
-def scale_output(block: Block, factor: float) -> None:
-    """Multiplies what the velocity puts out by a number; the hidden layers keep their parameters."""
-    velocity = block.velocity
-    for parameter in velocity.layers[-1].parameters():
-        parameter.mul_(factor)
-    if velocity.linear is not None:
-        velocity.linear.weight.mul_(factor)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -17,14 +17,15 @@ from jkoflow.flow import JKOFlow
 from jkoflow.metrics import Movement, first_num_steps, mean_nll, movement_with_error, spread_rows
 from jkoflow.training import rounds
 from jkoflow.training.chain import Chain
+from jkoflow.training.choose_map import fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import EXACT_ROWS, INVERSION_ROWS, TWO_SAMPLE_ROWS, evaluate, spread
 from jkoflow.training.finetune import ChainFit
-from jkoflow.training.fit import BlockFit, FitCounters, FitHooks, scale_output
-from jkoflow.training.initial import fit_map
+from jkoflow.training.fit import BlockFit, FitHooks
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, generator
-from jkoflow.training.run import FitState, RunDirectory, RunState, fingerprint
+from jkoflow.training.run_directory import RunDirectory
+from jkoflow.training.state import FitCounters, FitState, RunState, fingerprint
 from jkoflow.velocity import MLPVelocity
 
 EVALUATION_SHARE = 0.2
@@ -291,7 +292,9 @@ class Trainer:
             )
         block = Block(velocity, config.num_steps, config.method, step_size=step_size)
         if index == 0:
-            scale_output(block, 0.0)  # starts as the identity: an arbitrary velocity would first have to be unlearned
+            block.velocity.scale_output(
+                0.0
+            )  # starts as the identity: an arbitrary velocity would first have to be unlearned
         else:
             velocity.load_state_dict(self.flow.stack[index - 1].velocity.state_dict())
         return block

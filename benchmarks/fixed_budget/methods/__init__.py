@@ -12,7 +12,7 @@ from fixed_budget.fit import Fit, fit
 from fixed_budget.model import Model
 from fixed_budget.problem import Problem
 from jkoflow.training import TrainConfig
-from jkoflow.training.initial import fit_map
+from jkoflow.training.choose_map import fit_map
 
 OURS = "jkoflow"
 

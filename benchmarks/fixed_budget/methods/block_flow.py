@@ -10,7 +10,6 @@ from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import InitialMap
 from jkoflow.training import TrainConfig
-from jkoflow.training.fit import scale_output
 from jkoflow.velocity import MLPVelocity
 
 MOST_STEPS = 384
@@ -98,5 +97,5 @@ def end_to_end(
         for _ in range(config.most_blocks if blocks is None else blocks)
     ]
     for block in stack:
-        scale_output(block, 0.0)
+        block.velocity.scale_output(0.0)
     return BlockFlow(JKOFlow(dim, stack, initial_map=initial_map), config.num_steps, config.max_num_steps, kinetic)

@@ -14,7 +14,7 @@ from fixed_budget.problem import Problem
 from jkoflow.data import Dataset
 from jkoflow.metrics import first_num_steps
 from jkoflow.training import TrainConfig, train
-from jkoflow.training.run import HISTORY_FILE, METRICS_FILE
+from jkoflow.training.run_directory import HISTORY_FILE, METRICS_FILE
 
 EVALUATION_ROWS = 8
 """Test rows that training is shown: its own evaluation is not part of the comparison and should cost nothing."""

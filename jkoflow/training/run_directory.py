@@ -1,29 +1,23 @@
-"""The run directory: what a training run leaves on disk, and the state that it resumes from."""
+"""The run directory: everything that a training run leaves on disk, written and read here."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from jkoflow import checkpoint
-from jkoflow.block import Block
 from jkoflow.data import Dataset, require
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import spread_rows
-from jkoflow.training.adam import AdamState
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.fit import FitCounters
+from jkoflow.training.state import RunError, RunState
 
 CONFIG_FILE = "config.toml"
 STATE_FILE = "state.safetensors"
@@ -33,75 +27,6 @@ PREVIEW_FILE = "preview.npz"
 ENVIRONMENT_FILE = "environment.json"
 STATE_KIND = "training-state"
 PREVIEW_ROWS = 5000
-
-
-class RunError(ValueError):
-    """The run directory cannot be used as asked; the message is one line and tells the fix."""
-
-
-@dataclass
-class FitState:
-    """The block in training at one moment."""
-
-    block: dict[str, Any]
-    """The block's description."""
-    counters: FitCounters
-    now: AdamState
-    good: AdamState
-    """The last parameters that passed the guard."""
-    best: Tensor
-    """The parameters with the smallest validation loss, with shape (P,)."""
-
-
-@dataclass
-class RunState:
-    """Everything that a run needs to go on as if it had never been interrupted."""
-
-    settings: dict[str, Any]
-    """The run's configuration."""
-    fingerprint: str
-    """Hash of the data."""
-    elapsed: float
-    """Seconds spent so far."""
-    history_bytes: int
-    """Length of the history when the state was saved."""
-    guard_events: int
-    first_nll: float
-    """Validation NLL before the first block, in nats on standardised columns."""
-    rounds: list[dict[str, Any]]
-    """The history's records of the rounds that have ended."""
-    accepted: list[Block]
-    """The blocks of the best flow that those left; none in the first round."""
-    round_started: float
-    """Seconds into the run at which the present round began."""
-    summaries: list[dict[str, Any]]
-    """The history's records of the blocks that the present round has finished."""
-    blocks: list[Block]
-    """Those blocks."""
-    fit: FitState | None
-    """The block in training; None between blocks."""
-    planned_blocks: int | None = None
-    """Largest number of blocks that the time budget was found to be enough for; None before that, or without one."""
-    planned_finetune: float = 0.0
-    """Share of the time budget that was found best to fine-tune in; 0 before that, or without one."""
-
-    def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
-        """Makes sure that the run goes on with what it began with.
-
-        Raises:
-            RunError: If the data, the flow to start from or a setting has changed.
-        """
-        if self.fingerprint != fingerprint(data, start):
-            started = "" if start is None else " (or the flow to start from)"
-            raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
-        settings = config.to_mapping()
-        different = [
-            f"{name} = {settings.get(name)} (was {self.settings.get(name)})"
-            for name in sorted(settings.keys() | self.settings.keys())
-            if settings.get(name) != self.settings.get(name)
-        ]
-        if different:
-            raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")
 
 
 class RunDirectory:
@@ -183,33 +108,7 @@ class RunDirectory:
 
     def save_state(self, state: RunState) -> None:
         """Writes the state, atomically."""
-        tensors = dict(_named_tensors(state))
-        description = {
-            "settings": state.settings,
-            "fingerprint": state.fingerprint,
-            "elapsed": state.elapsed,
-            "history_bytes": state.history_bytes,
-            "guard_events": state.guard_events,
-            "first_nll": state.first_nll,
-            "planned_blocks": state.planned_blocks,
-            "planned_finetune": state.planned_finetune,
-            "rounds": state.rounds,
-            "accepted": [block.describe() for block in state.accepted],
-            "round_started": state.round_started,
-            "summaries": state.summaries,
-            "blocks": [block.describe() for block in state.blocks],
-            "fit": None,
-        }
-        if state.fit is not None:
-            description["fit"] = {
-                "block": state.fit.block,
-                # JSON has no inf
-                "counters": {
-                    k: None if v == math.inf else v for k, v in dataclasses.asdict(state.fit.counters).items()
-                },
-                "updates": [state.fit.now.updates, state.fit.good.updates],
-            }
-        checkpoint.save(self.path / STATE_FILE, STATE_KIND, tensors, description)
+        checkpoint.save(self.path / STATE_FILE, STATE_KIND, state.tensors(), state.describe())
 
     def load_state(self) -> RunState | None:
         """Reads the state; None if the run was killed before it saved one.
@@ -222,10 +121,7 @@ class RunDirectory:
             return None
         tensors, description = checkpoint.load(path, STATE_KIND)
         try:
-            accepted = _load_blocks("accepted", description.pop("accepted"), tensors)
-            blocks = _load_blocks("blocks", description.pop("blocks"), tensors)
-            fit = None if (fit := description.pop("fit")) is None else _fit_state(fit, tensors)
-            return RunState(**description, accepted=accepted, blocks=blocks, fit=fit)
+            return RunState.from_description(description, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a training state: {error}") from error
 
@@ -287,20 +183,6 @@ def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str]
     return tomli_w.dumps({**data, **config.to_mapping()}).encode()
 
 
-def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
-    """A hash of the rows of all three parts, and of the flow that training starts from."""
-    digest = hashlib.sha256()
-    if start is not None:
-        digest.update(json.dumps([block.describe() for block in start.stack]).encode())
-        for tensor in start.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy().data)
-    contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
-    for rows in (data.train, data.val, data.test, *contexts):
-        digest.update(f"{tuple(rows.shape)}".encode())
-        digest.update(rows.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def finite(value: Any) -> Any:
     """The value as JSON can hold it: NaN and inf become null."""
     if isinstance(value, float):
@@ -310,33 +192,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> list[Block]:
-    blocks = [Block.from_description(description) for description in descriptions]
-    for index, block in enumerate(blocks):
-        block.load_state_dict({name: tensors[f"{chain}.{index}.{name}"] for name in block.state_dict()})
-    return blocks
-
-
-def _named_tensors(state: RunState) -> Iterator[tuple[str, Tensor]]:
-    for chain, blocks in (("accepted", state.accepted), ("blocks", state.blocks)):
-        for index, block in enumerate(blocks):
-            for name, tensor in block.state_dict().items():
-                yield f"{chain}.{index}.{name}", tensor
-    if state.fit is not None:
-        yield "fit.best", state.fit.best
-        for moment, adam in (("now", state.fit.now), ("good", state.fit.good)):
-            for part in ("parameters", "mean", "square"):
-                yield f"fit.{moment}.{part}", getattr(adam, part)
-
-
-def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
-    counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
-    now, good = (
-        AdamState(
-            tensors[f"fit.{moment}.parameters"], tensors[f"fit.{moment}.mean"], tensors[f"fit.{moment}.square"], updates
-        )
-        for moment, updates in zip(("now", "good"), description["updates"], strict=True)
-    )
-    return FitState(description["block"], FitCounters(**counters), now, good, tensors["fit.best"])

@@ -1,38 +1,20 @@
-"""The velocity field of a flow: an MLP of position, time and context."""
+"""The velocity field that flows have by default: an MLP of position, time and context."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jkoflow.activation import Activation, parse_activation
+from jkoflow.velocity.base import Velocity
+from jkoflow.velocity.field import MLPField
 
 
-class MLPField(NamedTuple):
-    """The numbers behind an `MLPVelocity`: what the integration kernels read.
-
-    Layer 1 reads the columns x, then t (if ``time``), then context.
-    """
-
-    dim: int
-    context_dim: int
-    time: bool
-    activation: Activation
-    weights: tuple[Tensor, ...]  # [(H1, dim + time + context_dim), (H2, H1), ..., (dim, HL)]
-    biases: tuple[Tensor, ...]  # [(H1,), ..., (dim,)]
-    linear: Tensor | None  # (dim, dim) or None
-
-    @property
-    def hidden(self) -> tuple[int, ...]:
-        """Widths of the hidden layers."""
-        return tuple(w.shape[0] for w in self.weights[:-1])
-
-
-class MLPVelocity(nn.Module):
+class MLPVelocity(Velocity):
     r"""The velocity :math:`v(x, t) = \mathrm{MLP}([x, t, c]) + A x` of a neural ODE.
 
     Arguments:
@@ -129,6 +111,34 @@ class MLPVelocity(nn.Module):
             biases=tuple(layer.bias for layer in self.layers),  # type: ignore[misc]
             linear=None if self.linear is None else self.linear.weight,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, as JSON values."""
+        return {
+            "dim": self.dim,
+            "hidden": list(self.hidden),
+            "activation": str(self.activation),
+            "time": self.time,
+            "context_dim": self.context_dim,
+            "linear": self.linear is not None,
+        }
+
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiplies the last layer and the linear term by a number."""
+        for parameter in self.layers[-1].parameters():
+            parameter.mul_(factor)
+        if self.linear is not None:
+            self.linear.weight.mul_(factor)
+
+    def work(self) -> float:
+        """Returns about how many floating-point operations v and its exact divergence take at one point."""
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        first, *others = self.hidden
+        # one hidden layer: a dot product; two: one more product; deeper: d tangents
+        divergence = 0 if not others else first * others[0] if len(others) == 1 else weights * self.dim
+        # a multiply-add each, and about 20 operations for every activation and its derivative
+        return 2.0 * (weights + divergence + 10 * sum(self.hidden))
 
     def extra_repr(self) -> str:
         """Shows the arguments of the constructor."""

@@ -1,0 +1,215 @@
+"""Everything of a run that is saved and read again: where it stands, and what it has to go on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from jkoflow.block import Block
+from jkoflow.data import Dataset
+from jkoflow.errors import UserError
+from jkoflow.flow import JKOFlow
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.optimizer import AdamState
+
+RELAX_AFTER = 100
+"""Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot go on; the message tells why and what to change."""
+
+
+class RunError(UserError, ValueError):
+    """The run directory cannot be used as asked; the message is one line and tells the fix."""
+
+
+@dataclass
+class FitCounters:
+    """Where the training of a block stands, all that is not a tensor."""
+
+    iteration: int = 0
+    """Iterations done."""
+    iterations: int = 0
+    """Iterations planned; 0 before planning."""
+    validate_every: int = 0
+    """Iterations between two looks at the validation loss."""
+    best_loss: float = math.inf
+    """Smallest validation loss so far."""
+    steps_changed: int = 0
+    """Iteration at which the guard last changed the block's Runge-Kutta steps."""
+    steps_halved: bool = False
+    """Whether that change was a halving."""
+    relax_after: int = RELAX_AFTER
+    """Iterations to wait before the next halving; more after one that was exploited."""
+    stopped: bool = False
+    """Whether the guard ended the block."""
+    started: float = 0.0
+    """Seconds into the run at which the block began."""
+    deadline: float = math.inf
+    """Seconds into the run at which the block's iterations should end."""
+    iteration_seconds: float = 0.0
+    """Measured seconds of an iteration, guard and validation included, at the beginning."""
+    row_step: float = 0.0
+    """Measured seconds of one Runge-Kutta step of one row."""
+    row_carry: float = 0.0
+    """The same without the logdet."""
+    kept_rows: int = 0
+    """Training rows that go on to the next block: all of them, unless a time budget is short of that."""
+
+
+@dataclass
+class FitState:
+    """The block in training at one moment."""
+
+    block: dict[str, Any]
+    """The block's description."""
+    counters: FitCounters
+    now: AdamState
+    good: AdamState
+    """The last parameters that passed the guard."""
+    best: Tensor
+    """The parameters with the smallest validation loss, with shape (P,)."""
+
+
+@dataclass
+class RunState:
+    """Everything that a run needs to go on as if it had never been interrupted."""
+
+    settings: dict[str, Any]
+    """The run's configuration."""
+    fingerprint: str
+    """Hash of the data."""
+    elapsed: float
+    """Seconds spent so far."""
+    history_bytes: int
+    """Length of the history when the state was saved."""
+    guard_events: int
+    first_nll: float
+    """Validation NLL before the first block, in nats on standardised columns."""
+    rounds: list[dict[str, Any]]
+    """The history's records of the rounds that have ended."""
+    accepted: list[Block]
+    """The blocks of the best flow that those left; none in the first round."""
+    round_started: float
+    """Seconds into the run at which the present round began."""
+    summaries: list[dict[str, Any]]
+    """The history's records of the blocks that the present round has finished."""
+    blocks: list[Block]
+    """Those blocks."""
+    fit: FitState | None
+    """The block in training; None between blocks."""
+    planned_blocks: int | None = None
+    """Largest number of blocks that the time budget was found to be enough for; None before that, or without one."""
+    planned_finetune: float = 0.0
+    """Share of the time budget that was found best to fine-tune in; 0 before that, or without one."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns everything but the tensors, as JSON values."""
+        description: dict[str, Any] = {
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            "elapsed": self.elapsed,
+            "history_bytes": self.history_bytes,
+            "guard_events": self.guard_events,
+            "first_nll": self.first_nll,
+            "planned_blocks": self.planned_blocks,
+            "planned_finetune": self.planned_finetune,
+            "rounds": self.rounds,
+            "accepted": [block.describe() for block in self.accepted],
+            "round_started": self.round_started,
+            "summaries": self.summaries,
+            "blocks": [block.describe() for block in self.blocks],
+            "fit": None,
+        }
+        if self.fit is not None:
+            counters = dataclasses.asdict(self.fit.counters)
+            description["fit"] = {
+                "block": self.fit.block,
+                "counters": {k: None if v == math.inf else v for k, v in counters.items()},  # JSON has no inf
+                "updates": [self.fit.now.updates, self.fit.good.updates],
+            }
+        return description
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors by name."""
+        named: dict[str, Tensor] = {}
+        for chain, blocks in (("accepted", self.accepted), ("blocks", self.blocks)):
+            for index, block in enumerate(blocks):
+                named |= {f"{chain}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+        if self.fit is not None:
+            named["fit.best"] = self.fit.best
+            for moment, adam in (("now", self.fit.now), ("good", self.fit.good)):
+                named |= {f"fit.{moment}.{part}": getattr(adam, part) for part in ("parameters", "mean", "square")}
+        return named
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Builds the state from what `describe` and `tensors` returned, in this version or an earlier one.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: If something is missing, superfluous or does not fit.
+        """
+        rest = dict(description)
+        accepted = _load_blocks("accepted", rest.pop("accepted"), tensors)
+        blocks = _load_blocks("blocks", rest.pop("blocks"), tensors)
+        fit = None if (fit := rest.pop("fit")) is None else _fit_state(fit, tensors)
+        return cls(**rest, accepted=accepted, blocks=blocks, fit=fit)
+
+    def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
+        """Makes sure that the run goes on with what it began with.
+
+        Raises:
+            RunError: If the data, the flow to start from or a setting has changed.
+        """
+        if self.fingerprint != fingerprint(data, start):
+            started = "" if start is None else " (or the flow to start from)"
+            raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
+        settings = config.to_mapping()
+        different = [
+            f"{name} = {settings.get(name)} (was {self.settings.get(name)})"
+            for name in sorted(settings.keys() | self.settings.keys())
+            if settings.get(name) != self.settings.get(name)
+        ]
+        if different:
+            raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")
+
+
+def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
+    """A hash of the rows of all three parts, and of the flow that training starts from."""
+    digest = hashlib.sha256()
+    if start is not None:
+        digest.update(json.dumps([block.describe() for block in start.stack]).encode())
+        for tensor in start.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
+    for rows in (data.train, data.val, data.test, *contexts):
+        digest.update(f"{tuple(rows.shape)}".encode())
+        digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> list[Block]:
+    blocks = [Block.from_description(description) for description in descriptions]
+    for index, block in enumerate(blocks):
+        block.load_state_dict({name: tensors[f"{chain}.{index}.{name}"] for name in block.state_dict()})
+    return blocks
+
+
+def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
+    counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
+    now, good = (
+        AdamState(
+            tensors[f"fit.{moment}.parameters"], tensors[f"fit.{moment}.mean"], tensors[f"fit.{moment}.square"], updates
+        )
+        for moment, updates in zip(("now", "good"), description["updates"], strict=True)
+    )
+    return FitState(description["block"], FitCounters(**counters), now, good, tensors["fit.best"])

@@ -1,0 +1,43 @@
+"""What a block asks of its velocity, whatever the network behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from jkoflow.velocity.field import MLPField
+
+
+class Velocity(nn.Module, ABC):
+    """A velocity field v(x, t, context) that a `jkoflow.Block` can be made of, trained with and saved with.
+
+    A new kind of network derives from it and is added to `jkoflow.velocity.KINDS`, under whose name its description is
+    saved. `jkoflow.integrate` takes any callable, so nothing of this is needed for integrating alone.
+    """
+
+    dim: int
+    """Number d of features of x."""
+    context_dim: int
+    """Number c of conditioning variables; 0 without."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float | Tensor = 0.0, context: Tensor | None = None) -> Tensor:
+        """Evaluates the velocity (*, d) at positions x (*, d), times t that broadcast to (*) and context (*, c)."""
+
+    def field(self) -> MLPField | None:
+        """Returns the numbers behind the velocity for the fused kernels; None if only `forward` knows what it is."""
+        return None
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns everything but the parameters, as JSON values: `jkoflow.velocity.from_description` reads it."""
+
+    @abstractmethod
+    def scale_output(self, factor: float) -> None:
+        """Multiplies the velocity by a number, in its last layer alone; the hidden layers keep their parameters."""
+
+    @abstractmethod
+    def work(self) -> float:
+        """Returns about how many floating-point operations v and its exact divergence take at one point."""

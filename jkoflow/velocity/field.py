@@ -1,0 +1,29 @@
+"""The numbers behind a velocity that is an MLP: what the integration kernels read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from jkoflow.activation import Activation
+
+
+class MLPField(NamedTuple):
+    """The weights of v(x, t) = MLP([x, t, context]) + A x as plain tensors.
+
+    Layer 1 reads the columns x, then t (if ``time``), then context.
+    """
+
+    dim: int
+    context_dim: int
+    time: bool
+    activation: Activation
+    weights: tuple[Tensor, ...]  # [(H1, dim + time + context_dim), (H2, H1), ..., (dim, HL)]
+    biases: tuple[Tensor, ...]  # [(H1,), ..., (dim,)]
+    linear: Tensor | None  # (dim, dim) or None
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(w.shape[0] for w in self.weights[:-1])
