@@ -10,8 +10,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from jkoflow import discrete as discrete_map
+from jkoflow.former_names import accepts_former_names, attribute
 from jkoflow.ops import JKOTerms, integrate, jko_loss
-from jkoflow.schedule import refined_step_sizes
+from jkoflow.schedule import refined_jko_steps
 from jkoflow.velocity import Velocity, from_description
 
 
@@ -24,7 +25,7 @@ class Block(nn.Module):
         method: Runge-Kutta method, see `jkoflow.integrate`.
         t0: Start of the time interval.
         t1: End of the time interval.
-        step_size: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
+        jko_step: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
         movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
     Example:
@@ -35,6 +36,9 @@ class Block(nn.Module):
         True
     """
 
+    step_size = attribute("jko_step")
+
+    @accepts_former_names
     def __init__(
         self,
         velocity: Velocity,
@@ -42,7 +46,7 @@ class Block(nn.Module):
         method: str = "rk4",
         t0: float = 0.0,
         t1: float = 1.0,
-        step_size: float = math.inf,
+        jko_step: float = math.inf,
         movement: float | None = None,
     ) -> None:
         super().__init__()
@@ -51,7 +55,7 @@ class Block(nn.Module):
         self.method = method
         self.t0 = t0
         self.t1 = t1
-        self.step_size = step_size
+        self.jko_step = jko_step
         self.movement = movement
 
     def forward(
@@ -108,15 +112,15 @@ class Block(nn.Module):
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
         return self._integrate(x, context, num_steps, start, end, "none")[0]
 
-    def jko_loss(self, x: Tensor, context: Tensor | None = None, step_size: float | None = None) -> JKOTerms:
+    def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float | None = None) -> JKOTerms:
         """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`.
 
-        ``step_size`` None means the block's own.
+        ``jko_step`` None means the block's own.
         """
         return jko_loss(
             self.velocity,
             x,
-            self.step_size if step_size is None else step_size,
+            self.jko_step if jko_step is None else jko_step,
             context=context,
             t0=self.t0,
             t1=self.t1,
@@ -158,7 +162,7 @@ class Block(nn.Module):
             "method": self.method,
             "t0": self.t0,
             "t1": self.t1,
-            "step_size": None if math.isinf(self.step_size) else self.step_size,
+            "step_size": None if math.isinf(self.jko_step) else self.jko_step,
             "movement": self.movement,
         }
 
@@ -173,17 +177,16 @@ class Block(nn.Module):
             and the step size h / count; their movement is not known.
         """
         times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
-        intervals, step_sizes = itertools.pairwise(times), refined_step_sizes([self.step_size], count)
+        intervals, jko_steps = itertools.pairwise(times), refined_jko_steps([self.jko_step], count)
         steps = -(-self.num_steps // count)
         return [
-            Block(copy.deepcopy(self.velocity), steps, self.method, start, end, step_size)
-            for (start, end), step_size in zip(intervals, step_sizes, strict=True)
+            Block(copy.deepcopy(self.velocity), steps, self.method, start, end, jko_step)
+            for (start, end), jko_step in zip(intervals, jko_steps, strict=True)
         ]
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Block:
         """Builds a block with fresh parameters from what `describe` returned, in this version or an earlier one."""
-        rest = {key: value for key, value in description.items() if key != "velocity"}
-        if rest["step_size"] is None:
-            rest["step_size"] = math.inf
-        return cls(from_description(description["velocity"]), **rest)
+        rest = {key: value for key, value in description.items() if key not in ("velocity", "step_size")}
+        jko_step = math.inf if description["step_size"] is None else description["step_size"]
+        return cls(from_description(description["velocity"]), **rest, jko_step=jko_step)

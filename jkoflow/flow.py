@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from jkoflow import checkpoint, schedule
 from jkoflow.block import Block
+from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.standardize import Standardize
 
@@ -301,7 +302,8 @@ class JKOFlow(nn.Module):
             block.movement = movement
         return movements
 
-    def reparametrize(self, damping: float = 0.5, step_size_max: float = math.inf) -> JKOFlow:
+    @accepts_former_names
+    def reparametrize(self, damping: float = 0.5, jko_step_max: float = math.inf) -> JKOFlow:
         """The same flow with step sizes under which its blocks, once they are trained again, move more equally far.
 
         The map does not change: the new step sizes take effect in ``jkoflow.train(data, config, start=flow)``. Free
@@ -309,10 +311,10 @@ class JKOFlow(nn.Module):
 
         Arguments:
             damping: How far the step sizes go towards those of equal movements, greater than 0 and at most 1.
-            step_size_max: Upper bound of the new step sizes.
+            jko_step_max: Upper bound of the new step sizes.
 
         Returns:
-            A copy with the step sizes of `jkoflow.schedule.reparametrized_step_sizes`.
+            A copy with the step sizes of `jkoflow.schedule.reparametrized_jko_steps`.
 
         Raises:
             ValueError: If a block's movement is not known, or an argument is out of its range.
@@ -322,23 +324,23 @@ class JKOFlow(nn.Module):
             | https://arxiv.org/abs/2212.14424
 
         Example:
-            >>> blocks = [Block(MLPVelocity(2), step_size=1.0, movement=movement) for movement in (3.0, 1.0)]
-            >>> [block.step_size for block in JKOFlow(2, blocks).reparametrize(damping=1.0).blocks]
+            >>> blocks = [Block(MLPVelocity(2), jko_step=1.0, movement=movement) for movement in (3.0, 1.0)]
+            >>> [block.jko_step for block in JKOFlow(2, blocks).reparametrize(damping=1.0).blocks]
             [0.6666666666666666, 1.3333333333333335]
         """
         blocks = [copy.deepcopy(block) for block in self.stack]
-        penalised = [block for block in blocks if not math.isinf(block.step_size)]
+        penalised = [block for block in blocks if not math.isinf(block.jko_step)]
         movements: list[float] = []
         for index, block in enumerate(blocks):
             if block.movement is None:
                 raise ValueError(f"block {index} has no movement to go by; measure it with flow.measure_movements(x)")
-            if not math.isinf(block.step_size):
+            if not math.isinf(block.jko_step):
                 movements.append(block.movement)
-        sizes = schedule.reparametrized_step_sizes(
-            [block.step_size for block in penalised], movements, damping, step_size_max
+        sizes = schedule.reparametrized_jko_steps(
+            [block.jko_step for block in penalised], movements, damping, jko_step_max
         )
         for block, size in zip(penalised, sizes, strict=True):
-            block.step_size = size
+            block.jko_step = size
         return self.with_blocks(blocks, self.eval_num_steps)
 
     def refine(self, factor: int = 2) -> JKOFlow:
@@ -361,8 +363,8 @@ class JKOFlow(nn.Module):
             | https://arxiv.org/abs/2212.14424
 
         Example:
-            >>> flow = JKOFlow(2, [Block(MLPVelocity(2), num_steps=4, step_size=1.0)])
-            >>> [(block.t0, block.t1, block.num_steps, block.step_size) for block in flow.refine(2).blocks]
+            >>> flow = JKOFlow(2, [Block(MLPVelocity(2), num_steps=4, jko_step=1.0)])
+            >>> [(block.t0, block.t1, block.num_steps, block.jko_step) for block in flow.refine(2).blocks]
             [(0.0, 0.5, 2, 0.5), (0.5, 1.0, 2, 0.5)]
         """
         if not (isinstance(factor, int) and factor >= 1):

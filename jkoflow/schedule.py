@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def jko_step_size(block: int, first: float, growth: float, largest: float) -> float:
+def jko_step(block: int, first: float, growth: float, largest: float) -> float:
     r"""JKO step size of a block, :math:`h_k = \min(h_0 g^k, h_{max})`.
 
     Arguments:
@@ -22,15 +22,15 @@ def jko_step_size(block: int, first: float, growth: float, largest: float) -> fl
         The step size, positive.
 
     Example:
-        >>> [jko_step_size(k, 1.0, 2.0, 3.0) for k in range(3)]
+        >>> [jko_step(k, 1.0, 2.0, 3.0) for k in range(3)]
         [1.0, 2.0, 3.0]
     """
     # in logarithms: growth**block overflows for large k
     return largest if math.log(first) + block * math.log(growth) >= math.log(largest) else first * growth**block
 
 
-def reparametrized_step_sizes(
-    step_sizes: Sequence[float], movements: Sequence[float], damping: float = 1.0, largest: float = math.inf
+def reparametrized_jko_steps(
+    jko_steps: Sequence[float], movements: Sequence[float], damping: float = 1.0, largest: float = math.inf
 ) -> list[float]:
     r"""JKO step sizes under which blocks are expected to move equally far.
 
@@ -38,7 +38,7 @@ def reparametrized_step_sizes(
     cumulative movement reaches k times its mean; then :math:`t_k \leftarrow t_k + \eta\,(t'_k - t_k)`.
 
     Arguments:
-        step_sizes: Step sizes h of the penalised blocks, positive and finite.
+        jko_steps: Step sizes h of the penalised blocks, positive and finite.
         movements: Their movements S, not negative.
         damping: :math:`\eta`, the share of the way that the times go, at most 1.
         largest: Upper bound of the new step sizes.
@@ -54,13 +54,13 @@ def reparametrized_step_sizes(
         | https://arxiv.org/abs/2212.14424
 
     Example:
-        >>> reparametrized_step_sizes([1.0, 1.0], [3.0, 1.0])
+        >>> reparametrized_jko_steps([1.0, 1.0], [3.0, 1.0])
         [0.6666666666666666, 1.3333333333333335]
     """
-    if len(step_sizes) != len(movements):
-        raise ValueError(f"movements must have {len(step_sizes)} entries, one per step size, got {len(movements)}")
-    if not all(0 < h < math.inf for h in step_sizes):
-        raise ValueError(f"step_sizes must be positive and finite, got {list(step_sizes)}")
+    if len(jko_steps) != len(movements):
+        raise ValueError(f"movements must have {len(jko_steps)} entries, one per step size, got {len(movements)}")
+    if not all(0 < h < math.inf for h in jko_steps):
+        raise ValueError(f"jko_steps must be positive and finite, got {list(jko_steps)}")
     if not all(0 <= s < math.inf for s in movements):
         raise ValueError(f"movements must be finite and not negative, got {list(movements)}")
     if not 0 < damping <= 1:
@@ -69,33 +69,33 @@ def reparametrized_step_sizes(
         raise ValueError(f"largest must be positive, got {largest}")
     total = math.fsum(movements)
     if total == 0 or all(s == movements[0] for s in movements):
-        return [min(h, largest) for h in step_sizes]
-    count = len(step_sizes)
-    times = [0.0, *itertools.accumulate(step_sizes)]
+        return [min(h, largest) for h in jko_steps]
+    count = len(jko_steps)
+    times = [0.0, *itertools.accumulate(jko_steps)]
     arc = [0.0, *itertools.accumulate(movements)]
     equal = np.interp([arc[-1] * k / count for k in range(1, count)], arc, times).tolist()
     moved = [t + damping * (target - t) for t, target in zip(times[1:-1], equal, strict=True)]
     return [min(end - start, largest) for start, end in itertools.pairwise([0.0, *moved, times[-1]])]
 
 
-def refined_step_sizes(step_sizes: Sequence[float], factor: int) -> list[float]:
+def refined_jko_steps(jko_steps: Sequence[float], factor: int) -> list[float]:
     """Step sizes of blocks that are divided into ``factor`` children each: h / factor; a free block's are free."""
-    return [h / factor for h in step_sizes for _ in range(factor)]
+    return [h / factor for h in jko_steps for _ in range(factor)]
 
 
-def penalised_step_sizes(step_sizes: Sequence[float], fallback: float) -> list[float]:
+def penalised_jko_steps(jko_steps: Sequence[float], fallback: float) -> list[float]:
     """Step sizes to train a chain with: only its last block may be free (inf).
 
     A free block before the last would leave nothing to do for those after it. It gets the step size of the block before
     it, or ``fallback`` if there is none.
 
     Example:
-        >>> penalised_step_sizes([0.5, math.inf, math.inf], 1.0)
+        >>> penalised_jko_steps([0.5, math.inf, math.inf], 1.0)
         [0.5, 0.5, inf]
     """
     sizes: list[float] = []
-    for index, h in enumerate(step_sizes):
-        free = math.isinf(h) and index + 1 < len(step_sizes)
+    for index, h in enumerate(jko_steps):
+        free = math.isinf(h) and index + 1 < len(jko_steps)
         sizes.append((sizes[-1] if sizes else fallback) if free else h)
     return sizes
 

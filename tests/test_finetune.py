@@ -18,7 +18,7 @@ from oracles import random_velocity
 
 SMALL = TrainConfig(
     initial_map="none", hidden=(16, 16), max_blocks=3, iterations_per_block=60, batch_size=400, learning_rate=0.02,
-    val_rows=1000, validate_every=20, gain_tolerance=-9.0, movement_tolerance=0.0, step_size=0.3, finetune=0.5,
+    val_rows=1000, validate_every=20, gain_tolerance=-9.0, movement_tolerance=0.0, jko_step=0.3, finetune=0.5,
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def run(rows, tmp_path_factory):
 
 def blocks_of(*steps, context=0):
     return [
-        Block(random_velocity(2, linear=True, scale=0.7, seed=k, context_dim=context), n, step_size=0.5)
+        Block(random_velocity(2, linear=True, scale=0.7, seed=k, context_dim=context), n, jko_step=0.5)
         for k, n in enumerate(steps)
     ]
 

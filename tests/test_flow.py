@@ -27,7 +27,7 @@ def random_flow(
             num_steps=3,
             t0=0.25 * k,
             t1=0.25 * k + 0.6,
-            step_size=0.1 * 3**k if k < blocks - 1 else math.inf,
+            jko_step=0.1 * 3**k if k < blocks - 1 else math.inf,
         )
         for k in range(blocks)
     ]
@@ -313,7 +313,7 @@ def test_load_from_a_run_directory(tmp_path):
 
 def test_step_sizes_survive_infinity_included(tmp_path):
     random_flow().save(tmp_path / "flow")
-    assert [block.step_size for block in JKOFlow.load(tmp_path / "flow").blocks] == [0.1, 0.1 * 3, math.inf]
+    assert [block.jko_step for block in JKOFlow.load(tmp_path / "flow").blocks] == [0.1, 0.1 * 3, math.inf]
 
 
 def edited(path, edit):

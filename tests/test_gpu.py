@@ -95,13 +95,13 @@ def outputs_and_gradients(velocity, x, context, **options):
     return dict(zip(names, [*(part.detach() for part in result), *gradients], strict=True))
 
 
-def loss_and_gradients(velocity, x, context, step_size, **options):
+def loss_and_gradients(velocity, x, context, jko_step, **options):
     leaves = [x.detach().clone().requires_grad_()]
     if context is not None:
         leaves.append(context.detach().clone().requires_grad_())
     if options.get("divergence") == "hutchinson":
         options["noise"] = probe(x)
-    terms = jko_loss(velocity, leaves[0], step_size, context=leaves[1] if context is not None else None, **options)
+    terms = jko_loss(velocity, leaves[0], jko_step, context=leaves[1] if context is not None else None, **options)
     gradients = torch.autograd.grad(3 * terms.total, leaves + list(velocity.parameters()))
     names = [*terms._fields, "grad x"] + ["grad context"] * (context is not None)
     names += [f"grad {name}" for name, _ in velocity.named_parameters()]
@@ -352,13 +352,13 @@ def test_same_bits_every_time(network, precision):
 # ---- Streams, graphs, devices
 
 
-def training_step(velocity, x, step_size=0.5):
+def training_step(velocity, x, jko_step=0.5):
     """Loss and gradients as one list of tensors, by both ways of training."""
     parameters = list(velocity.parameters())
     result = integrate(velocity, x, backend="cuda", keep_path=False)
-    total = jko_terms(x, result.x, result.logdet, step_size).total
+    total = jko_terms(x, result.x, result.logdet, jko_step).total
     gradients = torch.autograd.grad(total, parameters)
-    fused = jko_loss(velocity, x, step_size, backend="cuda").total
+    fused = jko_loss(velocity, x, jko_step, backend="cuda").total
     return [total, fused, *gradients, *torch.autograd.grad(fused, parameters)]
 
 
@@ -555,7 +555,7 @@ def test_auto_takes_the_kernel_and_the_best_precision(recwarn):
 
 
 def test_an_iteration_of_training_waits_for_nothing():
-    block = Block(random_velocity(6, (64, 64), linear=True, dtype=torch.float32), step_size=0.5).to("cuda")
+    block = Block(random_velocity(6, (64, 64), linear=True, dtype=torch.float32), jko_step=0.5).to("cuda")
     adam = Adam(block.velocity, clip_norm=1.0)
     x = torch.randn(1000, 6, device="cuda")
     adam.update(block.jko_loss(x).total, 1e-3)

@@ -16,6 +16,7 @@ PACKAGE = Path(jkoflow.__file__).parent
 LAYERS = [
     "_version",
     "errors",
+    "former_names",
     "activation",
     "velocity",
     "_C",  # the compiled kernels

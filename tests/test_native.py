@@ -389,26 +389,26 @@ def test_what_the_kernels_do_not_cover_falls_back_and_is_refused_by_name():
             jkoflow.integrate(velocity, x, backend="cpu", **options)
 
 
-def loss_and_gradients(velocity, x, context, backend, step_size, **options):
+def loss_and_gradients(velocity, x, context, backend, jko_step, **options):
     leaves = [x.detach().clone().requires_grad_()]
     if context is not None:
         leaves.append(context.detach().clone().requires_grad_())
     if options.get("divergence") == "hutchinson":
         options["noise"] = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     loss = jko_loss(
-        velocity, leaves[0], step_size, context=leaves[-1] if len(leaves) > 1 else None, backend=backend, **options
+        velocity, leaves[0], jko_step, context=leaves[-1] if len(leaves) > 1 else None, backend=backend, **options
     )
     gradients = torch.autograd.grad(3 * loss.total, leaves + list(velocity.parameters()))
     return [*(term.detach() for term in loss), *gradients]
 
 
-@pytest.mark.parametrize("step_size", [0.3, float("inf")])
+@pytest.mark.parametrize("jko_step", [0.3, float("inf")])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_fused_loss_in_float64(network, step_size, divergence):
+def test_fused_loss_in_float64(network, jko_step, divergence):
     velocity, x, context = case(network, 37)
-    got = loss_and_gradients(velocity, x, context, "cpu", step_size, divergence=divergence)
-    expected = loss_and_gradients(velocity, x, context, "reference", step_size, divergence=divergence)
+    got = loss_and_gradients(velocity, x, context, "cpu", jko_step, divergence=divergence)
+    expected = loss_and_gradients(velocity, x, context, "reference", jko_step, divergence=divergence)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
@@ -459,13 +459,13 @@ def test_opcheck_of_the_loss(name):
     torch.library.opcheck(torch.ops.jkoflow.jko_loss.default, (*arguments, 0.5, True, True))
 
 
-def test_loss_refuses_double_backward_empty_batches_and_bad_step_sizes():
+def test_loss_refuses_double_backward_empty_batches_and_bad_jko_steps():
     velocity, x, _ = case(NETWORKS["two layers"], 4)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         torch.autograd.grad(jko_loss(velocity, x, 1.0).total, list(velocity.parameters()), create_graph=True)
     with pytest.raises(ValueError, match="at least one row"):
         jko_loss(velocity, x[:0], 1.0)
-    with pytest.raises(ValueError, match="step_size must be positive"):
+    with pytest.raises(ValueError, match="jko_step must be positive"):
         jko_loss(velocity, x, 0.0)
 
 

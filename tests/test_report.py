@@ -27,7 +27,7 @@ def make_flow(dim, blocks=2, seed=0, scale=1.0):
         with torch.no_grad():
             for parameter in velocity.parameters():
                 parameter.mul_(scale)
-        stack.append(Block(velocity, num_steps=2, step_size=0.5 * 2**k if k + 1 < blocks else math.inf))
+        stack.append(Block(velocity, num_steps=2, jko_step=0.5 * 2**k if k + 1 < blocks else math.inf))
     return JKOFlow(dim, stack, torch.arange(dim) * 1.0, 1 + torch.arange(dim) * 0.5, eval_num_steps=4)
 
 

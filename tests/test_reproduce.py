@@ -68,7 +68,7 @@ def test_every_file_is_a_whole_experiment(name):
 
 def test_step_sizes_of_the_two_dimensional_sets_are_the_authors():
     config = TrainConfig.from_mapping(experiments.load("rose").settings)
-    sizes = [min(config.step_size * config.step_size_growth**k, config.step_size_max) for k in range(config.max_blocks)]
+    sizes = [min(config.jko_step * config.jko_step_growth**k, config.jko_step_max) for k in range(config.max_blocks)]
     np.testing.assert_allclose(sizes, [0.25, 0.35, 0.49, 0.69, 0.96, 1.34, 1.88, 2.64], atol=0.006)
 
 
@@ -87,7 +87,7 @@ def test_a_shape_from_start_to_comparison(tmp_path, small, monkeypatch):
     config = tomllib.loads((run / "config.toml").read_text())
     assert config["data"] == "rose:600"
     assert (config["hidden"], config["seed"]) == ([8], 3)  # file, flag
-    assert (config["activation"], config["step_size"]) == ("softplus(20)", 0.25)  # the experiment's
+    assert (config["activation"], config["jko_step"]) == ("softplus(20)", 0.25)  # the experiment's
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["experiment"] == "rose"
     assert metrics["paper_nll"] == 2.64

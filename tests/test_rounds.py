@@ -19,7 +19,7 @@ from oracles import random_velocity
 
 SMALL = TrainConfig(
     initial_map="none", hidden=(16, 16), max_blocks=4, iterations_per_block=80, batch_size=400, learning_rate=0.02,
-    val_rows=1000, validate_every=20, gain_tolerance=-9.0, movement_tolerance=0.0, free_block=False, step_size=0.3,
+    val_rows=1000, validate_every=20, gain_tolerance=-9.0, movement_tolerance=0.0, free_block=False, jko_step=0.3,
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def base(rows):
 def random_flow(num_steps=4, **options):
     blocks = [
         Block(
-            random_velocity(2, linear=True, scale=0.9, seed=k), num_steps, t0=0.5 * k, t1=0.5 * k + 0.8, step_size=h,
+            random_velocity(2, linear=True, scale=0.9, seed=k), num_steps, t0=0.5 * k, t1=0.5 * k + 0.8, jko_step=h,
             movement=0.5**k,
         )
         for k, h in enumerate((0.5, 1.0, math.inf))
@@ -103,10 +103,10 @@ def test_refined_flow_is_the_same_map_to_the_integrators_error_where_they_do_not
     assert errors[1] / errors[2] > 8
 
 
-def test_children_take_parts_of_interval_and_step_size():
+def test_children_take_parts_of_interval_and_jko_step():
     flow = random_flow()
     children = flow.refine(2).stack
-    assert [block.step_size for block in children] == [0.25, 0.25, 0.5, 0.5, math.inf, math.inf]
+    assert [block.jko_step for block in children] == [0.25, 0.25, 0.5, 0.5, math.inf, math.inf]
     assert [(c.t0, c.t1) for c in children[2:4]] == [(0.5, 0.9), (0.9, 1.3)]
     assert all(block.movement is None for block in children)
     children[0].velocity.layers[0].weight.data.zero_()
@@ -125,10 +125,10 @@ def test_reparametrised_flow_is_the_same_map():
     new = flow.reparametrize(damping=1.0)
     assert same(flow, new)
     assert torch.equal(flow.log_prob(x), new.log_prob(x))
-    assert [block.step_size for block in new.blocks] == pytest.approx([0.375, 1.125, math.inf])  # of movements 1, 1/2
-    assert [block.step_size for block in flow.blocks] == [0.5, 1.0, math.inf]
-    assert [block.step_size for block in flow.reparametrize(1.0, 1.1).blocks][1] == 1.1
-    halfway = [block.step_size for block in flow.reparametrize(0.5).blocks]
+    assert [block.jko_step for block in new.blocks] == pytest.approx([0.375, 1.125, math.inf])  # of movements 1, 1/2
+    assert [block.jko_step for block in flow.blocks] == [0.5, 1.0, math.inf]
+    assert [block.jko_step for block in flow.reparametrize(1.0, 1.1).blocks][1] == 1.1
+    halfway = [block.jko_step for block in flow.reparametrize(0.5).blocks]
     assert halfway == pytest.approx([0.4375, 1.0625, math.inf])
 
 
@@ -243,7 +243,7 @@ def test_a_round_that_makes_it_worse_is_undone(base, rows, tmp_path, monkeypatch
         ("start", True), ("retrain", False), ("reparametrize", False), ("refine", False)
     ]  # fmt: skip
     assert same(flow, base)
-    assert [block.step_size for block in flow.blocks] == [block.step_size for block in base.blocks]
+    assert [block.jko_step for block in flow.blocks] == [block.jko_step for block in base.blocks]
     assert len(listener.messages) == 3
     assert "round 2 (retrain) ended at a validation NLL of" in listener.messages[0]
     assert "undone" in listener.messages[0]
@@ -266,7 +266,7 @@ def test_a_resumed_run_from_a_flow_wants_the_same_flow(base, rows, tmp_path):
 
 def test_a_free_block_among_children_is_trained_with_a_penalty():
     blocks = rounds.warm_blocks(rounds.REFINE, random_flow(), dataclasses.replace(SMALL, refine=2))
-    assert [block.step_size for block in blocks] == [0.25, 0.25, 0.5, 0.5, 0.5, math.inf]
+    assert [block.jko_step for block in blocks] == [0.25, 0.25, 0.5, 0.5, 0.5, math.inf]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from jkoflow.schedule import (
     evaluation_seconds,
     has_converged,
     iterations_within,
-    jko_step_size,
+    jko_step,
     learning_rate,
     peak_learning_rate,
-    penalised_step_sizes,
-    refined_step_sizes,
+    penalised_jko_steps,
+    refined_jko_steps,
     relative_spread,
-    reparametrized_step_sizes,
+    reparametrized_jko_steps,
     seconds_for_block,
 )
 
@@ -27,16 +27,16 @@ positive = st.floats(1e-3, 1e3)
 
 
 def test_step_sizes_grow_until_the_largest():
-    assert [jko_step_size(k, 0.5, 2.0, 3.0) for k in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0])
-    assert jko_step_size(7, 0.5, 1.0, 3.0) == 0.5
+    assert [jko_step(k, 0.5, 2.0, 3.0) for k in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0])
+    assert jko_step(7, 0.5, 1.0, 3.0) == 0.5
 
 
 @given(st.integers(0, 10**6), positive, st.floats(1, 10), st.floats(1, 10))
 def test_step_sizes_stay_between_first_and_largest(block, first, growth, factor):
     largest = first * factor
-    h = jko_step_size(block, first, growth, largest)
+    h = jko_step(block, first, growth, largest)
     assert first * (1 - 1e-12) <= h <= largest * (1 + 1e-12)
-    assert h <= jko_step_size(block + 1, first, growth, largest) * (1 + 1e-12)
+    assert h <= jko_step(block + 1, first, growth, largest) * (1 + 1e-12)
 
 
 def test_chain_goes_on_while_blocks_move_and_gain():
@@ -132,52 +132,52 @@ chains = st.lists(st.tuples(positive, positive), min_size=1, max_size=8)
 
 
 @given(st.lists(positive, min_size=1, max_size=8), st.floats(0, 100), st.floats(0.01, 1))
-def test_equal_movements_change_nothing(step_sizes, movement, damping):
-    assert reparametrized_step_sizes(step_sizes, [movement] * len(step_sizes), damping) == step_sizes
+def test_equal_movements_change_nothing(jko_steps, movement, damping):
+    assert reparametrized_jko_steps(jko_steps, [movement] * len(jko_steps), damping) == jko_steps
 
 
 @given(st.lists(positive, min_size=2, max_size=8), st.floats(0.01, 1))
-def test_nearly_equal_movements_change_next_to_nothing(step_sizes, damping):
-    movements = [1 + 1e-9 * k for k in range(len(step_sizes))]
-    assert reparametrized_step_sizes(step_sizes, movements, damping) == pytest.approx(step_sizes, rel=0, abs=1e-4)
+def test_nearly_equal_movements_change_next_to_nothing(jko_steps, damping):
+    movements = [1 + 1e-9 * k for k in range(len(jko_steps))]
+    assert reparametrized_jko_steps(jko_steps, movements, damping) == pytest.approx(jko_steps, rel=0, abs=1e-4)
 
 
 @given(chains)
 def test_blocks_would_move_equally_far_if_the_speed_were_that_of_before(chain):
-    step_sizes, movements = ([pair[k] for pair in chain] for k in (0, 1))
-    new = reparametrized_step_sizes(step_sizes, movements)
+    jko_steps, movements = ([pair[k] for pair in chain] for k in (0, 1))
+    new = reparametrized_jko_steps(jko_steps, movements)
     assert min(new) > 0
-    assert sum(new) == pytest.approx(sum(step_sizes), rel=1e-9)
-    times, arc = [0, *accumulate(step_sizes)], [0, *accumulate(movements)]
+    assert sum(new) == pytest.approx(sum(jko_steps), rel=1e-9)
+    times, arc = [0, *accumulate(jko_steps)], [0, *accumulate(movements)]
     moved = np.diff(np.interp([0, *accumulate(new)], times, arc))
     assert moved == pytest.approx(np.full(len(new), sum(movements) / len(new)), rel=1e-6)
 
 
 @given(chains, st.floats(0.01, 1))
 def test_damping_goes_a_part_of_the_way(chain, damping):
-    step_sizes, movements = ([pair[k] for pair in chain] for k in (0, 1))
-    full = reparametrized_step_sizes(step_sizes, movements)
-    part = reparametrized_step_sizes(step_sizes, movements, damping)
-    expected = [h + damping * (target - h) for h, target in zip(step_sizes, full, strict=True)]
+    jko_steps, movements = ([pair[k] for pair in chain] for k in (0, 1))
+    full = reparametrized_jko_steps(jko_steps, movements)
+    part = reparametrized_jko_steps(jko_steps, movements, damping)
+    expected = [h + damping * (target - h) for h, target in zip(jko_steps, full, strict=True)]
     assert part == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_a_block_that_moves_nothing_is_absorbed():
-    new = reparametrized_step_sizes([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0])
+    new = reparametrized_jko_steps([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0])
     assert new == pytest.approx([0.75, 0.75, 1.75, 0.75])
-    assert reparametrized_step_sizes([1.0, 2.0], [0.0, 0.0]) == [1.0, 2.0]
+    assert reparametrized_jko_steps([1.0, 2.0], [0.0, 0.0]) == [1.0, 2.0]
 
 
 def test_new_step_sizes_are_bounded():
-    assert reparametrized_step_sizes([1.0, 1.0], [3.0, 1.0], largest=1.0) == pytest.approx([2 / 3, 1.0])
-    assert reparametrized_step_sizes([1.0, 1.0], [1.0, 1.0], largest=0.5) == [0.5, 0.5]
+    assert reparametrized_jko_steps([1.0, 1.0], [3.0, 1.0], largest=1.0) == pytest.approx([2 / 3, 1.0])
+    assert reparametrized_jko_steps([1.0, 1.0], [1.0, 1.0], largest=0.5) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (([1.0], [1.0, 2.0]), "movements must have 1 entries"),
-        (([1.0, math.inf], [1.0, 2.0]), "step_sizes must be positive and finite"),
+        (([1.0, math.inf], [1.0, 2.0]), "jko_steps must be positive and finite"),
         (([1.0, 1.0], [1.0, math.nan]), "movements must be finite and not negative"),
         (([1.0, 1.0], [1.0, -2.0]), "movements must be finite and not negative"),
         (([1.0, 1.0], [1.0, 2.0], 0.0), "damping must be greater than 0 and at most 1, got 0.0"),
@@ -187,17 +187,17 @@ def test_new_step_sizes_are_bounded():
 )
 def test_reparametrisation_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        reparametrized_step_sizes(*arguments)
+        reparametrized_jko_steps(*arguments)
 
 
-def test_children_share_their_parents_step_size():
-    assert refined_step_sizes([1.0, 3.0, math.inf], 2) == [0.5, 0.5, 1.5, 1.5, math.inf, math.inf]
+def test_children_share_their_parents_jko_step():
+    assert refined_jko_steps([1.0, 3.0, math.inf], 2) == [0.5, 0.5, 1.5, 1.5, math.inf, math.inf]
 
 
 def test_only_the_last_block_is_trained_free():
-    assert penalised_step_sizes([1.0, math.inf, math.inf], 9.0) == [1.0, 1.0, math.inf]
-    assert penalised_step_sizes([math.inf, 2.0, math.inf, 3.0], 9.0) == [9.0, 2.0, 2.0, 3.0]
-    assert penalised_step_sizes([], 9.0) == []
+    assert penalised_jko_steps([1.0, math.inf, math.inf], 9.0) == [1.0, 1.0, math.inf]
+    assert penalised_jko_steps([math.inf, 2.0, math.inf, 3.0], 9.0) == [9.0, 2.0, 2.0, 3.0]
+    assert penalised_jko_steps([], 9.0) == []
 
 
 def test_spread_is_relative():

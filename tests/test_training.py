@@ -143,13 +143,13 @@ def test_a_block_is_never_worse_than_its_absence():
 
 def test_step_sizes_grow_and_the_last_block_is_free(tmp_path):
     config = dataclasses.replace(
-        TINY, max_blocks=4, step_size=0.5, step_size_growth=2, step_size_max=1.5, gain_tolerance=-9.0,
+        TINY, max_blocks=4, jko_step=0.5, jko_step_growth=2, jko_step_max=1.5, gain_tolerance=-9.0,
         movement_tolerance=0.0,
     )  # fmt: skip
     recorder = Recorder()
     flow = train(torch.randn(500, 2).exp(), config, run_dir=tmp_path / "run", progress=recorder)
     assert [end["step_size"] for end in recorder.ends] == [0.5, 1.0, 1.5, None]
-    assert [block.step_size for block in flow.blocks] == [0.5, 1.0, 1.5, math.inf]
+    assert [block.jko_step for block in flow.blocks] == [0.5, 1.0, 1.5, math.inf]
     assert history(tmp_path / "run", "block") == recorder.ends
     iterations = history(tmp_path / "run", "iteration")
     assert all(line["movement"] == 0 for line in iterations if line["block"] == 3)
@@ -160,13 +160,13 @@ def test_chain_ends_early_when_blocks_gain_nothing():
     config = dataclasses.replace(TINY, max_blocks=6, gain_tolerance=100.0)
     recorder = Recorder()
     train(torch.randn(500, 2), config, progress=recorder)
-    assert [end["step_size"] for end in recorder.ends] == [config.step_size, None]  # then the free block
+    assert [end["step_size"] for end in recorder.ends] == [config.jko_step, None]  # then the free block
     recorder = Recorder()
     train(torch.randn(500, 2), dataclasses.replace(config, free_block=False), progress=recorder)
-    assert [end["step_size"] for end in recorder.ends] == [config.step_size]
+    assert [end["step_size"] for end in recorder.ends] == [config.jko_step]
 
 
-def test_without_a_free_block_every_block_has_a_step_size():
+def test_without_a_free_block_every_block_has_a_jko_step():
     config = dataclasses.replace(TINY, free_block=False, gain_tolerance=-9.0, movement_tolerance=0.0)
     recorder = Recorder()
     train(torch.randn(500, 2), config, progress=recorder)
@@ -179,7 +179,7 @@ def test_blocks_start_from_the_last_ones_parameters(tmp_path):
     rows = split_rows(torch.randn(800, 2).exp())
     flow = train(rows, config, run_dir=tmp_path / "run")
     samples = pushed_by(flow, rows, config, blocks=1)
-    warm = Block(flow.blocks[0].velocity, flow.blocks[0].num_steps, step_size=flow.blocks[1].step_size)
+    warm = Block(flow.blocks[0].velocity, flow.blocks[0].num_steps, jko_step=flow.blocks[1].jko_step)
     batch = Batches(samples.train, config.batch_size, config.seed, 1)(0)
     first = next(line for line in history(tmp_path / "run", "iteration") if line["block"] == 1)
     assert first["iteration"] == 0
@@ -384,7 +384,7 @@ def test_the_guard_allows_many_columns_more():
     acted = []
     for dim in (10, 40):
         velocity = MLPVelocity(dim, hidden=(8,), linear=True)
-        block = Block(velocity, 1, step_size=0.5)
+        block = Block(velocity, 1, jko_step=0.5)
         block.velocity.scale_output(0.0)
         with torch.no_grad():
             velocity.linear.weight.copy_(-0.8 * torch.eye(dim))
@@ -395,7 +395,7 @@ def test_the_guard_allows_many_columns_more():
             config = dataclasses.replace(TINY, guard_nll=factor * difference * 10 / dim, guard_round_trip=1e9)
             hooks = FitHooks(lambda: 0.0, lambda event: None, lambda fit: None, None, Silent())
             counters = FitCounters(iterations=30, iteration=5)
-            fit = BlockFit(0, Block(velocity, 1, step_size=0.5), samples, config, hooks, counters)
+            fit = BlockFit(0, Block(velocity, 1, jko_step=0.5), samples, config, hooks, counters)
             fit._look(last=True)
             acted.append(fit.block.num_steps > 1)
     assert acted == [True, False, True, False]
@@ -444,7 +444,7 @@ def make_fit(recorded=None, share=None, elapsed=lambda: 0.0, **settings):
     hooks = FitHooks(
         elapsed, (lambda event: None) if recorded is None else recorded.append, lambda fit: None, share, Silent()
     )
-    block = Block(velocity, config.num_steps, step_size=0.5)
+    block = Block(velocity, config.num_steps, jko_step=0.5)
     return BlockFit(0, block, samples, config, hooks, FitCounters(iterations=30))
 
 
@@ -792,9 +792,9 @@ def test_an_unknown_device_is_refused():
         ({"method": "rk5"}, "method must be one of"),
         ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
         ({"learning_rate": math.nan}, "learning_rate must be positive and finite, got nan"),
-        ({"step_size": math.inf}, "step_size must be positive and finite"),
-        ({"step_size": 2.0, "step_size_max": 1.0}, "step_size_max must be at least 2.0, got 1.0"),
-        ({"step_size_growth": 0.5}, "step_size_growth must be at least 1"),
+        ({"jko_step": math.inf}, "jko_step must be positive and finite"),
+        ({"jko_step": 2.0, "jko_step_max": 1.0}, "jko_step_max must be at least 2.0, got 1.0"),
+        ({"jko_step_growth": 0.5}, "jko_step_growth must be at least 1"),
         ({"beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
         ({"seed": -1}, "seed must not be negative"),
         ({"gain_tolerance": math.nan}, "gain_tolerance must be a number"),

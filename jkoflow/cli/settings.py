@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.errors import UserError
+from jkoflow.former_names import under_present_names
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.run_directory import CONFIG_FILE, RunDirectory
 from jkoflow.training.state import RunError
@@ -62,7 +63,7 @@ def given(file: Path | None, flags: Mapping[str, Any], context_columns: str | No
         raise ConfigError(f"--context-columns must name columns, separated by commas, got {context_columns!r}")
     if file is None:
         return Given(dict(flags), context_columns=columns)
-    values = _read_toml(file, ConfigError)
+    values = _read_settings(file)
     columns = columns or _pop_columns(values, file, ConfigError)
     source = values.pop("data", None)
     if source is not None and not isinstance(source, str):
@@ -151,6 +152,16 @@ def read_run(run: Path) -> tuple[Source, TrainConfig]:
         return Source(source, columns), TrainConfig.from_mapping(values)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Reads a TOML file of settings, under today's names."""
+    try:
+        return under_present_names(_read_toml(file, ConfigError))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{error} ({file})") from error
 
 
 def _pop_columns(values: dict[str, Any], path: Path, kind: type[ValueError]) -> tuple[str, ...]:

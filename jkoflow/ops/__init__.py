@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import native, operators, reference
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
@@ -117,10 +118,11 @@ def integrate(
     return Integrated(end, logdet, path if keep_path else None)
 
 
+@accepts_former_names
 def jko_loss(
     velocity: Callable[..., Tensor],
     x: Tensor,
-    step_size: float,
+    jko_step: float,
     *,
     context: Tensor | None = None,
     t0: float = 0.0,
@@ -142,7 +144,7 @@ def jko_loss(
     Arguments:
         velocity: As in `integrate`.
         x: Pushed samples, with shape (B, d), B at least 1.
-        step_size: JKO step size h, positive; ``inf`` means no penalty.
+        jko_step: JKO step size h, positive; ``inf`` means no penalty.
         context: As in `integrate`, like the rest.
         t0: Start time.
         t1: End time.
@@ -167,7 +169,7 @@ def jko_loss(
 
     Example:
         >>> velocity = jkoflow.MLPVelocity(2)
-        >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), step_size=1.0).total.backward()
+        >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), jko_step=1.0).total.backward()
     """
     field = _field(velocity)
     _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
@@ -175,12 +177,12 @@ def jko_loss(
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
-    if not step_size > 0:
-        raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
+    if not jko_step > 0:
+        raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
     kernel = _use_kernel(field, x, divergence, noise, backend, precision)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
         settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
-        return operators.jko_loss_mlp(field, x, context, noise, settings, step_size)
+        return operators.jko_loss_mlp(field, x, context, noise, settings, jko_step)
     end, logdet, _ = integrate(
         velocity,
         x,
@@ -195,7 +197,7 @@ def jko_loss(
         precision=precision,
         keep_path=False,
     )
-    return jko_terms(x, end, logdet, step_size)
+    return jko_terms(x, end, logdet, jko_step)
 
 
 def _use_kernel(

@@ -170,7 +170,7 @@ def jko_loss(
     network: Network,
     noise: Tensor | None,
     settings: Settings,
-    step_size: float,
+    jko_step: float,
     x_wanted: bool,
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -179,7 +179,7 @@ def jko_loss(
     problem = _describe(x, context, network, noise, settings)
     terms = torch.empty(3, dtype=torch.float64, device=x.device)
     loss = _C.JkoLoss()
-    loss.step_size, loss.terms = step_size, _address(terms)
+    loss.step_size, loss.terms = jko_step, _address(terms)
     adjoint = _C.Adjoint()
     x_grad = dense_like(x) if x_wanted else None
     context_grad = None if context is None else dense_like(context)

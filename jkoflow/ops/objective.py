@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from jkoflow.former_names import accepts_former_names
+
 
 class JKOTerms(NamedTuple):
     """Means over a batch, each a tensor without axes; `total` is what a block minimises."""
@@ -21,7 +23,8 @@ class JKOTerms(NamedTuple):
     """The proximal penalty, mean of abs(y - x)^2 / (2 h); zero in a free block."""
 
 
-def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, step_size: float) -> JKOTerms:
+@accepts_former_names
+def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, jko_step: float) -> JKOTerms:
     r"""The JKO objective of a map that carries x to y.
 
     .. math:: E\left[ \tfrac{1}{2} |y|^2 - \mathrm{logdet} + \tfrac{1}{2h} |y - x|^2 \right]
@@ -33,7 +36,7 @@ def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, step_size: float) -> JKOTerm
         x: Where the block's samples start, with shape (B, d).
         y: Where they end, with shape (B, d).
         logdet: Log abs det of the map's Jacobian, with shape (B,).
-        step_size: JKO step size h, positive; ``inf`` means no penalty.
+        jko_step: JKO step size h, positive; ``inf`` means no penalty.
 
     Returns:
         The terms, in nats per sample.
@@ -47,14 +50,14 @@ def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, step_size: float) -> JKOTerm
 
     Example:
         >>> x = torch.ones(4, 2)
-        >>> jko_terms(x, 2 * x, torch.zeros(4), step_size=0.5).movement
+        >>> jko_terms(x, 2 * x, torch.zeros(4), jko_step=0.5).movement
         tensor(2.)
     """
-    if not step_size > 0:
-        raise ValueError(f"step_size must be positive (inf for a free block), got {step_size}")
+    if not jko_step > 0:
+        raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
     potential = 0.5 * y.square().sum(1).mean()
     divergence = -logdet.mean()
-    if math.isinf(step_size):  # 0 * (y - x) would turn an overflow into NaN
+    if math.isinf(jko_step):  # 0 * (y - x) would turn an overflow into NaN
         return JKOTerms(potential + divergence, potential, divergence, potential.new_zeros(()))
-    movement = (y - x).square().sum(1).mean() / (2 * step_size)
+    movement = (y - x).square().sum(1).mean() / (2 * jko_step)
     return JKOTerms(potential + divergence + movement, potential, divergence, movement)

@@ -43,12 +43,12 @@ def integrate_mlp(
 
 
 def jko_loss_mlp(
-    field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, step_size: float
+    field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, jko_step: float
 ) -> JKOTerms:
     """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
     slots = _slots_of(field)
     total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
-        x, context, *slots, noise, _encode(settings), float(step_size), x.requires_grad, _any_needs_gradient(slots)
+        x, context, *slots, noise, _encode(settings), float(jko_step), x.requires_grad, _any_needs_gradient(slots)
     )
     return JKOTerms(total, *terms.unbind())
 
@@ -224,7 +224,7 @@ _register_autograd("integrate_backward", lambda ctx, inputs, output: None, _refu
 
 
 _LIBRARY.define(
-    f"jko_loss(Tensor x, {_ARGUMENTS}, float step_size, bool x_wanted, bool parameters_wanted) "
+    f"jko_loss(Tensor x, {_ARGUMENTS}, float jko_step, bool x_wanted, bool parameters_wanted) "
     f"-> (Tensor total, Tensor terms, {_GRADIENTS})"
 )
 
@@ -232,9 +232,9 @@ _LIBRARY.define(
 @torch.library.impl(_LIBRARY, "jko_loss", "CPU")
 @torch.library.impl(_LIBRARY, "jko_loss", "CUDA")
 def _jko_loss_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    x, context, network, noise, settings, (step_size, x_wanted, parameters_wanted) = _unpack(arguments)
+    x, context, network, noise, settings, (jko_step, x_wanted, parameters_wanted) = _unpack(arguments)
     terms, x_grad, context_grad, gradient = native.jko_loss(
-        x, context, network, noise, settings, step_size, x_wanted, parameters_wanted
+        x, context, network, noise, settings, jko_step, x_wanted, parameters_wanted
     )
     return terms.sum(dtype=x.dtype), terms.to(x.dtype, copy=True), *_pack(x, x_grad, context_grad, gradient)
 

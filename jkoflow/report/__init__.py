@@ -233,16 +233,16 @@ def _training(run: Results) -> str:
         "Each block starts from what the blocks before it left, so its potential does too."
         + (" Red triangles: the integrator guard stepped in." if guards else ""),
     )
-    step_sizes = [cast(Block, block).step_size for block in run.flow.blocks]
+    jko_steps = [cast(Block, block).jko_step for block in run.flow.blocks]
     bars = page.figure(
-        training_figures.blocks_figure(run.metrics["movements"], step_sizes),
+        training_figures.blocks_figure(run.metrics["movements"], jko_steps),
         "Bars: movement and JKO step size of every block.",
         "Movement is the root mean squared distance the training rows travel in a block. A free block has no "
         "penalty (h = ∞).",
     )
     head = ("block", "step size h", "steps", "iterations", "movement", "validation NLL (nats)", "time")
     rows = [
-        _block_row(k + 1, step_sizes[k], cast(Block, run.flow.blocks[k]).num_steps, movement, ends.get(k, {}))
+        _block_row(k + 1, jko_steps[k], cast(Block, run.flow.blocks[k]).num_steps, movement, ends.get(k, {}))
         for k, movement in enumerate(run.metrics["movements"])
     ]
     rows += [_block_row("all, together", math.inf, r.get("num_steps"), r.get("movement"), r) for r in tuned]
@@ -264,12 +264,12 @@ def _training(run: Results) -> str:
 
 
 def _block_row(
-    name: int | str, step_size: float, steps: int | None, movement: float | None, end: Mapping[str, Any]
+    name: int | str, jko_step: float, steps: int | None, movement: float | None, end: Mapping[str, Any]
 ) -> tuple[object, ...]:
     """What is known of a block: from the flow, and from the record of its training if there is one."""
     return (
         name,
-        "∞ (free)" if math.isinf(step_size) else page.number(step_size),
+        "∞ (free)" if math.isinf(jko_step) else page.number(jko_step),
         page.number(steps),
         page.number(end.get("iterations")),
         page.number(movement),

@@ -96,12 +96,12 @@ def training_figure(history: Records) -> Figure:
     return figure
 
 
-def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Figure:
+def blocks_figure(movements: Sequence[float], jko_steps: Sequence[float]) -> Figure:
     """Draws the movement (arc length) and the JKO step size of every block as bars.
 
     Arguments:
         movements: Movement of each block in standardised units.
-        step_sizes: JKO step size of each block; ``inf`` marks a free block.
+        jko_steps: JKO step size of each block; ``inf`` marks a free block.
 
     Returns:
         A figure of two panels.
@@ -110,11 +110,11 @@ def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Fi
     left, right = figure.subplots(1, 2)
     blocks = np.arange(1, len(movements) + 1)
     left.bar(blocks, movements, color=DATA, width=0.62)
-    finite = [h for h in step_sizes if math.isfinite(h)]
+    finite = [h for h in jko_steps if math.isfinite(h)]
     right.bar(
-        np.arange(1, len(step_sizes) + 1), [h if math.isfinite(h) else 0 for h in step_sizes], color=MODEL, width=0.62
+        np.arange(1, len(jko_steps) + 1), [h if math.isfinite(h) else 0 for h in jko_steps], color=MODEL, width=0.62
     )
-    for k, h in enumerate(step_sizes):
+    for k, h in enumerate(jko_steps):
         if not math.isfinite(h):
             right.text(k + 1, 0.03 * max(finite, default=1.0), "free", ha="center", fontsize=8, color=MUTED)
     right.set_ylim(0, 1.1 * max(finite, default=1.0))
@@ -124,7 +124,7 @@ def blocks_figure(movements: Sequence[float], step_sizes: Sequence[float]) -> Fi
         ax.set_axisbelow(True)
         ax.set_title(title, fontsize=10, color=INK)
         ax.set_xlabel("block", fontsize=9, color=MUTED)
-        ax.set_xlim(0.4, max(len(step_sizes), 1) + 0.6)
+        ax.set_xlim(0.4, max(len(jko_steps), 1) + 0.6)
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -148,8 +148,8 @@ def rounds_figure(rounds: Records) -> Figure:
         name = f"{int(record['round']) + 1}: {record['kind']}" + ("" if record["kept"] else " (undone)")
         axes[0, column].set_title(name, fontsize=9, color=INK)
         axes[1, column].set_xlabel("block", fontsize=9, color=MUTED)
-        for block, step_size in zip(blocks, record["step_sizes"], strict=True):
-            if step_size is None:
+        for block, jko_step in zip(blocks, record["step_sizes"], strict=True):
+            if jko_step is None:
                 axes[1, column].text(block, 0, "free", ha="center", va="bottom", fontsize=8, color=MUTED)
         for ax in axes[:, column]:
             dress_axes(ax)

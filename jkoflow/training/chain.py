@@ -23,7 +23,7 @@ class Chain:
         proportions: Runge-Kutta steps of each that are to be kept in proportion; those of the blocks if None.
     """
 
-    step_size = math.inf
+    jko_step = math.inf
 
     def __init__(self, blocks: Sequence[Block], proportions: Sequence[int] | None = None) -> None:
         self.blocks = list(blocks)
@@ -71,7 +71,7 @@ class Chain:
             x, logdet = block(x, context)
             divergence = divergence - logdet.mean()
         # the penalty of the last block's own step size is not part of it
-        terms = last.jko_loss(x, context, self.step_size)
+        terms = last.jko_loss(x, context, self.jko_step)
         # gradients flow through the total alone
         return JKOTerms(terms.total + divergence, terms.potential, terms.divergence + divergence, terms.movement)
 

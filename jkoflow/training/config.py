@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from jkoflow.activation import parse_activation
+from jkoflow.former_names import accepts_former_names, attribute, under_present_names
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 
@@ -36,11 +37,11 @@ class TrainConfig:
         max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget fewer if it
             is too short for so many (`jkoflow.schedule.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
-        step_size: JKO step size h of the first block.
-        step_size_growth: Factor from one block's step size to the next one's.
-        step_size_max: Upper bound of the step sizes.
+        jko_step: JKO step size h of the first block.
+        jko_step_growth: Factor from one block's step size to the next one's.
+        jko_step_max: Upper bound of the step sizes.
         reparam_rounds: Rounds of reparametrisation after the first training: the step sizes are changed towards equal
-            movements, with ``step_size_max`` as their bound, and all blocks are trained again from where they are.
+            movements, with ``jko_step_max`` as their bound, and all blocks are trained again from where they are.
         reparam_damping: How far a round takes the step sizes towards those of equal movements, at most 1.
         refine: Number of blocks that every block is divided into at the end, each then trained again with its share of
             the step size; 1 means none. A round that leaves the validation NLL no better is undone.
@@ -91,9 +92,9 @@ class TrainConfig:
     num_steps: int = 1
     max_blocks: int | None = None
     free_block: bool = True
-    step_size: float = 0.5
-    step_size_growth: float = 1.5
-    step_size_max: float = 5.0
+    jko_step: float = 0.5
+    jko_step_growth: float = 1.5
+    jko_step_max: float = 5.0
     reparam_rounds: int = 0
     reparam_damping: float = 0.5
     refine: int = 1
@@ -137,7 +138,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_blocks is not None and self.max_blocks < 1:
             raise ValueError(f"max_blocks must be at least 1, got {self.max_blocks}")
-        for name in ("step_size", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
+        for name in ("jko_step", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -152,7 +153,7 @@ class TrainConfig:
         if self.finetune is not None and not 0 <= self.finetune < 1:
             raise ValueError(f"finetune must be at least 0 and less than 1, got {self.finetune}")
         for name, least in (
-            ("step_size_growth", 1), ("step_size_max", self.step_size), ("max_num_steps", self.num_steps)
+            ("jko_step_growth", 1), ("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps)
         ):  # fmt: skip
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -160,6 +161,10 @@ class TrainConfig:
             raise ValueError("gain_tolerance must be a number, got nan")
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ValueError(f"time_budget must be positive and finite, or None, got {self.time_budget}")
+
+    step_size = attribute("jko_step")
+    step_size_growth = attribute("jko_step_growth")
+    step_size_max = attribute("jko_step_max")
 
     @property
     def most_blocks(self) -> int:
@@ -173,6 +178,7 @@ class TrainConfig:
         Raises:
             ValueError: If a name is unknown or a value has the wrong type or is out of range.
         """
+        settings = under_present_names(settings)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in known:
@@ -184,6 +190,9 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         values["hidden"] = list(self.hidden)
         return {name: value for name, value in values.items() if value is not None}
+
+
+TrainConfig.__init__ = accepts_former_names(TrainConfig.__init__)
 
 
 def _check_type(name: str, annotation: Any, value: Any) -> None:

@@ -163,7 +163,7 @@ class BlockFit:
     def _validate(self) -> tuple[float, float]:
         """JKO loss of the validation rows and NLL of the flow with this block, at twice the Runge-Kutta steps."""
         y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
-        terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.step_size)
+        terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.jko_step)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
         return loss, nll + gaussian_constant(y)

@@ -65,16 +65,16 @@ def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainCo
 def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
     """The blocks that a round other than the first begins with: copies, with the step sizes to train them for."""
     if kind == REPARAMETRIZE:
-        flow = flow.reparametrize(config.reparam_damping, config.step_size_max)
+        flow = flow.reparametrize(config.reparam_damping, config.jko_step_max)
     elif kind == REFINE:
         flow = flow.refine(config.refine)
     else:
         flow = flow.with_blocks([copy.deepcopy(block) for block in flow.stack])
-    sizes = [block.step_size for block in flow.stack]
+    sizes = [block.jko_step for block in flow.stack]
     if kind != FINETUNE:  # which keeps them to tell what the blocks were trained with one by one
-        sizes = schedule.penalised_step_sizes(sizes, config.step_size)
+        sizes = schedule.penalised_jko_steps(sizes, config.jko_step)
     for block, size in zip(flow.stack, sizes, strict=True):
-        block.step_size = size
+        block.jko_step = size
         block.requires_grad_(True)
     return flow.stack
 
@@ -107,7 +107,7 @@ def record(
         "round": number,
         "kind": kind,
         "blocks": len(blocks),
-        "step_sizes": [None if math.isinf(block.step_size) else block.step_size for block in blocks],
+        "step_sizes": [None if math.isinf(block.jko_step) else block.jko_step for block in blocks],
         "num_steps": [block.num_steps for block in blocks],
         "movements": [block.movement for block in blocks],
         "movements_stderr": list(movements_stderr),
@@ -120,6 +120,6 @@ def record(
 
 def movement_spread(blocks: Sequence[Block]) -> float | None:
     """Standard deviation of the penalised blocks' movements over their mean; None for fewer than two."""
-    movements = [block.movement or 0.0 for block in blocks if not math.isinf(block.step_size)]
+    movements = [block.movement or 0.0 for block in blocks if not math.isinf(block.jko_step)]
     spread = schedule.relative_spread(movements)
     return spread if len(movements) > 1 and math.isfinite(spread) else None

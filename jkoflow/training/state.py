@@ -17,6 +17,7 @@ from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.errors import UserError
 from jkoflow.flow import JKOFlow
+from jkoflow.former_names import under_present_names
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.optimizer import AdamState
 
@@ -173,11 +174,11 @@ class RunState:
         if self.fingerprint != fingerprint(data, start):
             started = "" if start is None else " (or the flow to start from)"
             raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
-        settings = config.to_mapping()
+        settings, saved = config.to_mapping(), under_present_names(self.settings)
         different = [
-            f"{name} = {settings.get(name)} (was {self.settings.get(name)})"
-            for name in sorted(settings.keys() | self.settings.keys())
-            if settings.get(name) != self.settings.get(name)
+            f"{name} = {settings.get(name)} (was {saved.get(name)})"
+            for name in sorted(settings.keys() | saved.keys())
+            if settings.get(name) != saved.get(name)
         ]
         if different:
             raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")

@@ -90,8 +90,8 @@ class Trainer:
             if kind == rounds.FINETUNE:
                 errors = self._train_together()
             else:
-                while (step_size := self._next_step_size()) is not None:
-                    self._train_block(step_size)
+                while (jko_step := self._next_jko_step()) is not None:
+                    self._train_block(jko_step)
                 errors = [summary["movement_stderr"] for summary in self.summaries]
             self._end_round(errors)
         seconds = self._elapsed()
@@ -195,11 +195,11 @@ class Trainer:
 
     # ---- Blocks
 
-    def _next_step_size(self) -> float | None:
+    def _next_jko_step(self) -> float | None:
         """JKO step size of the next block, inf for the free one; None at the end of the round."""
         config, done = self.config, len(self.summaries)
         if self._kind != rounds.BUILD:
-            return self._warm[done].step_size if done < len(self._warm) else None
+            return self._warm[done].jko_step if done < len(self._warm) else None
         if done and self.summaries[-1]["step_size"] is None:
             return None
         converged = schedule.has_converged(
@@ -212,11 +212,11 @@ class Trainer:
             return None
         if config.free_block and (converged or done == self._most_blocks - 1):
             return math.inf
-        return schedule.jko_step_size(done, config.step_size, config.step_size_growth, config.step_size_max)
+        return schedule.jko_step(done, config.jko_step, config.jko_step_growth, config.jko_step_max)
 
-    def _train_block(self, step_size: float) -> None:
+    def _train_block(self, jko_step: float) -> None:
         index = len(self.summaries)
-        fit = self._resumed_fit(index) or self._new_fit(index, step_size)
+        fit = self._resumed_fit(index) or self._new_fit(index, jko_step)
         fit.run()
         block, counters = fit.block, fit.counters
         assert isinstance(block, Block)
@@ -252,12 +252,12 @@ class Trainer:
 
     def _end_fit(self, fit: BlockFit, movement: Movement) -> dict[str, Any]:
         """Records and tells what a block, or a chain under the number of its first, has achieved."""
-        counters, step_size = fit.counters, fit.block.step_size
+        counters, jko_step = fit.counters, fit.block.jko_step
         summary = {
             "event": "block",
             "round": self._number,
             "block": fit.index,
-            "step_size": None if math.isinf(step_size) else step_size,
+            "step_size": None if math.isinf(jko_step) else jko_step,
             "num_steps": fit.block.num_steps,
             "iterations": counters.iteration,
             "movement": movement.value,
@@ -278,19 +278,19 @@ class Trainer:
     def _keep(self, rows: int) -> None:
         self.samples.keep(rows, self.config.seed, len(self.samples.train))
 
-    def _new_fit(self, index: int, step_size: float) -> BlockFit:
-        block = self._warm[index] if self._warm else self._new_block(index, step_size)
+    def _new_fit(self, index: int, jko_step: float) -> BlockFit:
+        block = self._warm[index] if self._warm else self._new_block(index, jko_step)
         block = block.to(self.samples.train.device)
         return BlockFit(index, block, self.samples, self.config, self._hooks(index), round_number=self._number)
 
-    def _new_block(self, index: int, step_size: float) -> Block:
+    def _new_block(self, index: int, jko_step: float) -> Block:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(config.seed, index).initial_seed())
             velocity = MLPVelocity(
                 self.data.dim, config.hidden, config.activation, config.time, self.data.context_dim, config.linear
             )
-        block = Block(velocity, config.num_steps, config.method, step_size=step_size)
+        block = Block(velocity, config.num_steps, config.method, jko_step=jko_step)
         if index == 0:
             block.velocity.scale_output(
                 0.0
@@ -362,7 +362,7 @@ class Trainer:
         reserve = min(evaluation(len(data.test)), max(evaluation(LEAST_TEST_ROWS), share)) + 0.02 * config.time_budget
         if blocks * children > 1:
             reserve += self._finetune * max(config.time_budget - reserve, 0.0)
-        last = not self._warm and math.isinf(self._next_step_size() or 1.0)
+        last = not self._warm and math.isinf(self._next_jko_step() or 1.0)
         left = (1 if last else blocks - index) + blocks * later_rounds
         return schedule.seconds_for_block(config.time_budget, measured.started, reserve, left)
 

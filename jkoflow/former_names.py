@@ -1,0 +1,50 @@
+"""The names that arguments and settings had in version 0.1, which are accepted for ever."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PRESENT_NAMES = {"step_size": "jko_step", "step_size_growth": "jko_step_growth", "step_size_max": "jko_step_max"}
+"""Today's name by the former one: the JKO step h read as if it were the integrator's."""
+
+
+def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments or settings under today's names.
+
+    Raises:
+        ValueError: If something is given under both of its names.
+    """
+    present: dict[str, Any] = {}
+    for name, value in values.items():
+        today = PRESENT_NAMES.get(name, name)
+        if today != name and today in values:
+            raise ValueError(f"{today} must be given once, got it as {name} (its former name), too; leave {name} out")
+        present[today] = value
+    return present
+
+
+def accepts_former_names(function: Callable[P, T]) -> Callable[P, T]:
+    """Lets a function be called with the former names of its arguments."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> T:
+        for name in PRESENT_NAMES:
+            if name in named:
+                return function(*args, **under_present_names(named))
+        return function(*args, **named)
+
+    return call
+
+
+def attribute(name: str) -> property:
+    """Returns a property that reads and writes another attribute, for one that has been renamed."""
+    return property(
+        lambda self: getattr(self, name),
+        lambda self, value: setattr(self, name, value),
+        doc=f"The former name of `{name}`.",
+    )
