@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jkoflow import discrete as discrete_map
 from jkoflow.former_names import accepts_former_names, attribute
 from jkoflow.ops import JKOTerms, integrate, jko_loss
+from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.schedule import refined_jko_steps
 from jkoflow.velocity import Velocity, from_description
 
@@ -21,7 +22,7 @@ class Block(nn.Module):
 
     Arguments:
         velocity: The velocity field.
-        num_steps: Runge-Kutta steps inside the block that training uses.
+        num_steps: Runge-Kutta steps inside the block that training uses, or a grid.
         method: Runge-Kutta method, see `jkoflow.integrate`.
         t0: Start of the time interval.
         t1: End of the time interval.
@@ -42,7 +43,7 @@ class Block(nn.Module):
     def __init__(
         self,
         velocity: Velocity,
-        num_steps: int = 3,
+        num_steps: int | Grid = 3,
         method: str = "rk4",
         t0: float = 0.0,
         t1: float = 1.0,
@@ -51,22 +52,31 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.velocity = velocity
-        self.num_steps = num_steps
+        self.grid = as_grid(num_steps)
         self.method = method
         self.t0 = t0
         self.t1 = t1
         self.jko_step = jko_step
         self.movement = movement
 
+    @property
+    def num_steps(self) -> int:
+        """Runge-Kutta steps of the block's grid."""
+        return self.grid.num_steps
+
+    @num_steps.setter
+    def num_steps(self, num_steps: int) -> None:
+        self.grid = as_grid(num_steps)
+
     def forward(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, discrete: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Carries x towards the noise.
 
         Arguments:
             x: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps; None means those of training.
+            num_steps: Runge-Kutta steps, or a grid; None means that of training.
             discrete: Whether logdet is that of the Runge-Kutta map itself, at the cost of d passes forward and back and
                 without gradients, instead of the integrated divergence.
 
@@ -75,13 +85,13 @@ class Block(nn.Module):
         """
         if not discrete:
             return self._integrate(x, context, num_steps, self.t0, self.t1)
-        return discrete_map.forward(self.velocity, x, context, **self._grid(num_steps))
+        return discrete_map.forward(self.velocity, x, context, **self._discrete(num_steps))
 
     def inverse(
         self,
         y: Tensor,
         context: Tensor | None = None,
-        num_steps: int | None = None,
+        num_steps: int | Grid | None = None,
         exact: bool = False,
         name: str = "the block",
     ) -> tuple[Tensor, Tensor]:
@@ -90,7 +100,7 @@ class Block(nn.Module):
         Arguments:
             y: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps; None means those of training.
+            num_steps: Runge-Kutta steps, or a grid; None means that of training.
             exact: Whether to invert the Runge-Kutta map of `forward` to rounding, at some three times the cost and
                 without gradients, instead of integrating backwards in time.
             name: What an error calls the block.
@@ -103,10 +113,10 @@ class Block(nn.Module):
         """
         if not exact:
             return self._integrate(y, context, num_steps, self.t1, self.t0)
-        return discrete_map.invert(self.velocity, y, context, **self._grid(num_steps), name=name)
+        return discrete_map.invert(self.velocity, y, context, **self._discrete(num_steps), name=name)
 
     def carry(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, inverse: bool = False
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, inverse: bool = False
     ) -> Tensor:
         """The image of x (B, d) alone, or its preimage: for about half of what `forward` costs with the logdet."""
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
@@ -124,19 +134,20 @@ class Block(nn.Module):
             context=context,
             t0=self.t0,
             t1=self.t1,
-            num_steps=self.num_steps,
+            num_steps=self.grid,
             method=self.method,
         )
 
-    def _grid(self, num_steps: int | None) -> dict[str, Any]:
-        steps = self.num_steps if num_steps is None else num_steps
-        return {"t0": self.t0, "t1": self.t1, "num_steps": steps, "method": self.method}
+    def _discrete(self, num_steps: int | Grid | None) -> dict[str, Any]:
+        """Returns what the discrete map of the block is, as arguments."""
+        grid = self.grid if num_steps is None else num_steps
+        return {"t0": self.t0, "t1": self.t1, "num_steps": grid, "method": self.method}
 
     def _integrate(
         self,
         x: Tensor,
         context: Tensor | None,
-        num_steps: int | None,
+        num_steps: int | Grid | None,
         start: float,
         end: float,
         divergence: Literal["exact", "none"] = "exact",
@@ -147,7 +158,7 @@ class Block(nn.Module):
             context=context,
             t0=start,
             t1=end,
-            num_steps=self.num_steps if num_steps is None else num_steps,
+            num_steps=self.grid if num_steps is None else num_steps,
             method=self.method,
             divergence=divergence,
             keep_path=False,
@@ -178,9 +189,9 @@ class Block(nn.Module):
         """
         times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
         intervals, jko_steps = itertools.pairwise(times), refined_jko_steps([self.jko_step], count)
-        steps = -(-self.num_steps // count)
+        grid = self.grid.split(count)
         return [
-            Block(copy.deepcopy(self.velocity), steps, self.method, start, end, jko_step)
+            Block(copy.deepcopy(self.velocity), grid, self.method, start, end, jko_step)
             for (start, end), jko_step in zip(intervals, jko_steps, strict=True)
         ]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jkoflow.errors import UserError
 from jkoflow.ops import integrate
+from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.velocity import Velocity
 
 MAX_ITERATIONS = 40
@@ -33,7 +34,7 @@ def invert(
     *,
     t0: float,
     t1: float,
-    num_steps: int,
+    num_steps: int | Grid,
     method: str,
     name: str = "the block",
 ) -> tuple[Tensor, Tensor]:
@@ -63,16 +64,15 @@ def invert(
         ValueError: If y requires a gradient, outside of ``torch.no_grad()``.
     """
     _refuse_gradient(y, "exact=True", "y")
-    dt = (t1 - t0) / num_steps
+    grid = as_grid(num_steps)
+    num_steps, dt = grid.num_steps, (t1 - t0) / grid.num_steps
     with torch.no_grad():
         x = y
         for step in reversed(range(num_steps)):
             start = t0 + step * dt
             where = f"step {step + 1} of {num_steps} in {name}"
-            x = _invert_step(velocity, x, context, start, start + dt, method, where, 2 * num_steps)
-        forward = integrate(
-            velocity, x, context=context, t0=t0, t1=t1, num_steps=num_steps, method=method, keep_path=False
-        )
+            x = _invert_step(velocity, x, context, start, start + dt, method, where, grid.refined())
+        forward = integrate(velocity, x, context=context, t0=t0, t1=t1, num_steps=grid, method=method, keep_path=False)
         return x, -forward.logdet
 
 
@@ -83,7 +83,7 @@ def forward(
     *,
     t0: float,
     t1: float,
-    num_steps: int,
+    num_steps: int | Grid,
     method: str,
 ) -> tuple[Tensor, Tensor]:
     r"""Carries x along and adds up log abs det of the Jacobian of every Runge-Kutta step.
@@ -106,6 +106,7 @@ def forward(
         ValueError: If x requires a gradient, outside of ``torch.no_grad()``.
     """
     _refuse_gradient(x, "discrete=True", "x")
+    num_steps = as_grid(num_steps).num_steps
     dt = (t1 - t0) / num_steps
     logdet = x.new_zeros(x.shape[0])
     # Inference mode records no graph at all; parameters that need no gradient spare the adjoint theirs.
@@ -139,7 +140,7 @@ def _invert_step(
     end: float,
     method: str,
     where: str,
-    advised: int,
+    advised: Grid,
 ) -> Tensor:
     begin = _step(velocity, y, context, end, start, method)
     # not that of the iterates, which diverging ones would raise
@@ -168,7 +169,7 @@ def _invert_step(
         f"{where} has no exact inverse within reach: after {MAX_ITERATIONS} iterations {active.numel()} of "
         f"{y.shape[0]} rows still move by up to {float(smallest[active].max()):.1e} (contraction factor about "
         f"{_contraction(sizes):.2f}, it must be well below 1); use more Runge-Kutta steps, such as "
-        f"num_steps={advised}, or exact=False"
+        f"num_steps={advised.num_steps}, or exact=False"
     )
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import native, operators, reference
+from jkoflow.ops.grid import Fixed, Grid, as_grid
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField, MLPVelocity
 
-__all__ = ["FallbackWarning", "Integrated", "JKOTerms", "integrate", "jko_loss", "jko_terms"]
+__all__ = ["FallbackWarning", "Fixed", "Grid", "Integrated", "JKOTerms", "integrate", "jko_loss", "jko_terms"]
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
@@ -44,7 +45,7 @@ def integrate(
     context: Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-    num_steps: int = 3,
+    num_steps: int | Grid = 3,
     method: str = "rk4",
     divergence: Divergence = "exact",
     noise: Tensor | None = None,
@@ -67,7 +68,7 @@ def integrate(
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
         t1: End time; ``t1 < t0`` integrates backwards.
-        num_steps: Number of Runge-Kutta steps.
+        num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`).
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` (the 3/8 rule, as in torchdiffeq) or
             ``"rk4_classic"``.
         divergence: ``"exact"``, ``"hutchinson"`` (:math:`\epsilon^T J \epsilon` with one fixed probe) or ``"none"``
@@ -102,10 +103,11 @@ def integrate(
         torch.Size([4, 5, 2])
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
+    grid = as_grid(num_steps)
+    _check(field, x, context, t0, t1, method, divergence, noise, backend, precision)
     if _use_kernel(field, x, divergence, noise, backend, precision):
         assert field is not None
-        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
+        settings = _settings(field, divergence, t0, t1, grid, method, precision)
         result = operators.integrate_mlp(field, x, context, noise, settings, keep_path)
     else:
         rhs = (
@@ -113,7 +115,7 @@ def integrate(
             if field is None
             else reference.mlp_rhs(field, context, divergence, noise)
         )
-        result = reference.integrate_steps(rhs, x, t0, t1, num_steps, TABLEAUX[method])
+        result = reference.integrate_steps(rhs, x, t0, t1, grid, TABLEAUX[method])
     end, logdet, path = result
     return Integrated(end, logdet, path if keep_path else None)
 
@@ -127,7 +129,7 @@ def jko_loss(
     context: Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-    num_steps: int = 3,
+    num_steps: int | Grid = 3,
     method: str = "rk4",
     divergence: Literal["exact", "hutchinson"] = "exact",
     noise: Tensor | None = None,
@@ -148,7 +150,7 @@ def jko_loss(
         context: As in `integrate`, like the rest.
         t0: Start time.
         t1: End time.
-        num_steps: Number of Runge-Kutta steps.
+        num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`).
         method: Runge-Kutta method.
         divergence: ``"exact"`` or ``"hutchinson"``.
         noise: The probe of ``"hutchinson"``, with shape (B, d).
@@ -172,7 +174,8 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), jko_step=1.0).total.backward()
     """
     field = _field(velocity)
-    _check(field, x, context, t0, t1, num_steps, method, divergence, noise, backend, precision)
+    grid = as_grid(num_steps)
+    _check(field, x, context, t0, t1, method, divergence, noise, backend, precision)
     if divergence == "none":
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
@@ -181,7 +184,7 @@ def jko_loss(
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
     kernel = _use_kernel(field, x, divergence, noise, backend, precision)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, divergence, t0, t1, num_steps, method, precision)
+        settings = _settings(field, divergence, t0, t1, grid, method, precision)
         return operators.jko_loss_mlp(field, x, context, noise, settings, jko_step)
     end, logdet, _ = integrate(
         velocity,
@@ -189,7 +192,7 @@ def jko_loss(
         context=context,
         t0=t0,
         t1=t1,
-        num_steps=num_steps,
+        num_steps=grid,
         method=method,
         divergence=divergence,
         noise=noise,
@@ -216,10 +219,10 @@ def _use_kernel(
 
 
 def _settings(
-    field: MLPField, divergence: str, t0: float, t1: float, num_steps: int, method: str, precision: str
+    field: MLPField, divergence: str, t0: float, t1: float, grid: Grid, method: str, precision: str
 ) -> native.Settings:
     interval = float(t0), float(t1)
-    return native.Settings(divergence, field.time, field.activation.text, *interval, num_steps, method, precision)
+    return native.Settings(divergence, field.time, field.activation.text, *interval, grid, method, precision)
 
 
 def _field(velocity: object) -> MLPField | None:
@@ -232,7 +235,6 @@ def _check(
     context: Tensor | None,
     t0: float,
     t1: float,
-    num_steps: int,
     method: str,
     divergence: str,
     noise: Tensor | None,
@@ -269,8 +271,6 @@ def _check(
         raise ValueError(
             f"context must match x's dtype and device ({x.dtype}, {x.device}), got ({context.dtype}, {context.device})"
         )
-    if not (isinstance(num_steps, int) and num_steps >= 1):
-        raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
     if not all(isinstance(t, (int, float)) and abs(t) < float("inf") for t in (t0, t1)):
         raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
     for name, value, known in (

@@ -17,6 +17,7 @@ from jkoflow.ops import cuda
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
+from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
@@ -103,7 +104,7 @@ class Settings(NamedTuple):
     activation: str  # as parse_activation reads it
     t0: float
     t1: float
-    num_steps: int
+    grid: Grid
     method: str
     precision: str = "auto"  # of products, as `integrate` describes it
 
@@ -114,7 +115,7 @@ def forward(
     """Integrates x (B, d): x at t1, logdet (B,), path (num_steps + 1, B, d), which is empty unless it is kept."""
     x, context, network, noise = _contiguous(x, context, network, noise)
     problem = _describe(x, context, network, noise, settings)
-    x_end, logdet, path = new_outputs(x, settings.num_steps, keep_path)
+    x_end, logdet, path = new_outputs(x, settings.grid, keep_path)
     problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
     _run("forward", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
@@ -127,10 +128,10 @@ def dense_like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def new_outputs(x: Tensor, num_steps: int, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
+def new_outputs(x: Tensor, grid: Grid, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised x at t1, logdet and path."""
     batch, dim = x.shape
-    steps = num_steps + 1 if keep_path else 0
+    steps = grid.num_steps + 1 if keep_path else 0
     return x.new_empty((batch, dim)), x.new_empty((batch,)), x.new_empty((steps, batch, dim))
 
 
@@ -232,7 +233,7 @@ def _prototype(settings: Settings) -> Any:
     activation = parse_activation(settings.activation)
     problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
     problem.activation, problem.beta = getattr(_C.ActivationKind, activation.name), activation.beta
-    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.num_steps
+    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.grid.num_steps
     problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
     problem.split = settings.precision == "bf16x3"
     return problem

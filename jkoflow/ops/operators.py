@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from jkoflow.ops import native
+from jkoflow.ops.grid import Fixed
 from jkoflow.ops.native import Network, Settings
 from jkoflow.ops.objective import JKOTerms
 from jkoflow.velocity import MLPField
@@ -64,15 +65,16 @@ def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    divergence, time, activation, t0, t1, num_steps, method, precision = settings
+    divergence, time, activation, t0, t1, grid, method, precision = settings
     kind = f"{divergence} {'time' if time else 'steady'} {activation}"
-    return f"{kind} {t0!r} {t1!r} {num_steps} {method} {precision}"
+    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
     divergence, time, activation, t0, t1, num_steps, method, precision = text.split()
-    return Settings(divergence, time == "time", activation, float(t0), float(t1), int(num_steps), method, precision)
+    interval, grid = (float(t0), float(t1)), Fixed(int(num_steps))
+    return Settings(divergence, time == "time", activation, *interval, grid, method, precision)
 
 
 def _slots_of(field: MLPField) -> list[Tensor | None]:
@@ -164,7 +166,7 @@ def _integrate_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.register_fake("jkoflow::integrate", lib=_LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, _, _, _, settings, (keep_path,) = _unpack(arguments)
-    return native.new_outputs(x, settings.num_steps, keep_path)
+    return native.new_outputs(x, settings.grid, keep_path)
 
 
 _LIBRARY.define(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import Tableau
 from jkoflow.velocity import MLPField
 
@@ -15,13 +16,14 @@ RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
 def integrate_steps(
-    rhs: RightHandSide, x: Tensor, t0: float, t1: float, num_steps: int, tableau: Tableau
+    rhs: RightHandSide, x: Tensor, t0: float, t1: float, grid: Grid, tableau: Tableau
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrates dx/dt and the divergence with one explicit Runge-Kutta method.
 
     Returns:
         x at t1 (B, d), logdet (B,) and the path of x at every step (num_steps + 1, B, d).
     """
+    num_steps = grid.num_steps
     dt = (t1 - t0) / num_steps
     logdet = x.new_zeros(x.shape[0])
     path = [x]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jkoflow.block import Block
 from jkoflow.ops import JKOTerms
+from jkoflow.ops.grid import Grid, as_grid, finest
 
 
 class Chain:
@@ -20,47 +21,47 @@ class Chain:
 
     Arguments:
         blocks: The blocks, which are trained in place.
-        proportions: Runge-Kutta steps of each that are to be kept in proportion; those of the blocks if None.
+        proportions: Grids whose costs are to be kept in proportion; those of the blocks if None.
     """
 
     jko_step = math.inf
 
-    def __init__(self, blocks: Sequence[Block], proportions: Sequence[int] | None = None) -> None:
+    def __init__(self, blocks: Sequence[Block], proportions: Sequence[Grid] | None = None) -> None:
         self.blocks = list(blocks)
         self.velocity = nn.ModuleList([block.velocity for block in blocks])
-        self._proportions = [block.num_steps for block in blocks] if proportions is None else list(proportions)
+        self._proportions = [block.grid for block in blocks] if proportions is None else list(proportions)
 
     @property
-    def num_steps(self) -> int:
-        """Runge-Kutta steps of the block that takes the most."""
-        return max(block.num_steps for block in self.blocks)
+    def grid(self) -> Grid:
+        """The grid of the block that takes the most steps."""
+        return finest(block.grid for block in self.blocks)
 
-    @num_steps.setter
-    def num_steps(self, num_steps: int) -> None:
-        most = max(self._proportions)
+    @grid.setter
+    def grid(self, grid: Grid) -> None:
+        most = finest(self._proportions).cost
         for block, share in zip(self.blocks, self._proportions, strict=True):
-            block.num_steps = max(1, share * num_steps // most)
+            block.grid = grid.scaled(share.cost, most)
 
-    def _steps(self, num_steps: int | None) -> list[int]:
-        """Steps of every block for so many of the block that takes the most: those that they have, multiplied."""
-        most = self.num_steps
-        return [max(1, block.num_steps * (num_steps or most) // most) for block in self.blocks]
+    def _grids(self, grid: Grid | None) -> list[Grid]:
+        """Returns every block's grid where the block that takes the most steps has this one."""
+        most = self.grid
+        return [(grid or most).scaled(block.grid.cost, most.cost) for block in self.blocks]
 
-    def __call__(self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, context: Tensor | None = None, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
         """The image of x (B, d) under all blocks and the logdet of the way (B,)."""
         logdet = x.new_zeros(len(x))
-        for block, steps in zip(self.blocks, self._steps(num_steps), strict=True):
-            x, increment = block(x, context, steps)
+        for block, own in zip(self.blocks, self._grids(grid), strict=True):
+            x, increment = block(x, context, own)
             logdet = logdet + increment
         return x, logdet
 
     def carry(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, inverse: bool = False
+        self, x: Tensor, context: Tensor | None = None, grid: Grid | None = None, inverse: bool = False
     ) -> Tensor:
         """The image of x (B, d) alone, or its preimage."""
-        way = list(zip(self.blocks, self._steps(num_steps), strict=True))
-        for block, steps in reversed(way) if inverse else way:
-            x = block.carry(x, context, steps, inverse)
+        way = list(zip(self.blocks, self._grids(grid), strict=True))
+        for block, own in reversed(way) if inverse else way:
+            x = block.carry(x, context, own, inverse)
         return x
 
     def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
@@ -77,13 +78,14 @@ class Chain:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the parameters, as JSON values; `from_description` builds the chain again."""
-        return {"blocks": [block.describe() for block in self.blocks], "proportions": self._proportions}
+        proportions = [grid.num_steps for grid in self._proportions]
+        return {"blocks": [block.describe() for block in self.blocks], "proportions": proportions}
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
         """Builds a chain with fresh parameters."""
         blocks = [Block.from_description(block) for block in description["blocks"]]
-        return cls(blocks, description["proportions"])
+        return cls(blocks, [as_grid(num_steps) for num_steps in description["proportions"]])
 
     def to(self, device: Any) -> Self:
         """Moves the blocks to a device."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.ops import jko_terms
+from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import GuardReading, read_guard
@@ -180,16 +181,16 @@ class BlockFit:
             self.good = self.adam.state()
             self._relax(reading, *self._tolerances)
             return True
-        num_steps = self.block.num_steps
+        grid = self.block.grid
         action = self._soften_start() if counters.iteration == 0 else None
         if action is not None:
             self.good = self.adam.state()
-        elif 2 * num_steps <= config.max_num_steps:
+        elif grid.refined().cost <= config.max_num_steps:
             action = "doubled"
             self.adam.restore(self.good)
             if counters.steps_halved:
                 counters.relax_after *= RELAX_BACKOFF
-            self._change_steps(2 * num_steps)
+            self._change_grid(grid.refined())
         else:
             action, counters.stopped = "stopped", True
         self._record_guard(reading, action)
@@ -198,24 +199,24 @@ class BlockFit:
 
     def _relax(self, reading: GuardReading, nll_tolerance: float, round_trip_tolerance: float) -> None:
         """Goes back to half the steps where they would do: a velocity is wildest while the learning rate is high."""
-        config, counters, num_steps = self.config, self.counters, self.block.num_steps
+        config, counters, grid = self.config, self.counters, self.block.grid
         waited = counters.iteration - counters.steps_changed
-        if num_steps // 2 < config.num_steps or waited < counters.relax_after:
+        if grid.cost < Fixed(config.num_steps).refined().cost or waited < counters.relax_after:
             return
         if not reading.within(nll_tolerance * RELAX_BELOW, round_trip_tolerance * RELAX_BELOW):
             return
-        self.block.num_steps = num_steps // 2
+        self.block.grid = grid.halved()
         reading = self._read_guard()
-        self.block.num_steps = num_steps
+        self.block.grid = grid
         if reading.within(nll_tolerance / 2, round_trip_tolerance / 2):
-            self._change_steps(num_steps // 2)
+            self._change_grid(grid.halved())
             self._record_guard(reading, "halved")
 
-    def _change_steps(self, num_steps: int) -> None:
-        """Other steps from now on; the iterations and what comes after them take another time, too."""
+    def _change_grid(self, grid: Grid) -> None:
+        """Another grid from now on; the iterations and what comes after them take another time, too."""
         counters = self.counters
-        counters.steps_halved = num_steps < self.block.num_steps
-        self.block.num_steps, counters.steps_changed = num_steps, counters.iteration
+        counters.steps_halved = grid.cost < self.block.grid.cost
+        self.block.grid, counters.steps_changed = grid, counters.iteration
         self._set_deadline()
         self._session = (self.hooks.elapsed(), counters.iteration)
 
@@ -227,7 +228,7 @@ class BlockFit:
                 "iteration": self.counters.iteration,
                 "nll_difference": reading.nll_difference,
                 "round_trip": reading.round_trip,
-                "num_steps": self.block.num_steps,
+                "num_steps": self.block.grid.num_steps,
                 "action": action,
             }
         )
@@ -243,7 +244,7 @@ class BlockFit:
             counters.iterations = self._choose_iterations()
             return
         batch, context = self.batches(0), self.batches.context(0)
-        samples, fine_steps = self.samples, 2 * self.block.num_steps
+        samples, fine_steps = self.samples, self.block.grid.refined().cost
         validation = _seconds(self._validate)
 
         def gradient() -> float:
@@ -270,15 +271,15 @@ class BlockFit:
 
     def _set_deadline(self) -> None:
         """Sets when the iterations should end for the push, the later blocks and the evaluation to fit in."""
-        config, counters, samples, num_steps = self.config, self.counters, self.samples, self.block.num_steps
+        config, counters, samples, grid = self.config, self.counters, self.samples, self.block.grid
         if self.hooks.share is None:
             return
-        seconds = self.hooks.share(counters, num_steps)
-        per_row = 2 * num_steps * counters.row_carry
+        seconds = self.hooks.share(counters, grid.num_steps)
+        per_row = grid.refined().cost * counters.row_carry
         # what a block cannot look at need not be carried through those before it
         affordable = int(PUSH_SHARE * seconds / max(per_row, 1e-12))
         counters.kept_rows = min(len(samples.train), max(affordable, LEAST_PUSHED, config.batch_size))
-        push = per_row * counters.kept_rows + 2 * num_steps * counters.row_step * len(samples.val)
+        push = per_row * counters.kept_rows + grid.refined().cost * counters.row_step * len(samples.val)
         counters.deadline = counters.started + seconds - push
 
     def _replan(self) -> None:

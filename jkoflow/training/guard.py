@@ -40,7 +40,7 @@ def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> Gu
         The reading; NaN or inf where the block is so broken that a number overflows.
     """
     y, logdet = block(x, context)
-    fine_y, fine_logdet = block(x, context, 2 * block.num_steps)
+    fine_y, fine_logdet = block(x, context, block.grid.refined())
     back = block.carry(y, context, inverse=True)
     difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
     distance = (back - x).square().sum(1).sqrt()

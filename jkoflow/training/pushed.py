@@ -34,7 +34,7 @@ class PushedSamples:
     def push(self, block: Trainable) -> Movement:
         """Carries the samples through a finished block and returns its movement over the training rows.
 
-        Twice the Runge-Kutta steps of the training are used: the next block should start from where the flow's ODE
+        A grid finer than that of the training is used: the next block should start from where the flow's ODE
         takes the samples, not from the integrator's error.
         """
         before = self.train
@@ -58,15 +58,15 @@ class PushedSamples:
 
 @torch.no_grad()
 def push_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), at twice the block's Runge-Kutta steps."""
-    parts = [block(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)]
+    """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), on the refinement of the block's grid."""
+    parts = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
     return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 
 @torch.no_grad()
 def carry_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> Tensor:
     """The same images alone, which takes half the time."""
-    return torch.cat([block.carry(*rows, num_steps=2 * block.num_steps) for rows in chunks(x, context)])
+    return torch.cat([block.carry(*rows, block.grid.refined()) for rows in chunks(x, context)])
 
 
 def gaussian_constant(x: Tensor) -> float:

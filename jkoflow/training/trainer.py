@@ -258,7 +258,7 @@ class Trainer:
             "round": self._number,
             "block": fit.index,
             "step_size": None if math.isinf(jko_step) else jko_step,
-            "num_steps": fit.block.num_steps,
+            "num_steps": fit.block.grid.num_steps,
             "iterations": counters.iteration,
             "movement": movement.value,
             "movement_stderr": movement.stderr,
