@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jkoflow.flow import JKOFlow
+from jkoflow.ops.grid import Fixed, Grid, as_grid, finest
 
 CHUNK = 10_000
 """Rows that go through a flow at once: bounds the memory, whatever the size of the data."""
@@ -27,6 +29,8 @@ class ConvergedNLL(NamedTuple):
     """Whether the last doubling of num_steps moved the NLL by less than the tolerance."""
     change: float
     """What that doubling moved it by, in nats."""
+    out_of_time: bool = False
+    """Whether doubling ended because there was no time for more."""
 
 
 class InversionError(NamedTuple):
@@ -51,7 +55,7 @@ class Movement(NamedTuple):
 
 @torch.no_grad()
 def mean_nll(
-    flow: JKOFlow, x: Tensor, num_steps: int | None = None, context: Tensor | None = None
+    flow: JKOFlow, x: Tensor, num_steps: int | Grid | None = None, context: Tensor | None = None
 ) -> tuple[float, float]:
     """Mean negative log-likelihood and its standard error, at a given number of Runge-Kutta steps.
 
@@ -72,12 +76,13 @@ def mean_nll(
 def step_converged_nll(
     flow: JKOFlow,
     x: Tensor,
-    num_steps: int | None = None,
+    num_steps: int | Grid | None = None,
     tolerance: float = 1e-3,
     max_num_steps: int = 384,
     context: Tensor | None = None,
+    affordable: Callable[[Grid], bool] | None = None,
 ) -> ConvergedNLL:
-    """Mean negative log-likelihood with num_steps doubled until it stands still.
+    """Computes the mean negative log-likelihood on finer and finer grids until it stands still.
 
     A fixed-step integrator can flatter the likelihood by any amount; at twice the steps the flattery shows.
 
@@ -88,9 +93,10 @@ def step_converged_nll(
         tolerance: Nats by which the last doubling may move the mean.
         max_num_steps: Where doubling ends at the latest.
         context: Conditioning variables, with shape (N, c).
+        affordable: Is asked whether there is time for a finer grid than two; None means that there always is.
 
     Returns:
-        The mean at the finer of the last two numbers of steps; check ``converged``.
+        The mean on the finer of the last two grids; check ``converged``.
 
     Raises:
         ValueError: If x is empty or does not fit the flow.
@@ -103,24 +109,34 @@ def step_converged_nll(
     if len(x) == 0:
         raise ValueError("x must have at least one row, got none")
     if num_steps is None:
-        num_steps = first_num_steps(flow) if flow.eval_num_steps is None else max(1, flow.eval_num_steps // 2)
-    coarse, _ = mean_nll(flow, x, num_steps, context)
+        num_steps = training_grid(flow) if flow.eval_num_steps is None else Fixed(flow.eval_num_steps).halved()
+    grid = as_grid(num_steps)
+    coarse, _ = mean_nll(flow, x, grid, context)
     while True:
-        num_steps *= 2
-        fine, stderr = mean_nll(flow, x, num_steps, context)
+        grid = grid.refined()
+        fine, stderr = mean_nll(flow, x, grid, context)
         change = abs(fine - coarse)
         converged = change < tolerance  # False for NaN
-        if converged or 2 * num_steps > max_num_steps:
-            return ConvergedNLL(fine, stderr, num_steps, converged, change)
+        finer = grid.refined()
+        if converged or finer.cost > max_num_steps:
+            return ConvergedNLL(fine, stderr, grid.num_steps, converged, change)
+        if affordable is not None and not affordable(finer):
+            return ConvergedNLL(fine, stderr, grid.num_steps, converged, change, out_of_time=True)
         coarse = fine
 
 
-def first_num_steps(flow: JKOFlow) -> int:
-    """The most Runge-Kutta steps that any block of the flow was trained with; 1 without blocks."""
-    return max((block.num_steps for block in flow.blocks), default=1)  # type: ignore[type-var]
+def training_grid(flow: JKOFlow) -> Grid:
+    """Returns the finest grid that any block of the flow was trained with; one step without blocks."""
+    return finest(block.grid for block in flow.stack)
 
 
-def calibrate(flow: JKOFlow, x: Tensor, tolerance: float = 1e-3, context: Tensor | None = None) -> ConvergedNLL:
+def calibrate(
+    flow: JKOFlow,
+    x: Tensor,
+    tolerance: float = 1e-3,
+    context: Tensor | None = None,
+    affordable: Callable[[Grid], bool] | None = None,
+) -> ConvergedNLL:
     """Sets ``flow.eval_num_steps`` to the number of steps at which the NLL of x (N, d) stands still.
 
     Arguments:
@@ -128,11 +144,13 @@ def calibrate(flow: JKOFlow, x: Tensor, tolerance: float = 1e-3, context: Tensor
         x: Validation rows in their own units, with shape (N, d).
         tolerance: Nats by which the last doubling may move the mean.
         context: Conditioning variables, with shape (N, c).
+        affordable: As in `step_converged_nll`.
 
     Returns:
         The step-converged NLL of x.
     """
-    result = step_converged_nll(flow, x, first_num_steps(flow), tolerance, context=context)
+    grid = training_grid(flow)
+    result = step_converged_nll(flow, x, grid, tolerance, context=context, affordable=affordable)
     flow.eval_num_steps = result.num_steps
     return result
 
@@ -188,13 +206,11 @@ def spread_rows(x: Tensor, limit: int) -> Tensor:
     return x if len(x) <= limit else x[torch.linspace(0, len(x) - 1, limit, dtype=torch.float64).long()]
 
 
-def movement(x: Tensor, y: Tensor) -> float:
-    r"""Root mean square distance of points x and y (N, d): the arc length :math:`\sqrt{E |y - x|^2}` of a block."""
-    return movement_with_error(x, y).value
+def movement(x: Tensor, y: Tensor) -> Movement:
+    r"""Returns the root mean square distance of points x and y (N, d), the arc length :math:`\sqrt{E |y - x|^2}`.
 
-
-def movement_with_error(x: Tensor, y: Tensor) -> Movement:
-    """The `movement` with its standard error, by that of the mean square."""
+    Its standard error is by that of the mean square.
+    """
     squares = (y - x).double().square().sum(1)
     value = math.sqrt(float(squares.mean()))
     if len(squares) < 2:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,10 @@ from jkoflow.flow import JKOFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
+from jkoflow.training.start import given_flow
 from jkoflow.training.state import RunError, TrainingError
 from jkoflow.training.trainer import Trainer
+from jkoflow.training.world import Clock, World
 
 __all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
 
@@ -33,6 +33,7 @@ def train(
     source: str | None = None,
     start: JKOFlow | None = None,
     context: Tensor | NDArray[Any] | None = None,
+    clock: Clock | None = None,
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
 
@@ -58,6 +59,8 @@ def train(
             not the configuration's. It is not changed.
         context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
             the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
+        clock: Tells the seconds that ``config.time_budget`` is measured by, such as ``time.process_time``; the time of
+            day, as it passes, if None.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated.
@@ -81,20 +84,20 @@ def train(
         >>> flow.sample(3).shape
         torch.Size([3, 2])
     """
-    started = time.monotonic()
+    world = World(clock)
     if not isinstance(data, Dataset):
         data = split_rows(data, seed=config.seed, context=context)
     elif context is not None:
         raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
     require_batch(data, config.batch_size)
     if start is not None:
-        start = _checked_start(start, data)
+        start = given_flow(start, data)
     progress = Silent() if progress is None else progress
     device = usable_device(config.device)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
-        return Trainer(data, config, device, None, progress, started, start).run()
+        return Trainer(data, config, device, world, None, progress, start).run()
     run = RunDirectory(run_dir)
     state = None
     if resume:
@@ -112,26 +115,9 @@ def train(
     else:
         run.create(config, data.name if source is None else source, describe(), data.context_features)
     try:
-        return Trainer(data, config, device, run, progress, started, start, state).run()
+        return Trainer(data, config, device, world, run, progress, start, state).run()
     finally:
         run.close()
-
-
-def _checked_start(start: JKOFlow, data: Dataset) -> JKOFlow:
-    """A copy of the flow to start from, made sure to be one that can be trained on the data."""
-    if not start.stack:
-        raise ValueError("start must have at least one block to train, got none; leave it out to build a chain")
-    if start.dim != data.dim:
-        raise ValueError(f"start must have the {data.dim} columns of the data, got a flow of {start.dim}")
-    if start.context_dim != data.context_dim:
-        raise ValueError(
-            f"start must have the {data.context_dim} context columns of the data, got a flow with {start.context_dim}"
-        )
-    if start.standardize.mean.dtype != torch.float32:
-        raise ValueError(
-            f"start must be float32, as training is, got {start.standardize.mean.dtype}; pass start.float()"
-        )
-    return copy.deepcopy(start)
 
 
 def usable_device(name: str) -> torch.device:

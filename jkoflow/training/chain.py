@@ -1,9 +1,10 @@
-"""Blocks in a row as one free block: what a fit trains when it trains all of them together."""
+"""Blocks in a row as one block: what a fit trains when it trains all of them together."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -14,21 +15,17 @@ from jkoflow.ops.grid import Grid, as_grid, finest
 
 
 class Chain:
-    """The map of several blocks one after the other, as `jkoflow.training.fit.BlockFit` sees a block.
+    """The map of several blocks one after the other, as `jkoflow.training.fit.Fit` sees a block.
 
-    Its JKO objective is that of a free block, hence the negative log-likelihood up to a constant. Its Runge-Kutta steps
-    are those of the block that takes the most; the others keep their proportion, and at least one.
+    Its grid is that of the block that takes the most steps; the others keep their proportion, and at least one step.
 
     Arguments:
         blocks: The blocks, which are trained in place.
         proportions: Grids whose costs are to be kept in proportion; those of the blocks if None.
     """
 
-    jko_step = math.inf
-
     def __init__(self, blocks: Sequence[Block], proportions: Sequence[Grid] | None = None) -> None:
         self.blocks = list(blocks)
-        self.velocity = nn.ModuleList([block.velocity for block in blocks])
         self._proportions = [block.grid for block in blocks] if proportions is None else list(proportions)
 
     @property
@@ -64,15 +61,23 @@ class Chain:
             x = block.carry(x, context, own, inverse)
         return x
 
-    def jko_loss(self, x: Tensor, context: Tensor | None = None) -> JKOTerms:
-        """The objective on a batch x (B, d) of what enters the first block."""
+    def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float = math.inf) -> JKOTerms:
+        """Returns the objective on a batch x (B, d) of what enters the first block.
+
+        A chain has no JKO step of its own: without a penalty it is the negative log-likelihood, up to a constant.
+
+        Raises:
+            ValueError: If the JKO step is finite.
+        """
+        if not math.isinf(jko_step):
+            raise ValueError(f"jko_step must be inf for a chain, which is trained on the likelihood, got {jko_step}")
         divergence = x.new_zeros(())
         *before, last = self.blocks
         for block in before:
             x, logdet = block(x, context)
             divergence = divergence - logdet.mean()
-        # the penalty of the last block's own step size is not part of it
-        terms = last.jko_loss(x, context, self.jko_step)
+        # the penalty of the last block's own JKO step is not part of it
+        terms = last.jko_loss(x, context, jko_step)
         # gradients flow through the total alone
         return JKOTerms(terms.total + divergence, terms.potential, terms.divergence + divergence, terms.movement)
 
@@ -86,6 +91,10 @@ class Chain:
         """Builds a chain with fresh parameters."""
         blocks = [Block.from_description(block) for block in description["blocks"]]
         return cls(blocks, [as_grid(num_steps) for num_steps in description["proportions"]])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Returns the parameters of all blocks, from the first block on."""
+        return itertools.chain.from_iterable(block.parameters() for block in self.blocks)
 
     def to(self, device: Any) -> Self:
         """Moves the blocks to a device."""

@@ -35,7 +35,7 @@ class TrainConfig:
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block, and lower
             it again.
         max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget fewer if it
-            is too short for so many (`jkoflow.schedule.blocks_within`).
+            is too short for so many (`jkoflow.training.plan.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         jko_step: JKO step size h of the first block.
         jko_step_growth: Factor from one block's step size to the next one's.
@@ -48,7 +48,7 @@ class TrainConfig:
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
             undone like the others if it gains nothing. None means 0.8 under a time budget that is long enough to profit
-            (`jkoflow.schedule.finetune_share`), and 0 under any other or without one.
+            (`jkoflow.training.plan.finetune_share`), and 0 under any other or without one.
         movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
         gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.
         batch_size: Rows per iteration.
@@ -56,7 +56,7 @@ class TrainConfig:
         time_budget: Seconds for the whole of `jkoflow.train`, evaluation included; None means no limit. Iterations
             are planned from the measured speed, so that another machine trains longer or shorter.
         learning_rate: Peak learning rate of Adam, reached after the warm-up and left along a cosine. None means 5e-3
-            for rows of up to ten columns, and less for more (`jkoflow.schedule.peak_learning_rate`).
+            for rows of up to ten columns, and less for more (`jkoflow.training.optimizer.peak_learning_rate`).
         warmup: Iterations of linear warm-up at the start of every block (a fifth of the block at most).
         beta1: Decay of Adam's mean of gradients.
         beta2: Decay of Adam's mean of squared gradients.
@@ -67,7 +67,7 @@ class TrainConfig:
         guard_every: Iterations between two guard checks; every validation is preceded by one, too.
         guard_rows: Validation rows of a guard check.
         guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed,
-            for rows of up to ten columns; more for more (`jkoflow.schedule.guard_tolerances`).
+            for rows of up to ten columns; more for more (`jkoflow.training.guard.guard_tolerances`).
         guard_round_trip: Mean distance (standardised units) between x and its way through a block and back that is
             allowed, likewise.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from jkoflow import metrics, two_sample
 from jkoflow.data import Dataset
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
+from jkoflow.ops.grid import Fixed, Grid
+from jkoflow.training.plan import FEWEST_ROWS, Budget, EvaluationRows, evaluation_work, plan_evaluation
 
 INVERSION_ROWS = 10_000
 """Test rows of the inversion error."""
+
+CALIBRATION_SHARE = 0.3
+"""Share of the time left that the first two grids of the calibration may take; fewer validation rows are taken then."""
 
 TWO_SAMPLE_ROWS = 1000
 """Test rows, and samples, of the distances between the two."""
@@ -23,14 +29,21 @@ EXACT_ROWS = 500
 """Test rows of the exact inverse's error."""
 
 
-def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None = None) -> dict[str, Any]:
+def evaluate(
+    flow: JKOFlow,
+    data: Dataset,
+    val_rows: int,
+    budget: Budget | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Calibrates a flow on validation rows and measures it on the test rows.
 
     Arguments:
         flow: The flow; its ``eval_num_steps`` is set to the number at which the NLL of both parts stands still.
         data: The data; rows go to the flow's device.
         val_rows: Validation rows to calibrate on, at most.
-        test_rows: Test rows to score, at most; None means all.
+        budget: A limit of time: the grid is refined, and rows are looked at, as far as it has time for them.
+        tell: Is told, in one line each, what there was no time for.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -40,16 +53,33 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None 
         twenty; they are missing if there are too few test rows.
     """
     device = flow.standardize.mean.device
-    val, val_context = spread(data.val, data.val_context, val_rows, device)
-    test, test_context = spread(data.test, data.test_context, test_rows or len(data.test), device)
-    calibration = metrics.calibrate(flow, val, context=val_context)
-    nll = metrics.step_converged_nll(flow, test, context=test_context)
+    pace = Pace(flow, data, val_rows, budget)
+    val, val_context = spread(data.val, data.val_context, pace.rows.val, device)
+    calibration = metrics.calibrate(flow, val, context=val_context, affordable=pace.can_calibrate_on)
+    rows = pace.plan_the_rest(calibration.num_steps)
+    if rows.test < len(data.test):
+        tell(
+            f"the time budget lets {rows.test} of {len(data.test)} test rows be scored; raise time_budget to score more"
+        )
+    test, test_context = spread(data.test, data.test_context, rows.test, device)
+    nll = metrics.step_converged_nll(flow, test, context=test_context, affordable=pace.can_score_on)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
-    rows, context = spread(test, test_context, INVERSION_ROWS, device)
-    inversion = metrics.inversion_error(flow, rows, context=context)
+    if not (nll.converged and calibration.converged):
+        out_of_time = nll.out_of_time or calibration.out_of_time
+        fix = (
+            "raise time_budget, or score the rows with more steps"
+            if out_of_time
+            else "train with guard = true, more num_steps or a smaller learning_rate"
+        )
+        tell(
+            f"the NLL still moves at {flow.eval_num_steps} Runge-Kutta steps per block"
+            f"{', and there was no time for more' if out_of_time else ''}: do not trust it; {fix}"
+        )
+    inverted, context = spread(test, test_context, rows.inversion, device)
+    inversion = metrics.inversion_error(flow, inverted, context=context)
     try:
-        rows, context = spread(test, test_context, EXACT_ROWS, device)
-        exact = metrics.inversion_error(flow, rows, exact=True, context=context)
+        inverted, context = spread(test, test_context, rows.exact, device)
+        exact = metrics.inversion_error(flow, inverted, exact=True, context=context)
     except NotContractiveError:
         exact = metrics.InversionError(math.inf, math.inf, math.nan)
     log_scale = float(flow.standardize.std.double().log().sum())
@@ -74,8 +104,69 @@ def evaluate(flow: JKOFlow, data: Dataset, val_rows: int, test_rows: int | None 
         "n_train": data.train.shape[0],
         "n_test": len(test),
     }
-    rows, context = spread(test, test_context, 2 * TWO_SAMPLE_ROWS, device)
-    return results | (two_sample_distances(*compared_samples(flow, rows, context)) if len(rows) >= 4 else {})
+    compared, context = spread(test, test_context, 2 * rows.samples, device)
+    if len(compared) < 4:
+        return results
+    return results | two_sample_distances(*compared_samples(flow, compared, context, rows.samples))
+
+
+def wanted_rows(data: Dataset, val_rows: int) -> EvaluationRows:
+    """Returns the rows that every part of an evaluation would like to look at."""
+    available = len(data.test)
+    parts = (available, INVERSION_ROWS, EXACT_ROWS, TWO_SAMPLE_ROWS)
+    return EvaluationRows(min(val_rows, len(data.val)), *(min(rows, available) for rows in parts))
+
+
+class Pace:
+    """What an evaluation has time for, by how fast it has gone so far.
+
+    Arguments:
+        flow: The flow.
+        data: The data.
+        val_rows: Validation rows to calibrate on, at most.
+        budget: The limit of time; there is time for everything if None.
+    """
+
+    def __init__(self, flow: JKOFlow, data: Dataset, val_rows: int, budget: Budget | None) -> None:
+        self.rows = wanted_rows(data, val_rows)
+        """What is looked at."""
+        self._budget = budget
+        if budget is None:
+            return
+        grid = metrics.training_grid(flow)
+        few, context = spread(data.val, data.val_context, FEWEST_ROWS, flow.standardize.mean.device)
+        began = budget.left()
+        metrics.mean_nll(flow, few, grid, context)
+        self._row_step = (began - budget.left()) / (len(few) * grid.cost)
+        # the first two grids of the calibration are taken in any case
+        certain = self._row_step * self.rows.val * (grid.cost + grid.refined().cost)
+        share = CALIBRATION_SHARE * max(budget.left_with_slack(), 0.0) / max(certain, 1e-12)
+        if share < 1:
+            self.rows = self.rows._replace(val=min(self.rows.val, max(int(share * self.rows.val), FEWEST_ROWS)))
+
+    def can_calibrate_on(self, grid: Grid) -> bool:
+        """Tells whether there is time to calibrate on a finer grid, and for the least that follows there."""
+        if self._budget is None:
+            return True
+        least = self.rows.scaled(0.0).calibrated()
+        work = self.rows.val * grid.cost + evaluation_work(grid, least)
+        return self._row_step * work <= self._budget.left_with_slack()
+
+    def plan_the_rest(self, num_steps: int) -> EvaluationRows:
+        """Returns the rows that there is time for, after a calibration that has ended at so many steps."""
+        if self._budget is not None:
+            left = self._budget.left()
+            slack = self._budget.left_with_slack() - left
+            self.rows = plan_evaluation(self.rows, Fixed(num_steps), left, slack, self._row_step)
+        return self.rows
+
+    def can_score_on(self, grid: Grid) -> bool:
+        """Tells whether there is time to score the test rows on a finer grid, and for the rest."""
+        if self._budget is None:
+            return True
+        rest = self.rows.scaled(0.0)._replace(val=0, test=0)
+        work = self.rows.test * grid.cost + evaluation_work(grid, rest)
+        return self._row_step * work <= self._budget.left_with_slack()
 
 
 def two_sample_distances(real: Tensor, drawn: Tensor) -> dict[str, float]:

@@ -7,34 +7,27 @@ and they begin where an end-to-end flow from scratch takes long to come.
 from __future__ import annotations
 
 from jkoflow.training.chain import Chain
-from jkoflow.training.fit import BlockFit
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.fit import Recipe, recipe_of_block
+from jkoflow.training.objectives import Likelihood
 
 RATE_SHARE = 0.5
 """Peak learning rate, as a share of that of a block on its own."""
 
 
-class ChainFit(BlockFit):
-    """The training of a chain, like that of a block; the chain as it comes is the first candidate.
+def recipe_of_chain(chain: Chain, config: TrainConfig, columns: int) -> Recipe:
+    """Returns how a chain is trained on the samples, of so many columns, that enter its first block.
 
-    ``block`` is a `Chain` and ``samples`` are those that enter its first block.
+    The chain as it comes is the first candidate, since the loop looks at it before the first iteration, and it is not
+    shortened: it was trained for these samples, and more steps are what it lacks if the guard refuses it.
     """
-
-    def _begin(self) -> None:
-        pass  # the loop looks at the chain as it comes before the first iteration
-
-    def _soften_start(self) -> str | None:
-        return None  # it was trained for these samples: more steps are what it lacks
-
-    def _choose_rate(self) -> float:
-        return RATE_SHARE * super()._choose_rate()
-
-    def _choose_tolerances(self) -> tuple[float, float]:
-        # every block has passed with its own
-        assert isinstance(self.block, Chain)
-        nll, round_trip = super()._choose_tolerances()
-        return len(self.block.blocks) * nll, len(self.block.blocks) * round_trip
-
-    def _choose_iterations(self) -> int:
+    of_block = recipe_of_block(chain.blocks[0], config, columns)
+    share = config.finetune or 0.0  # without a time budget there is no such round unless it is set
+    return Recipe(
+        objective=Likelihood(),
+        peak_rate=RATE_SHARE * of_block.peak_rate,
+        tolerances=of_block.tolerances.times(len(chain.blocks)),  # every block has passed with its own
         # an iteration takes as long as one of every block
-        share = self.config.finetune or 0.0  # without a time budget there is no such round unless it is set
-        return max(1, round(super()._choose_iterations() * share / (1 - share)))
+        iterations=max(1, round(of_block.iterations * share / (1 - share))),
+        alone=None,
+    )

@@ -1,80 +1,87 @@
-"""Training one block: the loop of iterations, the choice of the best parameters and the guard's consequences."""
+"""Training one block, or a chain of them: the loop of iterations and the choice of the best parameters."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jkoflow import schedule
 from jkoflow.block import Block
-from jkoflow.ops import jko_terms
-from jkoflow.ops.grid import Fixed, Grid
+from jkoflow.ops.grid import Grid
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.guard import GuardReading, read_guard
-from jkoflow.training.optimizer import Adam, AdamState
+from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_tolerances
+from jkoflow.training.objectives import JKO, TERMS
+from jkoflow.training.optimizer import Adam, AdamState, learning_rate, peak_learning_rate
+from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
-from jkoflow.training.state import FitCounters, TrainingError
+from jkoflow.training.state import FitCounters, FitState, TrainingError
+from jkoflow.training.world import World
 
 LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
 
-PUSH_SHARE = 0.1
-"""Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
-
-LEAST_PUSHED = 10_000
-"""Training rows that go on whatever the time: later blocks would learn fewer by heart."""
-
-VALIDATION_SHARE = 0.05
-"""Share of a block's time that looks at the validation loss may take under a time budget; they become rarer."""
-
-MEASURING_SECONDS = 0.02
-"""How long each kind of call is timed for a block's plan."""
-
-MAX_DAMPINGS = 4
-"""How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
-
 RELAX_BACKOFF = 4
-"""How many times longer it waits after a halving that was exploited: the velocity may be tamer then."""
+"""How many times longer the guard waits after a halving that was exploited: the velocity may be tamer then."""
 
-RELAX_BELOW = 1 / 16
-"""Share of its tolerances under which it tries half: a method of fourth order errs 16 times as much there."""
+REPLAN_BEYOND = 0.02
+"""Change of the number of iterations, as a share, below which a plan is kept."""
+
+
+class Recipe(NamedTuple):
+    """What depends on whether a block is trained by itself or blocks are trained together."""
+
+    objective: JKO
+    peak_rate: float
+    """Largest learning rate."""
+    tolerances: Tolerances
+    """Of the guard."""
+    iterations: int
+    """Iterations where no time budget sets them."""
+    alone: Block | None
+    """The block that is trained by itself: it may do nothing, and be shortened at the start. None for a chain."""
+
+
+def recipe_of_block(block: Block, config: TrainConfig, columns: int) -> Recipe:
+    """Returns how a block is trained by itself on samples of so many columns."""
+    rate = peak_learning_rate(columns) if config.learning_rate is None else config.learning_rate
+    tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, columns)
+    return Recipe(JKO(block.jko_step), rate, tolerances, config.iterations_per_block, block)
 
 
 @dataclass
 class FitHooks:
     """What the loop calls outside itself."""
 
-    elapsed: Callable[[], float]
-    """Seconds into the run, earlier sessions of a resumed run included."""
+    world: World
+    """Has the clock."""
     record: Callable[[Mapping[str, Any]], None]
     """Writes one line of the history."""
-    save: Callable[[BlockFit], None]
+    save: Callable[[Fit], None]
     """Called after every iteration; saves the state if it is time."""
-    share: Callable[[FitCounters, int], float] | None
-    """Seconds that this block may take, its push included, given the times measured for it and its num_steps; None
+    seconds: Callable[[FitCounters, Grid], float] | None
+    """Returns the seconds that this fit may take on a grid, its push included, given the times measured for it; None
     without a time budget."""
     progress: Progress
 
 
 @dataclass
-class BlockFit:
-    """The training of one block on pushed samples.
+class Fit:
+    """The training of one block, or of a chain, on pushed samples.
 
     Arguments:
-        index: Number of the block, from 0.
-        block: The block with its first parameters; trained in place.
-        samples: The pushed samples.
+        index: Number of the block, from 0; that of a chain's first block.
+        block: What is trained, in place, with its first parameters.
+        samples: The pushed samples that enter it.
         config: Settings of the run.
+        recipe: How this kind of thing is trained.
         hooks: What to call.
-        counters: Where to go on; a fresh start if None.
+        counters: Where to go on; a fresh start if they are new.
         round_number: Number of the round, from 0: another one has other batches.
     """
 
@@ -82,69 +89,87 @@ class BlockFit:
     block: Trainable
     samples: PushedSamples
     config: TrainConfig
+    recipe: Recipe
     hooks: FitHooks
     counters: FitCounters = field(default_factory=FitCounters)
     round_number: int = 0
 
     def __post_init__(self) -> None:
-        config = self.config
-        self.adam = Adam(self.block.velocity, config.beta1, config.beta2, config.clip_norm)
-        samples = self.samples
-        # a resumed block knows both
-        self.counters.kept_rows = self.counters.kept_rows or len(samples.train)
-        self.counters.validate_every = self.counters.validate_every or config.validate_every
+        config, samples, counters = self.config, self.samples, self.counters
+        self.adam = Adam(self.block, config.beta1, config.beta2, config.clip_norm)
+        # a resumed fit knows both
+        counters.kept_rows = counters.kept_rows or len(samples.train)
+        counters.validate_every = counters.validate_every or config.validate_every
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
-        self._peak_rate = self._choose_rate()
-        self._tolerances = self._choose_tolerances()
+        rows, context = samples.val[: config.guard_rows], samples.val_context
+        context = None if context is None else context[: config.guard_rows]
+        alone = self.recipe.alone is not None
+        self.guard = Guard(self.block, rows, context, self.recipe.tolerances, config, may_soften=alone)
         self.good: AdamState = self.adam.state()
-        self._session = (self.hooks.elapsed(), self.counters.iteration)
-        self._dampings = 0
+        self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.best: Tensor = self.adam.parameters.clone()
-        if math.isinf(self.counters.best_loss):
-            self._begin()
+        if math.isinf(counters.best_loss) and self.recipe.alone is not None:
+            self._consider_identity(self.recipe.alone)
+
+    def state(self) -> FitState:
+        """Returns what a resumed run goes on with."""
+        return FitState(self.block.describe(), self.counters, self.adam.state(), self.good, self.best)
+
+    def restore(self, state: FitState) -> None:
+        """Goes on where a saved fit was; the block and the counters are those of the constructor."""
+        self.adam.restore(state.now)
+        self.good, self.best = state.good.to(self.best.device), state.best.to(self.best.device)
+
+    def _consider_identity(self, block: Block) -> None:
+        """Makes doing nothing the first candidate: a block is never worse than its absence on the validation rows."""
+        present = self.adam.parameters.clone()
+        block.velocity.scale_output(0.0)
+        self.best = self.adam.parameters.clone()
+        self.adam.load(present)
+        self.counters.best_loss = self.recipe.objective.of_identity(self.samples.val)
 
     def run(self) -> None:
         """Trains until the plan is done or the guard ends the block; leaves the best parameters in it."""
         counters = self.counters
+        self.prepare()
         if counters.iterations == 0:
-            counters.started = self.hooks.elapsed()
             self._plan()
         self.hooks.progress.start_block(self.index, counters.iterations)
-        self._session = (self.hooks.elapsed(), counters.iteration)
+        self._start_session()
         while counters.iteration < counters.iterations and not counters.stopped:
-            self._look()
+            self.look()
             if not counters.stopped:
-                self._iterate()
+                self.iterate()
                 self.hooks.save(self)
         if not counters.stopped:
-            self._look(last=True)
+            self.look(last=True)
         self.adam.load(self.best)
         self.adam.release()
 
-    def _iterate(self) -> None:
+    def iterate(self) -> None:
+        """Does one iteration."""
         counters, config = self.counters, self.config
-        rate = schedule.learning_rate(counters.iteration, counters.iterations, self._peak_rate, config.warmup)
+        rate = learning_rate(counters.iteration, counters.iterations, self.recipe.peak_rate, config.warmup)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
-        terms = self.block.jko_loss(batch, context)
+        terms = self.recipe.objective.terms(self.block, batch, context)
         norm = self.adam.update(terms.total, rate)
         if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
             # one read, since each waits for the device
             *values, grad_norm = torch.stack([*(term.detach() for term in terms), norm]).tolist()
-            names: list[str] = ["loss", "potential", "divergence", "movement"]
-            numbers = dict(zip(names, values, strict=True))
+            numbers = dict(zip(["loss", *TERMS], values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
-            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.elapsed()}
+            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.world.elapsed()}
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
         counters.iteration += 1
 
-    def _look(self, last: bool = False) -> None:
-        """What happens between two iterations: first the guard, then the validation of parameters that passed it."""
+    def look(self, last: bool = False) -> None:
+        """Does what is due between two iterations: the guard, then the validation of parameters that passed it."""
         iteration, config = self.counters.iteration, self.config
         validate = last or iteration % self.counters.validate_every == 0
-        if config.guard and (validate or iteration % config.guard_every == 0) and not self._guard():
+        if config.guard and (validate or iteration % config.guard_every == 0) and not self._is_guarded():
             return
         if not validate:
             return
@@ -162,65 +187,54 @@ class BlockFit:
         self._replan()
 
     def _validate(self) -> tuple[float, float]:
-        """JKO loss of the validation rows and NLL of the flow with this block, at twice the Runge-Kutta steps."""
+        """Returns the loss of the validation rows and the NLL of the flow with this block, on a refined grid."""
         y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
-        terms = jko_terms(self.samples.val.double(), y.double(), logdet.double(), self.block.jko_step)
+        terms = self.recipe.objective.validate(self.samples.val, y, logdet)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
         return loss, nll + gaussian_constant(y)
 
-    def _carry(self) -> None:
-        samples = self.samples
-        carry_rows(self.block, samples.val, samples.val_context)
+    # ---- What the guard says is done
 
-    def _guard(self) -> bool:
-        """Checks the integrator and acts on what it finds; True if the parameters stay as they are."""
-        config, counters = self.config, self.counters
-        reading = self._read_guard()
-        if reading.within(*self._tolerances):
-            self.good = self.adam.state()
-            self._relax(reading, *self._tolerances)
-            return True
-        grid = self.block.grid
-        action = self._soften_start() if counters.iteration == 0 else None
-        if action is not None:
-            self.good = self.adam.state()
-        elif grid.refined().cost <= config.max_num_steps:
-            action = "doubled"
-            self.adam.restore(self.good)
-            if counters.steps_halved:
-                counters.relax_after *= RELAX_BACKOFF
-            self._change_grid(grid.refined())
-        else:
-            action, counters.stopped = "stopped", True
-        self._record_guard(reading, action)
-        # nothing has vouched for a shortened velocity either: look again before training on it
-        return self._guard() if action == "damped" else not counters.stopped
+    def _is_guarded(self) -> bool:
+        """Asks the guard and does what it says; True if there are parameters to validate."""
+        while True:
+            action, reading = self.guard.look(self.counters)
+            self._act(action)
+            if action is not Action.KEEP:
+                self._record_guard(reading, action)
+            if action is not Action.DAMP:  # nothing has vouched for a shortened velocity either: look again
+                return action is not Action.STOP
 
-    def _relax(self, reading: GuardReading, nll_tolerance: float, round_trip_tolerance: float) -> None:
-        """Goes back to half the steps where they would do: a velocity is wildest while the learning rate is high."""
-        config, counters, grid = self.config, self.counters, self.block.grid
-        waited = counters.iteration - counters.steps_changed
-        if grid.cost < Fixed(config.num_steps).refined().cost or waited < counters.relax_after:
-            return
-        if not reading.within(nll_tolerance * RELAX_BELOW, round_trip_tolerance * RELAX_BELOW):
-            return
-        self.block.grid = grid.halved()
-        reading = self._read_guard()
-        self.block.grid = grid
-        if reading.within(nll_tolerance / 2, round_trip_tolerance / 2):
-            self._change_grid(grid.halved())
-            self._record_guard(reading, "halved")
+    def _act(self, action: Action) -> None:
+        counters = self.counters
+        match action:
+            case Action.KEEP:
+                self.good = self.adam.state()
+            case Action.HALVE:
+                self.good = self.adam.state()
+                self._change_grid(self.block.grid.halved())
+            case Action.DOUBLE:
+                self.adam.restore(self.good)
+                if counters.steps_halved:
+                    counters.relax_after *= RELAX_BACKOFF
+                self._change_grid(self.block.grid.refined())
+            case Action.DAMP | Action.RESET:
+                assert self.recipe.alone is not None
+                self.recipe.alone.velocity.scale_output(0.5 if action is Action.DAMP else 0.0)
+                self.good = self.adam.state()
+            case Action.STOP:
+                counters.stopped = True
 
     def _change_grid(self, grid: Grid) -> None:
-        """Another grid from now on; the iterations and what comes after them take another time, too."""
+        """Takes another grid from now on; the iterations and what comes after them take another time, too."""
         counters = self.counters
         counters.steps_halved = grid.cost < self.block.grid.cost
         self.block.grid, counters.steps_changed = grid, counters.iteration
         self._set_deadline()
-        self._session = (self.hooks.elapsed(), counters.iteration)
+        self._start_session()
 
-    def _record_guard(self, reading: GuardReading, action: str) -> None:
+    def _record_guard(self, reading: GuardReading, action: Action) -> None:
         self.hooks.record(
             {
                 "event": "guard",
@@ -229,41 +243,54 @@ class BlockFit:
                 "nll_difference": reading.nll_difference,
                 "round_trip": reading.round_trip,
                 "num_steps": self.block.grid.num_steps,
-                "action": action,
+                "action": str(action),
             }
         )
 
-    def _read_guard(self) -> GuardReading:
-        rows, context = self.config.guard_rows, self.samples.val_context
-        return read_guard(self.block, self.samples.val[:rows], None if context is None else context[:rows])
+    # ---- Time
 
-    def _plan(self) -> None:
-        """Sets the number of iterations, with a time budget from measured times that change nothing."""
-        config, counters = self.config, self.counters
-        if self.hooks.share is None:
-            counters.iterations = self._choose_iterations()
+    def prepare(self) -> None:
+        """Begins, if that has not happened yet: measures, under a time budget, what everything takes."""
+        counters = self.counters
+        if counters.iterations or counters.iteration_seconds:
             return
+        counters.started = self.hooks.world.elapsed()
+        if self.hooks.seconds is None:
+            return
+        costs = self._measure()
+        plan = plan_fit(costs, self.config.validate_every)
+        counters.validate_every, counters.iteration_seconds = plan.validate_every, plan.iteration_seconds
+        counters.row_step, counters.row_carry = costs.row_step, costs.row_carry
+
+    def _measure(self) -> Costs:
+        """Measures the time of everything that the fit does, which changes nothing."""
+        world, samples, config = self.hooks.world, self.samples, self.config
         batch, context = self.batches(0), self.batches.context(0)
-        samples, fine_steps = self.samples, self.block.grid.refined().cost
-        validation = _seconds(self._validate)
 
         def gradient() -> float:
-            self.block.jko_loss(batch, context).total.backward()
+            self.recipe.objective.terms(self.block, batch, context).total.backward()
             return float(self.adam.gradient[0])  # waits for the device
 
-        per_iteration = _seconds(gradient)
+        def carry() -> Tensor:
+            return carry_rows(self.block, samples.val, samples.val_context)
+
+        validation = world.seconds(self._validate)
+        iteration = world.seconds(gradient)
         if config.guard:
-            per_iteration += _seconds(self._read_guard) / min(config.guard_every, config.validate_every)
-        affordable_every = math.ceil((1 / VALIDATION_SHARE - 1) * validation / per_iteration)
-        counters.validate_every = max(config.validate_every, affordable_every)
-        counters.iteration_seconds = per_iteration + validation / counters.validate_every
-        row_steps = samples.val.shape[0] * fine_steps
-        counters.row_step = validation / row_steps
-        counters.row_carry = _seconds(self._carry) / row_steps
+            iteration += world.seconds(self.guard.read) / min(config.guard_every, config.validate_every)
+        row_steps = len(samples.val) * self.block.grid.refined().cost
+        return Costs(iteration, validation, validation / row_steps, world.seconds(carry) / row_steps)
+
+    def _plan(self) -> None:
+        """Sets the number of iterations."""
+        counters = self.counters
+        if self.hooks.seconds is None:
+            counters.iterations = self.recipe.iterations
+            return
         self._set_deadline()
-        left = counters.deadline - self.hooks.elapsed()
-        counters.iterations = schedule.iterations_within(left, counters.iteration_seconds)
-        if counters.iterations < config.validate_every:
+        left = counters.deadline - self.hooks.world.elapsed()
+        counters.iterations = iterations_within(left, counters.iteration_seconds)
+        if counters.iterations < self.config.validate_every:
             self.hooks.progress.message(
                 f"the time budget leaves only {counters.iterations} iterations for block {self.index}; "
                 "raise time_budget or lower max_blocks"
@@ -271,71 +298,33 @@ class BlockFit:
 
     def _set_deadline(self) -> None:
         """Sets when the iterations should end for the push, the later blocks and the evaluation to fit in."""
-        config, counters, samples, grid = self.config, self.counters, self.samples, self.block.grid
-        if self.hooks.share is None:
+        if self.hooks.seconds is None:
             return
-        seconds = self.hooks.share(counters, grid.num_steps)
-        per_row = grid.refined().cost * counters.row_carry
-        # what a block cannot look at need not be carried through those before it
-        affordable = int(PUSH_SHARE * seconds / max(per_row, 1e-12))
-        counters.kept_rows = min(len(samples.train), max(affordable, LEAST_PUSHED, config.batch_size))
-        push = per_row * counters.kept_rows + grid.refined().cost * counters.row_step * len(samples.val)
-        counters.deadline = counters.started + seconds - push
+        counters, samples, grid = self.counters, self.samples, self.block.grid
+        seconds = self.hooks.seconds(counters, grid)
+        push = plan_push(
+            seconds,
+            grid,
+            counters.row_step,
+            counters.row_carry,
+            len(samples.train),
+            len(samples.val),
+            self.config.batch_size,
+        )
+        counters.kept_rows, counters.deadline = push.kept_rows, counters.started + seconds - push.seconds
+
+    def _start_session(self) -> None:
+        """Measures the speed from here on."""
+        self._session = (self.hooks.world.elapsed(), self.counters.iteration)
 
     def _replan(self) -> None:
         """Corrects the number of iterations when the measured speed differs from the planned one."""
         counters = self.counters
         start, first = self._session
-        now, done = self.hooks.elapsed(), counters.iteration - first
+        now, done = self.hooks.world.elapsed(), counters.iteration - first
         if math.isinf(counters.deadline) or done == 0 or counters.iteration >= counters.iterations:
             return
-        rest = schedule.iterations_within(counters.deadline - now, (now - start) / done)
-        if abs(counters.iteration + rest - counters.iterations) > 0.02 * counters.iterations:
+        rest = iterations_within(counters.deadline - now, (now - start) / done)
+        if abs(counters.iteration + rest - counters.iterations) > REPLAN_BEYOND * counters.iterations:
             counters.iterations = counters.iteration + rest
             self.hooks.progress.start_block(self.index, counters.iterations)
-
-    # ---- What a chain does otherwise
-
-    def _begin(self) -> None:
-        """Makes doing nothing the first candidate: a block is never worse than its absence on the validation rows."""
-        assert isinstance(self.block, Block)
-        present = self.adam.parameters.clone()
-        self.block.velocity.scale_output(0.0)
-        self.best = self.adam.parameters.clone()
-        self.adam.load(present)
-        self.counters.best_loss = float(0.5 * self.samples.val.square().sum(1).double().mean())
-
-    def _soften_start(self) -> str | None:
-        """Shortens the last block's velocity, which overshoots on samples that it has already moved."""
-        assert isinstance(self.block, Block)
-        action, factor = ("damped", 0.5) if self._dampings < MAX_DAMPINGS else ("reset", 0.0)
-        self.block.velocity.scale_output(factor)
-        self._dampings += 1
-        return action
-
-    def _choose_rate(self) -> float:
-        """Peak learning rate."""
-        rate = self.config.learning_rate
-        return schedule.peak_learning_rate(self.samples.train.shape[1]) if rate is None else rate
-
-    def _choose_tolerances(self) -> tuple[float, float]:
-        """What the guard allows."""
-        config = self.config
-        return schedule.guard_tolerances(config.guard_nll, config.guard_round_trip, self.samples.val.shape[1])
-
-    def _choose_iterations(self) -> int:
-        """Iterations where no time budget sets them."""
-        return self.config.iterations_per_block
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Mean time of a call that waits for its result, after a first one that is not counted.
-
-    A rough measure will do: the plan is corrected while it is carried out, and short budgets have many blocks.
-    """
-    call()
-    start, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - start < MEASURING_SECONDS:
-        call()
-        calls += 1
-    return (time.perf_counter() - start) / calls

@@ -1,24 +1,55 @@
-"""The integrator guard: notices when a block's likelihood is an artefact of too few Runge-Kutta steps.
+"""The integrator guard: notices when a block's likelihood is an artefact of too few steps, and says what to do.
 
 A fixed-step integrator gets exploited: an optimiser finds velocities on which the quadrature of the divergence is wrong
-in its favour, and the loss falls without end while the density gets worse. Twice the steps tell the difference.
+in its favour, and the loss falls without end while the density gets worse. A finer grid tells the difference.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training.chain import Trainable
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.state import FitCounters
+
+MAX_DAMPINGS = 4
+"""How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
+
+RELAX_BELOW = 1 / 16
+"""Share of its tolerances under which it tries half the steps: a method of fourth order errs 16 times as much there."""
+
+
+class Action(StrEnum):
+    """What is to be done; the values are those of the history."""
+
+    KEEP = "kept"
+    """Nothing: the parameters are good."""
+    HALVE = "halved"
+    """The parameters are good, and half the steps would do."""
+    DOUBLE = "doubled"
+    """Go back to the last good parameters, and take twice the steps."""
+    DAMP = "damped"
+    """Halve the velocity that the block was warm-started with, and look again."""
+    RESET = "reset"
+    """Start the block afresh."""
+    STOP = "stopped"
+    """End the block with its best parameters: it may not have more steps."""
 
 
 class GuardReading(NamedTuple):
     """How much a block's result depends on its integrator."""
 
     nll_difference: float
-    """Mean absolute difference of the samples' NLL between num_steps and twice as many, in nats."""
+    """Mean absolute difference of the samples' NLL between the block's grid and its refinement, in nats."""
     round_trip: float
     """Mean Euclidean distance between x and its image under the block and back, in the units of x."""
 
@@ -27,9 +58,85 @@ class GuardReading(NamedTuple):
         return self.nll_difference <= nll_tolerance and self.round_trip <= round_trip_tolerance
 
 
+class Tolerances(NamedTuple):
+    """What the guard allows, as it reads it."""
+
+    nll: float
+    """Difference of the NLL, in nats."""
+    round_trip: float
+    """Distance of the round trip, in standardised units."""
+
+    def times(self, factor: float) -> Tolerances:
+        """Returns both times a number."""
+        return Tolerances(self.nll * factor, self.round_trip * factor)
+
+
+@dataclass
+class Guard:
+    """Looks at a block on some samples and answers with what should be done; it changes nothing itself.
+
+    Arguments:
+        block: The block, or several in a chain.
+        x: Samples that enter it, with shape (B, d).
+        context: Their standardised conditioning variables, with shape (B, c).
+        tolerances: What is allowed.
+        config: Settings: the steps that training begins with, and the most of them.
+        may_soften: Whether the velocity may be shortened before the first iteration, where it overshoots on samples
+            that it has already moved.
+    """
+
+    block: Trainable
+    x: Tensor
+    context: Tensor | None
+    tolerances: Tolerances
+    config: TrainConfig
+    may_soften: bool
+
+    def __post_init__(self) -> None:
+        self._dampings = 0
+
+    def read(self) -> GuardReading:
+        """Reads how much the block's result depends on its grid."""
+        return read_guard(self.block, self.x, self.context)
+
+    def look(self, counters: FitCounters) -> tuple[Action, GuardReading]:
+        """Returns what to do at this place of the fit, and the reading that says so."""
+        reading = self.read()
+        if reading.within(*self.tolerances):
+            finer = self._half_would_do(reading, counters)
+            return (Action.KEEP, reading) if finer is None else (Action.HALVE, finer)
+        if counters.iteration == 0 and self.may_soften:
+            self._dampings += 1
+            return (Action.DAMP if self._dampings <= MAX_DAMPINGS else Action.RESET), reading
+        affordable = self.block.grid.refined().cost <= self.config.max_num_steps
+        return (Action.DOUBLE if affordable else Action.STOP), reading
+
+    def _half_would_do(self, reading: GuardReading, counters: FitCounters) -> GuardReading | None:
+        """Returns the reading at half the steps if they are enough: a velocity is wildest while the rate is high."""
+        grid = self.block.grid
+        waited = counters.iteration - counters.steps_changed
+        if grid.cost < Fixed(self.config.num_steps).refined().cost or waited < counters.relax_after:
+            return None
+        if not reading.within(*self.tolerances.times(RELAX_BELOW)):
+            return None
+        with tried_on(self.block, grid.halved()):
+            reading = self.read()
+        return reading if reading.within(*self.tolerances.times(0.5)) else None
+
+
+@contextmanager
+def tried_on(block: Trainable, grid: Grid) -> Iterator[None]:
+    """Gives a block another grid for a while."""
+    before, block.grid = block.grid, grid
+    try:
+        yield
+    finally:
+        block.grid = before
+
+
 @torch.no_grad()
 def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> GuardReading:
-    """Compares a block at its num_steps with itself at twice as many.
+    """Compares a block on its grid with itself on the refinement.
 
     Arguments:
         block: The block, or several in a chain.
@@ -45,3 +152,24 @@ def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> Gu
     difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
     distance = (back - x).square().sum(1).sqrt()
     return GuardReading(*torch.stack([difference.abs().mean(), distance.mean()]).tolist())
+
+
+def guard_tolerances(nll: float, round_trip: float, columns: int) -> Tolerances:
+    """Returns what the guard allows rows of many columns.
+
+    Errors of the NLL add up over columns, those of positions as squares.
+
+    Arguments:
+        nll: What it allows the NLL of rows of up to ten columns, in nats.
+        round_trip: What it allows their way through a block and back, in standardised units.
+        columns: Number of columns.
+
+    Returns:
+        Both.
+
+    Example:
+        >>> [tuple(guard_tolerances(0.02, 0.02, d)) for d in (2, 10, 40)]
+        [(0.02, 0.02), (0.02, 0.02), (0.08, 0.04)]
+    """
+    factor = max(1.0, columns / 10)
+    return Tolerances(nll * factor, round_trip * math.sqrt(factor))

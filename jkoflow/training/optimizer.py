@@ -1,9 +1,10 @@
-"""Adam on all parameters of a module at once, as one vector."""
+"""Adam on all parameters of a module at once, as one vector, and its learning rate from iteration to iteration."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ class AdamState(NamedTuple):
         return AdamState(self.parameters.to(device), self.mean.to(device), self.square.to(device), self.updates)
 
 
+class HasParameters(Protocol):
+    """Something to train."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Returns the parameters, always in the same order."""
+        ...
+
+
 class Adam:
     """Adam with gradient clipping, a few operations per update whatever the number of parameters.
 
@@ -36,7 +45,7 @@ class Adam:
     saving are then operations on vectors.
 
     Arguments:
-        module: The module to train; its parameters keep their values and are owned by the vector from now on.
+        module: What to train; its parameters keep their values and are owned by the vector from now on.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
         clip_norm: Gradients longer than this are scaled down to it.
@@ -47,7 +56,7 @@ class Adam:
     """
 
     def __init__(
-        self, module: nn.Module, beta1: float = 0.9, beta2: float = 0.999, clip_norm: float = math.inf
+        self, module: HasParameters, beta1: float = 0.9, beta2: float = 0.999, clip_norm: float = math.inf
     ) -> None:
         self.beta1, self.beta2, self.clip_norm = beta1, beta2, clip_norm
         parameters = list(module.parameters())
@@ -110,3 +119,32 @@ class Adam:
         for parameter in self._module_parameters:
             parameter.data = parameter.data.clone()
             parameter.grad = None
+
+
+def peak_learning_rate(columns: int) -> float:
+    """Peak learning rate for rows of so many columns: 5e-3 for up to ten, less for more, whose gradients are noisier.
+
+    Example:
+        >>> [peak_learning_rate(d) for d in (2, 10, 40)]
+        [0.005, 0.005, 0.0025]
+    """
+    return 5e-3 / math.sqrt(max(1.0, columns / 10))
+
+
+def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> float:
+    r"""Learning rate of an iteration: linear warm-up to the peak, then half a cosine down to 1 % of it.
+
+    Arguments:
+        iteration: Number of the iteration, from 0.
+        iterations: Iterations in all.
+        peak: Largest learning rate.
+        warmup: Iterations of the warm-up; at most a fifth of all is used.
+
+    Returns:
+        The learning rate, positive.
+    """
+    warmup = min(warmup, iterations // 5)
+    if iteration < warmup:
+        return peak * (iteration + 1) / (warmup + 1)
+    progress = min(1.0, (iteration - warmup) / max(1, iterations - warmup))
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jkoflow.metrics import Movement, chunks, movement_with_error
+from jkoflow.metrics import Movement, chunks, movement
 from jkoflow.training.chain import Trainable
 
 
@@ -41,7 +41,7 @@ class PushedSamples:
         self.train = carry_rows(block, self.train, self.train_context)
         self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
-        return movement_with_error(before, self.train)
+        return movement(before, self.train)
 
     def keep(self, count: int, *counters: int) -> None:
         """Leaves a random choice of ``count`` training rows, a function of the counters."""

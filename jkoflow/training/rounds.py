@@ -15,7 +15,9 @@ from typing import Any
 from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
+from jkoflow.metrics import Movement
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.fit import Fit
 
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
 """Kinds of rounds: a given flow as it is, the chain built, trained again, with other step sizes, with more blocks."""
@@ -49,6 +51,59 @@ def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune
     return FINETUNE if finetune and kept["blocks"] > 1 else None
 
 
+def has_converged(
+    movements: Sequence[float], val_nlls: Sequence[float], movement_tolerance: float, gain_tolerance: float
+) -> bool:
+    """Tells whether the last block did so little that no further one is worth its cost.
+
+    Arguments:
+        movements: Movement of every block so far.
+        val_nlls: Validation NLL in nats before the first block and after every block, one more than the movements.
+        movement_tolerance: A block that moves less than this ends the chain.
+        gain_tolerance: A block that lowers the validation NLL by less than this ends the chain.
+
+    Returns:
+        True if the last block is under either tolerance; False before the first block.
+
+    Raises:
+        ValueError: If the lengths do not fit together.
+    """
+    if len(val_nlls) != len(movements) + 1:
+        raise ValueError(
+            f"val_nlls must have {len(movements) + 1} entries, one more than movements, got {len(val_nlls)}"
+        )
+    if not movements:
+        return False
+    return movements[-1] < movement_tolerance or val_nlls[-2] - val_nlls[-1] < gain_tolerance
+
+
+def next_jko_step(
+    summaries: Sequence[Mapping[str, Any]], first_nll: float, most_blocks: int, config: TrainConfig
+) -> float | None:
+    """Returns the JKO step size of the next block of a chain that is built, inf for the free one; None at its end.
+
+    Arguments:
+        summaries: The records of the blocks so far.
+        first_nll: Validation NLL before the first block, in nats on standardised columns.
+        most_blocks: Largest number of blocks.
+        config: Settings.
+    """
+    done = len(summaries)
+    if done and summaries[-1]["step_size"] is None:
+        return None
+    converged = has_converged(
+        [summary["movement"] for summary in summaries],
+        [first_nll, *(summary["val_nll"] for summary in summaries)],
+        config.movement_tolerance,
+        config.gain_tolerance,
+    )
+    if done == most_blocks or (converged and not config.free_block):
+        return None
+    if config.free_block and (converged or done == most_blocks - 1):
+        return math.inf
+    return schedule.jko_step(done, config.jko_step, config.jko_step_growth, config.jko_step_max)
+
+
 def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The record of the round that the best flow is from."""
     return next(record for record in reversed(rounds) if record["kept"])
@@ -77,6 +132,32 @@ def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
         block.jko_step = size
         block.requires_grad_(True)
     return flow.stack
+
+
+def summary(number: int, fit: Fit, moved: Movement, val_nll: float, seconds: float) -> dict[str, Any]:
+    """Returns the history's record of a block that has ended, or of a chain under the number of its first.
+
+    Arguments:
+        number: Number of the round, from 0.
+        fit: Its training.
+        moved: Its movement over the training rows.
+        val_nll: Validation NLL with it, in nats on standardised columns.
+        seconds: What it took.
+    """
+    jko_step = fit.recipe.objective.jko_step
+    return {
+        "event": "block",
+        "round": number,
+        "block": fit.index,
+        "step_size": None if math.isinf(jko_step) else jko_step,
+        "num_steps": fit.block.grid.num_steps,
+        "iterations": fit.counters.iteration,
+        "movement": moved.value,
+        "movement_stderr": moved.stderr,
+        "train_rows": fit.counters.kept_rows,
+        "val_nll": val_nll,
+        "seconds": seconds,
+    }
 
 
 def record(

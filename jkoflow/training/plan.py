@@ -1,0 +1,319 @@
+"""What a time budget is spent on: numbers in, a plan out.
+
+Nothing here measures, trains or remembers anything. A fit measures its `Costs`, the trainer tells the `Outlook`, and
+both act on the plans that come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jkoflow.ops.grid import Fixed, Grid, finest
+
+EVALUATION_SHARE = 0.2
+"""Share of a time budget that may be set aside to score more than `LEAST_TEST_ROWS` test rows."""
+
+PLANS_SHARE = 0.02
+"""Share of a time budget that is kept free, since plans are kept to within about that much."""
+
+LEAST_TEST_ROWS = 10_000
+"""Test rows that time is always set aside for; all if there are fewer."""
+
+SLACK_SHARE, SLACK_SECONDS = 0.05, 1.0
+"""Share of a time budget, and seconds, that an evaluation may take beyond it rather than look at fewer rows than
+`LEAST_TEST_ROWS` or stop before it has converged."""
+
+FEWEST_ROWS = 500
+"""Rows that every part of an evaluation looks at, however little time is left; all if there are fewer."""
+
+PUSH_SHARE = 0.1
+"""Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
+
+LEAST_PUSHED = 10_000
+"""Training rows that go on whatever the time: later blocks would learn fewer by heart."""
+
+VALIDATION_SHARE = 0.05
+"""Share of a block's time that looks at the validation loss may take under a time budget; they become rarer."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit of time for the whole of a run.
+
+    Arguments:
+        clock: Tells the seconds into the run.
+        seconds: The limit.
+    """
+
+    clock: Callable[[], float]
+    seconds: float
+
+    def left(self) -> float:
+        """Returns the seconds that are left; negative beyond the limit."""
+        return self.seconds - self.clock()
+
+    def left_with_slack(self) -> float:
+        """Returns the seconds that an evaluation has at most."""
+        return self.left() + SLACK_SHARE * self.seconds + SLACK_SECONDS
+
+
+class Costs(NamedTuple):
+    """What a fit has measured of itself, in seconds."""
+
+    iteration: float
+    """Of one iteration, with its share of the guard."""
+    validation: float
+    """Of a look at the validation loss."""
+    row_step: float
+    """Of one step of one row."""
+    row_carry: float
+    """The same without the logdet."""
+
+
+class RunPlan(NamedTuple):
+    """What a run is made of."""
+
+    blocks: int
+    """Largest number of blocks."""
+    finetune: float
+    """Share of the training that goes to fine-tuning."""
+
+
+class FitPlan(NamedTuple):
+    """How a fit spends its share of the time."""
+
+    validate_every: int
+    """Iterations between two looks at the validation loss."""
+    iteration_seconds: float
+    """Expected time of an iteration, guard and validation included."""
+
+
+class PushPlan(NamedTuple):
+    """What becomes of a fit's samples at its end."""
+
+    kept_rows: int
+    """Training rows that go on."""
+    seconds: float
+    """Expected time of their way through the block, and of the validation rows'."""
+
+
+class EvaluationRows(NamedTuple):
+    """How many rows each part of the evaluation looks at."""
+
+    val: int
+    """Of the calibration."""
+    test: int
+    """Of the test NLL."""
+    inversion: int
+    """Of the inversion error."""
+    exact: int
+    """Of the exact inverse's error."""
+    samples: int
+    """Samples to compare with test rows."""
+
+    def within(self, most: int) -> EvaluationRows:
+        """Returns at most so many test rows for every part; the calibration's are others."""
+        return EvaluationRows(self.val, *(min(rows, most) for rows in self[1:]))
+
+    def scaled(self, share: float) -> EvaluationRows:
+        """Returns a share of the test rows for every part, and at least `FEWEST_ROWS`."""
+        return EvaluationRows(self.val, *(min(rows, max(int(share * rows), FEWEST_ROWS)) for rows in self[1:]))
+
+    def calibrated(self) -> EvaluationRows:
+        """Returns what is left to look at after the calibration."""
+        return self._replace(val=0)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What there is to do from the beginning of a fit on, as the trainer sees it."""
+
+    round_blocks: int
+    """Blocks of the present round; fine-tuning's chain is one."""
+    blocks_left: int
+    """Those of them that are still to train, this one included."""
+    later_rounds: int
+    """Rounds of single blocks after the present one."""
+    children: int
+    """Blocks that every block will be divided into."""
+    grid: Grid
+    """The finest grid of any block so far."""
+    finetune: float
+    """Share of the training for fine-tuning."""
+    rows: EvaluationRows
+    """What the evaluation would like to look at."""
+
+
+def plan_run(
+    seconds: float, rounds: int, iteration_seconds: float, most_blocks: int, given_blocks: int | None
+) -> RunPlan:
+    """Plans blocks and fine-tuning from the measured speed of the first block.
+
+    Arguments:
+        seconds: What the budget has left.
+        rounds: Rounds of single blocks that will share it.
+        iteration_seconds: Expected time of an iteration of the first block.
+        most_blocks: Largest number of blocks.
+        given_blocks: The number that was asked for; None if the plan may choose.
+    """
+    iterations = seconds / rounds / iteration_seconds
+    blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
+    return RunPlan(blocks, finetune_share(iterations))
+
+
+def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
+    """Plans how often a fit validates, given how often it should at least wait."""
+    affordable = math.ceil((1 / VALIDATION_SHARE - 1) * costs.validation / costs.iteration)
+    every = max(validate_every, affordable)
+    return FitPlan(every, costs.iteration + costs.validation / every)
+
+
+def plan_push(
+    seconds: float, grid: Grid, row_step: float, row_carry: float, train_rows: int, val_rows: int, batch_size: int
+) -> PushPlan:
+    """Plans which rows go on behind a block.
+
+    What a block cannot look at need not be carried through those before it.
+
+    Arguments:
+        seconds: What the block may take.
+        grid: The block's.
+        row_step: Measured seconds of one step of one row.
+        row_carry: The same without the logdet.
+        train_rows: Training rows.
+        val_rows: Validation rows, all of which go on.
+        batch_size: Rows of a batch, fewer than which cannot go on.
+    """
+    steps = grid.refined().cost
+    affordable = int(PUSH_SHARE * seconds / max(steps * row_carry, 1e-12))
+    kept = min(train_rows, max(affordable, LEAST_PUSHED, batch_size))
+    return PushPlan(kept, steps * (row_carry * kept + row_step * val_rows))
+
+
+def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: float) -> float:
+    """Returns a fit's share of a time budget: every round gets as much as any other, every block of a round too.
+
+    Arguments:
+        budget: Seconds for the whole run.
+        started: Seconds into the run at which the fit began.
+        outlook: What there is to do from then on.
+        row_step: Measured seconds of one step of one row.
+    """
+    blocks = outlook.round_blocks * outlook.children
+    grid = outlook.grid.split(outlook.children)  # the children of a refinement to come share their parents' steps
+
+    def evaluation(most: int) -> float:
+        return row_step * blocks * evaluation_work(expected_grid(grid), outlook.rows.within(most))
+
+    everything, least = evaluation(outlook.rows.test), evaluation(LEAST_TEST_ROWS)
+    reserve = min(everything, max(least, EVALUATION_SHARE * budget)) + PLANS_SHARE * budget
+    if blocks > 1:
+        reserve += outlook.finetune * max(budget - reserve, 0.0)
+    fits = outlook.blocks_left + outlook.round_blocks * outlook.later_rounds
+    return seconds_for_block(budget, started, reserve, fits)
+
+
+def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:
+    """Returns a block's share of what a time budget has left when it begins: equal parts for the blocks still to come.
+
+    Arguments:
+        budget: Seconds for the whole run.
+        elapsed: Seconds spent before this block.
+        reserve: Seconds to keep for the evaluation at the end.
+        blocks_left: Blocks still to train, this one included.
+
+    Returns:
+        Seconds for this block, its push included; zero if nothing is left.
+    """
+    return max(0.0, budget - elapsed - reserve) / max(1, blocks_left)
+
+
+def blocks_within(iterations: float, most: int) -> int:
+    r"""Returns the blocks that a time budget is enough for, :math:`\sqrt{N / 500}` for N iterations in all.
+
+    More time is thus spent on more blocks and on longer ones alike: the likelihood hardly depends on the number near
+    the best one, but suffers from blocks of a few hundred iterations as from a chain of one or two (docs/sweep.md).
+
+    Arguments:
+        iterations: Iterations N that the budget has time for, in all blocks together.
+        most: Largest number of blocks.
+
+    Returns:
+        The number of blocks, at least 2 unless ``most`` is less.
+
+    Example:
+        >>> [blocks_within(n, 6) for n in (100, 5000, 10_000, 100_000)]
+        [2, 3, 4, 6]
+    """
+    return min(most, max(2, round(math.sqrt(iterations / 500))))
+
+
+def finetune_share(iterations: float) -> float:
+    """Returns the share of a time budget that goes to fine-tuning, the training of all blocks together.
+
+    An iteration of the whole chain takes as long as one of every block. The few hundred that a short budget has for it
+    do not make up for the blocks' own; in a longer one short blocks and a long fine-tuning do best (docs/sweep.md).
+
+    Arguments:
+        iterations: Iterations of single blocks that the budget has time for.
+
+    Returns:
+        The share, 0 for a budget that is too short to profit.
+
+    Example:
+        >>> [finetune_share(n) for n in (5000, 50_000)]
+        [0.0, 0.8]
+    """
+    return 0.8 if iterations >= 15_000 else 0.0
+
+
+def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:
+    """Returns the iterations that fit into a time, and never fewer than ``least``."""
+    return max(least, int(seconds / max(seconds_per_iteration, 1e-9)))
+
+
+def expected_grid(grid: Grid) -> Grid:
+    """Returns the grid that the evaluation is expected to need after a training that has arrived at another.
+
+    Step-converged numbers need about two refinements of it; some block will take four steps if none does yet.
+    """
+    return finest([grid, Fixed(4)]).refined().refined()
+
+
+def evaluation_work(grid: Grid, rows: EvaluationRows) -> float:
+    """Returns the work of an evaluation that ends on a grid, in steps of one row through one block.
+
+    The calibration takes all grids up to that one. The test rows take the last two, and the inversion error a pass
+    forward and one back; an exact inverse costs about as much as five passes.
+    """
+    passes = 2 * rows.val + 1.5 * rows.test + 2 * rows.inversion + 5 * rows.exact + rows.samples
+    return grid.cost * passes
+
+
+def plan_evaluation(rows: EvaluationRows, grid: Grid, seconds: float, slack: float, row_step: float) -> EvaluationRows:
+    """Plans how many rows the rest of an evaluation looks at, after its calibration has ended on a grid.
+
+    Time that is short costs test rows first, down to `LEAST_TEST_ROWS`, and then rows of every part.
+
+    Arguments:
+        rows: What it would like to look at.
+        grid: Where the calibration has ended.
+        seconds: What is left.
+        slack: What it may take beyond that at most.
+        row_step: Measured seconds of one step of one row through all blocks.
+    """
+
+    def needed(rows: EvaluationRows) -> float:
+        return row_step * evaluation_work(grid, rows.calibrated())
+
+    if needed(rows) <= seconds:
+        return rows
+    others = needed(rows._replace(test=0))
+    test = int(rows.test * (seconds - others) / max(needed(rows) - others, 1e-12))
+    if test >= LEAST_TEST_ROWS:
+        return rows._replace(test=test)
+    least = rows.within(LEAST_TEST_ROWS)
+    return least.scaled(min(1.0, max(seconds + slack, 0.0) / needed(least)))

@@ -1,0 +1,88 @@
+"""What training starts from: a flow without blocks, the samples that enter it, and new blocks."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from jkoflow.block import Block
+from jkoflow.data import Dataset
+from jkoflow.flow import JKOFlow
+from jkoflow.metrics import spread_rows
+from jkoflow.training.choose_map import fit_map
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.pushed import PushedSamples, generator
+from jkoflow.velocity import MLPVelocity
+
+
+def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
+    """Returns a flow without blocks: the standardisation and the initial map of the data."""
+    context = (None, None) if data.train_context is None else _moments(data.train_context)
+    flow = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
+    flow.initial_map = fit_map(flow.standardize(data.train)[0], config.initial_map)
+    return flow
+
+
+def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
+    """Returns a copy of a flow to start from, made sure to be one that can be trained on the data.
+
+    Raises:
+        ValueError: If it has no blocks, other columns than the data or another dtype than float32.
+    """
+    if not start.stack:
+        raise ValueError("start must have at least one block to train, got none; leave it out to build a chain")
+    if start.dim != data.dim:
+        raise ValueError(f"start must have the {data.dim} columns of the data, got a flow of {start.dim}")
+    if start.context_dim != data.context_dim:
+        raise ValueError(
+            f"start must have the {data.context_dim} context columns of the data, got a flow with {start.context_dim}"
+        )
+    if start.standardize.mean.dtype != torch.float32:
+        raise ValueError(
+            f"start must be float32, as training is, got {start.standardize.mean.dtype}; pass start.float()"
+        )
+    return copy.deepcopy(start)
+
+
+def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
+    """Returns the data as the flow's first block sees them, with at most so many validation rows."""
+    device = flow.standardize.mean.device
+    with torch.no_grad():
+        train, _ = flow.enter(data.train.to(device))
+        val, logdet = flow.initial_map(flow.standardize(spread_rows(data.val, val_rows).to(device))[0])
+        contexts: tuple[Tensor | None, Tensor | None] = (None, None)
+        if data.train_context is not None and data.val_context is not None:
+            val_context = spread_rows(data.val_context, val_rows).to(device)
+            contexts = (
+                flow.standardized_context(data.train_context.to(device), train.shape[0]),
+                flow.standardized_context(val_context, val.shape[0]),
+            )
+    return PushedSamples(train, val, logdet, *contexts)
+
+
+def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, before: Block | None) -> Block:
+    """Returns a block to train, on the CPU, with the parameters of the block before it.
+
+    Arguments:
+        data: Says how many columns and conditioning variables there are.
+        config: Sizes and seed.
+        index: Number of the block, from 0.
+        jko_step: JKO step size.
+        before: The block before it; None for the first one, which starts as the identity.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.seed, index).initial_seed())
+        velocity = MLPVelocity(data.dim, config.hidden, config.activation, config.time, data.context_dim, config.linear)
+    if before is None:
+        velocity.scale_output(0.0)  # an arbitrary velocity would first have to be unlearned
+    else:
+        velocity.load_state_dict(before.velocity.state_dict())
+    return Block(velocity, config.num_steps, config.method, jko_step=jko_step)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of every column (N, d), computed in float64, with shapes (d,)."""
+    exact = rows.double()
+    return exact.mean(0).float(), exact.std(0, correction=0).float()

@@ -1,0 +1,44 @@
+"""Where training runs: the clock that every decision about time reads, and how long a call takes by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Tells the seconds since some moment that stays the same."""
+
+MEASURING_SECONDS = 0.02
+"""How long a call is repeated to be timed."""
+
+
+class World:
+    """The process that trains, with its clock.
+
+    Arguments:
+        clock: Tells the time; the machine's if None. The run begins now.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock: Clock = time.monotonic if clock is None else clock
+        self._began = self._clock()
+
+    def elapsed(self) -> float:
+        """Returns the seconds into the run, earlier sessions of a resumed run included."""
+        return self._clock() - self._began
+
+    def go_on_after(self, seconds: float) -> None:
+        """Counts the seconds that earlier sessions have taken, too."""
+        self._began -= seconds
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Returns the mean time of a call that waits for its result, after a first one that is not counted.
+
+        A rough measure will do: plans are corrected while they are carried out, and short budgets have many blocks.
+        """
+        call()
+        start, calls = self._clock(), 0
+        while calls == 0 or self._clock() - start < MEASURING_SECONDS:
+            call()
+            calls += 1
+        return (self._clock() - start) / calls
