@@ -14,6 +14,8 @@ from jkoflow.ops import Backend, Precision, integrate, jko_terms
 from jkoflow.velocity import MLPVelocity
 
 SEED = 0
+BATCHES = 4
+"""Batches in rotation on a GPU, so that no run finds its own batch in the cache."""
 
 
 class Solution(NamedTuple):
@@ -68,6 +70,13 @@ class Case:
         """Seeds PyTorch, so that its next ``randn_like(x)`` is `probe`."""
         torch.manual_seed(SEED)
 
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """The batch and `BATCHES` - 1 others of its size."""
+        generator = torch.Generator().manual_seed(SEED + 1)
+        others = (torch.randn(self.x.shape, generator=generator) for _ in range(BATCHES - 1))
+        return [self.x, *(batch.to(self.x.device) for batch in others)]
+
     def solve(
         self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto", precision: Precision = "auto"
     ) -> Solution:
@@ -88,12 +97,23 @@ class Case:
     def converged(self, estimate: bool) -> Solution:
         """The solution in float64 with 8 times the steps: next to it, the fixed steps have an error, too."""
         with torch.no_grad():
-            result = integrate(
-                copy.deepcopy(self.velocity).double(),
-                self.x.double(),
-                num_steps=8 * self.shape.steps,
-                divergence="hutchinson" if estimate else "exact",
-                noise=self.probe.double() if estimate else None,
-                keep_path=False,
-            )
+            return self._in_float64(copy.deepcopy(self.velocity).double(), estimate, 8 * self.shape.steps, "auto")
+
+    def exact(self, estimate: bool) -> tuple[Solution, list[Tensor]]:
+        """The solution and the gradient of its loss in float64 with the same steps, by the PyTorch reference."""
+        velocity = copy.deepcopy(self.velocity).double()
+        solution = self._in_float64(velocity, estimate, self.shape.steps, "reference")
+        gradient = torch.autograd.grad(loss(solution), list(velocity.parameters()))
+        return Solution(*(tensor.detach() for tensor in solution)), list(gradient)
+
+    def _in_float64(self, velocity: MLPVelocity, estimate: bool, steps: int, backend: Backend) -> Solution:
+        result = integrate(
+            velocity,
+            self.x.double(),
+            num_steps=steps,
+            divergence="hutchinson" if estimate else "exact",
+            noise=self.probe.double() if estimate else None,
+            backend=backend,
+            keep_path=False,
+        )
         return Solution(result.x, result.logdet)

@@ -38,6 +38,18 @@ SHAPES = (
     Shape(6, 128, 2, 64, 3),
     Shape(2, 64, 2, 10000, 3),
 )
+"""What is measured on the CPU if nothing else is asked for."""
+
+_NETWORKS = (
+    Shape(6, 128, 2, 10_000, 3),
+    Shape(2, 128, 2, 10_000, 3),
+    Shape(2, 128, 3, 10_000, 3),
+    Shape(43, 128, 2, 10_000, 3),
+    Shape(63, 256, 2, 10_000, 3),
+    Shape(2, 64, 2, 10_000, 3),
+)
+CUDA_SHAPES = (*_NETWORKS, *(shape._replace(batch=100_000) for shape in _NETWORKS), Shape(6, 128, 2, 250, 3))
+"""What is measured on a GPU: the goal's shape, the networks of the CPU at two sizes of batch, a training batch."""
 
 
 def parse_shapes(text: str) -> list[Shape]:

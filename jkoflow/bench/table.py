@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jkoflow.bench import ceilings
 from jkoflow.bench.floor import SIZE
 from jkoflow.bench.peers import FUSED, OURS, PEERS, SPLIT, SPLIT_FUSED
-from jkoflow.bench.run import FORMAT
+from jkoflow.bench.peers.on_gpu import CUDA_PEERS
+from jkoflow.bench.record import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
 SHARES: tuple[tuple[str, Direction], ...] = (
@@ -16,7 +18,10 @@ SHARES: tuple[tuple[str, Direction], ...] = (
     (FUSED, "forward+backward"),
     (SPLIT, "forward"),
     (SPLIT_FUSED, "forward+backward"),
+    *((peer.name, direction) for peer in CUDA_PEERS if peer.work is not None for direction in peer.directions),
 )
+"""Whose shares are shown, and in which direction."""
+
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
 
@@ -36,7 +41,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def times(record: Mapping[str, Any], direction: Direction) -> str:
     """Milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
-    lack = {peer.name for peer in PEERS if direction not in peer.directions}
+    lack = {peer.name for peer in (*PEERS, *CUDA_PEERS) if direction not in peer.directions}
     rows = [
         [name, *(cell(_result(entry, name), direction) for entry in entries)]
         for name in _names(entries)
@@ -104,12 +109,26 @@ def notes(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def references(record: Mapping[str, Any]) -> Mapping[Direction, str]:
+    """Whom the others are compared with; records of earlier versions do not say it."""
+    return record.get("reference", {"forward": OURS, "forward+backward": FUSED})
+
+
 def floor(record: Mapping[str, Any]) -> str:
     """What the shares are of: the products and the range of their rates."""
+    units = next((entry["ceilings_gflops"] for entry in record["shapes"] if "ceilings_gflops" in entry), None)
+    if units is not None:
+        return (
+            f"The floor is the product of {ceilings.SIZE} x {ceilings.SIZE} matrices on the same unit in the same run: "
+            f"{', '.join(f'{unit} {rate / 1e3:.1f} TFLOP/s' for unit, rate in units.items())}. 3xTF32 does three "
+            "products for each one."
+        )
     found: dict[str, list[float]] = {}
     for entry in record["shapes"]:
         for name, rate in (pair for rates in entry["floor_gflops"].values() for pair in rates.items()):
             found.setdefault(name, []).append(rate)
+    if not found:
+        return ""
     products = ", ".join(f"{name} {min(rates):.0f} to {max(rates):.0f} GFLOP/s" for name, rates in found.items())
     return f"The floor is the fastest product of {SIZE} x {SIZE} float32 matrices in the same rounds: {products}."
 
@@ -119,6 +138,12 @@ def surroundings(record: Mapping[str, Any]) -> str:
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
+    if "gpu" in environment:
+        gpu = environment["gpu"]
+        return (
+            f"Measured on {gpu['name']} (compute capability {gpu['capability']}), with {versions}"
+            f"{', ' * bool(packages)}{packages}."
+        )
     return (
         f"Measured on {environment['cpu']} ({environment['kernels']['isa'] or 'no kernels'}), threads: "
         f"{record['settings']['threads']}, with {versions}{', ' * bool(packages)}{packages}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from jkoflow.bench.candidate import Candidate, TorchCandidate
 from jkoflow.bench.case import Case, Solution
 from jkoflow.data import require
+from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPVelocity
 
 
@@ -51,6 +53,42 @@ def exact_adjoint(case: Case) -> Candidate:
 def hutchinson(case: Case) -> Candidate:
     """Hutchinson's estimate, gradients by backpropagation through the steps."""
     return _candidate(case, case.probe, "odeint")
+
+
+def like_exact(case: Case) -> Candidate:
+    """The same as `exact` without torchdiffeq: its right-hand side on a fixed grid."""
+    return _fixed_grid(case, None)
+
+
+def like_hutchinson(case: Case) -> Candidate:
+    """The same as `hutchinson` without torchdiffeq: its right-hand side on a fixed grid."""
+    return _fixed_grid(case, case.probe)
+
+
+def is_installed() -> str | None:
+    """Why nothing has to stand for torchdiffeq, or None."""
+    return None if find_spec("torchdiffeq") is None else "torchdiffeq itself is measured"
+
+
+def _fixed_grid(case: Case, probe: Tensor | None) -> Candidate:
+    rhs = AutogradDivergence(case.velocity, probe)
+    tableau, steps = TABLEAUX["rk4"], case.shape.steps
+
+    def solve(x: Tensor) -> Solution:
+        logdet = x.new_zeros(x.shape[0])
+        for step in range(steps):
+            slopes: list[tuple[Tensor, Tensor]] = []
+            for row, c in zip(tableau.a, tableau.c, strict=True):
+                at = x
+                for a, (slope, _) in zip(row, slopes, strict=True):
+                    at = at + (a / steps) * slope
+                t = torch.full((), (step + c) / steps, device=x.device)
+                slopes.append(rhs(t, (at, logdet)))
+            for b, (slope, divergence) in zip(tableau.b, slopes, strict=True):
+                x, logdet = x + (b / steps) * slope, logdet + (b / steps) * divergence
+        return Solution(x, logdet)
+
+    return TorchCandidate(case, solve)
 
 
 def _candidate(case: Case, probe: Tensor | None, solver: str) -> Candidate:
