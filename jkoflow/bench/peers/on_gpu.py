@@ -17,10 +17,10 @@ COMPILING = 60.0
 
 
 def peers(precisions: Sequence[Precision] = PRECISIONS, backend: Backend = "cuda") -> tuple[Peer, ...]:
-    """Everybody on a GPU.
+    """Everybody on a GPU, those first whom the others are compared with.
 
     Arguments:
-        precisions: Of our kernels; the others are compared with the first.
+        precisions: Of our kernels; everybody is compared with the first.
         backend: Who computes ours.
     """
     others = [peer for peer in PEERS if peer.library in ("torchdiffeq", "zuko", "jax", "diffrax")]
@@ -31,18 +31,19 @@ def _ours(precisions: Sequence[Precision], backend: Backend) -> Iterator[Peer]:
     for precision in precisions:
         tf32 = precision == "tf32"
         work = Work(unit="fp32" if precision == "fp32" else "tf32", products=3 if precision == "tf32x3" else 1)
-        integrated = partial(ours.Integrated, precision=precision, backend=backend)
-        yield from _twice(Peer(f"{OURS}, {precision}", "jkoflow", integrated, work=work, tf32=tf32))
+        options = {"precision": precision, "backend": backend}
+        integrated = partial(ours.Integrated, **options)
         yield from _twice(
             Peer(
                 f"{FUSED}, {precision}",
                 "jkoflow",
-                partial(ours.FusedLoss, precision=precision, backend=backend),
+                partial(ours.FusedLoss, **options),
                 directions=("forward+backward",),
                 work=work._replace(fused=True),
                 tf32=tf32,
             )
         )
+        yield from _twice(Peer(f"{OURS}, {precision}", "jkoflow", integrated, work=work, tf32=tf32))
         if precision == precisions[0]:
             estimated = partial(integrated, estimate=True)
             yield Peer(f"{OURS}, {precision}, Hutchinson", "jkoflow", estimated, estimate=True, tf32=tf32)
