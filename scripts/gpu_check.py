@@ -62,7 +62,7 @@ def extend_path() -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Device, driver, versions and what is being checked."""
+    """Finds device, driver, versions and what is being checked."""
     found: dict[str, Any] = {"python": platform.python_version(), "commit": _commit(), "sources": _sources_hash()}
     fields = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm")
     code, text = run_command(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 30, {})
@@ -99,7 +99,7 @@ def _sources_hash() -> str:
 
 
 def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = ()) -> list[Stage]:
-    """The stages on a GPU of some compute capability ("9.0")."""
+    """Lists the stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
     imports = {
@@ -122,7 +122,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     faulty = str(BUILD / "faulty")
 
     def watch(tool: str, fault: str, *more: str) -> list[list[str]]:
-        """The tool on a program with a fault, which it has to see, then on the small cases."""
+        """Runs the tool on a program with a fault, which it has to see, then on the small cases."""
         seen = f"{shlex.join([*sanitizer, '--tool', tool, faulty, fault])}; test $? -eq 9 && echo {tool} sees the fault"
         return [["sh", "-c", seen], [*sanitizer, "--tool", tool, *small, *more]]
 
@@ -257,7 +257,7 @@ def check(
 
 
 def _lacking(needed: Stage, entries: dict[str, Any]) -> str | None:
-    """Why a stage that another one needs is no help, or None; an earlier check may have run it."""
+    """Says why a stage that another one needs is no help, or returns None; an earlier check may have run it."""
     if needed.name in entries:
         return None if entries[needed.name]["result"] == "passed" else f"{needed.name} did not pass"
     missing = [path.name for path in needed.makes if not path.exists()]
@@ -278,7 +278,7 @@ def _write(report: dict[str, Any], outdir: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What a reader sees last: machine, stages, and the benchmark's most important lines."""
+    """Writes what a reader sees last: machine, stages, and the benchmark's most important lines."""
     machine = report["machine"]
     gpu = machine["gpu"] or {"name": "no GPU", "compute_cap": "-", "driver_version": "-"}
     lines = [
@@ -300,7 +300,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def benchmark_lines(record: dict[str, Any]) -> list[str]:
-    """The figures of the first shape that `jkoflow bench` recorded: times, errors and shares of the ceilings."""
+    """Writes what `jkoflow bench` recorded at its first shape: times, errors and shares of the ceilings."""
     if not record.get("shapes"):
         return [f"benchmark: {record['problem']}"] if "problem" in record else []
     entry = record["shapes"][0]

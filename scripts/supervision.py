@@ -22,7 +22,7 @@ GRACE = 10
 
 @dataclass
 class Stage:
-    """Some commands that belong together."""
+    """Holds some commands that belong together."""
 
     name: str
     commands: list[list[str]]
@@ -57,7 +57,7 @@ def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
 def run_command(
     command: list[str], seconds: float, environment: dict[str, str], log: Path | None = None
 ) -> tuple[int | None, str]:
-    """Status (None if the time was up) and output of a command, which goes to the log, too.
+    """Runs a command; returns its status (None if the time was up) and its output, which goes to the log, too.
 
     The output goes through a file: a pipe would have to be read to its end, which never comes if a process in a session
     of its own holds it.
@@ -85,7 +85,7 @@ def run_command(
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """A command's status, or None if its time was up; what is left of its process group is killed."""
+    """Waits for a command's status, None if its time was up; what is left of its process group is killed."""
     grace = min(GRACE, seconds / 4)
     code = None
     try:

@@ -26,7 +26,7 @@ IN_TF32 = {"x": 5e-2, "logdet": 5e-2, "gradient": 5e-2}
 
 @dataclass(frozen=True)
 class Expected:
-    """What is right: the solution, and the gradient of its loss by each parameter."""
+    """Holds what is right: the solution, and the gradient of its loss by each parameter."""
 
     solution: Solution
     gradient: list[Tensor]
@@ -45,7 +45,7 @@ def exact(case: Case, estimate: bool) -> Expected:
 
 
 def errors(peer: Peer, candidate: Candidate, right: Expected) -> dict[str, float]:
-    """The `distances` of a candidate in all directions of its peer."""
+    """Computes the `distances` of a candidate in all directions of its peer."""
     found = {}
     for direction in peer.directions:
         got = candidate.forward() if direction == "forward" else candidate.gradient()
@@ -54,7 +54,7 @@ def errors(peer: Peer, candidate: Candidate, right: Expected) -> dict[str, float
 
 
 def distances(direction: Direction, got: Outcome, right: Expected) -> dict[str, float]:
-    """Errors relative to the largest x, the largest logdet and the norm of the gradient.
+    """Measures errors relative to the largest x, the largest logdet and the norm of the gradient.
 
     Returns:
         ``x`` and ``logdet`` of the forward direction, ``gradient`` of the other; not a number where one is wrong.
@@ -69,7 +69,7 @@ def distances(direction: Direction, got: Outcome, right: Expected) -> dict[str, 
 
 
 def disagreement(peer: Peer, found: dict[str, float], steps: int) -> str | None:
-    """What is too far from what is right, with so many steps, or None."""
+    """Says what is too far from what is right, with so many steps, or returns None."""
     allowed = IN_TF32 if peer.tf32 else SAME_STEPS
     if peer.own_steps:
         allowed = {name: error * max(1.0, 3 / steps) ** 4 for name, error in OWN_STEPS.items()}

@@ -24,7 +24,7 @@ Outcome = Solution | list[Tensor]
 
 
 class Candidate(ABC):
-    """A peer ready to run on one case."""
+    """Runs on one case, for which a peer has made it ready."""
 
     note: str | None = None
     """What a reader of its figures has to know."""
@@ -41,14 +41,14 @@ class Candidate(ABC):
 
     @abstractmethod
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Seconds that ``repeats`` runs take."""
+        """Times ``repeats`` runs, in seconds."""
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Frees what the candidate holds."""
 
 
 class TorchCandidate(Candidate):
-    """A candidate that runs in this process on PyTorch tensors, on the device of the case.
+    """Runs in this process on PyTorch tensors, on the device of the case.
 
     Arguments:
         case: What to solve.
@@ -60,7 +60,7 @@ class TorchCandidate(Candidate):
         self.solve = solve
 
     def objective(self, x: Tensor) -> Tensor:
-        """The loss of a batch x (B, d), a scalar."""
+        """Computes the loss of a batch x (B, d), a scalar."""
         return loss(self.solve(x))
 
     def solution(self, x: Tensor) -> Solution:
@@ -85,12 +85,12 @@ class TorchCandidate(Candidate):
         return self.gradient_at(self.case.x)
 
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Seconds that ``repeats`` runs take, by the clock on the wall."""
+        """Times ``repeats`` runs by the clock on the wall, in seconds."""
         return wall_clock(self.forward if direction == "forward" else self.gradient, repeats)
 
 
 class Work(NamedTuple):
-    """What of a peer's work is counted, and on which unit of the device it is done."""
+    """Says what of a peer's work is counted, and on which unit of the device it is done."""
 
     fused: bool = False
     """Whether value and gradient come from one pass, which does not compute the stages once more."""
@@ -102,7 +102,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody to be measured.
+    """Describes somebody who is measured.
 
     Arguments:
         name: What tables call it.
@@ -139,16 +139,16 @@ class Peer:
     compiling: float = 0.0
 
     def missing(self) -> tuple[str, ...]:
-        """Packages that it needs and that are not installed."""
+        """Lists the packages that it needs and that are not installed."""
         return tuple(package for package in self.requires if find_spec(package) is None)
 
     def needed(self, direction: Direction) -> float:
-        """Seconds that have to be left for a direction to be started."""
+        """Tells how many seconds have to be left for a direction to be started."""
         return max(LEAST, self.compiling * (1 if direction == "forward" else 2))
 
 
 def reference(peers: Iterable[Peer]) -> dict[Direction, str]:
-    """Whom the others are compared with: the first of ours that solves, and the first with the fused loss."""
+    """Names whom the others are compared with: the first of ours that solves, and the first with the fused loss."""
     ours = [peer for peer in peers if peer.library == "jkoflow"]
     return {
         "forward": next(peer.name for peer in ours if "forward" in peer.directions),

@@ -16,7 +16,7 @@ OUR_COLOURS: dict[Direction, str] = {"forward": "#f4b98a", "forward+backward": "
 
 
 def has_figures(record: Mapping[str, Any]) -> bool:
-    """Whether there is anything to draw."""
+    """Tells whether there is anything to draw."""
     return any(_bars(entry) for entry in record["shapes"])
 
 

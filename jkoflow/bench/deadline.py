@@ -15,11 +15,11 @@ PATIENCE = 1.5
 
 
 class Overtime(BaseException):
-    """The time of something is up. It is no Exception, because torch.compile goes on after one of those."""
+    """Says that the time of something is up. It is no Exception, because torch.compile goes on after one of those."""
 
 
 class Deadline:
-    """The end of a benchmark's time.
+    """Knows when a benchmark's time ends.
 
     Arguments:
         seconds: From now; None for a benchmark without a limit.
@@ -31,7 +31,7 @@ class Deadline:
         self._end = float("inf") if seconds is None else clock() + seconds
 
     def allows(self, seconds: float = LEAST) -> bool:
-        """Whether so many seconds are left."""
+        """Tells whether so many seconds are left."""
         return self._end - self._clock() >= seconds
 
 

@@ -22,7 +22,7 @@ FLOPS = 2 * SIZE**3
 
 
 def timers() -> dict[str, Timer]:
-    """Products of two float32 matrices of `SIZE`, by library, with as many threads as torch has when they run.
+    """Makes timers of products of two float32 matrices of `SIZE`, by library, with as many threads as torch has then.
 
     Raises:
         MissingExtraError: If threadpoolctl is not installed.
@@ -45,10 +45,10 @@ def _numpy_timer(a: torch.Tensor, b: torch.Tensor) -> Timer:
 
 
 def gflops(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> dict[str, float]:
-    """Rate of each product, from the seconds of everybody."""
+    """Computes the rate of each product from the seconds of everybody."""
     return {name: FLOPS / median(times[name]) / 1e9 for name in products}
 
 
 def fastest(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> Rounds:
-    """Seconds of the faster product, from those of everybody."""
+    """Picks the seconds of the faster product from those of everybody."""
     return min((times[name] for name in products), key=median)

@@ -22,7 +22,7 @@ from jkoflow.ops.native import capabilities
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a benchmark needs of a GPU; tests make one of the CPU.
+    """Holds what a benchmark needs of a GPU; tests make one of the CPU.
 
     Arguments:
         device: Where the tensors live.

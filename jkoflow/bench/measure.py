@@ -78,7 +78,7 @@ def measure(
 
 
 def measure_memory(settings: Settings, deadline: Deadline, detail: Callable[[str], None]) -> dict[str, Any]:
-    """Bytes per row of one training step by peer and shape, or why there are none."""
+    """Measures the bytes per row of one training step by peer and shape, or says why there are none."""
     reason = memory.unsupported()
     if reason is None and not deadline.allows():
         reason = "no time left"

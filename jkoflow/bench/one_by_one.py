@@ -80,7 +80,7 @@ def measure_shapes(
 
 
 def order(shapes: int, peers: Sequence[Peer]) -> list[tuple[str, list[Peer], int]]:
-    """The parts of a benchmark: what is measured, and at which of the shapes.
+    """Lists the parts of a benchmark: what is measured, and at which of the shapes.
 
     The quick ones come at the first shape, ours at all others, those who compile at the first, and then the rest.
     """
@@ -94,7 +94,7 @@ def order(shapes: int, peers: Sequence[Peer]) -> list[tuple[str, list[Peer], int
 
 
 class _Part:
-    """Some peers at one shape."""
+    """Measures some peers at one shape."""
 
     def __init__(
         self,
@@ -119,17 +119,17 @@ class _Part:
 
     @cached_property
     def case(self) -> Case:
-        """What everybody gets."""
+        """Makes what everybody gets."""
         return Case(self.shape, self.gpu.device)
 
     @cached_property
     def exact(self) -> agreement.Expected:
-        """What is right with the exact divergence, in float64."""
+        """Computes what is right with the exact divergence, in float64."""
         return agreement.exact(self.case, estimate=False)
 
     @cached_property
     def estimated(self) -> agreement.Expected:
-        """What is right with Hutchinson's estimate, in float64."""
+        """Computes what is right with Hutchinson's estimate, in float64."""
         return agreement.exact(self.case, estimate=True)
 
     def measure(self, peers: Sequence[Peer]) -> None:

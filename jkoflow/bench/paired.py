@@ -18,7 +18,7 @@ from jkoflow.bench.timing import Rounds, Timer, ratio, rounds
 def measure_shape(
     shape: Shape, peers: Sequence[Peer], settings: Settings, deadline: Deadline, detail: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The figures of every peer at one shape.
+    """Measures every peer at one shape.
 
     Returns:
         ``shape``, ``floor_gflops`` (for each direction the rates of the products that were timed with it, the fastest
@@ -115,7 +115,7 @@ def _time(
 
 
 def _guarded(candidate: Candidate, direction: Direction, result: dict[str, Any]) -> Timer:
-    """The candidate's timer; if it breaks, its status says so and the others go on."""
+    """Makes the candidate's timer; if it breaks, its status says so and the others go on."""
 
     def timer(repeats: int) -> float:
         if result["status"] == "measured":

@@ -9,13 +9,13 @@ class Progress(Protocol):
     """Is told what happens."""
 
     def start(self, parts: int) -> None:
-        """That many parts will be measured."""
+        """Hears that so many parts will be measured."""
 
     def part(self, text: str) -> None:
-        """The next part begins."""
+        """Hears which part begins."""
 
     def detail(self, text: str) -> None:
-        """What is being done now."""
+        """Hears what is being done now."""
 
     def measured(self, entry: dict[str, Any]) -> None:
-        """Figures of a shape are there: its entry in the record, or one with the peers of this part alone."""
+        """Gets the figures of a shape: its entry in the record, or one with the peers of this part alone."""

@@ -20,35 +20,35 @@ NO_TIME = "no time left"
 
 
 def blank(peer: Peer, settings: Settings) -> dict[str, Any]:
-    """The entry of a peer that has not been measured yet: whether it can be, and if not, why."""
+    """Makes the entry of a peer that has not been measured yet: whether it can be, and if not, why."""
     status, note = _standing(peer, settings)
     return {"peer": peer.name, "status": status, "note": note, "evaluations": None, "errors": {}}
 
 
 def chosen(peers: Iterable[Peer], settings: Settings) -> list[Peer]:
-    """Those of the libraries that are asked for, and ours."""
+    """Picks the peers of the libraries that are asked for, and ours."""
     return [peer for peer in peers if peer.library in {*settings.libraries, "jkoflow"}]
 
 
 def figures(times: Rounds) -> dict[str, Any]:
-    """The milliseconds of a direction, ``ms``, a median, and of its rounds."""
+    """Gives the milliseconds of a direction, ``ms``, a median, and those of its rounds, ``rounds_ms``."""
     return {"ms": 1e3 * median(times), "rounds_ms": [t if t is None else 1e3 * t for t in times]}
 
 
 def work(peer: Peer, shape: Shape, direction: Direction) -> int | None:
-    """Operations that a peer's unit does in one run, or None if they are not counted."""
+    """Counts the operations that a peer's unit does in one run, or returns None if they are not counted."""
     if peer.work is None:
         return None
     return peer.work.products * flops(shape, direction, fused=peer.work.fused)
 
 
 def finite(errors: Mapping[str, float]) -> dict[str, float | None]:
-    """Errors as JSON can hold them: None for one that is not a finite number."""
+    """Makes errors such that JSON can hold them: None for one that is not a finite number."""
     return {name: error if math.isfinite(error) else None for name, error in errors.items()}
 
 
 def broken(record: Mapping[str, Any]) -> list[str]:
-    """Peers that failed or that compute something else, one line each; empty if all is well."""
+    """Lists peers that failed or that compute something else, one line each; nobody if all is well."""
     lines = [
         f"{result['peer']} at {Shape(**entry['shape']).text} {result['status']}: {result['note']}"
         for entry in record["shapes"]
@@ -60,13 +60,13 @@ def broken(record: Mapping[str, Any]) -> list[str]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what peers import, as far as it is installed."""
+    """Finds the versions of what peers import, as far as it is installed."""
     names = sorted({name for peer in PEERS for name in peer.requires if not peer.missing()})
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def one_line(error: Exception) -> str:
-    """An error in a line."""
+    """Puts an error into one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
 

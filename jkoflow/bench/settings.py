@@ -22,7 +22,7 @@ QUICK: Mapping[str, Any] = {"rounds": 3, "budget": 0.02, "memory": False}
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure and for how long.
+    """Says what to measure and for how long.
 
     Arguments:
         shapes: Sizes.
@@ -63,7 +63,7 @@ class Settings:
 
     @classmethod
     def on(cls, device: str, quick: bool = False, **given: Any) -> Self:
-        """The settings for a device.
+        """Makes the settings for a device.
 
         Arguments:
             device: Which.
@@ -80,7 +80,7 @@ class Settings:
 
 
 def device_type(name: str) -> str:
-    """The type of a device: "cpu" or "cuda".
+    """Finds the type of a device, "cpu" or "cuda".
 
     Raises:
         ValueError: If the name is not one that a benchmark can run on.

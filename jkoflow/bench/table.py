@@ -26,7 +26,7 @@ TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forwa
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Tables of times, of shares of the floor and of memory, and the notes to them.
+    """Writes tables of times, of shares of the floor and of memory, and the notes to them.
 
     Raises:
         ValueError: If the record has another format.
@@ -39,7 +39,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def times(record: Mapping[str, Any], direction: Direction) -> str:
-    """Milliseconds, in brackets the times ours, of each peer at each shape."""
+    """Writes milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
     lack = {peer.name for peer in (*PEERS, *CUDA_PEERS) if direction not in peer.directions}
     rows = [
@@ -51,7 +51,7 @@ def times(record: Mapping[str, Any], direction: Direction) -> str:
 
 
 def cell(result: Mapping[str, Any], direction: Direction) -> str:
-    """Like ``79.7 (4.3)``, or why there is no figure."""
+    """Writes ``79.7 (4.3)``, or why there is no figure."""
     figures = result.get(direction)
     if figures is None:
         return result["status"]
@@ -61,7 +61,7 @@ def cell(result: Mapping[str, Any], direction: Direction) -> str:
 
 
 def shares(record: Mapping[str, Any]) -> str:
-    """Shares of the rate of a large matrix product."""
+    """Writes shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
     names = _names(entries)
@@ -75,7 +75,7 @@ def shares(record: Mapping[str, Any]) -> str:
 
 
 def memory(record: Mapping[str, Any]) -> str:
-    """Peak memory per row of a training step."""
+    """Writes the peak memory per row of a training step."""
     found = record["memory"]
     if found is None:
         return ""
@@ -86,7 +86,7 @@ def memory(record: Mapping[str, Any]) -> str:
 
 
 def notes(record: Mapping[str, Any]) -> str:
-    """What stands behind single figures; equal notes share a line."""
+    """Writes what stands behind single figures; equal notes share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name in _names(record["shapes"]):
@@ -110,12 +110,12 @@ def notes(record: Mapping[str, Any]) -> str:
 
 
 def references(record: Mapping[str, Any]) -> Mapping[Direction, str]:
-    """Whom the others are compared with; records of earlier versions do not say it."""
+    """Names whom the others are compared with; records of earlier versions do not say it."""
     return record.get("reference", {"forward": OURS, "forward+backward": FUSED})
 
 
 def floor(record: Mapping[str, Any]) -> str:
-    """What the shares are of: the products and the range of their rates."""
+    """Writes what the shares are of: the products and the range of their rates."""
     units = next((entry["ceilings_gflops"] for entry in record["shapes"] if "ceilings_gflops" in entry), None)
     if units is not None:
         return (
@@ -134,7 +134,7 @@ def floor(record: Mapping[str, Any]) -> str:
 
 
 def surroundings(record: Mapping[str, Any]) -> str:
-    """The machine and the versions, in a sentence."""
+    """Writes the machine and the versions, in a sentence."""
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
@@ -152,14 +152,14 @@ def surroundings(record: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
+    """Writes three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
 def size(count: float) -> str:
-    """Bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
+    """Writes bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
     for unit in ("B", "KiB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"

@@ -73,11 +73,11 @@ def rounds(
 
 
 def median(values: Rounds) -> float:
-    """Median over the rounds that were run."""
+    """Takes the median over the rounds that were run."""
     return statistics.median(value for value in values if value is not None)
 
 
 def ratio(numerator: Sequence[float | None], denominator: Sequence[float | None]) -> float:
-    """Median over the rounds that both ran in of the ratio within a round."""
+    """Takes the median, over the rounds that both ran in, of the ratio within a round."""
     pairs = zip(numerator, denominator, strict=True)
     return statistics.median(a / b for a, b in pairs if a is not None and b is not None)

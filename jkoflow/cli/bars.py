@@ -10,7 +10,7 @@ from rich.progress import Progress, ProgressColumn, TextColumn
 
 
 class Bars:
-    """Bars with a description in front and news behind; a context manager that draws them.
+    """Draws bars with a description in front and news behind, as long as its context lasts.
 
     Arguments:
         console: Where to draw.

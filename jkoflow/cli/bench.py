@@ -117,7 +117,7 @@ def write_record(record: Mapping[str, Any], out: Path | None) -> None:
 
 
 class BenchBars(Bars):
-    """A `jkoflow.bench.progress.Progress` with one bar on a terminal, lines elsewhere; a context manager.
+    """Shows one bar on a terminal, lines elsewhere: a `jkoflow.bench.progress.Progress` and a context manager.
 
     Arguments:
         screen: Where to draw.
@@ -175,7 +175,7 @@ def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
 
 
 def shape_table(entry: Mapping[str, Any]) -> Table:
-    """The figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
+    """Lays out the figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
     title = f"{Shape(**entry['shape']).text}{_rates(entry)}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
@@ -196,7 +196,7 @@ def shape_table(entry: Mapping[str, Any]) -> Table:
 
 
 def _rates(entry: Mapping[str, Any]) -> str:
-    """What the shares of a shape refer to, in brackets."""
+    """Says in brackets what the shares of a shape refer to."""
     if units := entry.get("ceilings_gflops"):
         return f" (floor: {', '.join(f'{unit} {rate / 1e3:.1f} TFLOP/s' for unit, rate in units.items())})"
     rates = [pair for found in entry["floor_gflops"].values() for pair in found.items()]

@@ -38,7 +38,7 @@ def training_progress() -> TrainingBars | TrainingLines:
 
 
 class TrainingBars(Bars):
-    """A `jkoflow.training.progress.Progress` that draws one bar per block; a context manager.
+    """Draws one bar per block: a `jkoflow.training.progress.Progress` and a context manager.
 
     Arguments:
         console: Where to draw.

@@ -15,24 +15,24 @@ from jkoflow.velocity import MLPVelocity
 
 
 def eager(case: Case) -> Candidate:
-    """The solver in PyTorch's eager mode."""
+    """Builds the solver in PyTorch's eager mode."""
     return TorchCandidate(case, unrolled(case.velocity, case.shape.steps))
 
 
 def compiled(case: Case) -> Candidate:
-    """The solver compiled as one graph for this shape."""
+    """Builds the solver compiled as one graph for this shape."""
     torch.compiler.reset()  # each shape has its own graphs, and their number is limited
     return TorchCandidate(case, torch.compile(unrolled(case.velocity, case.shape.steps), fullgraph=True, dynamic=False))
 
 
 def max_autotune(case: Case) -> Candidate:
-    """The solver and, as another graph, its loss, both compiled for this shape with the fastest kernels found."""
+    """Builds the solver and, as another graph, its loss, compiled for this shape with the fastest kernels found."""
     torch.compiler.reset()
     return _MaxAutotune(case)
 
 
 class _MaxAutotune(TorchCandidate):
-    """What ``torch.compile`` replays from CUDA graphs of its own, which overwrite the results of earlier runs."""
+    """Runs what ``torch.compile`` replays from CUDA graphs of its own, which overwrite the results of earlier runs."""
 
     def __init__(self, case: Case) -> None:
         solve = unrolled(case.velocity, case.shape.steps)
@@ -40,7 +40,7 @@ class _MaxAutotune(TorchCandidate):
         self._objective = _compiled_for_speed(lambda x: loss(solve(x)))
 
     def objective(self, x: Tensor) -> Tensor:
-        """The loss of a batch x (B, d), a scalar."""
+        """Computes the loss of a batch x (B, d), a scalar."""
         return self._objective(x)
 
 
@@ -55,7 +55,7 @@ def _compiled_for_speed(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]
 
 
 def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
-    """The solver for tanh layers: one extra product for up to two of them, tangents of every column for more."""
+    """Writes the solver for tanh layers: one extra product for up to two of them, tangents of every column for more."""
     parameters = list(velocity.parameters())
     weights, biases = parameters[0::2], parameters[1::2]
     tableau = TABLEAUX["rk4"]

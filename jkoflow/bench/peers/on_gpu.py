@@ -17,7 +17,7 @@ COMPILING = 60.0
 
 
 def peers(precisions: Sequence[Precision] = PRECISIONS, backend: Backend = "cuda") -> tuple[Peer, ...]:
-    """Everybody on a GPU, those first whom the others are compared with.
+    """Lists everybody on a GPU, those first whom the others are compared with.
 
     Arguments:
         precisions: Of our kernels; everybody is compared with the first.
@@ -63,24 +63,24 @@ def _closed_form() -> Iterator[Peer]:
 
 
 def _standing_for_torchdiffeq() -> Iterator[Peer]:
-    """What a bare machine measures in its place."""
+    """Lists what a bare machine measures in its place."""
     yield Peer(
         "autograd on a fixed grid, exact",
         "torchdiffeq",
         torchdiffeq.like_exact,
-        unavailable=torchdiffeq.is_installed,
+        unavailable=torchdiffeq.needs_no_stand_in,
     )
     yield Peer(
         "autograd on a fixed grid, Hutchinson",
         "torchdiffeq",
         torchdiffeq.like_hutchinson,
         estimate=True,
-        unavailable=torchdiffeq.is_installed,
+        unavailable=torchdiffeq.needs_no_stand_in,
     )
 
 
 def _twice(peer: Peer) -> Iterator[Peer]:
-    """A peer as it is launched, and replayed from a CUDA graph."""
+    """Yields a peer as it is launched, and replayed from a CUDA graph."""
     yield peer
     yield replace(peer, name=f"{peer.name}, graph", graph=True)
 

@@ -12,7 +12,7 @@ from jkoflow.ops.native import capabilities
 
 
 class Integrated(TorchCandidate):
-    """`jkoflow.integrate` and its backward pass.
+    """Runs `jkoflow.integrate` and its backward pass.
 
     Arguments:
         case: What to solve.
@@ -29,7 +29,7 @@ class Integrated(TorchCandidate):
 
 
 class FusedLoss(TorchCandidate):
-    """`jkoflow.jko_loss`: the way that training goes. It has no forward direction.
+    """Runs `jkoflow.jko_loss`, the way that training goes. It has no forward direction.
 
     Arguments:
         case: What to solve.
@@ -48,7 +48,7 @@ class FusedLoss(TorchCandidate):
         self.note = _fallback(case, estimate) if backend == "auto" else None
 
     def objective(self, x: Tensor) -> Tensor:
-        """The loss of a batch x (B, d), whose gradient comes from the same pass."""
+        """Computes the loss of a batch x (B, d), whose gradient comes from the same pass."""
         case = self.case
         return jko_loss(
             case.velocity,
@@ -63,7 +63,7 @@ class FusedLoss(TorchCandidate):
 
 
 def no_bf16x3() -> str | None:
-    """Why precision="bf16x3" cannot be had, or None."""
+    """Says why precision="bf16x3" cannot be had, or returns None."""
     return capabilities()["bf16x3"]
 
 

@@ -16,7 +16,7 @@ from jkoflow.velocity import MLPVelocity
 
 
 class AutogradDivergence(nn.Module):
-    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or estimated with one probe."""
+    """Computes the right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe."""
 
     def __init__(self, velocity: MLPVelocity, probe: Tensor | None) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class AutogradDivergence(nn.Module):
         self.probe = probe
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Velocity (B, d) and divergence (B,)."""
+        """Computes velocity (B, d) and divergence (B,)."""
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             x = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
@@ -41,32 +41,32 @@ class AutogradDivergence(nn.Module):
 
 
 def exact(case: Case) -> Candidate:
-    """Exact divergence, gradients by backpropagation through the steps."""
+    """Takes the exact divergence, and gradients by backpropagation through the steps."""
     return _candidate(case, None, "odeint")
 
 
 def exact_adjoint(case: Case) -> Candidate:
-    """Exact divergence, gradients by the continuous adjoint on the same grid."""
+    """Takes the exact divergence, and gradients by the continuous adjoint on the same grid."""
     return _candidate(case, None, "odeint_adjoint")
 
 
 def hutchinson(case: Case) -> Candidate:
-    """Hutchinson's estimate, gradients by backpropagation through the steps."""
+    """Takes Hutchinson's estimate, and gradients by backpropagation through the steps."""
     return _candidate(case, case.probe, "odeint")
 
 
 def like_exact(case: Case) -> Candidate:
-    """The same as `exact` without torchdiffeq: its right-hand side on a fixed grid."""
+    """Does the same as `exact` without torchdiffeq, with its right-hand side on a fixed grid."""
     return _fixed_grid(case, None)
 
 
 def like_hutchinson(case: Case) -> Candidate:
-    """The same as `hutchinson` without torchdiffeq: its right-hand side on a fixed grid."""
+    """Does the same as `hutchinson` without torchdiffeq, with its right-hand side on a fixed grid."""
     return _fixed_grid(case, case.probe)
 
 
-def is_installed() -> str | None:
-    """Why nothing has to stand for torchdiffeq, or None."""
+def needs_no_stand_in() -> str | None:
+    """Says why nothing has to stand for torchdiffeq, or returns None."""
     return None if find_spec("torchdiffeq") is None else "torchdiffeq itself is measured"
 
 
