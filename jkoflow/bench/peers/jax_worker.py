@@ -1,4 +1,4 @@
-"""JAX and diffrax in their own process, which `jkoflow.bench.peers.jax_process` drives through standard input and output.
+"""JAX and diffrax in their own process, which `jkoflow.bench.peers.jax_process` drives by standard input and output.
 
 It runs as a file, not as a module: it knows neither jkoflow nor torch, whose threads would compete with JAX's.
 Each line of its input is a JSON object that names what to do; each line of its output the JSON object that answers.
@@ -19,7 +19,7 @@ Solve = Callable[[Arrays, Any], tuple[Any, Any]]
 
 
 def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, Any]:
-    """Computes the closed form for tanh layers: an extra product for up to two of them, tangents of all columns for more."""
+    """Takes the closed form for tanh layers: one extra product for up to two, tangents of every column for more."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     weights, biases = parameters[0::2], parameters[1::2]
