@@ -22,7 +22,7 @@ from jkoflow.bench.record import blank, broken
 from jkoflow.bench.settings import Settings
 from jkoflow.bench.shapes import SHAPES, STAGES, Shape, flops, forward_flops, parse_shapes
 from jkoflow.bench.table import markdown, number, size
-from jkoflow.cli.bench import BenchBars
+from jkoflow.cli.bench import BenchBars, shape_table
 from jkoflow.cli.commands import app
 
 TINY = Shape(2, 16, 2, 24, 3)
@@ -521,6 +521,26 @@ def test_a_terminal_sees_a_bar_and_the_tables():
     assert "a shape" in output
     assert "checking somebody" in output
     assert "zuko CNF, exact: its own steps, as accurate as ours: 28 evaluations a solve, ours 12" in output
+
+
+def test_a_table_tells_who_came_as_far_as_one_direction():
+    (entry,) = record_of()["shapes"]
+    half = {**entry["peers"][2], "peer": "half", "status": "left out", "note": "forward+backward: out of memory"}
+    del half["forward+backward"]
+    screen = Console(file=io.StringIO(), width=160)
+    screen.print(shape_table({**entry, "peers": [*entry["peers"], half]}))
+    output = screen.file.getvalue()
+    assert "floor: numpy.matmul, 210 GFLOP/s" in output
+    lines = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in rows(output)}
+    assert lines["half"] == ["79.7", "4.3", "", "left out", "", ""]
+    assert lines["zuko CNF, exact"] == ["79.7", "4.3", "", "79.7", "4.3", ""]
+    assert lines["diffrax"] == ["not installed", "", "", "", "", ""]
+    assert markdown({**record_of(), "shapes": [{**entry, "peers": [*entry["peers"], half]}]}).count("left out") == 1
+
+
+def rows(table):
+    """The cells of each row that a table shows."""
+    return [line.split("│") for line in table.splitlines() if line.startswith("│")]
 
 
 def test_the_command_writes_record_table_and_chart(tmp_path):

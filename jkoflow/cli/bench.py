@@ -189,6 +189,9 @@ def shape_table(entry: Mapping[str, Any]) -> Table:
         cells = []
         for direction in DIRECTIONS:
             figures = result.get(direction, {})
+            if not figures and result["status"] != "measured":  # it came as far as one direction
+                cells += [result["status"], "", ""]
+                continue
             cells += [number(figures[key]) if key in figures else "" for key in ("ms", "of_ours")]
             cells.append(f"{figures['of_floor']:.0%}" if "of_floor" in figures else "")
         table.add_row(result["peer"], *cells)
