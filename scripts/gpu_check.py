@@ -260,7 +260,7 @@ def _lacking(needed: Stage, entries: dict[str, Any]) -> str | None:
     """Says why a stage that another one needs is no help, or returns None; an earlier check may have run it."""
     if needed.name in entries:
         return None if entries[needed.name]["result"] == "passed" else f"{needed.name} did not pass"
-    missing = [path.name for path in needed.makes if not path.exists()]
+    missing = [str(path) for path in needed.makes if not path.exists()]
     return f"{needed.name} was not chosen and there is no {', '.join(missing)}" if missing else None
 
 

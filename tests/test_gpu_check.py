@@ -239,7 +239,7 @@ def test_a_stage_whose_needs_are_not_there_says_so(gpu_check, fake_gpu, tmp_path
     entry = gpu_check.check(tmp_path / "a", 300, None)["stages"]["memcheck"]
     assert (entry["result"], entry["reason"]) == ("not run", "faulty did not pass")
     entry = gpu_check.check(tmp_path / "b", 300, ["memcheck"])["stages"]["memcheck"]
-    assert (entry["result"], entry["reason"]) == ("not run", "faulty was not chosen and there is no program")
+    assert (entry["result"], entry["reason"]) == ("not run", f"faulty was not chosen and there is no {program}")
     program.touch()  # by an earlier check
     assert gpu_check.check(tmp_path / "c", 300, ["memcheck"])["stages"]["memcheck"]["result"] == "passed"
     made[0].commands = [python("")]
