@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 import jkoflow
 from jkoflow.bench import floor
-from jkoflow.bench.candidate import seconds
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, flops
+from jkoflow.bench.stopwatch import wall_clock
 from jkoflow.bench.timing import median, ratio, rounds
 from jkoflow.ops import native
 from record import write
-
-CPU = torch.device("cpu")
 
 
 def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
@@ -86,7 +85,7 @@ def main() -> None:
     results = []
     print(f"{'d, H, layers, B, steps':>25} | floor GF/s | forward ms (of floor) | fwd+bwd ms (of floor) | Python costs")
     for shape in SHAPES:
-        timers = {name: lambda n, run=run: seconds(run, n, CPU) for name, run in candidates(shape).items()}
+        timers = {name: partial(wall_clock, run) for name, run in candidates(shape).items()}
         products = floor.timers()
         times = rounds({**products, **timers}, arguments.rounds, arguments.seconds)
         floor_times = floor.fastest(times, products)

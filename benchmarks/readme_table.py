@@ -18,7 +18,7 @@ START, END = "<!-- begin: benchmarks/readme_table.py -->\n", "<!-- end: benchmar
 
 
 def replaced(page: str, tables: str) -> str:
-    """The page with other tables between its two marks."""
+    """Puts other tables between the two marks of a page."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):

@@ -4,27 +4,27 @@ The stages, each with a time limit and some time that the stages before it leave
 the next one runs all the same:
 
     build      the extension, for this machine's GPU only
+    faulty     a program with faults for compute-sanitizer to see (tests/native/cuda/faulty.cu)
     layout     how one mma instruction spreads its operands over the threads (tests/native/cuda/mma_layout.cu)
     tests      tests/test_gpu.py
-    memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses; first on a kernel with a fault
+    memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses; first on the program with faults
     racecheck  compute-sanitizer on small cases: shared memory; likewise
-    benchmark  benchmarks/gpu.py
+    benchmark  jkoflow bench --device cuda --compile
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
-of every stage its result, seconds and the end of its output; benchmark.json holds the figures and is written after
-every measurement; log.txt takes all output as it comes. A table comes last. A stage whose time is up is interrupted, so
-that it can say what it has, and then killed.
+of every stage its result, seconds and the end of its output; bench.json holds the figures and is written after every
+measurement, and bench.md and bench.png show them in the end; log.txt takes all output as it comes. A table comes last.
+A stage whose time is up is interrupted, so that it can say what it has, and then killed.
 
-It needs python3 (3.11 or newer) with torch for CUDA, numpy, safetensors, pytest and pybind11, and cmake, ninja, nvcc,
-on PATH, beside python3 or in CUDA_HOME; wheels of what is missing may lie in the folder that the environment variable
-WHEELS names, and COMMIT names the commit where there is no repository. It writes to OUTDIR and below build/ only, and
-leaves the settings of the GPU alone.
+It needs python3 (3.11 or newer) with torch for CUDA, numpy, safetensors, pytest and pybind11, for the benchmark typer,
+pandas and matplotlib, too; and cmake, ninja and nvcc, on PATH, beside python3 or in CUDA_HOME. Wheels of what is
+missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit where there is no
+repository. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -33,108 +33,24 @@ import platform
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from supervision import ROOT, Stage, run_command, run_stage
+
 BUILD = ROOT / "build" / "gpu_check"
 SITE = BUILD / "site"
 """What the stages import: the package with the extension of this build, and unpacked wheels."""
-REQUIRED = ("torch", "numpy", "safetensors", "pytest", "pybind11")
-TAIL = 6000
-"""Characters of a stage's output that the report keeps."""
+REQUIRED = ("torch", "numpy", "safetensors", "pytest", "pybind11", "typer", "pandas", "matplotlib")
 RESERVE = 15
 """Seconds that are kept for the end."""
-GRACE = 10
-"""Seconds of a command's time that are for ending after an interrupt."""
-
-
-@dataclass
-class Stage:
-    """One step of the check."""
-
-    name: str
-    commands: list[list[str]]
-    limit: float
-    """Seconds that it may take."""
-    needs: tuple[str, ...] = ()
-    """Stages without whose success it cannot run."""
-    environment: dict[str, str] = field(default_factory=dict)
-    least: float = 0
-    """Seconds of these that stages before it must leave to it."""
-
-
-def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
-    """Runs a stage's commands in turn, for ``limit`` seconds at most; returns its entry of the report."""
-    started = time.monotonic()
-    entry: dict[str, Any] = {"result": "passed", "limit": round(limit, 1)}
-    output = ""
-    for command in stage.commands:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"\n==== {stage.name}: {' '.join(command)}\n")
-        code, text = _run(command, limit - (time.monotonic() - started), stage.environment, log)
-        output += text
-        if code != 0:
-            entry["result"] = "timed out" if code is None else "failed"
-            entry["status"], entry["command"] = code, command
-            break
-    return entry | {"seconds": round(time.monotonic() - started, 1), "output_end": output[-TAIL:]}
-
-
-def _run(
-    command: list[str], seconds: float, environment: dict[str, str], log: Path | None = None
-) -> tuple[int | None, str]:
-    """Status (None if the time was up) and output of a command, which goes to the log, too.
-
-    The output goes through a file: a pipe would have to be read to its end, which never comes if a process in a session
-    of its own holds it.
-    """
-    if seconds <= 0:
-        return None, "no time left\n"
-    with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
-        begin = output.seek(0, os.SEEK_END)
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return 127, f"{command[0]} cannot be started: {error}\n"
-        code = _wait(process, seconds)
-        output.seek(begin)
-        text = output.read().decode(errors="replace")
-    return code, text if code is not None else text + f"\nstopped after {seconds:.0f} s\n"
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """A command's status, or None if its time was up; what is left of its process group is killed."""
-    grace = min(GRACE, seconds / 4)
-    code = None
-    try:
-        code = process.wait(seconds - grace)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGINT)  # pytest then reports its failures so far
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in the driver cannot be killed
-        process.wait(5)
-    return code
+ENDING = 25
+"""Seconds of the benchmark's time in which it starts nothing more: for its start, the last measurement, the chart."""
 
 
 def extend_path() -> None:
@@ -146,20 +62,20 @@ def extend_path() -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Device, driver, versions and what is being checked."""
+    """Finds device, driver, versions and what is being checked."""
     found: dict[str, Any] = {"python": platform.python_version(), "commit": _commit(), "sources": _sources_hash()}
     fields = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm")
-    code, text = _run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 30, {})
+    code, text = run_command(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 30, {})
     if code == 0 and text.strip():
         values = [value.strip() for value in text.strip().splitlines()[0].split(",")]
         found["gpu"] = dict(zip(fields, values, strict=True))
         found["gpus"] = len(text.strip().splitlines())
     else:
         found["gpu"], found["gpu_problem"] = None, text.strip()[-500:]
-    code, text = _run(["nvcc", "--version"], 30, {})
+    code, text = run_command(["nvcc", "--version"], 30, {})
     found["nvcc"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
     versions = "import torch; print(torch.__version__, torch.version.cuda)"
-    code, text = _run([sys.executable, "-c", versions], 120, {})
+    code, text = run_command([sys.executable, "-c", versions], 120, {})
     found["torch"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
     found["missing"] = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     found["missing"] += [name for name in ("cmake", "ninja", "nvcc", "compute-sanitizer") if shutil.which(name) is None]
@@ -169,7 +85,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    code, text = _run(["git", "describe", "--always", "--dirty", "--abbrev=40"], 30, {})
+    code, text = run_command(["git", "describe", "--always", "--dirty", "--abbrev=40"], 30, {})
     return text.strip() if code == 0 else os.environ.get("COMMIT")
 
 
@@ -183,7 +99,7 @@ def _sources_hash() -> str:
 
 
 def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = ()) -> list[Stage]:
-    """The stages on a GPU of some compute capability ("9.0")."""
+    """Lists the stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
     imports = {
@@ -192,10 +108,11 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
         "PYTHONUNBUFFERED": "1",
         "JKOFLOW_REQUIRE_GPU": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the machine's plugins are no part of the check
-        # What torch.compile, Triton and the driver keep would otherwise go to /tmp and to the home directory.
+        # What they keep would otherwise go to /tmp and to the home directory.
         "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "cache" / "inductor"),
         "TRITON_CACHE_DIR": str(BUILD / "cache" / "triton"),
         "CUDA_CACHE_PATH": str(BUILD / "cache" / "cuda"),
+        "MPLCONFIGDIR": str(BUILD / "cache" / "matplotlib"),
     }
     # Every allocation its own, so that an access beyond it is seen.
     watched = imports | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -205,7 +122,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     faulty = str(BUILD / "faulty")
 
     def watch(tool: str, fault: str, *more: str) -> list[list[str]]:
-        """The tool on a program with a fault, which it has to see, then on the small cases."""
+        """Runs the tool on a program with a fault, which it has to see, then on the small cases."""
         seen = f"{shlex.join([*sanitizer, '--tool', tool, faulty, fault])}; test $? -eq 9 && echo {tool} sees the fault"
         return [["sh", "-c", seen], [*sanitizer, "--tool", tool, *small, *more]]
 
@@ -218,8 +135,22 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     return [
         Stage(
             "build",
-            [cmake, ["cmake", "--build", str(BUILD), "--target", "_C"], [*python, __file__, "--stage-site"]],
+            [
+                cmake,
+                ["cmake", "--build", str(BUILD), "--target", "_C"],
+                [sys.executable, "-B", __file__, "--stage-site"],
+            ],
             260,
+            makes=(SITE / "jkoflow",),
+        ),
+        Stage(
+            "faulty",
+            [
+                ["mkdir", "-p", str(BUILD)],
+                ["nvcc", f"-arch=sm_{architecture}", "-o", faulty, "tests/native/cuda/faulty.cu"],
+            ],
+            30,
+            makes=(Path(faulty),),
         ),
         Stage(
             "layout",
@@ -235,7 +166,6 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
                     "tests/native/cuda/mma_layout.cu",
                 ],
                 [layout],
-                ["nvcc", f"-arch=sm_{architecture}", "-o", faulty, "tests/native/cuda/faulty.cu"],
             ],
             60,
         ),
@@ -250,28 +180,25 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
             ],
             200,
             ("build",),
-            imports,
-            90,
+            environment=imports,
+            least=90,
         ),
-        Stage("memcheck", watch("memcheck", "memory"), 80, ("build",), watched, 30),
-        Stage("racecheck", watch("racecheck", "race", "--fewer"), 80, ("build",), watched, 30),
+        Stage("memcheck", watch("memcheck", "memory"), 80, ("build", "faulty"), environment=watched, least=30),
+        Stage(
+            "racecheck", watch("racecheck", "race", "--fewer"), 80, ("build", "faulty"), environment=watched, least=30
+        ),
         Stage(
             "benchmark",
             [
                 [
-                    *python,
-                    "benchmarks/gpu.py",
-                    "--out",
-                    str(outdir / "benchmark.json"),
-                    "--seconds",
-                    "{seconds}",
-                    *benchmark_arguments,
+                    *(*python, "-m", "jkoflow", "bench", "--device", "cuda", "--compile"),
+                    *("--seconds", "{seconds}", "--out", str(outdir), *benchmark_arguments),
                 ]
             ],
             260,
             ("build",),
-            imports,
-            110,
+            environment=imports,
+            least=110,
         ),
     ]
 
@@ -303,38 +230,38 @@ def check(
     _write(report, outdir)
     if gpu is None:
         return report
-    wanted = [
-        stage
-        for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments)
-        if chosen is None or stage.name in chosen
-    ]
+    known = {stage.name: stage for stage in stages(outdir, gpu["compute_cap"], benchmark_arguments)}
+    wanted = [stage for stage in known.values() if chosen is None or stage.name in chosen]
     for i, stage in enumerate(wanted):
-        lacking = [
-            name for name in stage.needs if report["stages"].get(name, {"result": "passed"})["result"] != "passed"
-        ]
+        lacking = [why for name in stage.needs if (why := _lacking(known[name], report["stages"])) is not None]
         left = seconds - RESERVE - (time.monotonic() - started) - sum(later.least for later in wanted[i + 1 :])
         limit = left if stage.name == "benchmark" else min(stage.limit, left)
         if lacking:
-            entry: dict[str, Any] = {
-                "result": "not run",
-                "reason": f"{', '.join(lacking)} did not pass",
-                "seconds": 0.0,
-            }
+            entry: dict[str, Any] = {"result": "not run", "reason": ", ".join(lacking), "seconds": 0.0}
         elif limit < 5:
             entry = {"result": "not run", "reason": "no time left", "seconds": 0.0}
         else:
             print(f"{stage.name} (at most {limit:.0f} s) ...", flush=True)
             # the benchmark is told to end in time, with what it has
-            stage.commands = [[part.replace("{seconds}", f"{limit - 10:.0f}") for part in c] for c in stage.commands]
+            told = f"{max(limit - ENDING, 1):.0f}"
+            stage.commands = [[part.replace("{seconds}", told) for part in command] for command in stage.commands]
             entry = run_stage(stage, limit, log)
         report["stages"][stage.name] = entry
         if stage.name == "benchmark":
-            report["benchmark"] = _read(outdir / "benchmark.json")
+            report["benchmark"] = _read(outdir / "bench.json")
         report["seconds"] = round(time.monotonic() - started, 1)
         _write(report, outdir)
         if entry["result"] in ("failed", "timed out"):
             print("\n".join(entry["output_end"].strip().splitlines()[-15:]), flush=True)
     return report
+
+
+def _lacking(needed: Stage, entries: dict[str, Any]) -> str | None:
+    """Says why a stage that another one needs is no help, or returns None; an earlier check may have run it."""
+    if needed.name in entries:
+        return None if entries[needed.name]["result"] == "passed" else f"{needed.name} did not pass"
+    missing = [str(path) for path in needed.makes if not path.exists()]
+    return f"{needed.name} was not chosen and there is no {', '.join(missing)}" if missing else None
 
 
 def _read(path: Path) -> Any:
@@ -351,7 +278,7 @@ def _write(report: dict[str, Any], outdir: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What a reader sees last: machine, stages, and the benchmark's most important lines."""
+    """Writes what a reader sees last: machine, stages, and the benchmark's most important lines."""
     machine = report["machine"]
     gpu = machine["gpu"] or {"name": "no GPU", "compute_cap": "-", "driver_version": "-"}
     lines = [
@@ -369,9 +296,28 @@ def table(report: dict[str, Any]) -> str:
         cases = re.findall(r"^\d+ of \d+ cases$", output, re.MULTILINE)  # of gpu_small.py; the tool has the last line
         what = entry.get("reason") or ", ".join([*cases, _last_line(output)])
         lines.append(f"{name:<10} {entry['result']:<10} {entry['seconds']:7.1f} s  {what[:100]}")
-    for line in (report.get("benchmark") or {}).get("summary", []):
-        lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, *benchmark_lines(report.get("benchmark", {}))])
+
+
+def benchmark_lines(record: dict[str, Any]) -> list[str]:
+    """Writes what `jkoflow bench` recorded at its first shape: times, errors and shares of the ceilings."""
+    if not record.get("shapes"):
+        return [f"benchmark: {record['problem']}"] if "problem" in record else []
+    entry = record["shapes"][0]
+    shape = ", ".join(f"{name} {value}" for name, value in entry["shape"].items())
+    rates = ", ".join(f"{unit} {rate / 1e3:.1f} TFLOP/s" for unit, rate in entry["ceilings_gflops"].items())
+    lines = [f"{shape}: us forward | forward+backward | largest error | of the ceiling, likewise ({rates})"]
+    for result in entry["peers"]:
+        figures = [result.get(direction, {}) for direction in ("forward", "forward+backward")]
+        if not any(figures):
+            lines.append(f"{result['peer']:<44} {result['status']}: {result['note']}")
+            continue
+        times = [f"{1e3 * found['ms']:10.1f}" if found else f"{'-':>10}" for found in figures]
+        shares = [f"{found['of_floor']:5.0%}" if "of_floor" in found else f"{'-':>5}" for found in figures]
+        error = max((error for error in result["errors"].values() if error is not None), default=float("nan"))
+        note = "" if result["status"] == "measured" else f" | {result['status']}: {result['note']}"
+        lines.append(f"{result['peer']:<44} {' | '.join(times)} | {error:.1e} | {' | '.join(shares)}{note}")
+    return lines
 
 
 def _last_line(text: str) -> str:
@@ -384,7 +330,7 @@ def main() -> int:
     parser.add_argument("outdir", nargs="?", type=Path, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="when everything has ended")
     parser.add_argument("--stages", help="some of the stages, such as build,tests")
-    parser.add_argument("--benchmark-arguments", default="", help='such as "--groups ours,compiled"')
+    parser.add_argument("--benchmark-arguments", default="", help='such as "--peers closed-form"')
     parser.add_argument("--stage-site", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage_site:

@@ -13,15 +13,16 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from jkoflow.bench import agreement, floor, memory, timing
-from jkoflow.bench import run as bench_run
+from jkoflow.bench import agreement, floor, measure, memory, timing
 from jkoflow.bench.candidate import Peer, TorchCandidate
 from jkoflow.bench.case import Case, Solution
+from jkoflow.bench.deadline import Deadline
 from jkoflow.bench.peers import LIBRARIES, MEASURED_MEMORY, PEERS, closed_form, jax_process, ours
-from jkoflow.bench.run import Settings, broken, run
+from jkoflow.bench.record import blank, broken
+from jkoflow.bench.settings import Settings
 from jkoflow.bench.shapes import SHAPES, STAGES, Shape, flops, forward_flops, parse_shapes
 from jkoflow.bench.table import markdown, number, size
-from jkoflow.cli.bench import BenchBars
+from jkoflow.cli.bench import BenchBars, shape_table
 from jkoflow.cli.commands import app
 
 TINY = Shape(2, 16, 2, 24, 3)
@@ -29,7 +30,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 class Quiet:
-    """A `jkoflow.bench.run.Progress` that keeps what it is told."""
+    """A `jkoflow.bench.progress.Progress` that keeps what it is told."""
 
     def __init__(self):
         self.told = []
@@ -43,7 +44,7 @@ class Quiet:
     def detail(self, text):
         self.told.append(text)
 
-    def shape_done(self, entry):
+    def measured(self, entry):
         self.told.append(entry)
 
 
@@ -75,7 +76,7 @@ def strict_json(text):
     [
         pytest.param(peer, layers, id=f"{peer.name}-{layers}")
         for peer in PEERS
-        for layers in ((2 if peer.library == "diffrax" else 3,) if peer.cpu_only else (1, 2, 3))  # they start slowly
+        for layers in ((2 if peer.library == "diffrax" else 3,) if peer.needs_cpu else (1, 2, 3))  # they start slowly
     ],
 )
 def test_every_peer_agrees_with_ours(peer, layers, monkeypatch):
@@ -126,10 +127,24 @@ def test_a_figure_of_the_reference_says_so(monkeypatch):
     assert ours.Integrated(Case(TINY)).note is None
 
     def refuse(self, estimate, x=None, backend="auto"):
-        raise RuntimeError(f"backend {backend!r} cannot run this: too much of it")
+        if backend != "auto":
+            raise RuntimeError(f"backend {backend!r} cannot run this: too much of it")
 
     monkeypatch.setattr(Case, "solve", refuse)
-    assert "PyTorch reference ran, because no kernel can: too much of it" in ours.Integrated(Case(TINY)).note
+    told = "the PyTorch reference ran, because backend 'cpu' cannot run this: too much of it"
+    assert ours.Integrated(Case(TINY)).note == ours.FusedLoss(Case(TINY)).note == told
+
+    def fail(self, estimate, x=None, backend="auto"):
+        raise RuntimeError("a kernel's fault")
+
+    monkeypatch.setattr(Case, "solve", fail)
+    with pytest.raises(RuntimeError, match="a kernel's fault"):
+        ours.Integrated(Case(TINY))
+
+
+def test_the_fused_loss_has_no_forward_direction():
+    with pytest.raises(NotImplementedError, match="no solution"):
+        ours.FusedLoss(Case(TINY)).forward()
 
 
 @pytest.mark.parametrize(
@@ -249,7 +264,9 @@ def test_shapes_are_read_and_checked():
 
 def test_the_record_holds_every_peer_and_the_surroundings(tiny):
     progress = Quiet()
-    record = run(tiny, progress)
+    saved = []
+    record = measure.measure(tiny, progress, lambda found: saved.append(json.dumps(found)))
+    assert saved == [json.dumps(record)]
     assert progress.told[:2] == [1, TINY.text]
     assert strict_json(json.dumps(record)) == json.loads(json.dumps(record))
     assert record["format"] == 2
@@ -261,7 +278,9 @@ def test_the_record_holds_every_peer_and_the_surroundings(tiny):
         "compiled": False,
         "memory": False,
         "device": "cpu",
+        "seconds": None,
     }
+    assert record["reference"] == {"forward": "jkoflow", "forward+backward": "jkoflow, fused loss"}
     assert {"cpu", "torch", "kernels", "threads", "allocator", "packages"} <= record["environment"].keys()
     (entry,) = record["shapes"]
     assert Shape(**entry["shape"]) == TINY
@@ -322,8 +341,8 @@ BROKEN = (
 
 
 def test_a_broken_peer_is_told_and_costs_the_others_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(bench_run, "PEERS", (*PEERS, *BROKEN))
-    record = run(tiny, Quiet())
+    monkeypatch.setattr(measure, "PEERS", (*PEERS, *BROKEN))
+    record = measure.measure(tiny, Quiet())
     results = {result["peer"]: result for result in record["shapes"][0]["peers"]}
     assert results["closed form by hand, eager"]["forward"]["ms"] > 0
     assert (results["raises"]["status"], results["raises"]["note"]) == ("failed", "OSError: no disk")
@@ -346,8 +365,18 @@ def test_a_broken_peer_is_told_and_costs_the_others_nothing(tiny, monkeypatch):
 def test_peers_of_the_cpu_are_left_out_elsewhere():
     (peer,) = (peer for peer in PEERS if peer.library == "jax")
     here = replace(peer, requires=())
-    assert bench_run._standing(here, Settings()) == ("measured", None)
-    assert bench_run._standing(here, Settings(device="cuda"))[0] == "left out"
+    assert blank(here, Settings())["status"] == "measured"
+    elsewhere = blank(here, Settings(device="cuda:1"))
+    assert (elsewhere["status"], elsewhere["note"]) == ("left out", "measured on the CPU only, not on cuda:1")
+
+
+def test_a_time_limit_lists_what_is_left(tiny):
+    found = measure.measure(replace(tiny, memory=True, seconds=1), Quiet())
+    results = {result["peer"]: result for result in found["shapes"][0]["peers"]}
+    assert (results["jkoflow"]["status"], results["jkoflow"]["note"]) == ("left out", "no time left")
+    assert "forward" not in results["jkoflow"]
+    assert "| jkoflow | left out |" in markdown(found)
+    assert found["memory"]["note"].startswith("not measured: ")
 
 
 @pytest.mark.parametrize(
@@ -356,6 +385,9 @@ def test_peers_of_the_cpu_are_left_out_elsewhere():
         ({"libraries": ("jax", "tensorflow")}, "got tensorflow"),
         ({"rounds": 0}, "rounds must be positive"),
         ({"shapes": ()}, "at least one shape"),
+        ({"seconds": 0}, "seconds must be positive, got 0"),
+        ({"device": "gpu"}, "device must be cpu, cuda or the index of a GPU such as cuda:1, got 'gpu'"),
+        ({"device": "meta"}, "device must be cpu, cuda"),
     ],
 )
 def test_settings_are_checked(given, message):
@@ -387,11 +419,12 @@ def test_memory_that_cannot_be_measured_is_told(tiny, monkeypatch):
         raise RuntimeError("killed")
 
     monkeypatch.setattr(memory, "measure", fail)
-    used = bench_run.measure_memory(replace(tiny, memory=True), lambda text: None)
+    endless = Deadline(None)
+    used = measure.measure_memory(replace(tiny, memory=True), endless, lambda text: None)
     if used["note"] is None:
         assert used["failed"]["jkoflow"] == "RuntimeError: killed"
     monkeypatch.setattr(memory, "unsupported", lambda: "no /proc")
-    assert bench_run.measure_memory(tiny, lambda text: None)["note"] == "not measured: no /proc"
+    assert measure.measure_memory(tiny, endless, lambda text: None)["note"] == "not measured: no /proc"
 
 
 # ---- What is shown
@@ -412,7 +445,7 @@ def test_sizes_have_units(count, text):
 
 
 def record_of(of_ours=4.3, ms=79.66):
-    """A small record as `run` makes it."""
+    """A small record as `measure` makes it."""
     fused = {"ms": 18.4, "rounds_ms": [18.4], "of_ours": 1.0, "of_floor": 0.81}
     peer = {"ms": ms, "rounds_ms": [ms], "of_ours": of_ours}
     common = {"status": "measured", "note": None, "evaluations": None, "errors": {}}
@@ -483,11 +516,31 @@ def test_a_terminal_sees_a_bar_and_the_tables():
         bars.start(2)
         bars.part("a shape")
         bars.detail("checking somebody")
-        bars.shape_done(record_of()["shapes"][0])
+        bars.measured(record_of()["shapes"][0])
     output = screen.file.getvalue()
     assert "a shape" in output
     assert "checking somebody" in output
     assert "zuko CNF, exact: its own steps, as accurate as ours: 28 evaluations a solve, ours 12" in output
+
+
+def test_a_table_tells_who_came_as_far_as_one_direction():
+    (entry,) = record_of()["shapes"]
+    half = {**entry["peers"][2], "peer": "half", "status": "left out", "note": "forward+backward: out of memory"}
+    del half["forward+backward"]
+    screen = Console(file=io.StringIO(), width=160)
+    screen.print(shape_table({**entry, "peers": [*entry["peers"], half]}))
+    output = screen.file.getvalue()
+    assert "floor: numpy.matmul, 210 GFLOP/s" in output
+    lines = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in rows(output)}
+    assert lines["half"] == ["79.7", "4.3", "", "left out", "", ""]
+    assert lines["zuko CNF, exact"] == ["79.7", "4.3", "", "79.7", "4.3", ""]
+    assert lines["diffrax"] == ["not installed", "", "", "", "", ""]
+    assert markdown({**record_of(), "shapes": [{**entry, "peers": [*entry["peers"], half]}]}).count("left out") == 1
+
+
+def rows(table):
+    """The cells of each row that a table shows."""
+    return [line.split("│") for line in table.splitlines() if line.startswith("│")]
 
 
 def test_the_command_writes_record_table_and_chart(tmp_path):
@@ -505,7 +558,7 @@ def test_the_command_writes_record_table_and_chart(tmp_path):
 
 
 def test_the_command_fails_if_a_peer_is_broken(monkeypatch):
-    monkeypatch.setattr(bench_run, "PEERS", (*PEERS, *BROKEN))
+    monkeypatch.setattr(measure, "PEERS", (*PEERS, *BROKEN))
     arguments = ["bench", "--quick", "--shapes", "2,8,2,16,1", "--peers", "closed-form", "--threads", "1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1

@@ -1,6 +1,5 @@
 """scripts/gpu_check.py without a GPU: stages that pass, fail, hang and are not run, its report and its table."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -14,8 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
-import jkoflow.bench.shapes
+import jkoflow.cli.bench
+from cpu_as_gpu import cpu_as_gpu
+from jkoflow.bench.peers import on_gpu
+from jkoflow.cli.commands import app
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -25,13 +28,16 @@ case "$1" in --query-gpu=*) echo "NVIDIA Test GPU, 580.1, 9.0, 81559 MiB, 1980 M
 
 
 @pytest.fixture
-def gpu_check():
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPTS / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu_check"]
+def gpu_check(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    yield importlib.import_module("gpu_check")
+    for name in ("gpu_check", "supervision"):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def supervision(gpu_check):
+    return sys.modules["supervision"]
 
 
 @pytest.fixture
@@ -101,7 +107,7 @@ def test_the_report_is_there_before_the_end(gpu_check, fake_gpu, tmp_path, monke
     assert [stages[name]["output_end"] for name in ("build", "tests")] == ["[]\n", "['build']\n"]
 
 
-def test_what_is_interrupted_says_what_it_has(gpu_check):
+def test_what_is_interrupted_says_what_it_has(supervision):
     late = (
         "import time\n"
         "try:\n    print('begun', flush=True)\n    time.sleep(600)\n"
@@ -109,11 +115,11 @@ def test_what_is_interrupted_says_what_it_has(gpu_check):
     )
     with subprocess.Popen(python(late), stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout.readline() == b"begun\n"
-        assert gpu_check._wait(process, 6) is None
+        assert supervision.wait(process, 6) is None
         assert process.stdout.read() == b"3 failed so far\n"
 
 
-def test_a_process_that_left_its_group_holds_nothing_up(gpu_check):
+def test_a_process_that_left_its_group_holds_nothing_up(supervision):
     """It keeps the output open, which nobody may wait for."""
     detached = (
         "import subprocess, sys; "
@@ -121,7 +127,7 @@ def test_a_process_that_left_its_group_holds_nothing_up(gpu_check):
         "print(child.pid)"
     )
     started = time.monotonic()
-    code, text = gpu_check._run(python(detached), 300, {})
+    code, text = supervision.run_command(python(detached), 300, {})
     os.kill(int(text), signal.SIGKILL)
     assert code == 0
     assert time.monotonic() - started < 200
@@ -184,11 +190,13 @@ def test_every_stage_leaves_time_to_those_after_it(gpu_check, fake_gpu, tmp_path
 
 def test_all_stages_have_a_share_of_the_time(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "9.0")
-    assert all(stage.least > 0 for stage in made[2:])
+    late = [stage for stage in made if stage.environment]
+    assert [stage.name for stage in late] == ["tests", "memcheck", "racecheck", "benchmark"]
+    assert all(stage.least > 0 for stage in late)
     before_the_build = 540 - gpu_check.RESERVE - 60  # 60: asking the machine what it is
     assert before_the_build - sum(stage.least for stage in made) >= 200  # for the build
-    for stage in made[2:]:  # nothing is left behind elsewhere
-        for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"):
+    for stage in late:  # nothing is left behind elsewhere
+        for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"):
             assert Path(stage.environment[name]).is_relative_to(gpu_check.BUILD)
 
 
@@ -207,14 +215,77 @@ def test_a_sanitizer_that_sees_no_fault_is_no_check(gpu_check, tmp_path, monkeyp
 
 def test_stages_of_a_gpu(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "8.6")
-    assert [stage.name for stage in made] == ["build", "layout", "tests", "memcheck", "racecheck", "benchmark"]
+    assert [stage.name for stage in made] == [
+        "build", "faulty", "layout", "tests", "memcheck", "racecheck", "benchmark"
+    ]  # fmt: skip
     assert "-DCMAKE_CUDA_ARCHITECTURES=86-real" in made[0].commands[0]
-    assert "-arch=sm_86" in made[1].commands[0]
+    assert "-arch=sm_86" in made[1].commands[1]
+    assert "-arch=sm_86" in made[2].commands[0]
     for stage in made:
         for command in stage.commands:
             for part in command:
                 if part.endswith((".py", ".cu")):
                     assert (SCRIPTS.parent / part).is_file(), part
+
+
+def test_a_stage_whose_needs_are_not_there_says_so(gpu_check, fake_gpu, tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    made = [
+        gpu_check.Stage("faulty", [python("import sys; sys.exit(3)")], 60, makes=(program,)),
+        gpu_check.Stage("layout", [python("import sys; sys.exit(4)")], 60),
+        gpu_check.Stage("memcheck", [python("print('watched')")], 60, ("faulty",)),
+    ]
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
+    entry = gpu_check.check(tmp_path / "a", 300, None)["stages"]["memcheck"]
+    assert (entry["result"], entry["reason"]) == ("not run", "faulty did not pass")
+    entry = gpu_check.check(tmp_path / "b", 300, ["memcheck"])["stages"]["memcheck"]
+    assert (entry["result"], entry["reason"]) == ("not run", f"faulty was not chosen and there is no {program}")
+    program.touch()  # by an earlier check
+    assert gpu_check.check(tmp_path / "c", 300, ["memcheck"])["stages"]["memcheck"]["result"] == "passed"
+    made[0].commands = [python("")]
+    stages = gpu_check.check(tmp_path / "d", 300, None)["stages"]
+    assert (stages["layout"]["result"], stages["memcheck"]["result"]) == ("failed", "passed")
+
+
+def test_the_sanitizers_need_the_program_with_faults(gpu_check, tmp_path):
+    made = {stage.name: stage for stage in gpu_check.stages(tmp_path, "9.0")}
+    (program,) = made["faulty"].makes
+    assert str(program) in made["faulty"].commands[1]
+    assert list(made).index("faulty") < list(made).index("memcheck")
+    for name in ("memcheck", "racecheck"):
+        assert made[name].needs == ("build", "faulty")
+        assert str(program) in made[name].commands[0][-1]
+    assert all(made[name].makes for stage in made.values() for name in stage.needs)
+
+
+def test_the_benchmark_is_a_command_that_ends_in_time(gpu_check, fake_gpu, tmp_path, monkeypatch, capsys):
+    """What the stage would ask of jkoflow is run here, with the CPU in the place of the GPU."""
+    stage = gpu_check.stages(tmp_path, "9.0", ["--peers", "closed-form"])[-1]
+    ((_, _, _, module, *arguments),) = stage.commands
+    assert module == "jkoflow"
+    told = arguments.index("--seconds") + 1
+    assert arguments[told] == "{seconds}"
+    peers = tuple(peer for peer in on_gpu.peers(("fp32",), "cpu") if not peer.compiling)
+    monkeypatch.setattr(jkoflow.cli.bench, "open_gpu", lambda name: cpu_as_gpu(peers=peers))
+    arguments[told] = "300"
+    result = CliRunner().invoke(app, [*arguments, "--shapes", "2,8,2,30,1", "--rounds", "1", "--threads", "1"])
+    assert result.exit_code == 0, result.output
+
+    stage.commands = [python("import sys; print('{seconds}')")]
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: [stage])
+    stage.needs = ()
+    report = gpu_check.check(tmp_path, 300, None)
+    seconds = float(report["stages"]["benchmark"]["output_end"])
+    assert 100 < seconds <= report["stages"]["benchmark"]["limit"] - gpu_check.ENDING + 1
+    assert report["benchmark"] == json.loads((tmp_path / "bench.json").read_text())
+    table = gpu_check.table(report)
+    assert "dim 2, width 8, layers 2, batch 30, steps 1: us forward | forward+backward" in table
+    assert "(fp32 0.1 TFLOP/s, tf32 0.3 TFLOP/s)" in table
+    (line,) = (line for line in table.splitlines() if line.startswith("jkoflow, fused loss, fp32, graph "))
+    assert re.search(r" +- \| +[\d.]+ \| \d\.\de-\d\d \| +- \| +\d+%$", line), line
+    assert "zuko CNF, exact" not in table  # not asked for
+    assert gpu_check.benchmark_lines({"problem": "no such file"}) == ["benchmark: no such file"]
+    assert gpu_check.benchmark_lines({}) == []
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
@@ -228,75 +299,3 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert done.returncode == 1
     assert "nvidia-smi finds no GPU: no devices were found" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["machine"]["gpu"] is None
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPTS.parent / "benchmarks" / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_benchmark_has_the_networks_of_the_cpu(gpu):
-    shapes = gpu.parse_shapes(gpu.SHAPES)
-    assert shapes[0] == (6, 128, 2, 10_000, 3)
-    for shape in jkoflow.bench.shapes.SHAPES:
-        for batch in (10_000, 100_000):
-            assert shape._replace(batch=batch) in shapes
-
-
-def test_a_peer_that_compiles_for_too_long_is_given_up(gpu, monkeypatch):
-    monkeypatch.setattr(gpu, "COMPILE_SECONDS", {"forward": 0.1})
-    cpu = gpu.torch.device("cpu")
-    (shape,) = gpu.parse_shapes("2,8,2,30,1")
-    case = gpu.Case(shape, cpu)
-    before = signal.getsignal(signal.SIGALRM)
-
-    def endless(x):
-        while True:
-            with contextlib.suppress(Exception):  # as torch.compile does
-                time.sleep(600)
-
-    benchmark = gpu.Benchmark(cpu, time.monotonic() + 600, None, {})
-    slow = gpu.Contender("endless", "compiled", endless, endless)
-    gpu.measure(benchmark, case, gpu.Exact(case), slow, "forward")
-    assert [result["left_out"] for result in benchmark.results] == ["took longer than 0 s"]
-    assert signal.getsignal(signal.SIGALRM) == before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-
-
-def test_the_benchmark_runs_on_the_cpu_too(tmp_path):
-    out = tmp_path / "benchmark.json"
-    script = SCRIPTS.parent / "benchmarks" / "gpu.py"
-    options = [
-        "--device",
-        "cpu",
-        "--shapes",
-        "2,8,2,30,1",
-        "--groups",
-        "ours,closed form,torchdiffeq",
-        "--ceiling",
-        "64",
-    ]
-    done = subprocess.run(
-        [sys.executable, script, *options, "--out", out],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())
-    assert figures["ceilings_tflops"]["fp32"] > 0
-    measured = {(result["contender"], result["direction"]): result for result in figures["results"]}
-    assert ("jkoflow fp32, fused loss", "forward+backward") in measured
-    assert ("torchdiffeq, exact", "forward") in measured
-    for result in measured.values():
-        assert result["agrees"], result
-        assert result["us"] > 0
-    assert len(figures["summary"]) == 2 + len({contender for contender, _ in measured})
-    ours = next(line for line in figures["summary"] if line.startswith("jkoflow fp32 "))
-    assert re.search(r"\| +\d+ % \| +\d+ %$", ours)  # of what a large product reaches

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jkoflow.bench.candidate import Candidate, Peer
+from jkoflow.bench.candidate import Candidate, Outcome, Peer
 from jkoflow.bench.case import Case, Solution, loss
+from jkoflow.bench.shapes import Direction
 
 SAME_STEPS = {"x": 1e-4, "logdet": 1e-4, "gradient": 1e-4}
 """Largest errors of a peer that takes the same steps: rounding in float32, with room for long sums."""
@@ -19,10 +20,13 @@ OWN_STEPS = {"x": 1e-3, "logdet": 1e-2, "gradient": 1e-2}
 ours is larger.
 """
 
+IN_TF32 = {"x": 5e-2, "logdet": 5e-2, "gradient": 5e-2}
+"""Largest errors of a peer whose products round their factors to TF32, that is to 11 significant bits."""
+
 
 @dataclass(frozen=True)
 class Expected:
-    """What our own solver computes."""
+    """Holds what is right: the solution, and the gradient of its loss by each parameter."""
 
     solution: Solution
     gradient: list[Tensor]
@@ -35,26 +39,38 @@ def expected(case: Case, estimate: bool) -> Expected:
     return Expected(Solution(*(tensor.detach() for tensor in solution)), list(gradient))
 
 
-def errors(peer: Peer, candidate: Candidate, right: Expected) -> dict[str, float]:
-    """Errors of a candidate relative to the largest x, the largest logdet and the norm of the gradient.
+def exact(case: Case, estimate: bool) -> Expected:
+    """Solves a case in float64, with the same steps."""
+    return Expected(*case.exact(estimate))
 
-    Returns:
-        ``x`` and ``logdet`` if the peer has a forward direction, and ``gradient``; not a number where one is wrong.
-    """
+
+def errors(peer: Peer, candidate: Candidate, right: Expected) -> dict[str, float]:
+    """Computes the `distances` of a candidate in all directions of its peer."""
     found = {}
-    if "forward" in peer.directions:
-        for name, got, wanted in zip(("x", "logdet"), candidate.forward(), right.solution, strict=True):
-            found[name] = _norm([got - wanted], float("inf")) / _norm([wanted], float("inf"))
-    if "forward+backward" in peer.directions:
-        got = candidate.gradient()
-        difference = [a - b for a, b in zip(got, right.gradient, strict=True)]
-        found["gradient"] = _norm(difference, 2) / _norm(right.gradient, 2)
+    for direction in peer.directions:
+        got = candidate.forward() if direction == "forward" else candidate.gradient()
+        found |= distances(direction, got, right)
     return found
 
 
+def distances(direction: Direction, got: Outcome, right: Expected) -> dict[str, float]:
+    """Measures errors relative to the largest x, the largest logdet and the norm of the gradient.
+
+    Returns:
+        ``x`` and ``logdet`` of the forward direction, ``gradient`` of the other; not a number where one is wrong.
+    """
+    if direction == "forward":
+        return {
+            name: _norm([one - other], float("inf")) / _norm([other], float("inf"))
+            for name, one, other in zip(("x", "logdet"), got, right.solution, strict=True)
+        }
+    difference = [one - other for one, other in zip(got, right.gradient, strict=True)]
+    return {"gradient": _norm(difference, 2) / _norm(right.gradient, 2)}
+
+
 def disagreement(peer: Peer, found: dict[str, float], steps: int) -> str | None:
-    """What is too far from ours, with so many steps, or None."""
-    allowed = SAME_STEPS
+    """Says what is too far from what is right, with so many steps, or returns None."""
+    allowed = IN_TF32 if peer.tf32 else SAME_STEPS
     if peer.own_steps:
         allowed = {name: error * max(1.0, 3 / steps) ** 4 for name, error in OWN_STEPS.items()}
     wrong = [

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jkoflow.bench.case import Case, Solution, loss
+from jkoflow.bench.deadline import LEAST
 from jkoflow.bench.shapes import DIRECTIONS, Direction
+from jkoflow.bench.stopwatch import wall_clock
 
 Solve = Callable[[Tensor], Solution]
 """From x (B, d) to x at t1 and logdet, differentiable with respect to the parameters of the case's velocity."""
 
+Outcome = Solution | list[Tensor]
+"""What a run of a direction computes: the solution, or the gradient by each parameter."""
+
 
 class Candidate(ABC):
-    """A peer ready to run on one case."""
+    """Runs on one case, for which a peer has made it ready."""
 
     note: str | None = None
     """What a reader of its figures has to know."""
@@ -36,14 +41,14 @@ class Candidate(ABC):
 
     @abstractmethod
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Seconds that ``repeats`` runs take, the device's work included."""
+        """Times ``repeats`` runs, in seconds."""
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Frees what the candidate holds."""
 
 
 class TorchCandidate(Candidate):
-    """A candidate that runs in this process on PyTorch tensors, on the device of the case.
+    """Runs in this process on PyTorch tensors, on the device of the case.
 
     Arguments:
         case: What to solve.
@@ -54,40 +59,50 @@ class TorchCandidate(Candidate):
         self.case = case
         self.solve = solve
 
+    def objective(self, x: Tensor) -> Tensor:
+        """Computes the loss of a batch x (B, d), a scalar."""
+        return loss(self.solve(x))
+
+    def solution(self, x: Tensor) -> Solution:
+        """Solves a batch x (B, d) without gradients."""
+        with torch.no_grad():
+            return self.solve(x)
+
+    def gradient_at(self, x: Tensor) -> list[Tensor]:
+        """Solves a batch x (B, d) and differentiates its loss by each parameter."""
+        return list(torch.autograd.grad(self.objective(x), self.case.parameters))
+
+    def run(self, direction: Direction, x: Tensor) -> Outcome:
+        """Does a direction on a batch x (B, d)."""
+        return self.solution(x) if direction == "forward" else self.gradient_at(x)
+
     def forward(self) -> Solution:
         """Solves the batch without gradients."""
-        with torch.no_grad():
-            return self.solve(self.case.x)
+        return self.solution(self.case.x)
 
     def gradient(self) -> list[Tensor]:
         """Solves the batch and differentiates the loss by each parameter."""
-        return list(torch.autograd.grad(loss(self.solve(self.case.x)), self.case.parameters))
+        return self.gradient_at(self.case.x)
 
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Seconds that ``repeats`` runs take, the device's work included."""
-        run = self.forward if direction == "forward" else self.gradient
-        return seconds(run, repeats, self.case.x.device)
+        """Times ``repeats`` runs by the clock on the wall, in seconds."""
+        return wall_clock(self.forward if direction == "forward" else self.gradient, repeats)
 
 
-def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds of ``repeats`` calls; of a GPU's work, not of its launch."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    synchronize(device)
-    return time.perf_counter() - start
+class Work(NamedTuple):
+    """Says what of a peer's work is counted, and on which unit of the device it is done."""
 
-
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; the CPU has nothing to wait for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    fused: bool = False
+    """Whether value and gradient come from one pass, which does not compute the stages once more."""
+    unit: str = "fp32"
+    """The one of `jkoflow.bench.ceilings.UNITS` that its products run on."""
+    products: int = 1
+    """Products on this unit for each one of the algorithm."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody to be measured.
+    """Describes somebody who is measured.
 
     Arguments:
         name: What tables call it.
@@ -98,9 +113,14 @@ class Peer:
         estimate: Whether its divergence is Hutchinson's estimate with the case's probe.
         own_steps: Whether it computes another discretisation of the same ODE or of its gradient, which then agrees
             with ours to the error of the discretisation, not to rounding.
-        cpu_only: Whether it can run on the CPU alone.
+        needs_cpu: Whether it runs on the CPU only.
         optional: Why it is left out unless asked for, or None.
         unavailable: Tells why this machine cannot run it, or None.
+        work: What its share of the device's rate is computed from, or None if it has no share.
+        tf32: Whether products round their factors to TF32, which allows larger errors.
+        graph: Whether it is replayed from a CUDA graph.
+        compiling: Seconds that it may compile for its forward direction, and for the other one twice as many. On a GPU
+            it is not started with less time left, and given up after `PATIENCE` times as much.
     """
 
     name: str
@@ -110,10 +130,27 @@ class Peer:
     directions: tuple[Direction, ...] = DIRECTIONS
     estimate: bool = False
     own_steps: bool = False
-    cpu_only: bool = False
+    needs_cpu: bool = False
     optional: str | None = None
     unavailable: Callable[[], str | None] = lambda: None
+    work: Work | None = None
+    tf32: bool = False
+    graph: bool = False
+    compiling: float = 0.0
 
     def missing(self) -> tuple[str, ...]:
-        """Packages that it needs and that are not installed."""
+        """Lists the packages that it needs and that are not installed."""
         return tuple(package for package in self.requires if find_spec(package) is None)
+
+    def needed(self, direction: Direction) -> float:
+        """Tells how many seconds have to be left for a direction to be started."""
+        return max(LEAST, self.compiling * (1 if direction == "forward" else 2))
+
+
+def reference(peers: Iterable[Peer]) -> dict[Direction, str]:
+    """Names whom the others are compared with: the first of ours that solves, and the first with the fused loss."""
+    ours = [peer for peer in peers if peer.library == "jkoflow"]
+    return {
+        "forward": next(peer.name for peer in ours if "forward" in peer.directions),
+        "forward+backward": next(peer.name for peer in ours if peer.work is not None and peer.work.fused),
+    }

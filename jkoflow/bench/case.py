@@ -14,10 +14,12 @@ from jkoflow.ops import Backend, Precision, integrate, jko_terms
 from jkoflow.velocity import MLPVelocity
 
 SEED = 0
+BATCHES = 4
+"""Batches in rotation on a GPU, so that no run finds its own batch in the cache."""
 
 
 class Solution(NamedTuple):
-    """What a solver computes from a batch."""
+    """Holds what a solver computes from a batch."""
 
     x: Tensor
     """x at t1, with shape (B, d)."""
@@ -26,12 +28,12 @@ class Solution(NamedTuple):
 
 
 def loss(solution: Solution) -> Tensor:
-    """The objective of a free block, mean(abs(x)^2 / 2 - logdet), of which forward+backward takes the gradient."""
+    """Computes the objective of a free block, mean(abs(x)^2 / 2 - logdet), which forward+backward differentiates."""
     return jko_terms(solution.x, solution.x, solution.logdet, float("inf")).total
 
 
 class Case:
-    """A velocity, a batch and a probe of one shape.
+    """Holds a velocity, a batch and a probe of one shape.
 
     The velocity has twice the weights that PyTorch starts with, which keeps a signal at its size through the layers
     and so bends the paths about as much as training does; a solver with adaptive steps has something to adapt to.
@@ -55,12 +57,12 @@ class Case:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Weight and bias of each layer in turn."""
+        """Lists weight and bias of each layer in turn."""
         return list(self.velocity.parameters())
 
     @cached_property
     def probe(self) -> Tensor:
-        """The probe (B, d) of Hutchinson's estimate: what a solver draws that starts with `seed_probe`."""
+        """Draws the probe (B, d) of Hutchinson's estimate, the same as a solver that starts with `seed_probe`."""
         self.seed_probe()
         return torch.randn_like(self.x)
 
@@ -68,10 +70,17 @@ class Case:
         """Seeds PyTorch, so that its next ``randn_like(x)`` is `probe`."""
         torch.manual_seed(SEED)
 
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """Holds the batch and `BATCHES` - 1 others of its size."""
+        generator = torch.Generator().manual_seed(SEED + 1)
+        others = (torch.randn(self.x.shape, generator=generator) for _ in range(BATCHES - 1))
+        return [self.x, *(batch.to(self.x.device) for batch in others)]
+
     def solve(
         self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto", precision: Precision = "auto"
     ) -> Solution:
-        """Our own solution of the batch or of another x, with gradients: exact, or estimated with `probe`."""
+        """Solves the batch or another x ourselves, with gradients: exactly, or estimated with `probe`."""
         x = self.x if x is None else x
         result = integrate(
             self.velocity,
@@ -86,14 +95,25 @@ class Case:
         return Solution(result.x, result.logdet)
 
     def converged(self, estimate: bool) -> Solution:
-        """The solution in float64 with 8 times the steps: next to it, the fixed steps have an error, too."""
+        """Solves in float64 with 8 times the steps: next to that, the fixed steps have an error, too."""
         with torch.no_grad():
-            result = integrate(
-                copy.deepcopy(self.velocity).double(),
-                self.x.double(),
-                num_steps=8 * self.shape.steps,
-                divergence="hutchinson" if estimate else "exact",
-                noise=self.probe.double() if estimate else None,
-                keep_path=False,
-            )
+            return self._in_float64(copy.deepcopy(self.velocity).double(), estimate, 8 * self.shape.steps, "auto")
+
+    def exact(self, estimate: bool) -> tuple[Solution, list[Tensor]]:
+        """Computes solution and gradient of the loss in float64 with the same steps, by the PyTorch reference."""
+        velocity = copy.deepcopy(self.velocity).double()
+        solution = self._in_float64(velocity, estimate, self.shape.steps, "reference")
+        gradient = torch.autograd.grad(loss(solution), list(velocity.parameters()))
+        return Solution(*(tensor.detach() for tensor in solution)), list(gradient)
+
+    def _in_float64(self, velocity: MLPVelocity, estimate: bool, steps: int, backend: Backend) -> Solution:
+        result = integrate(
+            velocity,
+            self.x.double(),
+            num_steps=steps,
+            divergence="hutchinson" if estimate else "exact",
+            noise=self.probe.double() if estimate else None,
+            backend=backend,
+            keep_path=False,
+        )
         return Solution(result.x, result.logdet)

@@ -6,27 +6,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jkoflow.bench.peers import FUSED, OURS
+from jkoflow.bench.peers import OURS
 from jkoflow.bench.shapes import DIRECTIONS, Direction, Shape
-from jkoflow.bench.table import TITLES, number
+from jkoflow.bench.table import TITLES, number, references
 from jkoflow.data import require
 
 COLOURS: dict[Direction, str] = {"forward": "#9cc3ea", "forward+backward": "#2b7bd4"}
 OUR_COLOURS: dict[Direction, str] = {"forward": "#f4b98a", "forward+backward": "#e0761c"}
 
 
+def has_figures(record: Mapping[str, Any]) -> bool:
+    """Tells whether there is anything to draw."""
+    return any(_bars(entry) for entry in record["shapes"])
+
+
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Draws one panel per shape with the times of each peer as multiples of ours.
+    """Draws one panel per shape with figures: the times of each peer as multiples of ours.
 
     Arguments:
-        record: What `jkoflow.bench.run.run` returned.
+        record: What `jkoflow.bench.measure.measure` returned.
         path: PNG file to write.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
+        ValueError: If the record has no figures.
     """
     figure_module: Any = require("matplotlib.figure", "the bar chart", "bench")
-    entries = record["shapes"]
+    if not has_figures(record):
+        raise ValueError("the record must have figures to draw, got none; run jkoflow bench with more --seconds")
+    entries = [entry for entry in record["shapes"] if _bars(entry)]
+    ours = references(record)
     columns = min(3, len(entries))
     lines = -(-len(entries) // columns)
     bars = max(len(_bars(entry)) for entry in entries)
@@ -37,12 +46,13 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         _panel(figure.add_subplot(lines, columns, index + 1), entry)
     from matplotlib.patches import Patch
 
+    whom = ", ".join(f"{ours[direction]} {TITLES[direction]}" for direction in DIRECTIONS)
     figure.legend(
         handles=[Patch(color=COLOURS[direction], label=TITLES[direction]) for direction in DIRECTIONS],
         loc="outside upper center",
         ncols=2,
         frameon=False,
-        title=f"Times as multiples of ours ({OURS} forward, {FUSED} forward + backward); shorter is faster",
+        title=f"Times as multiples of ours ({whom}); shorter is faster",
     )
     figure.savefig(path)
 

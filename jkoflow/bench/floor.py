@@ -1,4 +1,4 @@
-"""The floor: the rate that this machine reaches in a large square product, in the hands of the faster library.
+"""The floor: the rate that this machine's CPU reaches in a large square product, in the hands of the faster library.
 
 No vendor's library is fast on every vendor's processors, so more than one is asked.
 """
@@ -6,12 +6,13 @@ No vendor's library is fast on every vendor's processors, so more than one is as
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from jkoflow.bench.candidate import seconds
+from jkoflow.bench.stopwatch import wall_clock
 from jkoflow.bench.timing import Rounds, Timer, median
 from jkoflow.data import require
 
@@ -20,22 +21,16 @@ FLOPS = 2 * SIZE**3
 """Floating-point operations of one product."""
 
 
-def timers(device: str | torch.device = "cpu") -> dict[str, Timer]:
-    """Products of two float32 matrices of `SIZE`, by library, with as many threads as torch has when they run.
-
-    Arguments:
-        device: Where the matrices lie; NumPy multiplies on the CPU alone.
+def timers() -> dict[str, Timer]:
+    """Makes timers of products of two float32 matrices of `SIZE`, by library, with as many threads as torch has then.
 
     Raises:
         MissingExtraError: If threadpoolctl is not installed.
     """
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(SIZE, SIZE, generator=generator).to(device) for _ in range(2))
+    a, b = (torch.randn(SIZE, SIZE, generator=generator) for _ in range(2))
     out = torch.empty_like(a)
-    found: dict[str, Timer] = {"torch.mm": lambda repeats: seconds(lambda: torch.mm(a, b, out=out), repeats, a.device)}
-    if a.device.type == "cpu":
-        found["numpy.matmul"] = _numpy_timer(a, b)
-    return found
+    return {"torch.mm": partial(wall_clock, lambda: torch.mm(a, b, out=out)), "numpy.matmul": _numpy_timer(a, b)}
 
 
 def _numpy_timer(a: torch.Tensor, b: torch.Tensor) -> Timer:
@@ -44,16 +39,16 @@ def _numpy_timer(a: torch.Tensor, b: torch.Tensor) -> Timer:
 
     def timer(repeats: int) -> float:
         with pools.limit(limits=torch.get_num_threads(), user_api="blas"):
-            return seconds(lambda: np.matmul(left, right, out=out), repeats, a.device)
+            return wall_clock(lambda: np.matmul(left, right, out=out), repeats)
 
     return timer
 
 
 def gflops(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> dict[str, float]:
-    """Rate of each product, from the seconds of everybody."""
+    """Computes the rate of each product from the seconds of everybody."""
     return {name: FLOPS / median(times[name]) / 1e9 for name in products}
 
 
 def fastest(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> Rounds:
-    """Seconds of the faster product, from those of everybody."""
+    """Picks the seconds of the faster product from those of everybody."""
     return min((times[name] for name in products), key=median)

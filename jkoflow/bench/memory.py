@@ -29,7 +29,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def unsupported() -> str | None:
-    """Why memory cannot be measured on this system, or None."""
+    """Says why memory cannot be measured on this system, or returns None."""
     if not _STATUS.is_file() or "VmHWM" not in _STATUS.read_text(encoding="ascii", errors="replace"):
         return "peak memory is read from Linux's /proc"
     if not os.access(_RESET, os.W_OK):
@@ -38,7 +38,7 @@ def unsupported() -> str | None:
 
 
 def measure(name: str, shapes: Sequence[Shape], largest: int = LARGEST) -> list[float]:
-    """Bytes per row of a training step, by shape.
+    """Measures the bytes per row of a training step, by shape.
 
     Arguments:
         name: A peer that runs in this process, such as `jkoflow.bench.peers.MEASURED_MEMORY`.
@@ -76,7 +76,7 @@ def bytes_per_row(name: str, shape: Shape, largest: int) -> float:
 
 
 def _rise(name: str, shape: Shape) -> int:
-    """Bytes by which one training step of a batch raises the peak."""
+    """Measures the bytes by which one training step of a batch raises the peak."""
     (peer,) = (peer for peer in PEERS if peer.name == name)
     peer.build(Case(shape._replace(batch=SMALLEST))).gradient()  # what is loaded and kept once, whatever the batch
     candidate = peer.build(Case(shape))

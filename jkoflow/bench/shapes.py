@@ -14,7 +14,7 @@ STAGES = 4
 
 
 class Shape(NamedTuple):
-    """One case: d features, hidden layers of one width, rows of the batch, Runge-Kutta steps."""
+    """Sizes one case: d features, hidden layers of one width, rows of the batch, Runge-Kutta steps."""
 
     dim: int
     width: int
@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Like ``d = 2, H = 128 x 2, B = 2000``; the steps are named if they are not the usual 3."""
+        """Reads ``d = 2, H = 128 x 2, B = 2000``; the steps are named if they are not the usual 3."""
         steps = "" if self.steps == 3 else f", {self.steps} steps"
         return f"d = {self.dim}, H = {self.width} x {self.layers}, B = {self.batch}{steps}"
 
@@ -38,6 +38,18 @@ SHAPES = (
     Shape(6, 128, 2, 64, 3),
     Shape(2, 64, 2, 10000, 3),
 )
+"""What is measured on the CPU if nothing else is asked for."""
+
+_NETWORKS = (
+    Shape(6, 128, 2, 10_000, 3),
+    Shape(2, 128, 2, 10_000, 3),
+    Shape(2, 128, 3, 10_000, 3),
+    Shape(43, 128, 2, 10_000, 3),
+    Shape(63, 256, 2, 10_000, 3),
+    Shape(2, 64, 2, 10_000, 3),
+)
+CUDA_SHAPES = (*_NETWORKS, *(shape._replace(batch=100_000) for shape in _NETWORKS), Shape(6, 128, 2, 250, 3))
+"""What is measured on a GPU: the goal's shape, the networks of the CPU at two sizes of batch, a training batch."""
 
 
 def parse_shapes(text: str) -> list[Shape]:
@@ -64,7 +76,7 @@ def parse_shapes(text: str) -> list[Shape]:
 
 
 def forward_flops(shape: Shape) -> int:
-    """Floating-point operations of the products with weight matrices in a solve with the exact divergence.
+    """Counts the operations of the products with weight matrices in a solve with the exact divergence.
 
     Per row and stage, in multiply-adds, for L hidden layers of width H:
 
@@ -83,7 +95,7 @@ def forward_flops(shape: Shape) -> int:
 
 
 def flops(shape: Shape, direction: Direction, fused: bool = False) -> int:
-    """The products of a direction: differentiating one costs two more.
+    """Counts the products of a direction: differentiating one costs two more.
 
     The backward pass of `jkoflow.integrate` keeps the positions only and computes the stages once more, which counts
     as work, because that is what it saves its memory with: 4 times the forward products. The fused loss need not: 3.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jkoflow.bench import ceilings
 from jkoflow.bench.floor import SIZE
 from jkoflow.bench.peers import FUSED, OURS, PEERS, SPLIT, SPLIT_FUSED
-from jkoflow.bench.run import FORMAT
+from jkoflow.bench.peers.on_gpu import CUDA_PEERS
+from jkoflow.bench.record import FORMAT
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Direction, Shape
 
 SHARES: tuple[tuple[str, Direction], ...] = (
@@ -16,12 +18,15 @@ SHARES: tuple[tuple[str, Direction], ...] = (
     (FUSED, "forward+backward"),
     (SPLIT, "forward"),
     (SPLIT_FUSED, "forward+backward"),
+    *((peer.name, direction) for peer in CUDA_PEERS if peer.work is not None for direction in peer.directions),
 )
+"""Whose shares are shown, and in which direction."""
+
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Tables of times, of shares of the floor and of memory, and the notes to them.
+    """Writes tables of times, of shares of the floor and of memory, and the notes to them.
 
     Raises:
         ValueError: If the record has another format.
@@ -34,9 +39,9 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def times(record: Mapping[str, Any], direction: Direction) -> str:
-    """Milliseconds, in brackets the times ours, of each peer at each shape."""
+    """Writes milliseconds, in brackets the times ours, of each peer at each shape."""
     entries = record["shapes"]
-    lack = {peer.name for peer in PEERS if direction not in peer.directions}
+    lack = {peer.name for peer in (*PEERS, *CUDA_PEERS) if direction not in peer.directions}
     rows = [
         [name, *(cell(_result(entry, name), direction) for entry in entries)]
         for name in _names(entries)
@@ -46,7 +51,7 @@ def times(record: Mapping[str, Any], direction: Direction) -> str:
 
 
 def cell(result: Mapping[str, Any], direction: Direction) -> str:
-    """Like ``79.7 (4.3)``, or why there is no figure."""
+    """Writes ``79.7 (4.3)``, or why there is no figure."""
     figures = result.get(direction)
     if figures is None:
         return result["status"]
@@ -56,7 +61,7 @@ def cell(result: Mapping[str, Any], direction: Direction) -> str:
 
 
 def shares(record: Mapping[str, Any]) -> str:
-    """Shares of the rate of a large matrix product."""
+    """Writes shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
     names = _names(entries)
@@ -70,7 +75,7 @@ def shares(record: Mapping[str, Any]) -> str:
 
 
 def memory(record: Mapping[str, Any]) -> str:
-    """Peak memory per row of a training step."""
+    """Writes the peak memory per row of a training step."""
     found = record["memory"]
     if found is None:
         return ""
@@ -81,7 +86,7 @@ def memory(record: Mapping[str, Any]) -> str:
 
 
 def notes(record: Mapping[str, Any]) -> str:
-    """What stands behind single figures; equal notes share a line."""
+    """Writes what stands behind single figures; equal notes share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name in _names(record["shapes"]):
@@ -104,21 +109,41 @@ def notes(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def references(record: Mapping[str, Any]) -> Mapping[Direction, str]:
+    """Names whom the others are compared with; records of earlier versions do not say it."""
+    return record.get("reference", {"forward": OURS, "forward+backward": FUSED})
+
+
 def floor(record: Mapping[str, Any]) -> str:
-    """What the shares are of: the products and the range of their rates."""
+    """Writes what the shares are of: the products and the range of their rates."""
+    units = next((entry["ceilings_gflops"] for entry in record["shapes"] if "ceilings_gflops" in entry), None)
+    if units is not None:
+        return (
+            f"The floor is the product of {ceilings.SIZE} x {ceilings.SIZE} matrices on the same unit in the same run: "
+            f"{', '.join(f'{unit} {rate / 1e3:.1f} TFLOP/s' for unit, rate in units.items())}. 3xTF32 does three "
+            "products for each one."
+        )
     found: dict[str, list[float]] = {}
     for entry in record["shapes"]:
         for name, rate in (pair for rates in entry["floor_gflops"].values() for pair in rates.items()):
             found.setdefault(name, []).append(rate)
+    if not found:
+        return ""
     products = ", ".join(f"{name} {min(rates):.0f} to {max(rates):.0f} GFLOP/s" for name, rates in found.items())
     return f"The floor is the fastest product of {SIZE} x {SIZE} float32 matrices in the same rounds: {products}."
 
 
 def surroundings(record: Mapping[str, Any]) -> str:
-    """The machine and the versions, in a sentence."""
+    """Writes the machine and the versions, in a sentence."""
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
+    if "gpu" in environment:
+        gpu = environment["gpu"]
+        return (
+            f"Measured on {gpu['name']} (compute capability {gpu['capability']}), with {versions}"
+            f"{', ' * bool(packages)}{packages}."
+        )
     return (
         f"Measured on {environment['cpu']} ({environment['kernels']['isa'] or 'no kernels'}), threads: "
         f"{record['settings']['threads']}, with {versions}{', ' * bool(packages)}{packages}. "
@@ -127,14 +152,14 @@ def surroundings(record: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
+    """Writes three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
 def size(count: float) -> str:
-    """Bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
+    """Writes bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
     for unit in ("B", "KiB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"

@@ -30,7 +30,11 @@ def settle() -> None:
 
 
 def rounds(
-    timers: Mapping[str, Timer], count: int, budget: float, advance: Callable[[str], None] = lambda name: None
+    timers: Mapping[str, Timer],
+    count: int,
+    budget: float,
+    advance: Callable[[str], None] = lambda name: None,
+    pause: Callable[[], None] | None = settle,
 ) -> dict[str, Rounds]:
     """Times candidates in turn.
 
@@ -40,6 +44,7 @@ def rounds(
         budget: Seconds that each candidate gets in a round: it runs as often as fits, at least once. One that is
             slower sits out rounds, evenly, until its rounds fit as well, or down to `FEWEST`.
         advance: Told the name of each before it runs.
+        pause: Waits before each until the machine is at rest; None where nobody's threads are in the way, as on a GPU.
 
     Returns:
         Seconds per run, by name.
@@ -61,17 +66,18 @@ def rounds(
                 times[name].append(None)
                 continue
             advance(name)
-            settle()
+            if pause is not None:
+                pause()
             times[name].append(timer(repeats[name]) / repeats[name])
     return times
 
 
 def median(values: Rounds) -> float:
-    """Median over the rounds that were run."""
+    """Takes the median over the rounds that were run."""
     return statistics.median(value for value in values if value is not None)
 
 
 def ratio(numerator: Sequence[float | None], denominator: Sequence[float | None]) -> float:
-    """Median over the rounds that both ran in of the ratio within a round."""
+    """Takes the median, over the rounds that both ran in, of the ratio within a round."""
     pairs = zip(numerator, denominator, strict=True)
     return statistics.median(a / b for a, b in pairs if a is not None and b is not None)

@@ -6,22 +6,24 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jkoflow.bench import chart
+from jkoflow.bench.gpu import open_gpu
+from jkoflow.bench.measure import measure
 from jkoflow.bench.peers import LIBRARIES
-from jkoflow.bench.run import Settings, broken, run
-from jkoflow.bench.shapes import DIRECTIONS, SHAPES, STAGES, Shape, parse_shapes
+from jkoflow.bench.record import broken
+from jkoflow.bench.settings import Settings, device_type
+from jkoflow.bench.shapes import DIRECTIONS, STAGES, Shape, parse_shapes
 from jkoflow.bench.table import TITLES, markdown, number, size
 from jkoflow.cli import console
+from jkoflow.cli.bars import Bars
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import require
 
@@ -29,13 +31,13 @@ RECORD_FILE, TABLE_FILE, CHART_FILE = "bench.json", "bench.md", "bench.png"
 
 REFRESH_SECONDS = 0.25
 
-QUICK: dict[str, Any] = {"shapes": SHAPES[:1], "rounds": 3, "budget": 0.02, "memory": False}
-
 
 def bench(
     shapes: Annotated[
         str | None,
-        typer.Option(help='Sizes "d,H,layers,B,steps ...", with spaces between shapes.', show_default="seven of them"),
+        typer.Option(
+            help='Sizes "d,H,layers,B,steps ...", with spaces between shapes.', show_default="those of the device"
+        ),
     ] = None,
     peers: Annotated[
         str | None,
@@ -44,8 +46,11 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of everybody.", show_default="as many as PyTorch takes")
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Paired rounds; figures are medians.", show_default="7")
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; figures are medians.", show_default="7")] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or a GPU such as cuda:1.")] = "cpu",
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Start nothing more after this time.", show_default="480 on a GPU, no limit on the CPU"),
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Measure torch.compile, too: minutes more.")] = False,
     quick: Annotated[
@@ -54,40 +59,47 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"Directory for {RECORD_FILE}, {TABLE_FILE} and {CHART_FILE}; made if it is not there.",
+            help=f"Directory for {RECORD_FILE}, {TABLE_FILE} and {CHART_FILE}; made if it is not there. "
+            "The record is written while it grows.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Measure the kernels against other libraries and against this machine's matrix product.
+    """Measure the kernels against other libraries and against the device's matrix product.
 
-    Every result is compared with ours before anything is timed; peers that are not installed are listed.
+    Every result is compared with ours (on a GPU with float64) before it is timed; peers that are not installed are
+    listed, and so is what there is no time or memory for.
     """
     if out is not None:
         require("matplotlib", "the bar chart", "bench")
         out.mkdir(parents=True, exist_ok=True)
-    given: dict[str, Any] = dict(QUICK) if quick else {}
+    given: dict[str, Any] = {}
+    options = {"threads": threads, "rounds": rounds, "seconds": seconds}
     try:
         if shapes is not None:
             given["shapes"] = tuple(parse_shapes(shapes))
         if peers is not None:
             given["libraries"] = tuple(name.strip() for name in peers.split(",") if name.strip())
-        given |= {name: value for name, value in (("threads", threads), ("rounds", rounds)) if value is not None}
-        settings = Settings(**given, compiled=compiled)
+        given |= {name: value for name, value in options.items() if value is not None}
+        settings = Settings.on(device, quick, **given, compiled=compiled)
+        gpu = open_gpu(device) if device_type(device) == "cuda" else None
     except ValueError as error:
         raise ConfigError(str(error)) from error
     threads_before = torch.get_num_threads()
     try:
         with BenchBars(Console()) as progress:
-            record = run(settings, progress)
+            record = measure(settings, progress, lambda found: write_record(found, out), gpu)
     finally:
         torch.set_num_threads(threads_before)
     show_memory(record)
     if out is not None:
-        (out / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(record, out)
         (out / TABLE_FILE).write_text(markdown(record), encoding="utf-8")
-        chart.draw(record, out / CHART_FILE)
-        print(f"written: {out / RECORD_FILE}, {out / TABLE_FILE}, {out / CHART_FILE}")
+        written = [RECORD_FILE, TABLE_FILE]
+        if chart.has_figures(record):
+            chart.draw(record, out / CHART_FILE)
+            written.append(CHART_FILE)
+        print(f"written: {', '.join(str(out / name) for name in written)}")
     wrong = broken(record)
     for line in wrong:
         console.error(line)
@@ -95,8 +107,17 @@ def bench(
         raise typer.Exit(1)
 
 
-class BenchBars:
-    """A `jkoflow.bench.run.Progress` with one bar on a terminal, lines elsewhere; a context manager.
+def write_record(record: Mapping[str, Any], out: Path | None) -> None:
+    """Writes the record as far as it is there, if a directory is wanted; whoever reads the file finds all of one."""
+    if out is None:
+        return
+    part = out / f"{RECORD_FILE}.part"
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(out / RECORD_FILE)
+
+
+class BenchBars(Bars):
+    """Shows one bar on a terminal, lines elsewhere: a `jkoflow.bench.progress.Progress` and a context manager.
 
     Arguments:
         screen: Where to draw.
@@ -106,28 +127,17 @@ class BenchBars:
         self._live = screen.is_terminal
         # a file has no width of its own: tables there take what they need
         self._screen = screen if self._live else Console(width=120)
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
+        super().__init__(
+            self._screen,
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[news]}", markup=False),
-            console=self._screen,
             auto_refresh=False,  # its thread would take time from what is measured
             disable=not self._live,
         )
         self._task = self._bars.add_task("bench", total=1, news="")
         self._begun = self._parts = 0
         self._drawn = 0.0
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def start(self, parts: int) -> None:
         """Sets the length of the bar."""
@@ -148,8 +158,8 @@ class BenchBars:
         if now - self._drawn > REFRESH_SECONDS:
             self._drawn = now
 
-    def shape_done(self, entry: dict[str, Any]) -> None:
-        """Prints the table of a shape."""
+    def measured(self, entry: dict[str, Any]) -> None:
+        """Prints the table of a shape or of a part of it."""
         self._screen.print(shape_table(entry))
         for result in entry["peers"]:
             for note in filter(None, (result["note"], _effort(result, entry))):
@@ -165,27 +175,38 @@ def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
 
 
 def shape_table(entry: Mapping[str, Any]) -> Table:
-    """The figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
-    name, rate = max(
-        (pair for rates in entry["floor_gflops"].values() for pair in rates.items()), key=lambda pair: pair[1]
-    )
-    title = f"{Shape(**entry['shape']).text} (floor: {name}, {rate:.0f} GFLOP/s)"
+    """Lays out the figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
+    title = f"{Shape(**entry['shape']).text}{_rates(entry)}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for direction in DIRECTIONS:
         for heading in (f"{TITLES[direction]}, ms", "x ours", "of floor"):
             table.add_column(heading, justify="right", no_wrap=heading != f"{TITLES[direction]}, ms")
     for result in entry["peers"]:
-        if result["status"] != "measured":
+        if not any(direction in result for direction in DIRECTIONS):
             table.add_row(result["peer"], result["status"])
             continue
         cells = []
         for direction in DIRECTIONS:
             figures = result.get(direction, {})
+            if not figures and result["status"] != "measured":  # it came as far as one direction
+                cells += [result["status"], "", ""]
+                continue
             cells += [number(figures[key]) if key in figures else "" for key in ("ms", "of_ours")]
             cells.append(f"{figures['of_floor']:.0%}" if "of_floor" in figures else "")
         table.add_row(result["peer"], *cells)
     return table
+
+
+def _rates(entry: Mapping[str, Any]) -> str:
+    """Says in brackets what the shares of a shape refer to."""
+    if units := entry.get("ceilings_gflops"):
+        return f" (floor: {', '.join(f'{unit} {rate / 1e3:.1f} TFLOP/s' for unit, rate in units.items())})"
+    rates = [pair for found in entry["floor_gflops"].values() for pair in found.items()]
+    if not rates:
+        return ""
+    name, rate = max(rates, key=lambda pair: pair[1])
+    return f" (floor: {name}, {rate:.0f} GFLOP/s)"
 
 
 def show_memory(record: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.table import Table
 
+from jkoflow.cli.bars import Bars
 from jkoflow.training.rounds import FINETUNE
 
 TERMS = ("potential", "divergence", "movement")
@@ -37,8 +37,8 @@ def training_progress() -> TrainingBars | TrainingLines:
     return TrainingBars(console) if console.is_terminal else TrainingLines()
 
 
-class TrainingBars:
-    """A `jkoflow.training.progress.Progress` that draws one bar per block; a context manager.
+class TrainingBars(Bars):
+    """Draws one bar per block: a `jkoflow.training.progress.Progress` and a context manager.
 
     Arguments:
         console: Where to draw.
@@ -48,24 +48,13 @@ class TrainingBars:
         self._short = console.width < 110
         self._tasks: dict[int, TaskID] = {}
         self._kind = ""  # of the round
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
+        super().__init__(
+            console,
             BarColumn(bar_width=16 if self._short else 32),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[news]}", markup=False),
-            console=console,
             refresh_per_second=4,
         )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:
         """Says which round begins, and gives it bars of its own."""

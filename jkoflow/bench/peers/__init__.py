@@ -1,10 +1,10 @@
-"""Everybody who is measured, ours first."""
+"""Everybody who is measured on the CPU, ours first; `jkoflow.bench.peers.on_gpu` has those of a GPU."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from jkoflow.bench.candidate import Peer
+from jkoflow.bench.candidate import Peer, Work
 from jkoflow.bench.peers import closed_form, jax_process, ours, torchdiffeq, zuko
 
 OURS = "jkoflow"
@@ -12,18 +12,29 @@ FUSED = "jkoflow, fused loss"
 SPLIT = "jkoflow, bf16x3"
 SPLIT_FUSED = "jkoflow, fused loss, bf16x3"
 
+COMPILES = "compiling takes minutes: ask with --compile"
+"""Why what is compiled is left out unless asked for."""
+
 PEERS: tuple[Peer, ...] = (
-    Peer(FUSED, "jkoflow", ours.FusedLoss, directions=("forward+backward",)),
-    Peer(OURS, "jkoflow", ours.Integrated),
+    Peer(FUSED, "jkoflow", ours.FusedLoss, directions=("forward+backward",), work=Work(fused=True)),
+    Peer(OURS, "jkoflow", ours.Integrated, work=Work()),
     Peer(
         SPLIT_FUSED,
         "jkoflow",
         partial(ours.FusedLoss, precision="bf16x3"),
         directions=("forward+backward",),
         unavailable=ours.no_bf16x3,
-        cpu_only=True,
+        needs_cpu=True,
+        work=Work(fused=True),
     ),
-    Peer(SPLIT, "jkoflow", partial(ours.Integrated, precision="bf16x3"), unavailable=ours.no_bf16x3, cpu_only=True),
+    Peer(
+        SPLIT,
+        "jkoflow",
+        partial(ours.Integrated, precision="bf16x3"),
+        unavailable=ours.no_bf16x3,
+        needs_cpu=True,
+        work=Work(),
+    ),
     Peer(
         f"{FUSED}, Hutchinson",
         "jkoflow",
@@ -49,10 +60,10 @@ PEERS: tuple[Peer, ...] = (
         "closed form by hand, torch.compile",
         "closed-form",
         closed_form.compiled,
-        optional="compiling takes minutes: ask with --compile",
+        optional=COMPILES,
     ),
-    Peer("JAX jit, closed form", "jax", jax_process.closed_form, ("jax",), cpu_only=True),
-    Peer("diffrax, closed form", "diffrax", jax_process.diffrax, ("jax", "diffrax"), cpu_only=True),
+    Peer("JAX jit, closed form", "jax", jax_process.closed_form, ("jax",), needs_cpu=True),
+    Peer("diffrax, closed form", "diffrax", jax_process.diffrax, ("jax", "diffrax"), needs_cpu=True),
 )
 
 LIBRARIES = tuple(dict.fromkeys(peer.library for peer in PEERS))

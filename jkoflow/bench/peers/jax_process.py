@@ -24,17 +24,17 @@ WORKER = Path(__file__).with_name("jax_worker.py")
 
 
 def closed_form(case: Case) -> Candidate:
-    """The closed-form divergence, unrolled over the stages and compiled by ``jax.jit``."""
+    """Builds the closed-form divergence, unrolled over the stages and compiled by ``jax.jit``."""
     return _Remote(case, "jax")
 
 
 def diffrax(case: Case) -> Candidate:
-    """The closed-form divergence in diffrax's solver, compiled by ``jax.jit``."""
+    """Builds the closed-form divergence in diffrax's solver, compiled by ``jax.jit``."""
     return _Remote(case, "diffrax")
 
 
 class _Remote(Candidate):
-    """The worker's process; timed in its own clock, in the same rounds as everybody else, while we wait."""
+    """Drives the worker's process, which is timed in its own clock, in the same rounds as everybody, while we wait."""
 
     def __init__(self, case: Case, solver: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jkoflow-bench-")
@@ -73,7 +73,7 @@ class _Remote(Candidate):
         return self._result("forward+backward")
 
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Seconds that ``repeats`` runs take."""
+        """Times ``repeats`` runs, in seconds."""
         return self._ask(do="time", direction=direction, repeats=repeats)["seconds"]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""JAX and diffrax in a process of their own, driven by `jkoflow.bench.peers.jax` through standard input and output.
+"""JAX and diffrax in their own process, which `jkoflow.bench.peers.jax_process` drives by standard input and output.
 
 It runs as a file, not as a module: it knows neither jkoflow nor torch, whose threads would compete with JAX's.
 Each line of its input is a JSON object that names what to do; each line of its output the JSON object that answers.
@@ -19,7 +19,7 @@ Solve = Callable[[Arrays, Any], tuple[Any, Any]]
 
 
 def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, Any]:
-    """The closed form for tanh layers: one extra product for up to two of them, tangents of every column for more."""
+    """Takes the closed form for tanh layers: one extra product for up to two, tangents of every column for more."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     weights, biases = parameters[0::2], parameters[1::2]
@@ -43,7 +43,7 @@ def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, An
 
 
 def unrolled(steps: int, tableau: dict[str, Any]) -> Solve:
-    """Every stage in one graph: JAX compiles this faster than a scan, and it runs faster, too."""
+    """Puts every stage in one graph: JAX compiles this faster than a scan, and it runs faster, too."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     def solve(parameters: Arrays, x: Any) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def unrolled(steps: int, tableau: dict[str, Any]) -> Solve:
 
 
 def with_diffrax(steps: int, tableau: dict[str, Any]) -> Solve:
-    """The solver of diffrax on constant steps with our tableau and its default adjoint, on the same right-hand side."""
+    """Solves by diffrax on constant steps with our tableau and its default adjoint, on the same right-hand side."""
     import diffrax  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     import numpy as np
@@ -103,7 +103,7 @@ SOLVERS: dict[str, Callable[[int, dict[str, Any]], Solve]] = {"jax": unrolled, "
 
 
 class Worker:
-    """A compiled solver, its gradient and their input.
+    """Holds a compiled solver, its gradient and their input.
 
     Arguments:
         solver: One of `SOLVERS`.
@@ -140,7 +140,7 @@ class Worker:
         return {}
 
     def time(self, direction: str, repeats: int) -> dict[str, Any]:
-        """Seconds that some runs take."""
+        """Times some runs, in seconds."""
         function = self._functions[direction]
         start = time.perf_counter()
         for _ in range(repeats):

@@ -7,56 +7,76 @@ from torch import Tensor
 
 from jkoflow.bench.candidate import TorchCandidate
 from jkoflow.bench.case import Case, Solution
-from jkoflow.ops import Precision, jko_loss
+from jkoflow.ops import Backend, Precision, jko_loss
 from jkoflow.ops.native import capabilities
 
 
 class Integrated(TorchCandidate):
-    """`jkoflow.integrate` and its backward pass.
+    """Runs `jkoflow.integrate` and its backward pass.
 
     Arguments:
         case: What to solve.
         estimate: Whether with Hutchinson's estimate instead of the exact divergence.
         precision: Of the products.
+        backend: Who computes; with "auto", `note` tells if no kernel can.
     """
 
-    def __init__(self, case: Case, estimate: bool = False, precision: Precision = "auto") -> None:
-        super().__init__(case, lambda x: case.solve(estimate, x, precision=precision))
+    def __init__(
+        self, case: Case, estimate: bool = False, precision: Precision = "auto", backend: Backend = "auto"
+    ) -> None:
+        super().__init__(case, lambda x: case.solve(estimate, x, backend, precision))
+        self.note = _fallback(case, estimate) if backend == "auto" else None
+
+
+class FusedLoss(TorchCandidate):
+    """Runs `jkoflow.jko_loss`, the way that training goes. It has no forward direction.
+
+    Arguments:
+        case: What to solve.
+        estimate: Whether with Hutchinson's estimate instead of the exact divergence.
+        precision: Of the products.
+        backend: Who computes; with "auto", `note` tells if no kernel can.
+    """
+
+    def __init__(
+        self, case: Case, estimate: bool = False, precision: Precision = "auto", backend: Backend = "auto"
+    ) -> None:
+        super().__init__(case, _refuse)
         self.estimate = estimate
         self.precision: Precision = precision
-        # so that a figure of the PyTorch reference never passes for one of a kernel
-        try:
-            with torch.no_grad():
-                case.solve(estimate, backend="cuda" if case.x.is_cuda else "cpu")
-        except RuntimeError as error:
-            _, refused, reason = str(error).partition("cannot run this: ")
-            if not refused:
-                raise
-            self.note = f"the PyTorch reference ran, because no kernel can: {reason}"
+        self.backend: Backend = backend
+        self.note = _fallback(case, estimate) if backend == "auto" else None
 
-
-class FusedLoss(Integrated):
-    """`jkoflow.jko_loss`: the way that training goes."""
-
-    def forward(self) -> Solution:
-        """Refuses: its peer has no forward direction."""
-        raise NotImplementedError("the fused loss computes the loss and its gradient, no solution")
-
-    def gradient(self) -> list[Tensor]:
-        """Value and gradient of the loss in one pass."""
+    def objective(self, x: Tensor) -> Tensor:
+        """Computes the loss of a batch x (B, d), whose gradient comes from the same pass."""
         case = self.case
-        total = jko_loss(
+        return jko_loss(
             case.velocity,
-            case.x,
+            x,
             float("inf"),
             num_steps=case.shape.steps,
             divergence="hutchinson" if self.estimate else "exact",
             noise=case.probe if self.estimate else None,
+            backend=self.backend,
             precision=self.precision,
         ).total
-        return list(torch.autograd.grad(total, case.parameters))
 
 
 def no_bf16x3() -> str | None:
-    """Why precision="bf16x3" cannot be had, or None."""
+    """Says why precision="bf16x3" cannot be had, or returns None."""
     return capabilities()["bf16x3"]
+
+
+def _refuse(x: Tensor) -> Solution:
+    raise NotImplementedError("the fused loss computes the loss and its gradient, no solution")
+
+
+def _fallback(case: Case, estimate: bool) -> str | None:
+    """Tells if no kernel computes a case: no figure of the PyTorch reference shall pass for one of a kernel."""
+    with torch.no_grad():
+        try:
+            case.solve(estimate, backend="cuda" if case.x.is_cuda else "cpu")
+        except RuntimeError as error:
+            case.solve(estimate)  # raises again unless it is the reference that computes it
+            return f"the PyTorch reference ran, because {error}"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from jkoflow.bench.candidate import Candidate, TorchCandidate
 from jkoflow.bench.case import Case, Solution
 from jkoflow.data import require
+from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPVelocity
 
 
 class AutogradDivergence(nn.Module):
-    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or estimated with one probe."""
+    """Computes the right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe."""
 
     def __init__(self, velocity: MLPVelocity, probe: Tensor | None) -> None:
         super().__init__()
@@ -22,7 +24,7 @@ class AutogradDivergence(nn.Module):
         self.probe = probe
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Velocity (B, d) and divergence (B,)."""
+        """Computes velocity (B, d) and divergence (B,)."""
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             x = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
@@ -39,18 +41,54 @@ class AutogradDivergence(nn.Module):
 
 
 def exact(case: Case) -> Candidate:
-    """Exact divergence, gradients by backpropagation through the steps."""
+    """Takes the exact divergence, and gradients by backpropagation through the steps."""
     return _candidate(case, None, "odeint")
 
 
 def exact_adjoint(case: Case) -> Candidate:
-    """Exact divergence, gradients by the continuous adjoint on the same grid."""
+    """Takes the exact divergence, and gradients by the continuous adjoint on the same grid."""
     return _candidate(case, None, "odeint_adjoint")
 
 
 def hutchinson(case: Case) -> Candidate:
-    """Hutchinson's estimate, gradients by backpropagation through the steps."""
+    """Takes Hutchinson's estimate, and gradients by backpropagation through the steps."""
     return _candidate(case, case.probe, "odeint")
+
+
+def like_exact(case: Case) -> Candidate:
+    """Does the same as `exact` without torchdiffeq, with its right-hand side on a fixed grid."""
+    return _fixed_grid(case, None)
+
+
+def like_hutchinson(case: Case) -> Candidate:
+    """Does the same as `hutchinson` without torchdiffeq, with its right-hand side on a fixed grid."""
+    return _fixed_grid(case, case.probe)
+
+
+def needs_no_stand_in() -> str | None:
+    """Says why nothing has to stand for torchdiffeq, or returns None."""
+    return None if find_spec("torchdiffeq") is None else "torchdiffeq itself is measured"
+
+
+def _fixed_grid(case: Case, probe: Tensor | None) -> Candidate:
+    rhs = AutogradDivergence(case.velocity, probe)
+    tableau, steps = TABLEAUX["rk4"], case.shape.steps
+
+    def solve(x: Tensor) -> Solution:
+        logdet = x.new_zeros(x.shape[0])
+        for step in range(steps):
+            slopes: list[tuple[Tensor, Tensor]] = []
+            for row, c in zip(tableau.a, tableau.c, strict=True):
+                at = x
+                for a, (slope, _) in zip(row, slopes, strict=True):
+                    at = at + (a / steps) * slope
+                t = torch.full((), (step + c) / steps, device=x.device)
+                slopes.append(rhs(t, (at, logdet)))
+            for b, (slope, divergence) in zip(tableau.b, slopes, strict=True):
+                x, logdet = x + (b / steps) * slope, logdet + (b / steps) * divergence
+        return Solution(x, logdet)
+
+    return TorchCandidate(case, solve)
 
 
 def _candidate(case: Case, probe: Tensor | None, solver: str) -> Candidate:

@@ -17,18 +17,18 @@ ROUNDING = 1e-5
 
 
 def exact(case: Case) -> Candidate:
-    """Exact divergence, all rows of the Jacobian in one batched product."""
+    """Takes the exact divergence, all rows of the Jacobian in one batched product."""
     # the estimate's solves are cheap and need about the same tolerance: the search begins where theirs ends
     return _Adaptive(case, False, start=_Adaptive(case, True).tolerance)
 
 
 def hutchinson(case: Case) -> Candidate:
-    """Hutchinson's estimate with the probe that it draws at every solve."""
+    """Takes Hutchinson's estimate with the probe that it draws at every solve."""
     return _Adaptive(case, True)
 
 
 class _Adaptive(TorchCandidate):
-    """The whole solve at the loosest tolerance of `TOLERANCES` that is as close to the ODE's solution as our steps are.
+    """Does the whole solve at the loosest of `TOLERANCES` that is as close to the ODE's solution as our steps are.
 
     The solver has no fixed steps: the same accuracy is what both can be asked for. `evaluations` tells how often the
     tolerance made it evaluate velocity and divergence, where our steps take 4 evaluations each.

@@ -1,0 +1,85 @@
+"""What a benchmark writes down: the entry of each peer at a shape, the surroundings, and what went wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jkoflow.bench.candidate import Peer
+from jkoflow.bench.peers import PEERS
+from jkoflow.bench.settings import Settings, device_type
+from jkoflow.bench.shapes import Direction, Shape, flops
+from jkoflow.bench.timing import Rounds, median
+
+FORMAT = 2
+"""Version of the record."""
+
+NO_TIME = "no time left"
+
+
+def blank(peer: Peer, settings: Settings) -> dict[str, Any]:
+    """Makes the entry of a peer that has not been measured yet: whether it can be, and if not, why."""
+    status, note = _standing(peer, settings)
+    return {"peer": peer.name, "status": status, "note": note, "evaluations": None, "errors": {}}
+
+
+def chosen(peers: Iterable[Peer], settings: Settings) -> list[Peer]:
+    """Picks the peers of the libraries that are asked for, and ours."""
+    return [peer for peer in peers if peer.library in {*settings.libraries, "jkoflow"}]
+
+
+def figures(times: Rounds) -> dict[str, Any]:
+    """Gives the milliseconds of a direction, ``ms``, a median, and those of its rounds, ``rounds_ms``."""
+    return {"ms": 1e3 * median(times), "rounds_ms": [t if t is None else 1e3 * t for t in times]}
+
+
+def work(peer: Peer, shape: Shape, direction: Direction) -> int | None:
+    """Counts the operations that a peer's unit does in one run, or returns None if they are not counted."""
+    if peer.work is None:
+        return None
+    return peer.work.products * flops(shape, direction, fused=peer.work.fused)
+
+
+def finite(errors: Mapping[str, float]) -> dict[str, float | None]:
+    """Makes errors such that JSON can hold them: None for one that is not a finite number."""
+    return {name: error if math.isfinite(error) else None for name, error in errors.items()}
+
+
+def broken(record: Mapping[str, Any]) -> list[str]:
+    """Lists peers that failed or that compute something else, one line each; nobody if all is well."""
+    lines = [
+        f"{result['peer']} at {Shape(**entry['shape']).text} {result['status']}: {result['note']}"
+        for entry in record["shapes"]
+        for result in entry["peers"]
+        if result["status"] in ("failed", "disagrees")
+    ]
+    used = record["memory"] or {"failed": {}}
+    return lines + [f"{name}: its memory cannot be measured: {why}" for name, why in used["failed"].items()]
+
+
+def packages() -> dict[str, str]:
+    """Finds the versions of what peers import, as far as it is installed."""
+    names = sorted({name for peer in PEERS for name in peer.requires if not peer.missing()})
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def one_line(error: Exception) -> str:
+    """Puts an error into one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def _standing(peer: Peer, settings: Settings) -> tuple[str, str | None]:
+    if peer.needs_cpu and device_type(settings.device) != "cpu":
+        return "left out", f"measured on the CPU only, not on {settings.device}"
+    missing = peer.missing()
+    if missing:
+        return "not installed", f"{', '.join(missing)} not installed (pip install jkoflow[bench])"
+    reason = peer.unavailable()
+    if reason is not None:
+        return "left out", reason
+    if peer.optional is not None and not settings.compiled:
+        return "left out", peer.optional
+    return "measured", None

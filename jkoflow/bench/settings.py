@@ -1,0 +1,94 @@
+"""What a benchmark measures, on which device, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+
+from jkoflow.bench.peers import LIBRARIES
+from jkoflow.bench.shapes import CUDA_SHAPES, SHAPES, Shape
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "cpu": {},
+    "cuda": {"shapes": CUDA_SHAPES, "budget": 0.02, "memory": False, "seconds": 480.0},
+}
+"""What is different from the defaults of `Settings` on each type of device, unless something else is asked for."""
+
+QUICK: Mapping[str, Any] = {"rounds": 3, "budget": 0.02, "memory": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Says what to measure and for how long.
+
+    Arguments:
+        shapes: Sizes.
+        libraries: Which of `jkoflow.bench.peers.LIBRARIES`; jkoflow is always among them.
+        threads: Threads of everybody.
+        rounds: Rounds of measurements; figures are medians.
+        budget: Seconds of each candidate in a round.
+        compiled: Whether to compile what ``torch.compile`` can.
+        memory: Whether to measure the memory that training takes on the CPU.
+        device: Where the tensors live: "cpu", "cuda" or "cuda:1"; peers that need the CPU are left out elsewhere.
+        seconds: When to start nothing more; None for no limit.
+
+    Raises:
+        ValueError: If a number is not positive, or a library or a device is not known.
+    """
+
+    shapes: tuple[Shape, ...] = SHAPES
+    libraries: tuple[str, ...] = LIBRARIES
+    threads: int = field(default_factory=torch.get_num_threads)
+    rounds: int = 7
+    budget: float = 0.1
+    compiled: bool = False
+    memory: bool = True
+    device: str = "cpu"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError("shapes must name at least one shape, got none")
+        unknown = [name for name in self.libraries if name not in LIBRARIES]
+        if unknown:
+            raise ValueError(f"peers must be among {', '.join(LIBRARIES)}, got {', '.join(unknown)}")
+        for name in ("threads", "rounds", "budget", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        device_type(self.device)
+
+    @classmethod
+    def on(cls, device: str, quick: bool = False, **given: Any) -> Self:
+        """Makes the settings for a device.
+
+        Arguments:
+            device: Which.
+            quick: Whether one shape and three short rounds are enough, unless something else is given.
+            given: What is different from the defaults.
+
+        Raises:
+            ValueError: As `Settings`.
+        """
+        defaults = dict(DEFAULTS[device_type(device)])
+        if quick:
+            defaults |= {"shapes": defaults.get("shapes", SHAPES)[:1], **QUICK}
+        return cls(**{**defaults, **given}, device=device)
+
+
+def device_type(name: str) -> str:
+    """Finds the type of a device, "cpu" or "cuda".
+
+    Raises:
+        ValueError: If the name is not one that a benchmark can run on.
+    """
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in DEFAULTS:
+        raise ValueError(f"device must be cpu, cuda or the index of a GPU such as cuda:1, got {name!r}")
+    return kind

@@ -1,0 +1,19 @@
+"""Whether PyTorch's matrix products on a GPU may round their factors to TF32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def products(tf32: bool) -> Iterator[None]:
+    """Allows or forbids TF32 to PyTorch's float32 products, and restores what was allowed before."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
