@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jkoflow.block import Block
 from jkoflow.metrics import Movement, chunks, movement
 from jkoflow.training.chain import Trainable
 
@@ -42,6 +44,13 @@ class PushedSamples:
         self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
         return movement(before, self.train)
+
+    def push_through(self, blocks: Sequence[Block]) -> list[float]:
+        """Carries the samples through finished blocks, leaves in each its movement and returns the standard errors."""
+        moved = [self.push(block) for block in blocks]
+        for block, measured in zip(blocks, moved, strict=True):
+            block.movement = measured.value
+        return [measured.stderr for measured in moved]
 
     def keep(self, count: int, *counters: int) -> None:
         """Leaves a random choice of ``count`` training rows, a function of the counters."""

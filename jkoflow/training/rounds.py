@@ -18,6 +18,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.metrics import Movement
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.fit import Fit
+from jkoflow.training.plan import RunPlan
 
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
 """Kinds of rounds: a given flow as it is, the chain built, trained again, with other step sizes, with more blocks."""
@@ -107,6 +108,13 @@ def next_jko_step(
 def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The record of the round that the best flow is from."""
     return next(record for record in reversed(rounds) if record["kept"])
+
+
+def finetune_share(config: TrainConfig, plan: RunPlan | None) -> float:
+    """Returns the share of the training that goes to fine-tuning: what was asked for, or what was planned."""
+    if config.finetune is not None:
+        return config.finetune
+    return 0.0 if plan is None else plan.finetune
 
 
 def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> int:

@@ -94,8 +94,6 @@ class RunState:
     history_bytes: int
     """Length of the history when the state was saved."""
     guard_events: int
-    first_nll: float
-    """Validation NLL before the first block, in nats on standardised columns."""
     rounds: list[dict[str, Any]]
     """The history's records of the rounds that have ended."""
     accepted: list[Block]
@@ -121,7 +119,6 @@ class RunState:
             "elapsed": self.elapsed,
             "history_bytes": self.history_bytes,
             "guard_events": self.guard_events,
-            "first_nll": self.first_nll,
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
             "rounds": self.rounds,
@@ -159,7 +156,7 @@ class RunState:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: If something is missing, superfluous or does not fit.
         """
-        rest = dict(description)
+        rest = {name: value for name, value in description.items() if name != "first_nll"}  # of version 0.1
         accepted = _load_blocks("accepted", rest.pop("accepted"), tensors)
         blocks = _load_blocks("blocks", rest.pop("blocks"), tensors)
         fit = None if (fit := rest.pop("fit")) is None else _fit_state(fit, tensors)

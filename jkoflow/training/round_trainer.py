@@ -1,0 +1,227 @@
+"""One round of a training run: its blocks trained one after the other, or together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jkoflow.block import Block
+from jkoflow.data import Dataset
+from jkoflow.flow import JKOFlow
+from jkoflow.metrics import Movement, movement, training_grid
+from jkoflow.ops.grid import Grid, finest
+from jkoflow.training import rounds
+from jkoflow.training.chain import Chain
+from jkoflow.training.config import TrainConfig
+from jkoflow.training.evaluation import wanted_rows
+from jkoflow.training.finetune import recipe_of_chain
+from jkoflow.training.fit import Fit, FitHooks, Recipe, recipe_of_block
+from jkoflow.training.plan import Budget, Outlook, RunPlan, plan_run, seconds_for_fit
+from jkoflow.training.progress import Progress
+from jkoflow.training.pushed import PushedSamples
+from jkoflow.training.start import new_block
+from jkoflow.training.state import FitCounters, FitState
+from jkoflow.training.world import World
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all rounds of a run share."""
+
+    data: Dataset
+    config: TrainConfig
+    world: World
+    progress: Progress
+    record: Callable[[Mapping[str, Any]], None]
+    """Writes one line of the history."""
+    save: Callable[[Fit | None], None]
+    """Saves the state: of the fit in training after each of its iterations, or between two fits."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """The limit of time, if there is one."""
+        seconds = self.config.time_budget
+        return None if seconds is None else Budget(self.world.elapsed, seconds)
+
+
+@dataclass
+class RoundTrainer:
+    """Trains the blocks of one round.
+
+    Arguments:
+        run: What all rounds share.
+        number: Number of the round, from 0.
+        kind: Its kind, see `jkoflow.training.rounds`.
+        warm: The blocks that it begins with; none for a chain that is built.
+        flow: The flow that its blocks are put into, without any.
+        samples: The samples that enter the first block.
+        later_rounds: Rounds of single blocks that follow.
+        plan: What the run is made of under a time budget; None before that is planned, or without one.
+        started: Seconds into the run at which the round began.
+    """
+
+    run: RunContext
+    number: int
+    kind: str
+    warm: list[Block]
+    flow: JKOFlow
+    samples: PushedSamples
+    later_rounds: int
+    plan: RunPlan | None
+    started: float
+    summaries: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """The history's records of the blocks that are done."""
+
+    def __post_init__(self) -> None:
+        self.first_nll = self.samples.val_nll()
+        self._saved_fit: FitState | None = None
+
+    def go_on(self, blocks: Sequence[Block], summaries: list[dict[str, Any]], fit: FitState | None) -> None:
+        """Puts a resumed round where it was: these blocks were done, and this fit was in training."""
+        self.summaries, self._saved_fit = summaries, fit
+        for block, summary in zip(blocks, summaries, strict=True):
+            self.flow.blocks.append(block.to(self.samples.train.device))
+            self._push(block, summary["train_rows"])  # the same operations as before, so the same bits
+
+    def train(self) -> list[float]:
+        """Trains what is left of the round; returns the standard errors of the blocks' movements."""
+        together = self.kind == rounds.FINETUNE
+        fit = None if together else self._next_fit()
+        if self.run.budget is not None and self.plan is None and fit is not None:
+            self.plan = self._plan(fit)
+        self.run.progress.start_round(self.number, self.kind, len(self.warm) or self._most_blocks)
+        if together:
+            return self._train_together()
+        while fit is not None:
+            self._train_block(fit)
+            fit = self._next_fit()
+        return [summary["movement_stderr"] for summary in self.summaries]
+
+    # ---- Fits
+
+    def _next_jko_step(self) -> float | None:
+        """Returns the JKO step size of the next block, inf for the free one; None at the end of the round."""
+        done = len(self.summaries)
+        if self.kind != rounds.BUILD:
+            return self.warm[done].jko_step if done < len(self.warm) else None
+        return rounds.next_jko_step(self.summaries, self.first_nll, self._most_blocks, self.run.config)
+
+    def _next_fit(self) -> Fit | None:
+        """Returns the fit of the next block, or the one that a resumed run was in; None at the end of the round."""
+        jko_step, index = self._next_jko_step(), len(self.summaries)
+        if jko_step is None:
+            return None
+        state, self._saved_fit = self._saved_fit, None
+        if state is not None:
+            block = Block.from_description(state.block)
+        elif self.warm:
+            block = self.warm[index]
+        else:
+            before = self.flow.stack[index - 1] if index else None
+            block = new_block(self.run.data, self.run.config, index, jko_step, before)
+        block = block.to(self.samples.train.device)
+        return self._fit(index, block, recipe_of_block(block, self.run.config, self._columns), state)
+
+    def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
+        """Returns a fit, put where it was if it is a resumed one."""
+        counters = FitCounters() if state is None else state.counters
+        hooks = self._hooks(index)
+        fit = Fit(index, block, self.samples, self.run.config, recipe, hooks, counters, self.number)
+        if state is not None:
+            fit.restore(state)
+        return fit
+
+    def _train_block(self, fit: Fit) -> None:
+        """Trains a block and carries the samples through it."""
+        fit.run()
+        block, kept = fit.block, fit.counters.kept_rows
+        assert isinstance(block, Block)
+        rows = len(self.samples.train)
+        if kept < rows:
+            self.run.progress.message(
+                f"the time budget lets {kept} of {rows} training rows go on behind block {fit.index}; "
+                "raise time_budget to keep more"
+            )
+        moved = self._push(block, kept)
+        block.movement = moved.value
+        self.flow.blocks.append(block)
+        self.summaries.append(self._end_fit(fit, moved))
+        self.run.save(None)
+
+    def _train_together(self) -> list[float]:
+        """Fine-tunes the chain; returns the standard errors of its movements."""
+        state, self._saved_fit = self._saved_fit, None
+        chain = Chain(self.warm) if state is None else Chain.from_description(state.block)
+        chain.to(self.samples.train.device)
+        fit = self._fit(0, chain, recipe_of_chain(chain, self.run.config, self._columns), state)
+        fit.run()
+        self._keep(fit.counters.kept_rows)
+        before = self.samples.train
+        errors = self.samples.push_through(chain.blocks)
+        self.flow.blocks.extend(chain.blocks)
+        self._end_fit(fit, movement(before, self.samples.train))
+        return errors
+
+    def _end_fit(self, fit: Fit, moved: Movement) -> dict[str, Any]:
+        """Records and tells what a block, or a chain under the number of its first, has achieved."""
+        seconds = self.run.world.elapsed() - fit.counters.started
+        summary = rounds.summary(self.number, fit, moved, self.samples.val_nll(), seconds)
+        self.run.record(summary)
+        self.run.progress.end_block(fit.index, summary)
+        return summary
+
+    def _push(self, block: Block, rows: int) -> Movement:
+        """Carries the samples on to the next block, so many training rows of them."""
+        self._keep(rows)
+        return self.samples.push(block)
+
+    def _keep(self, rows: int) -> None:
+        self.samples.keep(rows, self.run.config.seed, len(self.samples.train))
+
+    @property
+    def _columns(self) -> int:
+        return self.samples.val.shape[1]
+
+    # ---- Time
+
+    @property
+    def _most_blocks(self) -> int:
+        """Largest number of blocks of a chain that is built."""
+        return self.run.config.most_blocks if self.plan is None else self.plan.blocks
+
+    def _plan(self, first: Fit) -> RunPlan:
+        """Plans the run from what its first fit measures."""
+        config = self.run.config
+        first.prepare()
+        assert config.time_budget is not None
+        left = config.time_budget - first.counters.started
+        iteration = first.counters.iteration_seconds
+        return plan_run(left, 1 + self.later_rounds, iteration, config.most_blocks, config.max_blocks)
+
+    def outlook(self, index: int, grid: Grid) -> Outlook:
+        """Returns what there is to do from a fit on, whose block has this grid now."""
+        config = self.run.config
+        blocks = 1 if self.kind == rounds.FINETUNE else len(self.warm) or self._most_blocks  # a chain is one
+        free = not self.warm and math.isinf(self._next_jko_step() or 1.0)
+        return Outlook(
+            round_blocks=blocks,
+            blocks_left=1 if free else blocks - index,
+            later_rounds=self.later_rounds,
+            children=1 if self.kind in (rounds.REFINE, rounds.FINETUNE) else config.refine,
+            grid=finest([grid, training_grid(self.flow), *(block.grid for block in self.warm)]),
+            finetune=rounds.finetune_share(config, self.plan),
+            rows=wanted_rows(self.run.data, config.val_rows),
+        )
+
+    def _hooks(self, index: int) -> FitHooks:
+        """Returns what the fit of a block calls outside itself."""
+        run, budget = self.run, self.run.config.time_budget
+        if budget is None:
+            return FitHooks(run.world, run.record, run.save, None, run.progress)
+
+        def seconds(measured: FitCounters, grid: Grid) -> float:
+            return seconds_for_fit(budget, measured.started, self.outlook(index, grid), measured.row_step)
+
+        return FitHooks(run.world, run.record, run.save, seconds, run.progress)
