@@ -10,9 +10,12 @@ import torch
 
 from jkoflow import Block, JKOFlow, TrainConfig, train
 from jkoflow.data import draw, split_rows
-from jkoflow.ops import jko_terms
+from jkoflow.ops import Fixed, jko_terms
+from jkoflow.training import round_trainer
 from jkoflow.training.chain import Chain
-from jkoflow.training.finetune import ChainFit
+from jkoflow.training.finetune import recipe_of_chain
+from jkoflow.training.fit import Fit, recipe_of_block
+from jkoflow.training.guard import Tolerances
 from jkoflow.training.progress import Silent
 from oracles import random_velocity
 
@@ -53,15 +56,15 @@ def history(path, event):
 def test_a_chain_is_its_blocks_one_after_the_other(context):
     blocks, x = blocks_of(4, 2, 1, context=context), torch.randn(30, 2).double()
     given = torch.randn(30, context).double() if context else None
-    y, logdet = Chain(blocks)(x, given, 8)
+    y, logdet = Chain(blocks)(x, given, Fixed(8))
     expected, total = x, 0
     for block, steps in zip(blocks, (8, 4, 2), strict=True):
         expected, increment = block(expected, given, steps)
         total = total + increment
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
     torch.testing.assert_close(logdet, total)
-    torch.testing.assert_close(Chain(blocks).carry(x, given, 8), y, rtol=0, atol=1e-12)
-    back = Chain(blocks).carry(y, given, 64, inverse=True)
+    torch.testing.assert_close(Chain(blocks).carry(x, given, Fixed(8)), y, rtol=0, atol=1e-12)
+    back = Chain(blocks).carry(y, given, Fixed(64), inverse=True)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-3)
 
 
@@ -69,14 +72,15 @@ def test_its_objective_is_that_of_a_free_block():
     chain, x = Chain(blocks_of(2, 1, 1)), torch.randn(50, 2).double()
     terms = chain.jko_loss(x)
     terms.total.backward()
-    gradients = [p.grad.clone() for p in chain.velocity.parameters()]
-    chain.velocity.zero_grad()
+    gradients = [p.grad.clone() for p in chain.parameters()]
+    for parameter in chain.parameters():
+        parameter.grad = None
     expected = jko_terms(x, *chain(x), math.inf)
     expected.total.backward()
     for a, b in zip(terms, expected, strict=True):
         torch.testing.assert_close(a, b)
-    assert len(gradients) == sum(1 for _ in chain.velocity.parameters()) > 0
-    for gradient, parameter in zip(gradients, chain.velocity.parameters(), strict=True):
+    assert len(gradients) == sum(1 for _ in chain.parameters()) > 0
+    for gradient, parameter in zip(gradients, chain.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
         assert gradient.abs().max() > 0
 
@@ -86,17 +90,17 @@ def test_steps_keep_their_proportion():
     chain = Chain(blocks)
     seen = []
     for steps in (16, 8, 4, 2, 16):
-        chain.num_steps = steps
-        assert chain.num_steps == steps
+        chain.grid = Fixed(steps)
+        assert chain.grid == Fixed(steps)
         seen.append([block.num_steps for block in blocks])
     assert seen == [[16, 4, 2], [8, 2, 1], [4, 1, 1], [2, 1, 1], [16, 4, 2]]
 
 
 def test_its_description_knows_the_proportion_too():
     chain = Chain(blocks_of(8, 1))
-    chain.num_steps = 4
+    chain.grid = Fixed(4)
     again = Chain.from_description(json.loads(json.dumps(chain.describe())))
-    again.num_steps = 8
+    again.grid = Fixed(8)
     assert [block.num_steps for block in again.blocks] == [8, 1]
     assert [block.describe() for block in chain.blocks] == chain.describe()["blocks"]
 
@@ -141,11 +145,16 @@ def test_one_block_alone_is_not_trained_twice(rows, tmp_path):
 
 
 def test_it_is_undone_if_it_gains_nothing(rows, tmp_path, monkeypatch):
+    run = Fit.run
+
     def ruin(fit):
+        if fit.recipe.alone is not None:
+            run(fit)
+            return
         with torch.no_grad():
             fit.adam.parameters.mul_(0.5)
 
-    monkeypatch.setattr(ChainFit, "run", ruin)
+    monkeypatch.setattr(Fit, "run", ruin)
     flow = train(rows, dataclasses.replace(SMALL, iterations_per_block=20), run_dir=tmp_path)
     build, finetune = history(tmp_path, "round")
     assert not finetune["kept"]
@@ -154,7 +163,12 @@ def test_it_is_undone_if_it_gains_nothing(rows, tmp_path, monkeypatch):
 
 def test_the_guard_watches_the_chain(rows, tmp_path, monkeypatch):
     """Tolerances that the blocks' steps do not pass: they are doubled, in all blocks, and training goes on."""
-    monkeypatch.setattr(ChainFit, "_choose_tolerances", lambda fit: (1e-7, 1e-7))
+    recipe_of_chain = round_trainer.recipe_of_chain
+
+    def strict(*args):
+        return recipe_of_chain(*args)._replace(tolerances=Tolerances(1e-7, 1e-7))
+
+    monkeypatch.setattr(round_trainer, "recipe_of_chain", strict)
     train(rows, dataclasses.replace(SMALL, iterations_per_block=30), run_dir=tmp_path)
     events = [record for record in history(tmp_path, "guard") if record["round"] == 1]
     assert events
@@ -164,18 +178,16 @@ def test_the_guard_watches_the_chain(rows, tmp_path, monkeypatch):
     assert all(fine > coarse for coarse, fine in zip(built["num_steps"], tuned["num_steps"], strict=True))
 
 
-def test_a_chain_may_be_off_as_much_as_its_blocks_together(rows):
-    from jkoflow.training.fit import BlockFit
+def test_a_chain_may_be_off_as_much_as_its_blocks_together():
+    config = dataclasses.replace(SMALL, guard_nll=0.01, guard_round_trip=0.03)
+    blocks = blocks_of(2, 1, 1)
+    assert recipe_of_block(blocks[0], config, 2).tolerances == (0.01, 0.03)
+    assert recipe_of_chain(Chain(blocks), config, 2).tolerances == (0.03, pytest.approx(0.09))
 
-    seen = {}
 
-    def note(fit):
-        seen[type(fit)] = fit._tolerances
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockFit, "run", note)
-        train(rows, dataclasses.replace(SMALL, guard_nll=0.01, guard_round_trip=0.03))
-    assert seen == {BlockFit: (0.01, 0.03), ChainFit: (0.03, pytest.approx(0.09))}
+def test_a_chain_has_no_jko_step_of_its_own():
+    with pytest.raises(ValueError, match="jko_step must be inf for a chain"):
+        Chain(blocks_of(1, 1)).jko_loss(torch.randn(5, 2).double(), None, 0.5)
 
 
 def test_a_conditional_flow_is_fine_tuned(tmp_path):

@@ -126,7 +126,7 @@ def test_spread_rows_come_from_the_whole_file():
 
 def test_movement_is_the_root_mean_square():
     x = torch.zeros(2, 2)
-    assert metrics.movement(x, torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(math.sqrt(25 / 2))
+    assert metrics.movement(x, torch.tensor([[3.0, 4.0], [0.0, 0.0]])).value == pytest.approx(math.sqrt(25 / 2))
 
 
 def test_metrics_leave_no_graph():

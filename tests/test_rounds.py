@@ -12,7 +12,7 @@ from jkoflow import Block, JKOFlow, TrainConfig, checkpoint, train
 from jkoflow.data import draw, split_rows
 from jkoflow.schedule import relative_spread
 from jkoflow.training import rounds
-from jkoflow.training.fit import BlockFit
+from jkoflow.training.fit import Fit
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import Batches
 from oracles import random_velocity
@@ -233,7 +233,7 @@ def test_library_calls_lead_to_the_same_rounds(base, rows, change, tmp_path):
 
 def test_a_round_that_makes_it_worse_is_undone(base, rows, tmp_path, monkeypatch):
     """A training that ruins its blocks: the flow stays as it was, and the record says so."""
-    monkeypatch.setattr(BlockFit, "run", lambda fit: fit.block.velocity.scale_output(0.5))
+    monkeypatch.setattr(Fit, "run", lambda fit: fit.block.velocity.scale_output(0.5))
     listener = Listener()
     config = dataclasses.replace(SMALL, reparam_rounds=2, refine=2)
     flow = train(rows, config, start=base, run_dir=tmp_path, progress=listener)
@@ -267,6 +267,29 @@ def test_a_resumed_run_from_a_flow_wants_the_same_flow(base, rows, tmp_path):
 def test_a_free_block_among_children_is_trained_with_a_penalty():
     blocks = rounds.warm_blocks(rounds.REFINE, random_flow(), dataclasses.replace(SMALL, refine=2))
     assert [block.jko_step for block in blocks] == [0.25, 0.25, 0.5, 0.5, 0.5, math.inf]
+
+
+def test_chain_goes_on_while_blocks_move_and_gain():
+    assert not rounds.has_converged([], [3.0], 0.1, 0.1)
+    assert not rounds.has_converged([0.5, 0.4], [3.0, 2.0, 1.5], 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("movements", "val_nlls"),
+    [([0.5, 0.05], [3.0, 2.0, 1.0]), ([0.5, 0.5], [3.0, 2.0, 1.95]), ([0.5, 0.5], [3.0, 2.0, 2.5])],
+    ids=["still", "little gain", "loss"],
+)
+def test_chain_ends_when_the_last_block_does_little(movements, val_nlls):
+    assert rounds.has_converged(movements, val_nlls, 0.1, 0.1)
+
+
+def test_only_the_last_block_counts():
+    assert not rounds.has_converged([0.01, 0.5], [3.0, 3.0, 1.0], 0.1, 0.1)
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="val_nlls must have 2 entries"):
+        rounds.has_converged([0.5], [3.0], 0.1, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Schedules are functions of numbers."""
+"""JKO step sizes are functions of numbers."""
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -9,18 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jkoflow.schedule import (
-    blocks_within,
-    evaluation_seconds,
-    has_converged,
-    iterations_within,
     jko_step,
-    learning_rate,
-    peak_learning_rate,
     penalised_jko_steps,
     refined_jko_steps,
     relative_spread,
     reparametrized_jko_steps,
-    seconds_for_block,
 )
 
 positive = st.floats(1e-3, 1e3)
@@ -37,93 +30,6 @@ def test_step_sizes_stay_between_first_and_largest(block, first, growth, factor)
     h = jko_step(block, first, growth, largest)
     assert first * (1 - 1e-12) <= h <= largest * (1 + 1e-12)
     assert h <= jko_step(block + 1, first, growth, largest) * (1 + 1e-12)
-
-
-def test_chain_goes_on_while_blocks_move_and_gain():
-    assert not has_converged([], [3.0], 0.1, 0.1)
-    assert not has_converged([0.5, 0.4], [3.0, 2.0, 1.5], 0.1, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("movements", "val_nlls"),
-    [([0.5, 0.05], [3.0, 2.0, 1.0]), ([0.5, 0.5], [3.0, 2.0, 1.95]), ([0.5, 0.5], [3.0, 2.0, 2.5])],
-    ids=["still", "little gain", "loss"],
-)
-def test_chain_ends_when_the_last_block_does_little(movements, val_nlls):
-    assert has_converged(movements, val_nlls, 0.1, 0.1)
-
-
-def test_only_the_last_block_counts():
-    assert not has_converged([0.01, 0.5], [3.0, 3.0, 1.0], 0.1, 0.1)
-
-
-def test_lengths_must_fit():
-    with pytest.raises(ValueError, match="val_nlls must have 2 entries"):
-        has_converged([0.5], [3.0], 0.1, 0.1)
-
-
-def test_learning_rate_warms_up_and_follows_a_cosine():
-    rates = [learning_rate(i, 1000, 0.1, 100) for i in range(1000)]
-    assert max(rates) == rates[100] == pytest.approx(0.1)
-    assert all(a < b for a, b in pairwise(rates[:101]))
-    assert all(a > b for a, b in pairwise(rates[100:]))
-    assert rates[550] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
-    assert rates[-1] == pytest.approx(0.001, rel=1e-2)
-
-
-@given(st.integers(1, 500), st.integers(0, 1000), st.integers(0, 2000))
-def test_learning_rate_is_positive_and_at_most_the_peak(iterations, warmup, iteration):
-    assert 0 < learning_rate(iteration, iterations, 0.1, warmup) <= 0.1
-
-
-def test_warmup_takes_a_fifth_at_most():
-    assert learning_rate(20, 100, 0.1, 1000) == pytest.approx(0.1)
-    assert learning_rate(0, 1, 0.1, 1000) == pytest.approx(0.1)
-
-
-def test_budget_is_split_equally_over_the_blocks_left():
-    assert seconds_for_block(100, 20, 10, 7) == pytest.approx(10)
-    assert seconds_for_block(100, 95, 10, 1) == 0
-
-
-@given(positive, st.integers(1, 20), st.floats(0, 1))
-def test_shares_add_up_to_the_budget(budget, blocks, reserve):
-    elapsed = 0.0
-    for block in range(blocks):
-        elapsed += seconds_for_block(budget, elapsed, reserve * budget, blocks - block)
-    assert elapsed == pytest.approx(budget * (1 - reserve), abs=1e-9 * budget)
-
-
-def test_more_time_is_more_blocks_and_longer_ones():
-    for n in range(1000, 200_000, 500):
-        assert 2 <= blocks_within(n, 8) <= blocks_within(n + 500, 8) <= 8
-        if blocks_within(4 * n, 100) > 4:
-            assert blocks_within(4 * n, 100) == pytest.approx(2 * blocks_within(n, 100), abs=1)
-    assert blocks_within(0.0, 6) == 2
-    assert blocks_within(1e9, 1) == 1
-
-
-def test_many_columns_are_learned_at_a_lower_rate():
-    rates = [peak_learning_rate(columns) for columns in range(1, 200)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[9] == rates[0] == pytest.approx(4 * rates[159])
-
-
-def test_iterations_within_a_time():
-    assert iterations_within(1.0, 0.01) == 100
-    assert iterations_within(0.0, 0.01) == 1
-    assert iterations_within(-5.0, 0.01, least=3) == 3
-    assert math.isfinite(iterations_within(1.0, 0.0))
-
-
-def test_evaluation_grows_with_everything_it_does():
-    base = evaluation_seconds(1e-6, 6, 4, 1000, 1000, 1000)
-    assert base == pytest.approx(1e-6 * 6 * 16 * (2 + 1.5 + 2) * 1000)
-    more = evaluation_seconds(1e-6, 6, 4, 1000, 1000, 1000, 500, 1000)
-    assert more == pytest.approx(base + 1e-6 * 6 * 16 * (5 * 500 + 1000))
-    assert evaluation_seconds(1e-6, 12, 4, 1000, 1000, 1000) == pytest.approx(2 * base)
-    assert evaluation_seconds(1e-6, 6, 1, 1000, 1000, 1000) == pytest.approx(base)
-    assert evaluation_seconds(1e-6, 6, 8, 1000, 1000, 1000) == pytest.approx(2 * base)
 
 
 # ---- Reparametrisation and refinement
