@@ -13,7 +13,7 @@ from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import DataError, load_dataset
 from jkoflow.data.idx import read_idx, read_pictures
 from jkoflow.images import AUTOENCODER_FILE, IMAGES_FILE, Autoencoder, AutoencoderConfig, prepare_latents, show_samples
-from jkoflow.images.fit import encode, reconstruction_error, train_autoencoder
+from jkoflow.images.autoencoder_training import encode, reconstruction_error, train_autoencoder
 from jkoflow.images.latent import mosaic
 from jkoflow.metrics import spread_rows
 
@@ -121,7 +121,7 @@ def test_the_autoencoder_learns_and_is_seeded():
 
 def test_the_autoencoder_ends_with_its_time(monkeypatch):
     ticks = iter(range(100000))
-    monkeypatch.setattr("jkoflow.images.fit.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("jkoflow.images.autoencoder_training.time.monotonic", lambda: next(ticks))
     told = []
     train_autoencoder(bars(400), bars(20), CONFIG, seconds=50, report=told.append)  # a look at the clock a batch
     assert len(told) == 3  # 20 batches an epoch

@@ -151,7 +151,7 @@ class RunDirectory:
         (self.path / STATE_FILE).unlink(missing_ok=True)
 
     def add_metrics(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds to the metrics of a finished run; returns all of them."""
+        """Adds to the metrics of a finished run; returns all of them, as they are read back."""
         metrics = {**self.metrics(), **finite(more)}
         self._write_json(METRICS_FILE, metrics)
         return metrics
