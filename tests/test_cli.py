@@ -485,7 +485,7 @@ def test_terminal_gets_a_table_that_fits(monkeypatch, capsys):
     }  # fmt: skip
     console.show_metrics(metrics)
     plain = capsys.readouterr().out.splitlines()
-    assert f"movements                        {' '.join(['0.500'] * 12)}" in plain  # in a pipe: as long as it is
+    assert f"movements                       {' '.join(['0.500'] * 12)}" in plain  # in a pipe: as long as it is
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "60")
     console.show_metrics(metrics)

@@ -105,15 +105,11 @@ COMPILED = ["_C"]  # has a layer and no Python source
 
 def unmatched(layers, modules):
     """What is in one of the lists alone, or twice in a list, one line each."""
-    rooms = {module.split(".")[0] for module in modules if module} | set(COMPILED)
-    twice = sorted({name for name in layers if layers.count(name) > 1})
+    rooms, known = {module.split(".")[0] for module in modules if module} | set(COMPILED), set(layers)
     return [
-        *(
-            f"{name} is missing in LAYERS: add it after the last module that it imports"
-            for name in sorted(rooms - {*layers})
-        ),
-        *(f"{name} in LAYERS is no module of jkoflow any more: remove it" for name in sorted({*layers} - rooms)),
-        *(f"{name} stands in LAYERS twice" for name in twice),
+        *(f"{name} is missing in LAYERS: add it after the last it imports" for name in sorted(rooms - known)),
+        *(f"{name} in LAYERS is no module of jkoflow any more: remove it" for name in sorted(known - rooms)),
+        *(f"{name} stands in LAYERS twice" for name in sorted(known) if layers.count(name) > 1),
     ]
 
 
@@ -125,9 +121,9 @@ def test_every_module_has_a_layer_and_every_layer_a_module():
     ("layers", "modules", "found"),
     [
         (["_C", "ops", "flow"], ["", "ops", "ops.native", "flow"], []),
-        (["_C", "ops"], ["ops", "flow"], ["flow is missing in LAYERS: add it after the last module that it imports"]),
+        (["_C", "ops"], ["ops", "flow"], ["flow is missing in LAYERS: add it after the last it imports"]),
         (["_C", "ops", "flow"], ["ops"], ["flow in LAYERS is no module of jkoflow any more: remove it"]),
-        (["ops"], ["ops"], ["_C is missing in LAYERS: add it after the last module that it imports"]),
+        (["ops"], ["ops"], ["_C is missing in LAYERS: add it after the last it imports"]),
         (["_C", "ops", "ops"], ["ops"], ["ops stands in LAYERS twice"]),
     ],
 )

@@ -307,6 +307,12 @@ def test_wrong_preview_is_named(tmp_path, arrays, message):
         write_report(run)
 
 
+def test_a_single_test_row_is_too_few(tmp_path):
+    run = make_run(tmp_path / "run", 2, rows=1)
+    with pytest.raises(CheckpointError, match=r"preview.npz has a single test row, .* at least 2; train on more rows"):
+        write_report(run)
+
+
 def test_parts_of_different_runs_are_refused(tmp_path):
     run, other = make_run(tmp_path / "run", 2, rows=20), make_run(tmp_path / "other", 2, blocks=3, rows=20)
     shutil.copy(other / "model.safetensors", run)

@@ -208,7 +208,9 @@ class RunDirectory:
         path = self._existing(name)
         try:
             return parse(path.read_bytes())
-        except (ValueError, TypeError, OSError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; restore it, or train the run again") from error
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
