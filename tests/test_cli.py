@@ -298,6 +298,20 @@ def test_score_finds_the_columns_by_name(work, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "turned.npy"), np.load(tmp_path / "straight.npy")[:50])
 
 
+@pytest.mark.parametrize("command", ["score", "sample"])
+def test_a_preview_of_another_run_is_told(work, tmp_path, command):
+    run = tmp_path / "mixed"
+    run.mkdir()
+    for name in ("model.safetensors", "config.toml"):
+        (run / name).write_bytes((work / "run" / name).read_bytes())
+    np.savez(run / "preview.npz", data=np.zeros((4, 3)), features=np.array(["a", "b", "c"]))
+    out = tmp_path / "s.npy"
+    result = run_cli(command, run, *([work / "rows.csv"] if command == "score" else ["-n", 3]), "--out", out)
+    assert result.exit_code == 2
+    assert "preview.npz names 3 columns and 0 of the context, the flow beside it has 2 and 0" in result.stderr
+    assert not out.exists()
+
+
 def test_score_one_row_and_a_bare_model_file(work, tmp_path):
     np.save(tmp_path / "one.npy", np.array([[20.0, -1.0]]))
     result = run_cli("score", work / "run/model.safetensors", tmp_path / "one.npy", "--out", tmp_path / "s.npy")

@@ -340,9 +340,8 @@ def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...
     features, context = preview.features, preview.context_features
     if (len(features), len(context)) != (flow.dim, flow.context_dim):
         raise CheckpointError(
-            f"{run / PREVIEW_FILE} names {len(features)} columns"
-            f"{f' and {len(context)} context columns' if context else ''}, "
-            f"the flow beside it has {flow.dim}{f' and {flow.context_dim}' if flow.context_dim else ''}"
+            f"{run / PREVIEW_FILE} names {len(features)} columns and {len(context)} of the context, the flow beside it "
+            f"has {flow.dim} and {flow.context_dim}: the files are of different runs; restore them, or train again"
         )
     return features, context
 
