@@ -19,7 +19,7 @@ from jkoflow import TrainConfig
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import split_rows
 from jkoflow.training import train
-from jkoflow.training.run_directory import RunDirectory, config_toml, finite
+from jkoflow.training.run_directory import RunDirectory, config_toml
 from jkoflow.training.toml import dumps
 
 SMALL = TrainConfig(hidden=(8,), batch_size=40, iterations_per_block=3, max_blocks=1, guard_rows=20, val_rows=20)
@@ -274,11 +274,3 @@ def test_a_preview_of_the_wrong_kind_is_refused(run, arrays, message):
     np.savez(run.path / "preview.npz", **arrays)
     with pytest.raises(CheckpointError, match=f"preview.npz is damaged: .*{message}.*; restore it, or train"):
         run.preview()
-
-
-def test_json_holds_what_is_finite():
-    assert finite({"a": (float("inf"), 1.5), "b": {"c": float("nan")}, "d": "x"}) == {
-        "a": [None, 1.5],
-        "b": {"c": None},
-        "d": "x",
-    }

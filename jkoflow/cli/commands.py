@@ -1,4 +1,4 @@
-"""The commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
+"""Defines the commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose errors are one line on stderr: exit code 2, 130 after Ctrl-C."""
+    """Turns errors of the commands into one line on stderr: exit code 2, 130 after Ctrl-C."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""

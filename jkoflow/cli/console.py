@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars, tables and one-line messages."""
+"""Shows what the command line has to say: progress bars, tables and one-line messages."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TrainingBars:
 
 
 class TrainingLines:
-    """A `jkoflow.training.progress.Progress` that prints plain lines, a few per block; a context manager."""
+    """Prints the progress of a training as plain lines, a few per block; a context manager."""
 
     def __init__(self) -> None:
         self._iterations: dict[int, int] = {}

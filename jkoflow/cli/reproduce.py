@@ -1,4 +1,4 @@
-"""The command reproduce: an experiment by name, measured beside the published figures."""
+"""Defines the command reproduce, which measures an experiment beside the published figures."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class ConfigError(UserError, ValueError):
 
 
 class Source(NamedTuple):
-    """The data of a run."""
+    """Says which data a run is on."""
 
     data: str
     """A built-in name or a path."""
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """The settings that somebody chose, by flag or file."""
+    """Holds the settings that somebody chose, by flag or file."""
 
     values: dict[str, Any] = field(default_factory=dict)
     """Settings of a `TrainConfig` by name."""

@@ -1,4 +1,4 @@
-"""One training run from its data to its printed results, as the commands train and reproduce share it."""
+"""Takes a training run from its data to its printed results, for the commands train and reproduce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments by name: data, settings and published figures, one TOML file each beside this one."""
+"""Reads experiments by name: data, settings and published figures, one TOML file each beside this one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExperimentError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of the literature."""
+    """Holds a figure of the literature."""
 
     model: str
     nll: float
@@ -36,7 +36,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `jkoflow reproduce` does under one name."""
+    """Says what `jkoflow reproduce` does under one name."""
 
     name: str
     summary: str

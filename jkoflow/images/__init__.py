@@ -1,4 +1,4 @@
-"""Pictures: an autoencoder that carries them to short vectors, for a flow to learn, and the samples carried back."""
+"""Carries pictures to short vectors, for a flow to learn, and its samples back, by an autoencoder."""
 
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 from jkoflow.images.autoencoder_training import train_autoencoder

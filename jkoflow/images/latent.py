@@ -1,4 +1,4 @@
-"""What a run on pictures leaves beside the flow: the autoencoder, its vectors, and pictures of the samples."""
+"""Writes what a run on pictures leaves beside the flow: the autoencoder, its vectors, and pictures of the samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a finished run: what was learned, how well, and how the training went."""
+"""Writes one self-contained HTML page about a finished run: what was learned, how well, how the training went."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The density that every flow should beat: a Gaussian with the moments of the test rows."""
+"""Measures the density that every flow should beat: a Gaussian with the moments of the test rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report from its head to its last section."""
+"""Puts the page of a report together, from its head to its last section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
+"""Draws the figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
 
 Tensors and arrays of points have shape (n, d). Dense panels are rasterised inside the vector image. All colours but
 those of density maps come from the palette of `style`; the report exchanges them for the colours of the reader's theme.

@@ -1,4 +1,4 @@
-"""Pieces of the report's page: sections, tables, figures and numbers as HTML that needs nothing from outside."""
+"""Makes pieces of the report's page: sections, tables, figures, numbers, as HTML that needs nothing from outside."""
 
 from __future__ import annotations
 

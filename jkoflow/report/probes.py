@@ -1,4 +1,4 @@
-"""What the figures of a report show, as numbers: stages, densities and samples of a flow, and which columns to draw."""
+"""Computes what the figures of a report show: stages, densities, samples of a flow, and which columns to draw."""
 
 from __future__ import annotations
 

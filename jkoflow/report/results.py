@@ -1,4 +1,4 @@
-"""A finished run as read back from its directory, its parts checked against each other."""
+"""Reads a finished run back from its directory and checks its parts against each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jkoflow.training.run_directory import METRICS_FILE, PREVIEW_FILE, RunDirect
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run left in its directory."""
+    """Holds what a finished run left in its directory."""
 
     path: Path
     flow: JKOFlow

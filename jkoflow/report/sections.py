@@ -1,4 +1,4 @@
-"""The sections of a report, figures and tables with their captions, as HTML."""
+"""Makes the sections of a report, figures and tables with their captions, as HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines of Python that load the model of a report."""
+"""Writes the lines of Python that load the model of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures have in common: palette, layout and the dress of their panels."""
+"""Gives the figures what they have in common: palette, layout and the dress of their panels."""
 
 from __future__ import annotations
 

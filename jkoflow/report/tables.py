@@ -1,4 +1,4 @@
-"""The tables of a report: results, blocks, rounds, guard events, published figures and environment, as HTML."""
+"""Makes the tables of a report: results, blocks, rounds, guard events, published figures, environment, as HTML."""
 
 from __future__ import annotations
 

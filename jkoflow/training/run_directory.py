@@ -1,4 +1,4 @@
-"""The run directory: everything that a training run leaves on disk, written and read here and nowhere else."""
+"""Writes and reads what a training run leaves on disk: the one place that knows the files of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PREVIEW_ROWS = 5000
 
 
 class RunDirectory:
-    """A directory that holds one training run.
+    """Stands for a directory that holds one training run.
 
     All that reads a file of it raises `jkoflow.checkpoint.CheckpointError` where the file is missing or damaged; the
     message is one line that names the file and the fix.

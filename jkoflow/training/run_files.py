@@ -41,7 +41,7 @@ _PLACE = {
 
 
 class RunSettings(NamedTuple):
-    """What a run was started with."""
+    """Holds what a run was started with."""
 
     source: str
     """The data: a built-in name or a path."""
@@ -51,7 +51,7 @@ class RunSettings(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """Some of a run's test rows, in their own units, for its report."""
+    """Holds some of a run's test rows, in their own units, for its report."""
 
     data: Tensor
     """The rows, with shape (n, d)."""
