@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import jkoflow
-from jkoflow import environment, training
-from jkoflow.errors import UserError
+from jkoflow import environment
 
 
 def test_describes_versions_machine_and_kernels():
@@ -26,21 +25,6 @@ def test_describes_versions_machine_and_kernels():
     assert kernels.keys() >= {"cpu", "cuda", "isa", "isas", "bf16x3", "openmp", "threads"}
     assert (kernels["cpu"] is None) == (kernels["isa"] is not None)
     assert json.loads(json.dumps(found)) == found
-
-
-def test_a_device_that_can_be_used():
-    assert environment.usable_device("cpu") == environment.usable_device(torch.device("cpu")) == torch.device("cpu")
-    assert training.usable_device is environment.usable_device
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "toaster", torch.device("cuda", 99)])
-def test_a_device_that_cannot_be_used(device):
-    with pytest.raises(environment.DeviceError, match="device must be one that PyTorch can use here, got") as caught:
-        environment.usable_device(device)
-    assert isinstance(caught.value, UserError)
-    assert isinstance(caught.value, ValueError)
-    assert f"got {str(device)!r}: " in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_names_neither_machine_nor_user():
