@@ -274,3 +274,8 @@ def test_a_preview_of_the_wrong_kind_is_refused(run, arrays, message):
     np.savez(run.path / "preview.npz", **arrays)
     with pytest.raises(CheckpointError, match=f"preview.npz is damaged: .*{message}.*; restore it, or train"):
         run.preview()
+
+
+def test_a_preview_of_one_row_is_enough_to_name_the_columns(run):
+    np.savez(run.path / "preview.npz", data=np.zeros((1, 2)), features=np.array(["x", "y"]))
+    assert run.preview().features == ("x", "y")
