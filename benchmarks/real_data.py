@@ -9,7 +9,6 @@ its metrics.json. NLLs are in nats on standardised columns, at as many Runge-Kut
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jkoflow.training.run_directory import RunDirectory
 from record import write
 
 
@@ -29,7 +29,7 @@ def train(data: str, time_budget: float, seed: int) -> dict[str, Any]:
         subprocess.run(
             [*command, "--time-budget", str(time_budget), "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL
         )
-        return json.loads((run / "metrics.json").read_text()) | {"command_seconds": time.perf_counter() - started}
+        return RunDirectory(run).metrics() | {"command_seconds": time.perf_counter() - started}
 
 
 def main() -> None:

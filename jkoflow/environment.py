@@ -1,4 +1,4 @@
-"""What a run depends on besides its settings: versions, machine, kernels."""
+"""What a run depends on besides its settings: versions, machine, kernels, and whether a device can be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,36 @@ import numpy as np
 import torch
 
 from jkoflow._version import __version__
+from jkoflow.errors import UserError
 from jkoflow.ops import native
+
+
+class DeviceError(UserError, ValueError):
+    """PyTorch cannot use the device here; the message is one line and tells why."""
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Returns a device that PyTorch can use here.
+
+    Arguments:
+        device: Its name, such as ``"cpu"`` or ``"cuda:1"``, or the device itself.
+
+    Raises:
+        DeviceError: If PyTorch cannot use it here.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(
+            f"device must be one that PyTorch can use here, got {str(device)!r}: {reason}; choose another, such as cpu"
+        ) from error
+    return found
 
 
 def describe() -> dict[str, Any]:
@@ -42,7 +71,7 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
+    """Returns the processor's name, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -53,14 +82,14 @@ def cpu_model() -> str:
 
 
 def available_cpus() -> int:
-    """Processors that this process may run on."""
+    """Counts the processors that this process may run on."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cuda_status() -> str:
-    """What PyTorch can do with CUDA here: the devices, or why there are none."""
+    """Says what PyTorch can do with CUDA here: the devices, or why there are none."""
     if torch.version.cuda is None:
         return "no CUDA device: this PyTorch is built without CUDA"
     if not torch.cuda.is_available():

@@ -12,9 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import jkoflow
-from jkoflow.cli import runs
+from jkoflow.cli import training_run
 from jkoflow.cli.commands import app
-from jkoflow.flow import JKOFlow
 from jkoflow.training.state import TrainingError
 
 SMALL = "hidden = [8]\nbatch_size = 40\niterations_per_block = 3\nmax_blocks = 1\nguard_rows = 20\nval_rows = 20\n"
@@ -54,7 +53,7 @@ def finished(tmp_path_factory):
     pd.DataFrame(rows(), columns=["a", "b"]).to_csv(path / "rows.csv", index=False)
     (path / "small.toml").write_text(SMALL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "write_report", lambda run: run)  # takes longer than all the rest
+        patch.setattr(training_run, "write_report", lambda run: run)  # takes longer than all the rest
         result = invoke("train", path / "rows.csv", "--out", path / "run", "--config", path / "small.toml")
     assert result.exit_code == 0, result.output
     return path / "run"
@@ -235,7 +234,7 @@ def test_training_that_cannot_go_on(place, monkeypatch):
     def overflow(*args, **kwargs):
         raise TrainingError("the parameters overflow;\nswitch the guard on")
 
-    monkeypatch.setattr("jkoflow.cli.runs.train_flow", overflow)
+    monkeypatch.setattr("jkoflow.cli.training_run.train_flow", overflow)
     refused("train", "moons", "--out", "run", says="overflow; switch the guard on")
 
 
@@ -243,35 +242,28 @@ def test_other_errors_are_bugs_and_show_their_traceback(place, monkeypatch):
     def broken(*args, **kwargs):
         raise ValueError("an error of ours")
 
-    monkeypatch.setattr("jkoflow.cli.runs.train_flow", broken)
+    monkeypatch.setattr("jkoflow.cli.training_run.train_flow", broken)
     result = invoke("train", "moons", "--out", "run")
     assert isinstance(result.exception, ValueError)
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "tomli_w"])
-def test_training_without_an_extra_stops_before_it_starts(place, monkeypatch, module):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_training_without_an_extra_stops_before_it_starts(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     before = files(place)
     refused("train", "moons", "--out", "run", says='install it with: pip install "jkoflow[cli]"')
     assert files(place) == before
 
 
-def test_instruction_set_that_is_not_there(place):
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_instruction_set_that_is_not_there(finished, place, command):
     before = files(place)
-    command = [sys.executable, "-m", "jkoflow", "train", "moons", "--out", "run"]
-    done = subprocess.run(command, env=environ(JKOFLOW_ISA="sse1"), capture_output=True, text=True, timeout=120)
+    data = {"train": ["moons", "--out", "run"], "score": [str(finished), "rows.npy", "--out", "s.npy"]}[command]
+    words = [sys.executable, "-m", "jkoflow", command, *data]
+    done = subprocess.run(words, env=environ(JKOFLOW_ISA="sse1"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("error: JKOFLOW_ISA must be one of")
     assert done.stderr.count("\n") == 1
     assert files(place) == before
-
-
-def test_instruction_set_that_is_not_there_at_scoring(finished, place, monkeypatch):
-    def refuse(*args):
-        raise RuntimeError("JKOFLOW_ISA must be one of avx2, baseline on this machine, got 'sse1'")
-
-    monkeypatch.setattr(JKOFlow, "log_prob", refuse)
-    refused("score", finished, "rows.npy", "--out", "s.npy", says="got 'sse1'")
 
 
 def test_report_without_matplotlib(finished, monkeypatch):
@@ -399,7 +391,7 @@ def test_resuming_with_other_data(finished, place):
 
 
 def test_left_out_columns_are_a_note_on_stderr(place, monkeypatch):
-    monkeypatch.setattr(runs, "write_report", lambda run: run)
+    monkeypatch.setattr(training_run, "write_report", lambda run: run)
     pd.DataFrame(rows(), columns=["a", "b"]).assign(city="Bonn").to_csv("t.csv", index=False)
     result = invoke("train", "t.csv", "--out", "run", "--config", "small.toml")
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import jkoflow
 from jkoflow import cli
-from jkoflow.cli import commands, console, runs
+from jkoflow.cli import commands, console, training_run
 from jkoflow.cli.commands import app
 from jkoflow.data import load_dataset
 from jkoflow.environment import describe
@@ -55,7 +55,7 @@ def python(*args, **options):
 @pytest.fixture
 def no_report(monkeypatch):
     """Training without its report, which takes longer than a small training."""
-    monkeypatch.setattr(runs, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(training_run, "write_report", lambda run: run / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "train_flow", stop)
+    monkeypatch.setattr(training_run, "train_flow", stop)
     result = run_cli("train", "gasturbine", "--out", tmp_path / "run")
     assert "CC BY 4.0" in result.stdout
     assert result.exit_code == 130
@@ -191,7 +191,7 @@ def test_gasturbine_shows_its_attribution(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["train --resume RUN", "train DATA --out RUN --resume"])
 def test_resuming_a_finished_run_shows_it_again(work, form, monkeypatch):
     pages = []
-    monkeypatch.setattr(runs, "write_report", pages.append)
+    monkeypatch.setattr(training_run, "write_report", pages.append)
     words = {"DATA": work / "rows.csv", "RUN": work / "run"}
     result = run_cli(*(words.get(word, word) for word in form.split()))
     assert result.exit_code == 0, result.output
@@ -298,6 +298,20 @@ def test_score_finds_the_columns_by_name(work, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "turned.npy"), np.load(tmp_path / "straight.npy")[:50])
 
 
+@pytest.mark.parametrize("command", ["score", "sample"])
+def test_a_preview_of_another_run_is_told(work, tmp_path, command):
+    run = tmp_path / "mixed"
+    run.mkdir()
+    for name in ("model.safetensors", "config.toml"):
+        (run / name).write_bytes((work / "run" / name).read_bytes())
+    np.savez(run / "preview.npz", data=np.zeros((4, 3)), features=np.array(["a", "b", "c"]))
+    out = tmp_path / "s.npy"
+    result = run_cli(command, run, *([work / "rows.csv"] if command == "score" else ["-n", 3]), "--out", out)
+    assert result.exit_code == 2
+    assert "preview.npz names 3 columns and 0 of the context, the flow beside it has 2 and 0" in result.stderr
+    assert not out.exists()
+
+
 def test_score_one_row_and_a_bare_model_file(work, tmp_path):
     np.save(tmp_path / "one.npy", np.array([[20.0, -1.0]]))
     result = run_cli("score", work / "run/model.safetensors", tmp_path / "one.npy", "--out", tmp_path / "s.npy")
@@ -395,10 +409,16 @@ def test_python_m_jkoflow():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"jkoflow {jkoflow.__version__}\n", "")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    options = python(capture_output=True, timeout=120)
-    done = subprocess.run(**{**options, "args": ["sh", "-c", f"{sys.executable} -m jkoflow doctor | true"]})
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("options", [["-u"], []])  # unbuffered: the first line fails; buffered: the last flush does
+def test_a_reader_that_has_gone_ends_the_command_in_silence(options):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = python(*options, "-m", "jkoflow", "doctor", timeout=120)
+        done = subprocess.run(**process, stdout=writing, stderr=subprocess.PIPE)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_without_typer_main_says_how_to_install_it(monkeypatch, capsys):
@@ -412,7 +432,7 @@ def test_without_typer_main_says_how_to_install_it(monkeypatch, capsys):
 def test_import_jkoflow_needs_no_extra():
     code = (
         "import sys\n"
-        "for name in ('typer', 'rich', 'pandas', 'pyarrow', 'matplotlib', 'tomli_w'): sys.modules[name] = None\n"
+        "for name in ('typer', 'rich', 'pandas', 'pyarrow', 'matplotlib'): sys.modules[name] = None\n"
         "import jkoflow, jkoflow.data, jkoflow.environment, jkoflow.cli\n"
         "jkoflow.data.load_dataset('moons'); jkoflow.data.load_dataset('gasturbine')"
     )
@@ -471,11 +491,27 @@ def test_lines_are_few(capsys, monkeypatch):
     assert printed[-2:] == ["block 2: validation NLL 1.250, movement 0.500, free, 2.0 s", "note: done"]
 
 
-def test_terminal_gets_a_table(monkeypatch, capsys):
+def test_terminal_gets_a_table_that_fits(monkeypatch, capsys):
+    metrics = {
+        "test_nll": 1.25, "test_nll_stderr": 0.1, "test_nll_data_units": 2.0, "eval_num_steps": 3, "blocks": 12,
+        "inversion_error_mean": 1e-5, "inversion_error_max": 1e-4, "movements": [0.5] * 12, "guard_events": 0,
+        "train_seconds": 1.0, "n_train": 10, "dim": 2,
+    }  # fmt: skip
+    console.show_metrics(metrics)
+    plain = capsys.readouterr().out.splitlines()
+    assert f"movements                       {' '.join(['0.500'] * 12)}" in plain  # in a pipe: as long as it is
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "60")
-    console.show_environment(describe())
-    assert "cpu kernels" in capsys.readouterr().out
+    console.show_metrics(metrics)
+    drawn = capsys.readouterr().out
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in drawn.splitlines()]
+    assert drawn.startswith("\x1b[2mtest NLL, standardised columns\x1b[0m")  # names are dim
+    assert max(map(len, lines)) <= 60
+    assert len(lines) > len(plain)  # what does not fit goes on below
+    text = " ".join("".join(lines).split())
+    for line in plain:
+        assert line.split("  ")[0] in text
+    assert sum(line.count("0.500") for line in lines) == 12
 
 
 def test_results_that_are_not_to_be_trusted_are_said_so(capsys):

@@ -296,7 +296,7 @@ def commands_run(tmp_path_factory):
 def test_config_of_a_conditional_run(commands_run, tmp_path, monkeypatch):
     settings = tomllib.loads((commands_run / "run/config.toml").read_text())
     assert settings["context_columns"] == ["q", "p"]
-    monkeypatch.setattr("jkoflow.cli.runs.write_report", lambda run: run)
+    monkeypatch.setattr("jkoflow.cli.training_run.write_report", lambda run: run)
     again = invoke("train", "--config", commands_run / "run/config.toml", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     one, other = (

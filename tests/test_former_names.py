@@ -35,11 +35,8 @@ def test_blocks_and_losses_take_both():
     for loss in (lambda **h: jko_loss(velocity, x, **h).total, lambda **h: jko_terms(x, 2 * x, x.sum(1), **h).total):
         assert torch.equal(loss(step_size=0.5), loss(jko_step=0.5))
     flow = JKOFlow(2, [Block(velocity, jko_step=h, movement=1.0 / h) for h in (1.0, 2.0)])
-    sizes = [
-        [b.jko_step for b in flow.reparametrize(**limit).stack]
-        for limit in ({"step_size_max": 1.2}, {"jko_step_max": 1.2})
-    ]
-    assert sizes[0] == sizes[1]
+    former, present = (flow.reparametrize(**limit) for limit in ({"step_size_max": 1.2}, {"jko_step_max": 1.2}))
+    assert [block.jko_step for block in former.stack] == [block.jko_step for block in present.stack]
 
 
 def test_other_names_pass():

@@ -65,9 +65,7 @@ def test_integrations_and_blocks_take_either():
 
 
 PACKAGE = Path(jkoflow.__file__).parent
-BY_HAND = re.compile(
-    r"2 \* (\w+\.)*num_steps|num_steps \* 2|(\w+\.)*num_steps // 2|num_steps \*= 2|-\(-(\w+\.)*num_steps"
-)
+BY_HAND = re.compile(r"\b\d \* (\w+\.)*num_steps|num_steps (\*|//) \d|num_steps \*= \d|-\(-(\w+\.)*num_steps")
 
 
 def test_nobody_doubles_or_halves_steps_by_hand():

@@ -12,8 +12,9 @@ from jkoflow import Block, JKOFlow, MLPVelocity
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import DataError, load_dataset
 from jkoflow.data.idx import read_idx, read_pictures
+from jkoflow.environment import DeviceError
 from jkoflow.images import AUTOENCODER_FILE, IMAGES_FILE, Autoencoder, AutoencoderConfig, prepare_latents, show_samples
-from jkoflow.images.fit import encode, reconstruction_error, train_autoencoder
+from jkoflow.images.autoencoder_training import encode, reconstruction_error, train_autoencoder
 from jkoflow.images.latent import mosaic
 from jkoflow.metrics import spread_rows
 
@@ -121,10 +122,17 @@ def test_the_autoencoder_learns_and_is_seeded():
 
 def test_the_autoencoder_ends_with_its_time(monkeypatch):
     ticks = iter(range(100000))
-    monkeypatch.setattr("jkoflow.images.fit.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("jkoflow.images.autoencoder_training.time.monotonic", lambda: next(ticks))
     told = []
     train_autoencoder(bars(400), bars(20), CONFIG, seconds=50, report=told.append)  # a look at the clock a batch
     assert len(told) == 3  # 20 batches an epoch
+
+
+def test_a_device_that_is_not_there_is_refused_first(tmp_path):
+    pictures = read_pictures(write_set(tmp_path / "set"))
+    with pytest.raises(DeviceError, match="got 'cuda:99'"):
+        prepare_latents(pictures, CONFIG, tmp_path / "run", device="cuda:99", report=lambda text: pytest.fail(text))
+    assert not (tmp_path / "run").exists()
 
 
 def test_autoencoder_file(tmp_path):

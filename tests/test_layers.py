@@ -1,4 +1,4 @@
-"""Imports point one way, and `import jkoflow` stays light."""
+"""Imports point one way, every module has a layer and a moderate length, and `import jkoflow` stays light."""
 
 import ast
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import jkoflow
 
 PACKAGE = Path(jkoflow.__file__).parent
+REPOSITORY = PACKAGE.parent
 
 # A module may import only from modules before it (and, in a sub-package, from its own). A new module belongs here,
 # right after the last one that it imports.
@@ -99,9 +100,70 @@ def test_imports_point_one_way(path):
     assert violations(path.read_text(), module_of(path), path.name == "__init__.py") == []
 
 
-def test_no_layer_is_left_over():
-    present = {module_of(path).split(".")[0] for path in SOURCES}
-    assert {"activation", "velocity", "ops", "checkpoint", "block", "flow"} <= present
+COMPILED = ["_C"]  # has a layer and no Python source
+
+
+def unmatched(layers, modules):
+    """What is in one of the lists alone, or twice in a list, one line each."""
+    rooms, known = {module.split(".")[0] for module in modules if module} | set(COMPILED), set(layers)
+    return [
+        *(f"{name} is missing in LAYERS: add it after the last it imports" for name in sorted(rooms - known)),
+        *(f"{name} in LAYERS is no module of jkoflow any more: remove it" for name in sorted(known - rooms)),
+        *(f"{name} stands in LAYERS twice" for name in sorted(known) if layers.count(name) > 1),
+    ]
+
+
+def test_every_module_has_a_layer_and_every_layer_a_module():
+    assert unmatched(LAYERS, [module_of(path) for path in SOURCES]) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "modules", "found"),
+    [
+        (["_C", "ops", "flow"], ["", "ops", "ops.native", "flow"], []),
+        (["_C", "ops"], ["ops", "flow"], ["flow is missing in LAYERS: add it after the last it imports"]),
+        (["_C", "ops", "flow"], ["ops"], ["flow in LAYERS is no module of jkoflow any more: remove it"]),
+        (["ops"], ["ops"], ["_C is missing in LAYERS: add it after the last it imports"]),
+        (["_C", "ops", "ops"], ["ops"], ["ops stands in LAYERS twice"]),
+    ],
+)
+def test_the_check_of_the_layers_itself(layers, modules, found):
+    assert unmatched(layers, modules) == found
+
+
+LONGEST = 400  # lines of a module
+
+
+def too_long(folder):
+    """Sources of Python, C++, CUDA, CMake and shell below a folder that have more lines, one line each."""
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".cmake", ".sh"}
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in kinds and path.is_file()
+    }
+    return [
+        f"{path.relative_to(folder.parent)} has {lines} lines, more than {LONGEST}: split it"
+        for path, lines in lengths.items()
+        if lines > LONGEST
+    ]
+
+
+@pytest.mark.parametrize("folder", ["jkoflow", "csrc", "benchmarks", "scripts"])
+def test_no_module_is_too_long(folder):
+    assert (REPOSITORY / folder).is_dir()
+    assert too_long(REPOSITORY / folder) == []
+
+
+def test_the_check_of_the_lengths_itself(tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name, lines in (("fine.py", 400), ("deep/long.py", 401), ("deep/er/long.cuh", 500), ("table.json", 9999)):
+        (tmp_path / name).write_text("x\n" * lines)
+    root = tmp_path.name
+    assert too_long(tmp_path) == [
+        f"{root}/deep/er/long.cuh has 500 lines, more than 400: split it",
+        f"{root}/deep/long.py has 401 lines, more than 400: split it",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,15 +199,12 @@ def test_import_stays_light():
         "typer",
         "rich",
         "pyarrow",
-        "tomli_w",
         "scipy",
         "torchdiffeq",
         "sklearn",
         "h5py",
     ]
     code = f"import jkoflow, sys; print([name for name in {optional} if name in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert result.stdout.strip() == "[]"
     assert result.stderr == ""

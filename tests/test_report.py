@@ -307,6 +307,12 @@ def test_wrong_preview_is_named(tmp_path, arrays, message):
         write_report(run)
 
 
+def test_a_single_test_row_is_too_few(tmp_path):
+    run = make_run(tmp_path / "run", 2, rows=1)
+    with pytest.raises(CheckpointError, match=r"preview.npz has a single test row, .* at least 2; train on more rows"):
+        write_report(run)
+
+
 def test_parts_of_different_runs_are_refused(tmp_path):
     run, other = make_run(tmp_path / "run", 2, rows=20), make_run(tmp_path / "other", 2, blocks=3, rows=20)
     shutil.copy(other / "model.safetensors", run)
@@ -346,14 +352,14 @@ def test_diverged_flow_is_refused(tmp_path):
 def test_stage_densities_are_those_of_the_flow():
     flow = make_flow(2, 3, scale=2.0)
     x = torch.randn(40, 2)
-    points, steps = flow.standardize(x)[0], probes.evaluation_steps(flow)
+    points, grids = flow.standardize(x)[0], probes.evaluation_grids(flow)
     with torch.no_grad():
         whole = flow.log_prob(x) + flow.standardize.std.log().sum()
-    np.testing.assert_allclose(probes.stage_log_density(flow, 0, points, steps), whole, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(probes.stage_log_density(flow, 3, points, steps), base_log_prob(points), rtol=1e-6)
-    middle = probes.stage_log_density(flow, 2, points, steps)
+    np.testing.assert_allclose(probes.stage_log_density(flow, 0, points, grids), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(probes.stage_log_density(flow, 3, points, grids), base_log_prob(points), rtol=1e-6)
+    middle = probes.stage_log_density(flow, 2, points, grids)
     grid = probes.grid_points(flow, (-9.0, 9.0), (-9.0, 9.0), 120)
-    mass = np.exp(probes.stage_log_density(flow, 2, grid, steps)).sum() * (18 / 120) ** 2
+    mass = np.exp(probes.stage_log_density(flow, 2, grid, grids)).sum() * (18 / 120) ** 2
     assert mass == pytest.approx(1, abs=5e-3)
     assert np.abs(middle - whole.numpy()).max() > 1e-2
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jkoflow import TrainConfig, experiments
-from jkoflow.cli import runs
+from jkoflow.cli import training_run
 from jkoflow.cli.commands import app
 from jkoflow.experiments import ExperimentError, comparison
 from jkoflow.images import AutoencoderConfig
@@ -39,7 +39,7 @@ def small(tmp_path):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr(runs, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(training_run, "write_report", lambda run: run / "report.html")
 
 
 def test_the_experiments_of_the_issue_are_there():
@@ -134,7 +134,7 @@ def test_an_experiment_from_files(tmp_path, small, no_report):
 
 def test_an_interrupted_experiment_tells_how_to_go_on(tmp_path, small, no_report, monkeypatch):
     np.savez(tmp_path / "power_2007h1.npz", train=_rows(300), val=_rows(40), test=_rows(50))
-    train = runs.train_flow
+    train = training_run.train_flow
 
     def interrupted(*args, **kwargs):
         train(*args, **kwargs)
@@ -142,7 +142,7 @@ def test_an_interrupted_experiment_tells_how_to_go_on(tmp_path, small, no_report
 
     words = ["reproduce", "power_2007h1", "--out", tmp_path / "run", "--data", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "train_flow", interrupted)
+        patch.setattr(training_run, "train_flow", interrupted)
         result = invoke(*words, "--config", small)
     assert result.exit_code == 130
     told = " ".join(map(str, [*words, "--resume"]))

@@ -731,13 +731,6 @@ def test_configuration_survives_its_file(tmp_path):
     assert TrainConfig.from_mapping(config.to_mapping()) == config
 
 
-def test_tomli_w_is_asked_for_before_anything_is_written(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "tomli_w", None)
-    with pytest.raises(ImportError, match=r'pip install "jkoflow\[cli\]"'):
-        train(torch.randn(500, 2), TINY, run_dir=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_unwritable_directory_fails_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     recorder = Recorder()

@@ -1,4 +1,4 @@
-"""The entry point of ``jkoflow`` and ``python -m jkoflow``."""
+"""Starts ``jkoflow`` and ``python -m jkoflow``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands: train, score, sample, report, doctor; reproduce and bench have modules of their own."""
+"""Defines the commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -19,7 +18,7 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.cli import console, runs, settings
+from jkoflow.cli import console, settings, training_run
 from jkoflow.cli.bench import bench
 from jkoflow.cli.reproduce import reproduce
 from jkoflow.cli.settings import ConfigError
@@ -51,7 +50,7 @@ _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose errors are one line on stderr: exit code 2, 130 after Ctrl-C."""
+    """Turns errors of the commands into one line on stderr: exit code 2, 130 after Ctrl-C."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
@@ -67,11 +66,6 @@ class OneLineErrors(TyperGroup):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
-            code = 2
-        except RuntimeError as error:
-            if "JKOFLOW_ISA" not in str(error):  # the one that an environment variable causes
-                raise
-            console.error(str(error))
             code = 2
         except (typer.Abort, KeyboardInterrupt):
             console.error("interrupted")
@@ -149,7 +143,7 @@ def train(
 
     RUN then holds the model, its metrics, the history and report.html.
     """
-    runs.require_for_run()
+    training_run.require_for_run()
     flags = {
         "max_blocks": blocks,
         "time_budget": time_budget,
@@ -167,7 +161,7 @@ def train(
     dataset = load_dataset(source.data, resolved.seed, source.context_columns)
     require_batch(dataset, resolved.batch_size)
     again = f"jkoflow train --resume {shlex.quote(str(run))}"
-    runs.run_training(dataset, place(source.data), resolved, run, resume=resume, again=again)
+    training_run.train_and_report(dataset, place(source.data), resolved, run, resume=resume, again=again)
 
 
 @app.command()
@@ -311,7 +305,7 @@ def _load_flow(run: Path) -> JKOFlow:
             again = shlex.quote(str(run))
             raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
         raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
-    return JKOFlow.load(run)
+    return RunDirectory(run).flow() if run.is_dir() else JKOFlow.load(run)
 
 
 def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
@@ -327,7 +321,7 @@ def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
 
 
 def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str, ...]) -> Tensor | None:
-    """The context rows to sample under, with shape (N, c)."""
+    """Reads the context rows to sample under, with shape (N, c); None for a flow that is not conditional."""
     if flow.context_dim == 0:
         if context is not None:
             raise ConfigError(f"the flow of {run} is not conditional; leave --context out")
@@ -338,25 +332,20 @@ def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str,
 
 
 def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the columns that the flow was trained on, and of its context; if there is only its model file x0, ..."""
-    preview = run / PREVIEW_FILE
-    if not preview.is_file():
+    """Names the columns that the flow was trained on, and those of its context: x0, ... if there is only its model."""
+    if not (run / PREVIEW_FILE).is_file():
         names = default_features(flow.dim + flow.context_dim)
         return names[: flow.dim], names[flow.dim :]
-    try:
-        with preview.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            features = tuple(str(name) for name in archive["features"])
-            context = tuple(str(name) for name in archive["context_features"]) if flow.context_dim else ()
-    except Exception as error:
-        raise CheckpointError(f"{preview} is damaged: train the run again") from error
+    preview = RunDirectory(run).preview()
+    features, context = preview.features, preview.context_features
     if (len(features), len(context)) != (flow.dim, flow.context_dim):
         raise CheckpointError(
-            f"{preview} names {len(features)} columns{f' and {len(context)} context columns' if context else ''}, "
-            f"the flow beside it has {flow.dim}{f' and {flow.context_dim}' if flow.context_dim else ''}"
+            f"{run / PREVIEW_FILE} names {len(features)} columns and {len(context)} of the context, the flow beside it "
+            f"has {flow.dim} and {flow.context_dim}: the files are of different runs; restore them, or train again"
         )
     return features, context
 
 
 def _seed(run: Path) -> int:
-    """The seed that split the run's data; without a run directory the default one."""
-    return settings.read_run(run)[1].seed if run.is_dir() else TrainConfig().seed
+    """Finds the seed that split the run's data; without a run directory it is the default one."""
+    return RunDirectory(run).settings().config.seed if run.is_dir() else TrainConfig().seed

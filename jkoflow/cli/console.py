@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars, tables and one-line messages."""
+"""Shows what the command line has to say: progress bars, tables and one-line messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def note(text: str) -> None:
 
 
 def training_progress() -> TrainingBars | TrainingLines:
-    """Bars on a terminal, plain lines in a file or a pipe."""
+    """Chooses bars on a terminal, plain lines in a file or a pipe."""
     console = Console()
     return TrainingBars(console) if console.is_terminal else TrainingLines()
 
@@ -86,7 +86,7 @@ class TrainingBars(Bars):
 
 
 class TrainingLines:
-    """A `jkoflow.training.progress.Progress` that prints plain lines, a few per block; a context manager."""
+    """Prints the progress of a training as plain lines, a few per block; a context manager."""
 
     def __init__(self) -> None:
         self._iterations: dict[int, int] = {}
@@ -131,25 +131,25 @@ class TrainingLines:
 
 
 def round_text(number: int, kind: str, blocks: int) -> str:
-    """What a round is about to do."""
+    """Says what a round is about to do."""
     how = "together" if kind == FINETUNE else "again"
     return f"round {number + 1}, {kind}: {blocks} block{'' if blocks == 1 else 's'} to train {how}"
 
 
 def fit_name(kind: str, block: int) -> str:
-    """What is being trained in a round of a kind."""
+    """Names what is being trained in a round of a kind."""
     return "all blocks" if kind == FINETUNE else f"block {block + 1}"
 
 
 def loss_text(terms: Mapping[str, float], short: bool = False) -> str:
-    """The loss and the terms it is the sum of, in nats."""
+    """Writes the loss and the terms it is the sum of, in nats."""
     if short:
         return f"loss {terms['loss']:.3f}"
     return f"loss {terms['loss']:.3f} = " + " + ".join(f"{terms[name]:.3f} {name}" for name in TERMS)
 
 
 def block_text(summary: Mapping[str, Any], short: bool = False) -> str:
-    """What a finished block achieved, from its record in the history."""
+    """Says what a finished block achieved, from its record in the history."""
     if short:
         return f"NLL {summary['val_nll']:.3f}"
     kind = "free" if summary["step_size"] is None else f"h {summary['step_size']:.3g}"
@@ -219,7 +219,7 @@ def _bits(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Distances between data and samples as far as they were measured, by what they are."""
+    """Returns the distances between data and samples that were measured, by what they are."""
     names = {
         "mmd_median": "MMD², median bandwidth",
         "mmd_fixed": "MMD², bandwidth 1",
@@ -234,7 +234,7 @@ def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def published(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """An experiment's NLL beside the published ones, by what they are; nothing for other runs."""
+    """Returns an experiment's NLL beside the published ones, by what they are; nothing for other runs."""
     if "experiment" not in metrics:
         return {}
     reproduced, paper = metrics["reproduced_nll"], metrics["paper_nll"]

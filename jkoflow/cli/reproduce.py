@@ -1,4 +1,4 @@
-"""The command reproduce: an experiment by name, measured beside the published figures."""
+"""Defines the command reproduce, which measures an experiment beside the published figures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from jkoflow import experiments
-from jkoflow.cli import runs, settings
+from jkoflow.cli import settings, training_run
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import DataError, load_dataset, place, require_batch
 from jkoflow.data.idx import PictureSet, read_pictures
 from jkoflow.experiments import Experiment
 from jkoflow.flow import JKOFlow
 from jkoflow.images import LATENTS_FILE, prepare_latents, show_samples
-from jkoflow.training import usable_device
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run_directory import RunDirectory
 
 AUTOENCODER_SHARE = 1 / 3
 """Of a time budget, for the autoencoder of an experiment with pictures."""
@@ -64,7 +62,7 @@ def reproduce(
         raise ConfigError("name the experiment: jkoflow reproduce NAME --out RUN; jkoflow reproduce --list shows them")
     experiment = experiments.load(name)
     started = time.monotonic()
-    runs.require_for_run()
+    training_run.require_for_run()
     if out is None:
         raise ConfigError(f"name the run's directory: jkoflow reproduce {name} --out RUN")
     flags = {"time_budget": time_budget, "seed": seed}
@@ -85,13 +83,13 @@ def reproduce(
     dataset = load_dataset(where, resolved.seed)
     require_batch(dataset, resolved.batch_size)
 
-    def more(flow: JKOFlow) -> Mapping[str, Any]:
-        measured = RunDirectory(run).metrics()
+    def more(flow: JKOFlow, measured: Mapping[str, Any]) -> Mapping[str, Any]:
         found = experiments.comparison(experiment, measured)
         return found if pictures is None else found | show_samples(pictures, flow, run, resolved.seed)
 
     words = ["jkoflow", "reproduce", name, "--out", str(run), *(["--data", str(data)] if data else []), "--resume"]
-    runs.run_training(dataset, place(where), resolved, run, resume=resume, again=shlex.join(words), more=more)
+    again = shlex.join(words)
+    training_run.train_and_report(dataset, place(where), resolved, run, resume=resume, again=again, more=more)
 
 
 def _latents(
@@ -104,10 +102,6 @@ def _latents(
             f"{experiment.name} has {len(pictures.train)} training pictures, fewer than a batch of "
             f"{config.batch_size}; set a smaller batch_size in a --config file"
         )
-    try:
-        usable_device(config.device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     seconds = None if config.time_budget is None else AUTOENCODER_SHARE * config.time_budget
     path = prepare_latents(
         pictures, experiment.autoencoder, run, seed=config.seed, seconds=seconds, device=config.device, report=_say

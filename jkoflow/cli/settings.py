@@ -1,4 +1,4 @@
-"""Where a run's settings come from: defaults, then a TOML file, then flags; or the run that is resumed."""
+"""Finds a run's settings: defaults, then a TOML file, then flags; or those of the run that is resumed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jkoflow.checkpoint import CheckpointError
 from jkoflow.errors import UserError
 from jkoflow.former_names import under_present_names
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run_directory import CONFIG_FILE, RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.state import RunError
 
 
@@ -25,7 +24,7 @@ class ConfigError(UserError, ValueError):
 
 
 class Source(NamedTuple):
-    """The data of a run."""
+    """Says which data a run is on."""
 
     data: str
     """A built-in name or a path."""
@@ -35,7 +34,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """The settings that somebody chose, by flag or file."""
+    """Holds the settings that somebody chose, by flag or file."""
 
     values: dict[str, Any] = field(default_factory=dict)
     """Settings of a `TrainConfig` by name."""
@@ -48,7 +47,7 @@ class Given:
     """Which of the values the file gave, and no flag."""
 
     def blame(self, error: ValueError) -> str:
-        """The error's text, with the file if the setting that it begins with came from there."""
+        """Returns the error's text, with the file if the setting that it begins with came from there."""
         return f"{error} ({self.file})" if str(error).partition(" ")[0] in self.from_file else str(error)
 
 
@@ -64,7 +63,7 @@ def given(file: Path | None, flags: Mapping[str, Any], context_columns: str | No
     if file is None:
         return Given(dict(flags), context_columns=columns)
     values = _read_settings(file)
-    columns = columns or _pop_columns(values, file, ConfigError)
+    columns = columns or _pop_columns(values, file)
     source = values.pop("data", None)
     if source is not None and not isinstance(source, str):
         raise ConfigError(f"data in {file} must be a name or a path, got {source!r}")
@@ -119,7 +118,8 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
         raise RunError(
             f"{run} holds no run to resume; start one with: jkoflow train DATA --out {shlex.quote(str(run))}"
         )
-    source, config = read_run(run)
+    data_source, context_columns, config = RunDirectory(run).settings()
+    source = Source(data_source, context_columns)
     has = {"context_columns": source.context_columns, **config.to_mapping()}
     asked = {"context_columns": chosen.context_columns} if chosen.context_columns else {}
     for name, value in {**asked, **chosen.values}.items():
@@ -133,53 +133,27 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
     return run, source, config
 
 
-def read_run(run: Path) -> tuple[Source, TrainConfig]:
-    """Reads a run's config.toml.
-
-    Returns:
-        The source of the data and the settings.
-
-    Raises:
-        CheckpointError: If it is missing or damaged.
-    """
-    path = run / CONFIG_FILE
-    values = _read_toml(path, CheckpointError)
-    source = values.pop("data", None)
-    if not isinstance(source, str):
-        raise CheckpointError(f"{path} does not name the data; start a new run")
-    columns = _pop_columns(values, path, CheckpointError)
-    try:
-        return Source(source, columns), TrainConfig.from_mapping(values)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
-
-
 def _read_settings(file: Path) -> dict[str, Any]:
     """Reads a TOML file of settings, under today's names."""
     try:
-        return under_present_names(_read_toml(file, ConfigError))
-    except ConfigError:
-        raise
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: no such file; check the path, it starts at {Path.cwd()}") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # TOML or UTF-8
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    try:
+        return under_present_names(values)
     except ValueError as error:
         raise ConfigError(f"{error} ({file})") from error
 
 
-def _pop_columns(values: dict[str, Any], path: Path, kind: type[ValueError]) -> tuple[str, ...]:
+def _pop_columns(values: dict[str, Any], file: Path) -> tuple[str, ...]:
     columns = values.pop("context_columns", [])
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise kind(f"context_columns in {path} must be a list of names, got {columns!r}")
+        raise ConfigError(f"context_columns in {file} must be a list of names, got {columns!r}")
     return tuple(columns)
-
-
-def _read_toml(path: Path, kind: type[ValueError]) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise kind(f"{path}: no such file; check the path, it starts at {Path.cwd()}") from error
-    except OSError as error:
-        raise kind(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # TOML or UTF-8
-        raise kind(f"{path} is not valid TOML: {error}") from error
 
 
 def _check_directory(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packages that only a part of jkoflow needs."""
+"""Imports the packages that only a part of jkoflow needs."""
 
 from __future__ import annotations
 

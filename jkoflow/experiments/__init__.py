@@ -1,4 +1,4 @@
-"""Experiments by name: data, settings and published figures, one TOML file each beside this one."""
+"""Reads experiments by name: data, settings and published figures, one TOML file each beside this one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExperimentError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of the literature."""
+    """Holds a figure of the literature."""
 
     model: str
     nll: float
@@ -36,7 +36,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `jkoflow reproduce` does under one name."""
+    """Says what `jkoflow reproduce` does under one name."""
 
     name: str
     summary: str
@@ -59,11 +59,11 @@ class Experiment:
 
     @property
     def needs_files(self) -> bool:
-        """Whether there must be a directory of files."""
+        """Tells whether there must be a directory of files."""
         return "{directory}" in self.data
 
     def source(self, directory: Path | None) -> str:
-        """What to load, with a directory given or the default one.
+        """Returns what to load, with a directory given or the default one.
 
         Raises:
             ExperimentError: If there is neither, or a directory where none is needed.
@@ -81,12 +81,12 @@ class Experiment:
 
     @property
     def paper(self) -> Published | None:
-        """The figure of the JKO-iFlow paper."""
+        """Finds the figure of the JKO-iFlow paper; None if it has none."""
         return next((figure for figure in self.published if figure.model == OURS), None)
 
 
 def names() -> list[str]:
-    """The names of all experiments."""
+    """Lists the names of all experiments."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -108,7 +108,7 @@ def load(name: str) -> Experiment:
 
 
 def parse(name: str, content: dict[str, Any]) -> Experiment:
-    """An experiment from the content of its file.
+    """Makes an experiment from the content of its file.
 
     Raises:
         ExperimentError: If something is missing, superfluous or out of its range.
@@ -130,7 +130,7 @@ def parse(name: str, content: dict[str, Any]) -> Experiment:
 
 
 def comparison(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's metrics say about the published figures.
+    """Returns what a run's metrics say about the published figures.
 
     Arguments:
         experiment: The experiment.

@@ -1,7 +1,7 @@
-"""Pictures: an autoencoder that carries them to short vectors, for a flow to learn, and the samples carried back."""
+"""Carries pictures to short vectors, for a flow to learn, and its samples back, by an autoencoder."""
 
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
-from jkoflow.images.fit import train_autoencoder
+from jkoflow.images.autoencoder_training import train_autoencoder
 from jkoflow.images.latent import AUTOENCODER_FILE, IMAGES_FILE, LATENTS_FILE, prepare_latents, show_samples
 
 __all__ = [

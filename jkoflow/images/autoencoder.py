@@ -1,4 +1,4 @@
-"""A small convolutional autoencoder of grey pictures, in plain PyTorch."""
+"""Defines a small convolutional autoencoder of grey pictures, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KIND = "autoencoder"
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The settings of an autoencoder and of its training.
+    """Holds the settings of an autoencoder and of its training.
 
     Arguments:
         dim: Length d of the vectors that pictures are carried to.
@@ -54,7 +54,7 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
-    """Pictures to vectors and back.
+    """Carries pictures to vectors and back.
 
     Arguments:
         height: Of a picture; it and the width must be divisible by 2 once for every entry of ``channels``.

@@ -1,4 +1,4 @@
-"""What a run on pictures leaves beside the flow: the autoencoder, its vectors, and pictures of the samples."""
+"""Writes what a run on pictures leaves beside the flow: the autoencoder, its vectors, and pictures of the samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jkoflow.data import require
 from jkoflow.data.idx import PictureSet
 from jkoflow.flow import JKOFlow
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
-from jkoflow.images.fit import encode, reconstruction_error, train_autoencoder
+from jkoflow.images.autoencoder_training import encode, reconstruction_error, train_autoencoder
 from jkoflow.metrics import spread_rows
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -53,6 +53,11 @@ def prepare_latents(
 
     Returns:
         The path of the vectors, a file for `jkoflow.data.load_dataset`.
+
+    Raises:
+        jkoflow.data.DataError: If the pictures' sides do not suit the autoencoder.
+        jkoflow.environment.DeviceError: If PyTorch cannot use the device here.
+        OSError: If the directory cannot be written.
     """
     autoencoder = train_autoencoder(
         pictures.train, pictures.val, config, seed=seed, seconds=seconds, device=device, report=report
@@ -97,7 +102,7 @@ def show_samples(pictures: PictureSet, flow: JKOFlow, run: Path, seed: int = 0) 
 
 
 def mosaic(bands: list[Tensor], columns: int = COLUMNS, gap: int = 2) -> NDArray[np.float32]:
-    """Pictures (n, height, width) side by side in lines, band under band, on a white ground between the bands."""
+    """Lays pictures (n, height, width) side by side in lines, band under band, white between the bands."""
     sheets = []
     for band in bands:
         count, height, width = band.shape

@@ -1,4 +1,4 @@
-"""The figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
+"""Draws the figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
 
 Tensors and arrays of points have shape (n, d). Dense panels are rasterised inside the vector image. All colours but
 those of density maps come from the palette of `style`; the report exchanges them for the colours of the reader's theme.
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from jkoflow.flow import JKOFlow
+from jkoflow.ops.grid import Fixed, finest
 from jkoflow.report.probes import (
     MAX_COLUMNS,
     MAX_POINTS,
@@ -24,7 +25,7 @@ from jkoflow.report.probes import (
     Array,
     chosen_stages,
     data_log_density,
-    evaluation_steps,
+    evaluation_grids,
     flow_samples,
     flow_stages,
     grid_points,
@@ -96,14 +97,14 @@ def stages_figure(
     """
     _require_dim(flow, 2)
     stages = chosen_stages(len(flow.blocks), max_stages)
-    steps = evaluation_steps(flow)
+    grids = evaluation_grids(flow)
     pushed = flow_stages(flow, data, stages, context=context)
     carried = flow_stages(flow, noise_like(flow, MAX_POINTS, seed), stages, inverse=True, context=context)
     limit = float(np.clip(np.quantile(np.abs(pushed[0]), 0.998) * 1.08, 3.2, 6.0))
     # Half the steps of a reported NLL: the difference cannot be seen in an image.
-    density_steps = [max(2, -(-count // 2)) for count in steps]
+    coarser = [finest((grid.split(2), Fixed(2))) for grid in grids]
     conditions = len(shown_contexts(flow, context))
-    work = conditions * sum(point_work(flow, density_steps, stage) for stage in stages)
+    work = conditions * sum(point_work(flow, coarser, stage) for stage in stages)
     side = int(np.clip(math.sqrt(1.5 * WORK / max(work, 1)), 48, 104))
     points = grid_points(flow, (-limit, limit), (-limit, limit), side)
 
@@ -115,7 +116,7 @@ def stages_figure(
         axes[0].set_title(title, fontsize=9, color=INK, pad=4)
         draw_dots(axes[0], pushed[column], DATA_DOT)
         draw_dots(axes[1], carried[column], MODEL_DOT)
-        density = np.exp(stage_log_density(flow, stage, points, density_steps, context)).reshape(side, side)
+        density = np.exp(stage_log_density(flow, stage, points, coarser, context)).reshape(side, side)
         top = max(float(np.quantile(density, 0.998)), 1e-30)
         draw_map(axes[2], density, (-limit, limit, -limit, limit), PowerNorm(0.8, 0, top))
         for row, ax in enumerate(axes):
@@ -156,7 +157,7 @@ def density_figure(
     if half.max() < 2.5 * half.min():
         half[:] = half.max()
     (x0, x1), (y0, y1) = ((float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True))
-    work = len(shown_contexts(flow, context)) * point_work(flow, evaluation_steps(flow))
+    work = len(shown_contexts(flow, context)) * point_work(flow, evaluation_grids(flow))
     side = int(np.clip(math.sqrt(WORK / max(work, 1)), 72, 220))
     log_density = data_log_density(flow, grid_points(flow, (x0, x1), (y0, y1), side), context).reshape(side, side)
 

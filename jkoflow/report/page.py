@@ -1,4 +1,4 @@
-"""Pieces of the report's page: sections, tables, figures and numbers as HTML that needs nothing from outside."""
+"""Makes pieces of the report's page: sections, tables, figures, numbers, as HTML that needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 
 
 def section(title: str, body: str) -> str:
-    """A titled section; ``body`` is HTML."""
+    """Returns a titled section; ``body`` is HTML."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
 def details(title: str, body: str) -> str:
-    """A part that opens on a click; ``body`` is HTML."""
+    """Returns a part that opens on a click; ``body`` is HTML."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def pair_table(rows: Iterable[tuple[str, str]]) -> str:
-    """A table of names and values, both plain text."""
+    """Returns a table of names and values, both plain text."""
     body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
     return f'<div class="scroll"><table class="plain">{body}</table></div>'
 
 
 def grid_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a head; cells are plain text."""
+    """Returns a table with a head; cells are plain text."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def figure(drawing: Figure, alt: str, caption: str) -> str:
-    """A figure with what a reader who cannot see it is told, and its caption, both plain text."""
+    """Returns a figure with what a reader who cannot see it is told, and its caption, both plain text."""
     return f"<figure>{svg(drawing, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:
-    """A picture of few pixels, shown with sharp edges, and its caption; alt and caption are plain text."""
+    """Returns a picture of few pixels, shown with sharp edges, and its caption; alt and caption are plain text."""
     content = base64.b64encode(png).decode()
     return (
         f'<figure><img class="pixels" alt="{escape(alt)}" src="data:image/png;base64,{content}">'
@@ -53,7 +53,7 @@ def picture(png: bytes, alt: str, caption: str) -> str:
 
 
 def svg(drawing: Figure, alt: str) -> str:
-    """The figure as an inline SVG element in the colours of the page; dense panels inside are PNG at twice the pixels.
+    """Draws the figure as an inline SVG element in the page's colours; dense panels inside are PNG at twice the pixels.
 
     Arguments:
         drawing: A figure of `jkoflow.report.figures`.
@@ -94,7 +94,7 @@ def svg(drawing: Figure, alt: str) -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested tables as rows with dotted names."""
+    """Lays nested tables out as rows with dotted names."""
     rows: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -108,7 +108,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def number(value: object, digits: int | None = None) -> str:
-    """A number with a true minus sign: ``digits`` decimals, or three significant ones."""
+    """Writes a number with a true minus sign: ``digits`` decimals, or three significant ones."""
     if not isinstance(value, (int, float)):
         return "–"
     text = f"{value:,}" if isinstance(value, int) else _significant(value) if digits is None else f"{value:.{digits}f}"
@@ -127,14 +127,14 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def duration(value: float | None) -> str:
-    """Seconds in the unit that suits them."""
+    """Writes seconds in the unit that suits them."""
     if value is None:
         return "–"
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun."""
+    """Writes a number with its noun."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 

@@ -1,19 +1,19 @@
-"""What the figures of a report show, as numbers: stages, densities and samples of a flow, and which columns to draw."""
+"""Computes what the figures of a report show: stages, densities, samples of a flow, and which columns to draw."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jkoflow.block import Block
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.metrics import spread_rows
+from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.training.rounds import FINETUNE
 
 Array = NDArray[np.float64]
@@ -28,36 +28,36 @@ WORK = 1e11
 
 
 def chosen_stages(blocks: int, max_stages: int = 8) -> list[int]:
-    """At most ``max_stages`` evenly spaced stages of 0..blocks, both ends included."""
+    """Chooses at most ``max_stages`` evenly spaced stages of 0..blocks, both ends included."""
     return sorted({round(stage) for stage in np.linspace(0, blocks, min(blocks + 1, max(max_stages, 2)))})
 
 
 def stage_names(count: int) -> list[str]:
-    """Names of stages along an axis, left out where they would be too many."""
+    """Names the stages along an axis, but those that would be too many."""
     chosen = set(chosen_stages(count - 1, 7))
     return ["data", *(f"block {k}" if k in chosen else "" for k in range(1, count - 1)), "noise"][:count]
 
 
-def evaluation_steps(flow: JKOFlow) -> list[int]:
-    """Runge-Kutta steps each block is evaluated with."""
-    return [flow.eval_num_steps or cast(Block, block).num_steps for block in flow.blocks]
+def evaluation_grids(flow: JKOFlow) -> list[Grid]:
+    """Returns how each block is integrated for an evaluation."""
+    return [block.grid if flow.eval_num_steps is None else as_grid(flow.eval_num_steps) for block in flow.stack]
 
 
-def point_work(flow: JKOFlow, steps: Sequence[int], start: int = 0) -> float:
-    """Floating-point operations that carry one point and its logdet through the blocks from ``start`` on."""
+def point_work(flow: JKOFlow, grids: Sequence[Grid], start: int = 0) -> float:
+    """Counts the floating-point operations that carry one point and its logdet through the blocks from ``start`` on."""
     work = 0.0
-    for block, count in list(zip(flow.blocks, steps, strict=True))[start:]:
-        work += 4 * count * cast(Block, block).velocity.work()  # four stages to a step
+    for block, grid in list(zip(flow.stack, grids, strict=True))[start:]:
+        work += 4 * grid.cost * block.velocity.work()  # four stages to a step
     return work
 
 
 def affordable_points(flow: JKOFlow) -> int:
-    """How many points may be carried through the whole flow for one figure."""
-    return int(np.clip(WORK / max(point_work(flow, evaluation_steps(flow)), 1), 800, MAX_POINTS))
+    """Tells how many points may be carried through the whole flow for one figure."""
+    return int(np.clip(WORK / max(point_work(flow, evaluation_grids(flow)), 1), 800, MAX_POINTS))
 
 
 def noise_like(flow: JKOFlow, count: int, seed: int) -> Tensor:
-    """Standard Gaussian noise in the flow's dtype, at most as many points as are affordable, with shape (n, d)."""
+    """Draws Gaussian noise in the flow's dtype, at most as many points as are affordable, with shape (n, d)."""
     generator = torch.Generator().manual_seed(seed)
     count = min(count, affordable_points(flow))
     return torch.randn(count, flow.dim, generator=generator, dtype=flow.standardize.mean.dtype)
@@ -65,7 +65,7 @@ def noise_like(flow: JKOFlow, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | None = None) -> Tensor:
-    """At most ``count`` seeded samples in the data's own units, with shape (n, d); one for a row of context (N, c)."""
+    """Draws up to ``count`` seeded samples (n, d) in the data's own units; one for a row of context (N, c)."""
     noise = noise_like(flow, count if context is None else min(count, len(context)), seed)
     return _finite(flow.inverse(noise, matching_context(flow, noise, context))[0])
 
@@ -74,7 +74,7 @@ def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | Non
 def flow_stages(
     flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False, context: Tensor | None = None
 ) -> Array:
-    """Positions of the points, in the blocks' units, at the chosen stages, with shape (len(stages), n, d)."""
+    """Carries points to the chosen stages; returns where they are, in the blocks' units: (len(stages), n, d)."""
     count = affordable_points(flow) if context is None else min(affordable_points(flow), len(context))
     points = points[:count].to(flow.standardize.mean)
     path = flow.trajectory(points, matching_context(flow, points, context), inverse=inverse)
@@ -82,20 +82,20 @@ def flow_stages(
 
 
 def matching_context(flow: JKOFlow, points: Tensor, context: Tensor | None) -> Tensor | None:
-    """The context of the first rows, in the flow's dtype."""
+    """Returns the context of the first rows, in the flow's dtype."""
     return None if context is None else context[: len(points)].to(flow.standardize.mean)
 
 
 def shown_contexts(flow: JKOFlow, context: Tensor | None) -> list[Tensor | None]:
-    """The conditions (1, c) over which a density is averaged to be drawn; just None for an unconditional flow."""
+    """Returns the conditions (1, c) that a drawn density is averaged over; just None for an unconditional flow."""
     return [None] if context is None else list(spread_rows(context, MAX_CONTEXTS).to(flow.standardize.mean).split(1))
 
 
 @torch.no_grad()
 def stage_log_density(
-    flow: JKOFlow, stage: int, points: Tensor, steps: Sequence[int], context: Tensor | None = None
+    flow: JKOFlow, stage: int, points: Tensor, grids: Sequence[Grid], context: Tensor | None = None
 ) -> Array:
-    """Log-density (n,) of the data as the first ``stage`` blocks leave them, at points (n, d) in the blocks' units.
+    """Computes the log-density of the data as ``stage`` blocks leave them: (n,), at points (n, d) in the blocks' units.
 
     That of a conditional flow is averaged over a few rows of the context (N, c).
     """
@@ -104,8 +104,8 @@ def stage_log_density(
         x, logdet = points, points.new_zeros(points.shape[0])
         rows = None if condition is None else condition.expand(len(points), -1)
         rows = flow.standardized_context(rows, len(points))
-        for block, count in list(zip(flow.blocks, steps, strict=True))[stage:]:
-            x, increment = block(x, rows, count)
+        for block, grid in list(zip(flow.stack, grids, strict=True))[stage:]:
+            x, increment = block(x, rows, grid)
             logdet = logdet + increment
         found.append(base_log_prob(x) + logdet)
     return to_array(torch.stack(found).logsumexp(0) - math.log(len(found)))
@@ -113,9 +113,9 @@ def stage_log_density(
 
 @torch.no_grad()
 def data_log_density(flow: JKOFlow, points: Tensor, context: Tensor | None = None) -> Array:
-    """Log-density (n,) at points (n, d), both in the data's own units."""
+    """Computes the log-density (n,) at points (n, d), both in the data's own units."""
     entered, logdet = flow.enter(points)
-    return stage_log_density(flow, 0, entered, evaluation_steps(flow), context) + to_array(logdet)
+    return stage_log_density(flow, 0, entered, evaluation_grids(flow), context) + to_array(logdet)
 
 
 def _finite(points: Tensor) -> Tensor:
@@ -129,31 +129,31 @@ def _finite(points: Tensor) -> Tensor:
 
 
 def grid_points(flow: JKOFlow, x: tuple[float, float], y: tuple[float, float], side: int) -> Tensor:
-    """Centres of a side x side grid of cells over the rectangle, row by row, in the flow's dtype, with shape (n, 2)."""
+    """Returns the centres of side x side cells over the rectangle, row by row, in the flow's dtype: (n, 2)."""
     middle = (torch.arange(side, dtype=flow.standardize.mean.dtype) + 0.5) / side
     columns = torch.meshgrid(y[0] + middle * (y[1] - y[0]), x[0] + middle * (x[1] - x[0]), indexing="ij")
     return torch.stack([columns[1].reshape(-1), columns[0].reshape(-1)], dim=1)
 
 
 def ks_distance(a: Array, b: Array) -> float:
-    """Two-sample Kolmogorov-Smirnov distance between the values a (n,) and b (m,)."""
+    """Computes the two-sample Kolmogorov-Smirnov distance between the values a (n,) and b (m,)."""
     values = np.concatenate([a, b])
     left = np.searchsorted(np.sort(a), values, side="right") / len(a)
     return float(np.abs(left - np.searchsorted(np.sort(b), values, side="right") / len(b)).max())
 
 
 def chance_ks(n: int, m: int) -> float:
-    """What the distance between n and m values of the same distribution exceeds in one case of twenty."""
+    """Returns what the distance between n and m values of one distribution exceeds in one case of twenty."""
     return 1.358 * math.sqrt((n + m) / (n * m))
 
 
 def worst_columns(distances: Array, limit: int = MAX_COLUMNS) -> list[int]:
-    """The ``limit`` columns of largest distance, in the order of the columns."""
+    """Chooses the ``limit`` columns of largest distance, in the order of the columns."""
     return sorted(np.argsort(-distances, kind="stable")[:limit].tolist())
 
 
 def telling_pairs(rows: Array, count: int = 6, bins: int = 12) -> list[tuple[int, int]]:
-    """Pairs of columns most worth a look: by turns the most correlated, and those least Gaussian.
+    """Chooses the pairs of columns most worth a look: by turns the most correlated, and those least Gaussian.
 
     Correlation is that of the ranks; "least Gaussian" is the mutual information of the ranks beyond what a Gaussian of
     that correlation has. A column appears in at most two pairs while others are left.
@@ -185,22 +185,27 @@ def telling_pairs(rows: Array, count: int = 6, bins: int = 12) -> list[tuple[int
 
 
 def to_array(values: Tensor) -> Array:
-    """The tensor as a float64 array."""
+    """Returns the tensor as a float64 array."""
     return values.detach().cpu().double().numpy()
 
 
 def place_of(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Round and block of a record; runs of earlier versions have one round."""
+    """Returns round and block of a record; runs of earlier versions have one round."""
     return int(record.get("round") or 0), int(record["block"])
 
 
 def fine_tuning_rounds(history: Records) -> set[int]:
-    """The rounds that trained all blocks at once."""
+    """Returns the rounds that trained all blocks at once."""
     return {int(r["round"]) for r in history if r.get("event") == "round" and r.get("kind") == FINETUNE}
 
 
+def guard_records(history: Records) -> list[Mapping[str, Any]]:
+    """Returns the records of the moments at which the integrator guard stepped in."""
+    return [record for record in history if record.get("event") == "guard"]
+
+
 def timeline(history: Records) -> tuple[dict[tuple[int, int], int], int]:
-    """The iteration at which each block of each round starts, and the total."""
+    """Returns the iteration at which each block of each round starts, and the total."""
     lengths: dict[tuple[int, int], int] = {}
     for record in history:
         if "block" in record:
@@ -216,7 +221,7 @@ def timeline(history: Records) -> tuple[dict[tuple[int, int], int], int]:
 def running_quantiles(
     history: Records, name: str, offsets: Mapping[tuple[int, int], int], total: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Abscissa and 10, 50 and 90 % quantiles of a term in some 200 bins that never straddle two blocks."""
+    """Returns abscissa and 10, 50, 90 % quantiles of a term in some 200 bins that never straddle two blocks."""
     lines: list[list[float]] = []
     width = max(total / 200, 1.0)
     for place, start in offsets.items():
@@ -234,5 +239,5 @@ def running_quantiles(
 
 
 def or_nan(value: object) -> float:
-    """The number, or NaN for what is none."""
+    """Returns the number, or NaN for what is none."""
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,4 +1,4 @@
-"""What the figures have in common: palette, layout and the dress of their panels."""
+"""Gives the figures what they have in common: palette, layout and the dress of their panels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LEGEND: dict[str, Any] = {"ncols": 3, "fontsize": 8.5, "frameon": False, "labelc
 
 
 def new_figure(width: float, height: float, gap: float = 0.015) -> Figure:
-    """An empty figure of a size in inches; ``gap`` is the space between panels as a fraction of their size."""
+    """Makes an empty figure of a size in inches; ``gap`` is the space between panels as a fraction of their size."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=gap, hspace=gap / 2)  # type: ignore[union-attr]
     return figure
 
 
 def new_panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A balanced grid of small panels, at most six in a row."""
+    """Makes a balanced grid of small panels, at most six in a row."""
     lines = -(-count // 6)
     columns = -(-count // lines)
     figure = new_figure(min(WIDTH, 4.2 * columns), 1.62 * lines + 0.35 if columns > 3 else 2.6, gap=0.1)
@@ -46,19 +46,19 @@ def name_axes(ax: Axes, x: str = "", y: str = "", size: float = 9) -> None:
 
 
 def shorten(name: str, length: int) -> str:
-    """The name, cut where it would run into its neighbour."""
+    """Cuts a name where it would run into its neighbour."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def robust_span(values: Array) -> tuple[float, float]:
-    """Robust range of the values, a little widened."""
+    """Returns a robust range of the values, a little widened."""
     low, high = (float(v) for v in np.quantile(values, (0.003, 0.997)))
     pad = 0.06 * (high - low) or max(abs(high), 1.0) * 1e-3
     return low - pad, high + pad
 
 
 def bin_edges(low: float, high: float, count: int) -> Array:
-    """Edges of equal bins, as many as a histogram of ``count`` values can bear."""
+    """Returns the edges of equal bins, as many as a histogram of ``count`` values can bear."""
     return np.linspace(low, high, int(np.clip(3 * max(count, 1) ** (1 / 3), 12, 50)) + 1)
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report about the training: losses, movements and rounds, as matplotlib `Figure` objects."""
+"""Draws the figures of a report about the training: losses, movements and rounds, as matplotlib `Figure` objects."""
 
 from __future__ import annotations
 

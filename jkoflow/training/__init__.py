@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.data import Dataset, require_batch, split_rows
-from jkoflow.environment import describe
+from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.progress import Progress, Silent
@@ -71,7 +70,6 @@ def train(
         jkoflow.checkpoint.CheckpointError: If the saved state is damaged.
         jkoflow.training.state.TrainingError: If the parameters overflow with the guard switched off.
         ValueError: If the device does not exist, resume is asked for without a run_dir, or start does not fit the data.
-        jkoflow.data.MissingExtraError: If run_dir is given and tomli-w is missing.
         OSError: If run_dir cannot be written.
 
     References:
@@ -118,18 +116,3 @@ def train(
         return Trainer(data, config, device, world, run, progress, start, state).run()
     finally:
         run.close()
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        ValueError: If PyTorch cannot use it here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that PyTorch can use here, got {name!r}: {reason}") from error
-    return device

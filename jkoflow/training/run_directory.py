@@ -1,4 +1,4 @@
-"""The run directory: everything that a training run leaves on disk, written and read here."""
+"""Writes and reads what a training run leaves on disk: the one place that knows the files of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jkoflow import checkpoint
-from jkoflow.data import Dataset, require
+from jkoflow.checkpoint import CheckpointError
+from jkoflow.data import Dataset
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import spread_rows
+from jkoflow.training import run_files, toml
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.run_files import Preview, RunSettings
 from jkoflow.training.state import RunError, RunState
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.toml"
 STATE_FILE = "state.safetensors"
@@ -27,10 +32,14 @@ PREVIEW_FILE = "preview.npz"
 ENVIRONMENT_FILE = "environment.json"
 STATE_KIND = "training-state"
 PREVIEW_ROWS = 5000
+"""Most test rows that a run keeps for its report."""
 
 
 class RunDirectory:
-    """A directory that holds one training run.
+    """Stands for a directory that holds one training run.
+
+    All that reads a file of it raises `jkoflow.checkpoint.CheckpointError` where the file is missing or damaged; the
+    message is one line that names the file and the fix.
 
     Arguments:
         path: The directory; `create` makes it.
@@ -41,11 +50,11 @@ class RunDirectory:
         self._history: io.BufferedWriter | None = None
 
     def holds_run(self) -> bool:
-        """Whether a training run has been started here."""
+        """Tells whether a training run has been started here."""
         return any((self.path / name).exists() for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE))
 
     def is_finished(self) -> bool:
-        """Whether the run here has ended and left its model."""
+        """Tells whether the run here has ended and left its model."""
         there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
         return there and not (self.path / STATE_FILE).exists()
 
@@ -60,14 +69,12 @@ class RunDirectory:
 
         Raises:
             RunError: If there is a run already.
-            MissingExtraError: If tomli-w is missing.
             OSError: If the directory cannot be written.
         """
-        toml = config_toml(config, source, context_columns)
         if self.holds_run():
             raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(self.path / CONFIG_FILE, toml)
+        checkpoint.write_atomically(self.path / CONFIG_FILE, config_toml(config, source, context_columns))
         self.reopen(0, environment)
 
     def reopen(self, length: int, environment: Mapping[str, Any]) -> None:
@@ -123,7 +130,7 @@ class RunDirectory:
         try:
             return RunState.from_description(description, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe a training state: {error}") from error
+            raise CheckpointError(f"{path} does not describe a training state: {error}") from error
 
     def finish(self, flow: JKOFlow, metrics: Mapping[str, Any], data: Dataset) -> None:
         """Writes the results, then removes the state: a run without state has ended."""
@@ -143,48 +150,83 @@ class RunDirectory:
         self.close()
         (self.path / STATE_FILE).unlink(missing_ok=True)
 
-    def metrics(self) -> dict[str, Any]:
-        """The metrics of a finished run.
-
-        Raises:
-            CheckpointError: If they are missing or damaged.
-        """
-        path = self.path / METRICS_FILE
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path} is missing or damaged: {error}; train the run again") from error
-        if not isinstance(metrics, dict):
-            raise checkpoint.CheckpointError(f"{path} is damaged: it holds no JSON object; train the run again")
+    def add_metrics(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds to the metrics of a finished run; returns all of them, as they are read back."""
+        metrics = {**self.metrics(), **finite(more)}
+        self._write_json(METRICS_FILE, metrics)
         return metrics
 
-    def add_metrics(self, more: Mapping[str, Any]) -> None:
-        """Adds to the metrics of a finished run.
+    def table(self) -> dict[str, Any]:
+        """Reads config.toml as it stands there, under the names of the version that wrote it."""
+        return self._read(CONFIG_FILE, run_files.parse_table)
 
-        Raises:
-            CheckpointError: If they are missing or damaged.
-        """
-        self._write_json(METRICS_FILE, {**self.metrics(), **more})
+    def settings(self) -> RunSettings:
+        """Reads what the run was started with."""
+        path = self.path / CONFIG_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; restore it, or start a new run")
+        table = self.table()
+        try:
+            return run_files.parse_settings(table)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; start a new run") from error
+
+    def metrics(self) -> dict[str, Any]:
+        """Reads the metrics of a finished run: at least those under `run_files.COUNTS` and `run_files.MEASURES`."""
+        return self._read(METRICS_FILE, run_files.parse_metrics)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Reads the records of the history, the oldest first."""
+        return self._read(HISTORY_FILE, run_files.parse_history)
+
+    def preview(self) -> Preview:
+        """Reads the test rows that a finished run keeps, and the names of their columns."""
+        return self._read(PREVIEW_FILE, run_files.parse_preview)
+
+    def environment(self) -> dict[str, Any]:
+        """Reads what the run began in (`jkoflow.environment.describe`)."""
+        return self._read(ENVIRONMENT_FILE, run_files.parse_object)
+
+    def flow(self) -> JKOFlow:
+        """Reads the trained flow, on the CPU."""
+        path = self._existing(MODEL_FILE)
+        try:
+            return JKOFlow.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; if it cannot be restored, train the run again") from error
+
+    def _existing(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such file, the run has not ended; resume it with: "
+                f"jkoflow train DATA --out {self.path} --resume"
+            )
+        return path
+
+    def _read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        path = self._existing(name)
+        try:
+            return parse(path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; restore it, or train the run again") from error
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 
 
 def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str] = ()) -> bytes:
-    """The text of config.toml: every setting, where the data came from and which of their columns are context.
-
-    Raises:
-        MissingExtraError: If tomli-w is missing.
-    """
-    tomli_w = require("tomli_w", "a run directory")
+    """Returns the text of config.toml: where the data came from, which of their columns are context, every setting."""
     data: dict[str, Any] = {"data": source}
     if context_columns:
         data["context_columns"] = list(context_columns)
-    return tomli_w.dumps({**data, **config.to_mapping()}).encode()
+    return toml.dumps({**data, **config.to_mapping()}).encode()
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and inf become null."""
+    """Returns the value as JSON can hold it: NaN and inf become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

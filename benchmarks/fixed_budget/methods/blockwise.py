@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from fixed_budget.fit import Fit, Point
@@ -14,7 +12,7 @@ from fixed_budget.problem import Problem
 from jkoflow.data import Dataset
 from jkoflow.metrics import first_num_steps
 from jkoflow.training import TrainConfig, train
-from jkoflow.training.run_directory import HISTORY_FILE, METRICS_FILE
+from jkoflow.training.run_directory import RunDirectory
 
 EVALUATION_ROWS = 8
 """Test rows that training is shown: its own evaluation is not part of the comparison and should cost nothing."""
@@ -30,10 +28,9 @@ def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
     data = Dataset(problem.name, problem.train, problem.val, problem.test[:EVALUATION_ROWS], names)
     peak = Peak()
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        flow = train(data, config, run_dir=run)
-        history = [json.loads(line) for line in (run / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
-        metrics = json.loads((run / METRICS_FILE).read_text(encoding="utf-8"))
+        flow = train(data, config, run_dir=folder)
+        run = RunDirectory(folder)
+        history, metrics = run.history(), run.metrics()
     memory = peak.growth()
     steps = first_num_steps(flow)
     return Fit(

@@ -1,8 +1,7 @@
-"""One training run from its data to its printed results, as the commands train and reproduce have it."""
+"""Takes a training run from its data to its printed results, for the commands train and reproduce."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,27 @@ import typer
 from jkoflow.cli import console
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import Dataset, require
-from jkoflow.environment import describe
 from jkoflow.flow import JKOFlow
+from jkoflow.ops import extension
 from jkoflow.report import write_report
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.run_directory import METRICS_FILE, RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 
 
 def require_for_run() -> None:
     """Makes sure, before a run begins, of what it cannot end without.
 
     Raises:
-        MissingExtraError: If a package for the report or for the run's settings is missing.
+        MissingExtraError: If the package for the report is missing.
         ConfigError: If the environment asks for kernels that are not there.
     """
     require("matplotlib", "the report")
-    require("tomli_w", "a run directory")
-    kernels = describe()["kernels"]["cpu"]
-    if kernels is not None and "JKOFLOW_ISA" in kernels:
-        raise ConfigError(kernels)
+    if extension.BAD_ISA is not None:
+        raise ConfigError(extension.BAD_ISA)
 
 
-def run_training(
+def train_and_report(
     dataset: Dataset,
     source: str,
     config: TrainConfig,
@@ -42,7 +39,7 @@ def run_training(
     *,
     resume: bool,
     again: str,
-    more: Callable[[JKOFlow], Mapping[str, Any]] | None = None,
+    more: Callable[[JKOFlow, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> None:
     """Trains, writes the report and prints the results.
 
@@ -53,7 +50,7 @@ def run_training(
         run: The run's directory.
         resume: Whether to go on with the run there.
         again: The command that goes on with it after an interruption.
-        more: Measures more of the finished flow; what it returns is added to the run's metrics.
+        more: Measures more of the finished flow, given its metrics; what it returns is added to them.
     """
     print(
         f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "
@@ -66,16 +63,13 @@ def run_training(
     try:
         with console.training_progress() as progress:
             flow = train_flow(dataset, config, run_dir=run, resume=resume, progress=progress, source=source)
+        metrics = directory.metrics()
         if more is not None:
-            directory.add_metrics(more(flow))
+            metrics = directory.add_metrics(more(flow, metrics))
         page = write_report(run)
     except KeyboardInterrupt:
         told = f"; continue with: {again}" if directory.holds_run() else " before the run began"
         console.error(f"interrupted{told}")
         raise typer.Exit(130) from None
-    except ValueError as error:
-        if str(error).startswith("device "):  # from the settings, but only the training can tell
-            raise ConfigError(str(error)) from error
-        raise
-    console.show_metrics(json.loads((run / METRICS_FILE).read_text(encoding="utf-8")))
+    console.show_metrics(metrics)
     print(f"report: {page}")

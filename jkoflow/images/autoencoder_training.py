@@ -1,4 +1,4 @@
-"""Training an autoencoder."""
+"""Trains an autoencoder, carries pictures to vectors with it and measures its error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.data.idx import Pictures
+from jkoflow.environment import usable_device
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 
 CHUNK = 1000
@@ -42,9 +43,11 @@ def train_autoencoder(
         The autoencoder, in evaluation mode.
 
     Raises:
-        ValueError: If the pictures' sides do not suit ``config.channels``.
+        DataError: If the pictures' sides do not suit ``config.channels``.
+        DeviceError: If PyTorch cannot use the device here.
     """
     started = time.monotonic()
+    device = usable_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         height, width = pictures.shape[1:]
@@ -94,13 +97,13 @@ def _update(
 
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, pictures: Pictures) -> Tensor:
-    """Vectors of pictures of 0 to 255 with shape (N, height, width), on the CPU, with shape (N, d)."""
+    """Carries pictures of 0 to 255 with shape (N, height, width) to vectors, on the CPU, with shape (N, d)."""
     return torch.cat([autoencoder.encode(part).cpu() for part in _parts(autoencoder, pictures)])
 
 
 @torch.no_grad()
 def reconstruction_error(autoencoder: Autoencoder, pictures: Pictures) -> float:
-    """Root mean square of the pixels' errors, pixels from 0 to 1."""
+    """Computes the root mean square of the pixels' errors, pixels from 0 to 1."""
     total = 0.0
     for part in _parts(autoencoder, pictures):
         total += float((autoencoder.decode(autoencoder.encode(part)) - part).double().square().sum())

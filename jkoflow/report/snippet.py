@@ -1,0 +1,35 @@
+"""Writes the lines of Python that load the model of a report."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from jkoflow.flow import JKOFlow
+
+
+def load_snippet(path: Path, flow: JKOFlow) -> str:
+    """Returns the HTML of a few lines that load a run's flow, score rows and draw samples."""
+    if flow.context_dim:
+        lines = (
+            f"log_p = flow.log_prob(x, c)        # nats, x of shape (n, {flow.dim}), context c of shape "
+            f"(n, {flow.context_dim}), in their own units",
+            "samples = flow.sample(len(c), c)   # one for each row of c",
+            "z, logdet = flow.forward(x, c)     # to the noise side; flow.inverse(z, c) leads back",
+        )
+    else:
+        lines = (
+            f"log_p = flow.log_prob(x)      # nats, x of shape (n, {flow.dim}) in the data's own units",
+            "samples = flow.sample(1000)   # in the data's own units",
+            "z, logdet = flow.forward(x)   # to the noise side; flow.inverse(z) leads back",
+        )
+    code = "\n".join(["from jkoflow import JKOFlow", "", f"flow = JKOFlow.load({_relative(path)!r})", *lines])
+    return f"<pre><code>{escape(code)}</code></pre>"
+
+
+def _relative(path: Path) -> str:
+    """Names the run as seen from the working directory, or barely: a page that travels holds no machine's paths."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.resolve().name

@@ -1,0 +1,204 @@
+"""Makes the tables of a report: results, blocks, rounds, guard events, published figures, environment, as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from jkoflow.report import page, probes
+from jkoflow.report.baseline import gaussian_nll
+from jkoflow.report.results import Results
+from jkoflow.two_sample import FIXED_BANDWIDTH
+
+_CONVERGED = {
+    True: "Runge-Kutta steps per block; twice as many move the NLL by less than 0.001 nats",
+    False: "Runge-Kutta steps per block; the NLL has NOT converged, do not rely on it",
+}
+
+_ACTIONS = {
+    "doubled": "went back to the last good parameters, doubled the steps",
+    "halved": "halved the steps: half as many are enough again",
+    "damped": "halved the velocity that the block was warm-started with",
+    "reset": "started the block afresh",
+    "stopped": "ended the block with its best parameters",
+}
+
+_DISTANCES = {
+    "mmd_median": "MMD², median bandwidth",
+    "mmd_fixed": f"MMD², bandwidth {FIXED_BANDWIDTH:g}",
+    "energy_distance": "Energy distance",
+}
+
+
+def results(run: Results) -> str:
+    """Returns the table of everything that was measured."""
+    m = run.metrics
+    parameters = sum(parameter.numel() for parameter in run.flow.parameters())
+    rows: list[tuple[str, str, str]] = [
+        (
+            "Test NLL",
+            f"{page.number(m['test_nll'], 4)} ± {page.number(m['test_nll_stderr'], 4)}",
+            "nats per row, standardised columns",
+        ),
+        ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
+        *_bits(m),
+    ]
+    gaussian = gaussian_nll(run)
+    if gaussian is not None:
+        rows.append(
+            (
+                "Gaussian for comparison",
+                page.number(gaussian, 4),
+                "nats per row, standardised; mean and covariance of these test rows"
+                + (" and their context" if run.context_features else ""),
+            )
+        )
+    rows += [
+        (
+            "Evaluated with",
+            page.number(m["eval_num_steps"]),
+            _CONVERGED[bool(m.get("test_nll_converged", True))],
+        ),
+        (
+            "Inversion error, mean",
+            page.number(m["inversion_error_mean"]),
+            "distance between x and inverse(forward(x)), standardised",
+        ),
+        ("Inversion error, largest", page.number(m["inversion_error_max"]), "same"),
+        *_exact_inversion(m),
+        *_distances(m),
+        ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
+        ("Blocks", page.number(m["blocks"]), ""),
+        ("Parameters", f"{parameters:,}", ""),
+        ("Training rows", f"{m['n_train']:,}", f"{m['dim']} columns"),
+        *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
+        ("Training time", page.duration(m["train_seconds"]), ""),
+        ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
+        ("Seed", str(m["seed"]), ""),
+    ]
+    return page.grid_table(("", "value", "unit"), rows)
+
+
+def _bits(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    if "test_bits_per_dim" not in m:
+        return []
+    value, error = (page.number(m[name], 4) for name in ("test_bits_per_dim", "test_bits_per_dim_stderr"))
+    return [("Test NLL", f"{value} ± {error}", "bits per column, the data's own units")]
+
+
+def _distances(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the distances between test rows and samples; none for runs of versions that did not measure them."""
+    return [
+        (
+            label,
+            f"{page.number(m[name])} ± {page.number(m[f'{name}_stderr'])}",
+            f"{m['two_sample_rows']:,} test rows against samples; chance alone exceeds "
+            f"{page.number(m[f'{name}_threshold'])} in one case of twenty",
+        )
+        for name, label in _DISTANCES.items()
+        if name in m
+    ]
+
+
+def _exact_inversion(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the error of the exact inverse; nothing for runs of versions that did not measure it."""
+    if "inversion_error_exact_mean" not in m:
+        return []
+    mean, largest = m["inversion_error_exact_mean"], m["inversion_error_exact_max"]
+    if mean is None:
+        return [("Exact inverse", "none", "a Runge-Kutta step is too coarse to be inverted")]
+    return [("Inversion error, exact inverse", page.number(mean), f"mean; {page.number(largest)} at most")]
+
+
+def published(run: Results) -> str:
+    """Returns the table of an experiment's NLL beside the published ones, and whether they compare."""
+    m = run.metrics
+    error = page.number(m["reproduced_nll_stderr"], 3)
+    rows = [("this run", f"{page.number(m['reproduced_nll'], 3)} ± {error}", "step-converged, test rows")]
+    rows += [(figure["model"], page.number(figure["nll"], 2), figure["source"]) for figure in m["published"]]
+    verdict = "The figures compare" if m["paper_nll_comparable"] else "The figures do not compare one to one"
+    note = f"<p>{escape(verdict)}: {escape(m['paper_remark'])}.</p>"
+    return page.grid_table(("model", f"test NLL, {m['paper_nll_units']}", "source"), rows) + note
+
+
+def blocks(run: Results) -> str:
+    """Returns the table of the flow's blocks, and of the rounds in which all of them were trained together."""
+    kept = [record["round"] for record in run.metrics.get("rounds", []) if record["kept"]]
+    together = probes.fine_tuning_rounds(run.history)
+    # the rounds that the flow is from: the last one that trained block by block, and the one after it if there was one
+    number = next((number for number in reversed(kept) if number not in together), 0)
+    ends = {r["block"]: r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] == number}
+    tuned = [r for r in run.history if r["event"] == "block" and probes.place_of(r)[0] in together & set(kept)]
+    head = ("block", "step size h", "steps", "iterations", "movement", "validation NLL (nats)", "time")
+    rows = [
+        _block_row(k + 1, block.jko_step, block.num_steps, movement, ends.get(k, {}))
+        for k, (block, movement) in enumerate(zip(run.flow.stack, run.metrics["movements"], strict=True))
+    ]
+    rows += [_block_row("all, together", math.inf, r.get("num_steps"), r.get("movement"), r) for r in tuned]
+    return page.grid_table(head, rows)
+
+
+def _block_row(
+    name: int | str, jko_step: float, steps: int | None, movement: float | None, end: Mapping[str, Any]
+) -> tuple[object, ...]:
+    """Puts together what is known of a block: from the flow, and from the record of its training if there is one."""
+    return (
+        name,
+        "∞ (free)" if math.isinf(jko_step) else page.number(jko_step),
+        page.number(steps),
+        page.number(end.get("iterations")),
+        page.number(movement),
+        page.number(end.get("val_nll"), 3),
+        page.duration(end["seconds"]) if "seconds" in end else "–",
+    )
+
+
+def guard_events(run: Results) -> str:
+    """Returns the table of the moments at which the integrator guard stepped in."""
+    together = probes.fine_tuning_rounds(run.history)
+    head = ("round", "block", "iteration", "NLL gap (nats)", "round-trip error", "steps now", "action")
+    keys = ("iteration", "nll_difference", "round_trip", "num_steps")
+    rows = [
+        (
+            probes.place_of(r)[0] + 1,
+            "all" if probes.place_of(r)[0] in together else probes.place_of(r)[1] + 1,
+            *(page.number(r.get(key)) for key in keys),
+            _action(r),
+        )
+        for r in probes.guard_records(run.history)
+    ]
+    return page.grid_table(head, rows)
+
+
+def _action(record: Mapping[str, Any]) -> str:
+    action = str(record.get("action", "–"))
+    return _ACTIONS.get(action, action)
+
+
+def rounds(run: Results) -> str:
+    """Returns the table of the rounds of training."""
+    head = ("round", "kind", "blocks", "spread of movements", "validation NLL (nats)", "result", "time")
+    rows = [
+        (
+            record["round"] + 1,
+            record["kind"],
+            record["blocks"],
+            page.number(record["movement_spread"]),
+            page.number(record["val_nll"], 4),
+            "kept" if record["kept"] else "undone",
+            page.duration(record["seconds"]),
+        )
+        for record in run.metrics["rounds"]
+    ]
+    return page.grid_table(head, rows)
+
+
+def environment(run: Results) -> str:
+    """Returns the table of the software and the machine that the run began in."""
+    rows = page.flat(run.environment)
+    # A kernel that can be used has no reason why not.
+    return page.pair_table(
+        (k, "available" if k in ("kernels.cpu", "kernels.cuda") and v == "–" else v) for k, v in rows
+    )

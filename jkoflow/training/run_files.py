@@ -1,0 +1,163 @@
+"""Turns the contents of a run's files into values and checks them; `jkoflow.training.run_directory` names the files.
+
+Every function raises ValueError or TypeError where the content is not what a run writes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jkoflow.training.config import TrainConfig
+
+COUNTS = ("eval_num_steps", "blocks", "guard_events", "dim", "n_train", "seed")
+"""Metrics of every run that are whole numbers."""
+MEASURES = (
+    "test_nll",
+    "test_nll_data_units",
+    "test_nll_stderr",
+    "inversion_error_mean",
+    "inversion_error_max",
+    "train_seconds",
+)
+"""Metrics of every run that are numbers, or None where a figure was not finite."""
+
+_ROUND = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
+
+# Fields without which a record of the history cannot be placed.
+_PLACE = {
+    "iteration": ("block", "iteration"),
+    "validation": ("block", "iteration"),
+    "guard": ("block", "iteration"),
+    "block": ("block",),
+}
+
+
+class RunSettings(NamedTuple):
+    """Holds what a run was started with."""
+
+    source: str
+    """The data: a built-in name or a path."""
+    context_columns: tuple[str, ...]
+    """Names of the columns that the density is conditional on."""
+    config: TrainConfig
+
+
+class Preview(NamedTuple):
+    """Holds some of a run's test rows, in their own units, for its report."""
+
+    data: Tensor
+    """The rows, with shape (n, d)."""
+    features: tuple[str, ...]
+    """Names of the d columns."""
+    context: Tensor | None
+    """Conditioning variables of these rows, with shape (n, c); None for an unconditional flow."""
+    context_features: tuple[str, ...]
+    """Names of the c columns."""
+
+
+def parse_table(content: bytes) -> dict[str, Any]:
+    """Reads config.toml as it stands there."""
+    return tomllib.loads(content.decode())
+
+
+def parse_settings(table: dict[str, Any]) -> RunSettings:
+    """Takes the settings out of the table of config.toml, under today's names or those of version 0.1."""
+    values = dict(table)
+    source, columns = values.pop("data", None), values.pop("context_columns", [])
+    if not isinstance(source, str):
+        raise ValueError("it does not name the data")
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"context_columns must be a list of names, got {columns!r}")
+    return RunSettings(source, tuple(columns), TrainConfig.from_mapping(values))
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """Reads a JSON object."""
+    value = json.loads(content.decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def parse_metrics(content: bytes) -> dict[str, Any]:
+    """Reads metrics.json: whole numbers under `COUNTS`, numbers or None under `MEASURES`, and what else there is."""
+    metrics = parse_object(content)
+    missing = [name for name in (*COUNTS, *MEASURES, "movements") if name not in metrics]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for names, kind, what in ((COUNTS, int, "a whole number"), (MEASURES, (int, float, type(None)), "a number")):
+        for name in names:
+            if not isinstance(metrics[name], kind):
+                raise ValueError(f"{name} must be {what}, got {metrics[name]!r}")
+    moved = metrics["movements"]
+    if not isinstance(moved, list) or not all(isinstance(value, (int, float)) for value in moved):
+        raise ValueError(f"movements must be a list of numbers, got {moved!r}")
+    rounds = metrics.get("rounds", [])
+    if not isinstance(rounds, list) or not all(isinstance(r, dict) and r.keys() >= _ROUND for r in rounds):
+        raise ValueError(f"rounds must be a list of records with {', '.join(sorted(_ROUND))}, got {rounds!r}")
+    return metrics
+
+
+def parse_history(content: bytes) -> list[dict[str, Any]]:
+    """Reads history.jsonl: its records, each with its event, and with its place where it has one."""
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(content.decode().splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON ({error})") from error
+        if not isinstance(record, dict) or "event" not in record:
+            raise ValueError(f"line {number} is not a record of an event")
+        for name in _PLACE.get(record["event"], ()):
+            if not isinstance(record.get(name), int):
+                raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
+        records.append(record)
+    if not records:
+        raise ValueError("it is empty")
+    return records
+
+
+def parse_preview(content: bytes) -> Preview:
+    """Reads preview.npz."""
+    arrays = _arrays(content)
+    missing = {"data", "features", *(["context_features"] if "context" in arrays else [])} - arrays.keys()
+    if missing:
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    data, features = np.asarray(arrays["data"], dtype=np.float32), _names(arrays["features"])
+    if data.ndim != 2 or data.shape[0] < 1 or len(features) != data.shape[1]:
+        raise ValueError(
+            f"expected data of shape (n, d), n at least 1, and d features, got {data.shape} and {len(features)}"
+        )
+    context, context_features = None, ()
+    if "context" in arrays:
+        context = np.asarray(arrays["context"], dtype=np.float32)
+        context_features = _names(arrays["context_features"])
+        if context.shape != (data.shape[0], len(context_features)):
+            raise ValueError(f"expected context of shape {(data.shape[0], len(context_features))}, got {context.shape}")
+        context = torch.from_numpy(context)
+    data = torch.from_numpy(data)
+    if not data.isfinite().all() or (context is not None and not context.isfinite().all()):
+        raise ValueError("its data hold NaN or inf")
+    return Preview(data, features, context, context_features)
+
+
+def _names(array: NDArray[Any]) -> tuple[str, ...]:
+    if array.ndim != 1:
+        raise ValueError(f"expected a list of names, got an array of shape {array.shape}")
+    return tuple(str(name) for name in array)
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return dict(archive)
+    except Exception as error:  # zip, zlib and numpy each have their own for what they stumble on in a damaged archive
+        raise ValueError(str(error)) from error
