@@ -13,9 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingCo
 from rich.table import Table
 
 from jkoflow.cli.bars import Bars
+from jkoflow.training.objectives import TERMS
 from jkoflow.training.rounds import FINETUNE
-
-TERMS = ("potential", "divergence", "movement")
 
 LINE_SECONDS = 10.0
 """Between two lines about the same block where there is no terminal to draw bars on."""

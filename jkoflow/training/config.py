@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from jkoflow.activation import parse_activation
 from jkoflow.former_names import accepts_former_names, attribute, under_present_names
@@ -15,6 +15,26 @@ from jkoflow.ops.tableau import TABLEAUX
 
 DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
+
+
+class Range(NamedTuple):
+    """What a setting may be."""
+
+    words: str
+    """Ends the sentence "it must"."""
+    holds: Callable[[Any], bool]
+    """Tells whether a value, not None, is allowed."""
+
+
+AT_LEAST_ONE = Range("be at least 1", lambda value: value >= 1)
+POSITIVE = Range("be positive and finite", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Range("not be negative", lambda value: value >= 0)
+BELOW_ONE = Range("be at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def ranged(default: Any, allowed: Range) -> Any:
+    """Returns the field of a setting with a default and a range; None, where its type has it, is always allowed."""
+    return dataclasses.field(default=default, metadata={"range": allowed})
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ class TrainConfig:
         (64, 64)
     """
 
-    seed: int = 0
+    seed: int = ranged(0, NOT_NEGATIVE)
     device: str = "cpu"
     initial_map: str = "auto"
     hidden: tuple[int, ...] = (128, 128)
@@ -89,40 +109,47 @@ class TrainConfig:
     linear: bool = True
     time: bool = True
     method: str = "rk4"
-    num_steps: int = 1
-    max_blocks: int | None = None
+    num_steps: int = ranged(1, AT_LEAST_ONE)
+    max_blocks: int | None = ranged(None, AT_LEAST_ONE)
     free_block: bool = True
-    jko_step: float = 0.5
-    jko_step_growth: float = 1.5
+    jko_step: float = ranged(0.5, POSITIVE)
+    jko_step_growth: float = ranged(1.5, AT_LEAST_ONE)
     jko_step_max: float = 5.0
-    reparam_rounds: int = 0
-    reparam_damping: float = 0.5
-    refine: int = 1
-    finetune: float | None = None
-    movement_tolerance: float = 0.01
-    gain_tolerance: float = 0.002
-    batch_size: int = 250
-    iterations_per_block: int = 1000
-    time_budget: float | None = None
-    learning_rate: float | None = None
-    warmup: int = 50
-    beta1: float = 0.9
-    beta2: float = 0.99
-    clip_norm: float = 1.0
-    validate_every: int = 50
-    val_rows: int = 5000
+    reparam_rounds: int = ranged(0, NOT_NEGATIVE)
+    reparam_damping: float = ranged(0.5, Range("be greater than 0 and at most 1", lambda value: 0 < value <= 1))
+    refine: int = ranged(1, AT_LEAST_ONE)
+    finetune: float | None = ranged(None, BELOW_ONE)
+    movement_tolerance: float = ranged(0.01, NOT_NEGATIVE)
+    gain_tolerance: float = ranged(0.002, Range("be a number", lambda value: not math.isnan(value)))
+    batch_size: int = ranged(250, AT_LEAST_ONE)
+    iterations_per_block: int = ranged(1000, AT_LEAST_ONE)
+    time_budget: float | None = ranged(
+        None, Range("be positive and finite, or None", lambda value: 0 < value < math.inf)
+    )
+    learning_rate: float | None = ranged(None, POSITIVE)
+    warmup: int = ranged(50, NOT_NEGATIVE)
+    beta1: float = ranged(0.9, BELOW_ONE)
+    beta2: float = ranged(0.99, BELOW_ONE)
+    clip_norm: float = ranged(1.0, POSITIVE)
+    validate_every: int = ranged(50, AT_LEAST_ONE)
+    val_rows: int = ranged(5000, AT_LEAST_ONE)
     guard: bool = True
-    guard_every: int = 25
-    guard_rows: int = 500
-    guard_nll: float = 0.02
-    guard_round_trip: float = 0.02
+    guard_every: int = ranged(25, AT_LEAST_ONE)
+    guard_rows: int = ranged(500, AT_LEAST_ONE)
+    guard_nll: float = ranged(0.02, POSITIVE)
+    guard_round_trip: float = ranged(0.02, POSITIVE)
     max_num_steps: int = 24
-    save_seconds: float = 30.0
+    save_seconds: float = ranged(30.0, NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))  # TOML and JSON give lists
+        if isinstance(self.hidden, list):  # TOML and JSON give lists
+            object.__setattr__(self, "hidden", tuple(self.hidden))
         for field in dataclasses.fields(self):
-            _check_type(field.name, field.type, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_type(field.name, field.type, value)
+            allowed: Range | None = field.metadata.get("range")
+            if allowed is not None and value is not None and not allowed.holds(value):
+                raise ValueError(f"{field.name} must {allowed.words}, got {value}")
         if self.initial_map != "auto" and self.initial_map not in RECIPES:
             raise ValueError(f"initial_map must be auto or one of {', '.join(RECIPES)}, got {self.initial_map!r}")
         parse_activation(self.activation)
@@ -130,37 +157,9 @@ class TrainConfig:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
-        for name in (
-            "num_steps", "batch_size", "iterations_per_block", "validate_every", "val_rows", "guard_every",
-            "guard_rows", "refine",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_blocks is not None and self.max_blocks < 1:
-            raise ValueError(f"max_blocks must be at least 1, got {self.max_blocks}")
-        for name in ("jko_step", "learning_rate", "clip_norm", "guard_nll", "guard_round_trip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("seed", "warmup", "movement_tolerance", "save_seconds", "reparam_rounds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
-        if not 0 < self.reparam_damping <= 1:
-            raise ValueError(f"reparam_damping must be greater than 0 and at most 1, got {self.reparam_damping}")
-        if self.finetune is not None and not 0 <= self.finetune < 1:
-            raise ValueError(f"finetune must be at least 0 and less than 1, got {self.finetune}")
-        for name, least in (
-            ("jko_step_growth", 1), ("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps)
-        ):  # fmt: skip
+        for name, least in (("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if math.isnan(self.gain_tolerance):
-            raise ValueError("gain_tolerance must be a number, got nan")
-        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
-            raise ValueError(f"time_budget must be positive and finite, or None, got {self.time_budget}")
 
     step_size = attribute("jko_step")
     step_size_growth = attribute("jko_step_growth")

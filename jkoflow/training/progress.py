@@ -28,17 +28,17 @@ class Progress(Protocol):
 class Silent:
     """A `Progress` that says nothing."""
 
-    def start_round(self, number: int, kind: str, blocks: int) -> None:
-        """Does nothing."""
+    def start_round(self, number: int, kind: str, blocks: int) -> None:  # noqa: D102 (the protocol says what it is)
+        pass
 
-    def start_block(self, block: int, iterations: int) -> None:
-        """Does nothing."""
+    def start_block(self, block: int, iterations: int) -> None:  # noqa: D102
+        pass
 
-    def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
-        """Does nothing."""
+    def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:  # noqa: D102
+        pass
 
-    def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
-        """Does nothing."""
+    def end_block(self, block: int, summary: Mapping[str, Any]) -> None:  # noqa: D102
+        pass
 
-    def message(self, text: str) -> None:
-        """Does nothing."""
+    def message(self, text: str) -> None:  # noqa: D102
+        pass
