@@ -270,6 +270,15 @@ def test_the_guard_takes_twice_the_steps(source):
     assert train_peer(fine, problem, SMALL, 1e-3, 0.5, 0, stepping_clock()).events == []
 
 
+def test_grids_are_refined_up_to_a_bound():
+    flow = BlockFlow(JKOFlow(2, [Block(MLPVelocity(2, (8,)))]), Fixed(3), finest_training=12)
+    assert [flow.refine() for _ in range(3)] == [True, True, False]
+    assert (flow.grid, flow.levels) == (Fixed(12), 6)  # 12, 24, ... 384 steps
+    assert [flow.describe_level(level) for level in (0, 5)] == ["12 steps per block", "384 steps per block"]
+    other = OTFlow(2, 0, 8, steps=5)
+    assert (other.refine(), other.grid, other.levels) == (False, Fixed(5), 6)  # 5, 10, ... 160 of at most 256 steps
+
+
 def test_the_learning_rate_is_a_function_of_the_time():
     assert rate_at(0.01, 0.2) == pytest.approx(0.1, rel=1e-2)  # half of the warm-up
     assert rate_at(0.02, 0.2) == pytest.approx(0.2, rel=1e-2)
@@ -281,8 +290,8 @@ def test_the_learning_rate_is_a_function_of_the_time():
 @pytest.mark.parametrize("method", [OURS, "ot_flow"])
 def test_all_decisions_about_time_read_one_clock(source, method):
     """With a clock that moves when it is asked, nothing depends on how fast the machine is."""
-    problem, settings_ = load(source), {} if method == OURS else {"learning_rate": 1e-2}
-    first, second = (train(method, problem, settings_, 3.0, 0, SMALL, clock=stepping_clock()) for _ in range(2))
+    problem, chosen = load(source), {} if method == OURS else {"learning_rate": 1e-2}
+    first, second = (train(method, problem, chosen, 3.0, 0, SMALL, clock=stepping_clock()) for _ in range(2))
     assert first.batches == second.batches > 20
     assert (first.seconds, first.val_nll, first.curve) == (second.seconds, second.val_nll, second.curve)
 

@@ -1,9 +1,9 @@
 """The training of every method but ours: batches until a time is over, and the best parameters by validation.
 
-Clock, batches, optimiser and the guard's tolerances are those of `jkoflow.training`. The loop is not: there a block is
-trained for a planned number of iterations, while here a whole flow is trained until its time is over, which need not
-consist of blocks, may have a solver that gives up, and whose batches take longer and longer as its solver takes more
-steps. No plan would hold, so that everything is a share of the time.
+Clock, budget, batches, optimiser and the guard's tolerances are those of `jkoflow.training`. The loop is another: there
+a block is trained for a planned number of iterations. Here a whole flow is trained until its time is over. It need not
+consist of blocks, its solver may give up, and its batches may take longer and longer because the solver takes more
+steps: no plan would hold, so that everything is a share of the time.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class _PeerTraining:
     def _takes_finer_grid(self, model: GridModel) -> bool:
         """Goes back and takes the next finer grid if the likelihood depends on the present one and there is a finer.
 
-        The NLL alone decides, of the whole flow: a way back costs a peer that has no block as much as a validation.
+        The guard of a block reads its round trip, too; here the NLL of the whole flow decides alone.
         """
         config = self.config
         rows = self.problem.val[: config.guard_rows]

@@ -32,7 +32,7 @@ class Mixture(Model):
         self.val_level = max(member.val_level for member in members)
 
     def nll(self, x: Tensor, level: int = 0) -> Tensor:
-        """Returns that of the mean density."""
+        """Returns the negative log of the mean density, with shape (B,)."""
         members: list[Model] = list(self.members)  # type: ignore[arg-type]
         return math.log(len(members)) - torch.logsumexp(torch.stack([-member.nll(x, level) for member in members]), 0)
 
