@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,20 +13,22 @@ import torch
 from fixed_budget import driver, page, record, settings, sweep, tune
 from fixed_budget.cli import main
 from fixed_budget.evaluate import evaluate
-from fixed_budget.fit import Point, fit, mean_nll
 from fixed_budget.methods import METHODS, OURS, PEERS, train
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.methods.blockwise import curve
 from fixed_budget.methods.ensemble import Mixture
 from fixed_budget.methods.ffjord import FFJORD, _estimated, _exact
 from fixed_budget.methods.ot_flow import OTFlow, Potential
-from fixed_budget.model import Model, SolverError
+from fixed_budget.model import Model, SolverError, mean_nll
+from fixed_budget.peer_training import rate_at, train_peer
 from fixed_budget.problem import load
 from fixed_budget.table import markdown, spread
-from fixed_budget.worker import Job, run, thinned
+from fixed_budget.trained import Point
+from fixed_budget.worker import CLOCKS, Job, run, thinned
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
 from jkoflow.metrics import step_converged_nll
+from jkoflow.ops.grid import Fixed
 from jkoflow.training import TrainConfig
 from jkoflow.training.run_directory import finite
 from jkoflow.velocity import MLPVelocity
@@ -100,7 +103,9 @@ def test_a_linear_velocity_has_the_density_of_its_gaussian():
     block = Block(MLPVelocity(2, (8,), linear=True), 8)
     seeded(block, 0.0)
     block.velocity.linear.weight.copy_(A)
-    torch.testing.assert_close(BlockFlow(JKOFlow(2, [block]), 8).nll(x).double(), gaussian_nll(A), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        BlockFlow(JKOFlow(2, [block]), Fixed(8)).nll(x).double(), gaussian_nll(A), atol=1e-4, rtol=0
+    )
     flow = seeded(OTFlow(2, 0, 8), 0.0)
     flow.potential.root[:, :2].copy_(torch.tensor([[0.6, 0.2], [-0.1, 0.5], [0.3, 0.3]]))
     P = flow.potential.root[:, :2].T @ flow.potential.root[:, :2]
@@ -172,7 +177,7 @@ def test_training_finds_a_gaussian(source, method, rate):
     problem = load(source)
     exact = 1 + math.log(2 * math.pi) + 0.5 * math.log(1 - CORRELATION**2)
     model = OTFlow(2, 0, 8, steps=2) if method == "ot_flow" else PEERS[method](torch.randn(400, 2), 0, SMALL)
-    result = fit(model, problem, SMALL, rate, 1.5, 0, stepping_clock())
+    result = train_peer(model, problem, SMALL, rate, 1.5, 0, stepping_clock())
     assert 50 < result.batches < 150
     assert result.val_nll == pytest.approx(mean_nll(model, problem.val, model.val_level, 100), abs=1e-5)
     assert result.val_nll == min(point.nll for point in result.curve)
@@ -211,14 +216,14 @@ def test_the_nll_is_refined_until_it_stands_still(source):
     problem = load(source)
     blocks = [seeded(Block(MLPVelocity(2, (16, 16)), 1), 0.7, seed) for seed in range(2)]
     flow = JKOFlow(2, blocks)
-    found = evaluate(BlockFlow(flow, 1), problem)
+    found = evaluate(BlockFlow(flow, Fixed(1)), problem)
     expected = step_converged_nll(flow, problem.test, 1)
     assert expected.num_steps > 2
     assert found["computed_with"] == f"{expected.num_steps} steps per block"
     assert found["test_nll"] == pytest.approx(expected.nll, abs=1e-5)
     assert found["test_nll_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
     assert abs(found["test_nll"] - found["test_nll_as_trained"]) > 1e-3
-    short = BlockFlow(flow, 256)
+    short = BlockFlow(flow, Fixed(256))
     assert (short.levels, evaluate(short, problem)["nll_converged"]) == (1, True)
 
 
@@ -248,7 +253,7 @@ def give_up(shift):
     [(give_up, "dt is too small"), (lambda shift: (shift * math.nan).sum(), "a gradient was not finite")],
 )
 def test_training_goes_back_when_something_breaks(source, breaks, reason):
-    result = fit(Moody(breaks), load(source), SMALL, 1e-2, 1.0, 0, stepping_clock())
+    result = train_peer(Moody(breaks), load(source), SMALL, 1e-2, 1.0, 0, stepping_clock())
     assert result.events == [f"batch 6: {reason}"]
     assert result.batches > 20
     assert math.isfinite(result.val_nll)
@@ -258,11 +263,45 @@ def test_the_guard_takes_twice_the_steps(source):
     problem = load(source)
     model = PEERS["end_to_end"](torch.randn(400, 2), 0, dataclasses.replace(SMALL, num_steps=1))
     seeded(model, 0.8)
-    result = fit(model, problem, SMALL, 1e-4, 1.0, 0, stepping_clock())
-    assert model.num_steps > 1
+    result = train_peer(model, problem, SMALL, 1e-4, 1.0, 0, stepping_clock())
+    assert 1 < model.grid.cost <= SMALL.max_num_steps
     assert "trains with twice the steps now" in result.events[0]
     fine = PEERS["end_to_end"](torch.randn(400, 2), 0, dataclasses.replace(SMALL, num_steps=8))
-    assert fit(fine, problem, SMALL, 1e-3, 0.5, 0, stepping_clock()).events == []
+    assert train_peer(fine, problem, SMALL, 1e-3, 0.5, 0, stepping_clock()).events == []
+
+
+def test_grids_are_refined_up_to_a_bound():
+    flow = BlockFlow(JKOFlow(2, [Block(MLPVelocity(2, (8,)))]), Fixed(3), finest_training=12)
+    assert [flow.refine() for _ in range(3)] == [True, True, False]
+    assert (flow.grid, flow.levels) == (Fixed(12), 6)  # 12, 24, ... 384 steps
+    assert [flow.describe_level(level) for level in (0, 5)] == ["12 steps per block", "384 steps per block"]
+    other = OTFlow(2, 0, 8, steps=5)
+    assert (other.refine(), other.grid, other.levels) == (False, Fixed(5), 6)  # 5, 10, ... 160 of at most 256 steps
+
+
+def test_the_learning_rate_is_a_function_of_the_time():
+    assert rate_at(0.01, 0.2) == pytest.approx(0.1, rel=1e-2)  # half of the warm-up
+    assert rate_at(0.02, 0.2) == pytest.approx(0.2, rel=1e-2)
+    assert rate_at(0.5, 0.2) == pytest.approx(0.2 * (0.01 + 0.99 / 2))
+    assert rate_at(1.0, 0.2) == rate_at(1.3, 0.2) == pytest.approx(0.002)
+    assert rate_at(0.0, 0.2) > 0
+
+
+@pytest.mark.parametrize("method", [OURS, "ot_flow"])
+def test_all_decisions_about_time_read_one_clock(source, method):
+    """With a clock that moves when it is asked, nothing depends on how fast the machine is."""
+    problem, chosen = load(source), {} if method == OURS else {"learning_rate": 1e-2}
+    first, second = (train(method, problem, chosen, 3.0, 0, SMALL, clock=stepping_clock()) for _ in range(2))
+    assert first.batches == second.batches > 20
+    assert (first.seconds, first.val_nll, first.curve) == (second.seconds, second.val_nll, second.curve)
+
+
+def test_one_thread_is_measured_by_its_time_on_the_processor(source):
+    before = time.monotonic, time.perf_counter
+    assert CLOCKS[Job(source, "maf", 0, 1.0).clock] is time.process_time
+    assert CLOCKS[Job(source, "maf", 0, 1.0, threads=2).clock] is time.monotonic
+    assert run(Job(source, "maf", 0, 0.1, test=False), SMALL)["clock"] == "processor"
+    assert (time.monotonic, time.perf_counter) == before
 
 
 def test_the_history_as_a_curve():

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent.parent / "compare.py"
 
 
 def jobs(sources: Sequence[str], methods: Sequence[str], seeds: int, budget: float, threads: int) -> Iterator[Job]:
-    """All runs, the first seed of everything first: an interrupted comparison is a smaller one, not a part of one."""
+    """Yields all runs, first seeds first: an interrupted comparison is a smaller one, not a part of one."""
     for seed in range(seeds):
         for source in sources:
             for method in methods:
@@ -30,7 +30,7 @@ def jobs(sources: Sequence[str], methods: Sequence[str], seeds: int, budget: flo
 
 
 def place(job: Job, folder: Path) -> Path:
-    """Where the record of a job belongs."""
+    """Returns where the record of a job belongs."""
     rate = "" if job.learning_rate is None else f"-{job.learning_rate:g}"
     label = "" if not job.label else f"-{job.label}"
     return folder / f"{name_of(job.source)}-{job.method}-{job.seed}{rate}{label}.json"
@@ -85,7 +85,7 @@ class _Slots(ThreadPoolExecutor):
 
 
 def _run(job: Job, path: Path, slots: _Slots) -> str:
-    """Runs a job in a process of its own; the error's last line, or nothing."""
+    """Runs a job in a process of its own and returns the error's last line, or nothing."""
     cores: frozenset[int] | None = slots.cores.mine
     request = {**dataclasses.asdict(job), "out": str(path), "cores": None if cores is None else sorted(cores)}
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
@@ -103,7 +103,7 @@ def _run(job: Job, path: Path, slots: _Slots) -> str:
 
 
 def run_one(request: dict[str, Any]) -> None:
-    """What the process of a job does."""
+    """Runs the job that the process was started for."""
     from fixed_budget import worker
 
     cores, out = request.pop("cores"), Path(request.pop("out"))

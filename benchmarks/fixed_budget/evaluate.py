@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fixed_budget.fit import nll_of_rows
-from fixed_budget.model import Model
+from fixed_budget.model import Model, nll_of_rows
 from fixed_budget.problem import Problem
 from jkoflow.metrics import spread_rows
 from jkoflow.training.evaluation import TWO_SAMPLE_ROWS, two_sample_distances
@@ -59,7 +58,7 @@ def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
 
 @torch.no_grad()
 def inversion_errors(model: Model, x: Tensor, level: int) -> Tensor:
-    """Distances between x (N, d) and where a trip to the noise and back ends, with shape (N,), inf if it does not."""
+    """Returns how far from x (N, d) a trip to the noise and back ends, with shape (N,); inf if nothing comes back."""
     found = []
     for rows in x.split(CHUNK):
         z, _ = model.encode(rows, level)
@@ -69,6 +68,6 @@ def inversion_errors(model: Model, x: Tensor, level: int) -> Tensor:
 
 @torch.no_grad()
 def samples(model: Model, count: int, dim: int, level: int, seed: int = 0) -> Tensor:
-    """Samples on standardised columns, with shape (count, dim)."""
+    """Returns samples on standardised columns, with shape (count, dim)."""
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
     return torch.cat([model.decode(rows, level) for rows in z.split(CHUNK)])

@@ -19,7 +19,7 @@ COLUMNS = 3
 
 
 def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) -> Figure:
-    """A panel for every data set, a line for every run, seeds of one method in one colour."""
+    """Draws a panel for every data set, a line for every run, seeds of one method in one colour."""
     panels = list(by_data(record))
     lines = -(-len(panels) // COLUMNS)
     figure = new_figure(WIDTH, 2.9 * lines + 0.4, gap=0.06)
@@ -48,7 +48,7 @@ def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) ->
 
 
 def _limits(runs: list[Mapping[str, Any]]) -> tuple[float, float]:
-    """From the best of all to where the worst method ends, and a margin: the first looks would flatten the rest."""
+    """Returns the best of all and where the worst method ends, with a margin: the first looks would flatten it all."""
     nlls = [[point[2] for point in run["curve"] if point[2] is not None] for run in runs]
     nlls = [values for values in nlls if values]
     if not nlls:

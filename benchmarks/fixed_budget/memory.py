@@ -21,7 +21,7 @@ class Peak:
             self._before = _kib("VmRSS")
 
     def growth(self) -> float | None:
-        """MiB by which the peak exceeds the beginning; None where the system does not tell."""
+        """Returns the MiB by which the peak exceeds the beginning; None where the system does not tell."""
         return max(0, _kib("VmHWM") - self._before) / 1024 if self._measured else None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from jkoflow.flow import base_log_prob
+from jkoflow.ops.grid import Grid
 
 
 class SolverError(RuntimeError):
@@ -14,8 +16,8 @@ class SolverError(RuntimeError):
 class Model(nn.Module):
     """A flow on standardised columns whose map can be computed more and more finely.
 
-    Level 0 is how the flow is trained; every further level is finer: twice the Runge-Kutta steps, or a tolerance ten
-    times tighter. A flow in closed form has one level only.
+    Level 0 is how the flow is trained; every further level is finer, such as a tolerance ten times tighter. A flow in
+    closed form has one level only.
     """
 
     levels: int = 1
@@ -25,7 +27,7 @@ class Model(nn.Module):
     """The level at which validation rows are scored: a likelihood that only a coarse level has is no likelihood."""
 
     def loss(self, x: Tensor) -> Tensor:
-        """What training minimises on a batch x (B, d): the mean NLL in nats, and regularisation."""
+        """Returns what training minimises on a batch x (B, d): the mean NLL in nats, and regularisation."""
         return self.nll(x).mean()
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
@@ -37,19 +39,55 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def describe_level(self, level: int) -> str:
-        """The level for a reader, such as ``12 steps per block``."""
+        """Tells a reader the level, such as ``dopri5, tolerance 1e-04``."""
         return "closed form"
 
-    def refine(self) -> bool:
-        """Makes training itself finer; False if it cannot be."""
-        return False
-
     def nll(self, x: Tensor, level: int = 0) -> Tensor:
-        """Negative log-likelihood of every row in nats, with shape (B,)."""
+        """Returns the negative log-likelihood of every row in nats, with shape (B,)."""
         z, logdet = self.encode(x, level)
         return -base_log_prob(z) - logdet
 
+
+class GridModel(Model):
+    """A flow that is integrated on a grid of Runge-Kutta steps; every level is the refinement of the one before.
+
+    Arguments:
+        grid: The grid of training, level 0.
+        most: Cost of the grid where the levels end.
+    """
+
+    val_level = 1
+
+    def __init__(self, grid: Grid, most: int) -> None:
+        super().__init__()
+        self.grid, self.most = grid, most
+
     @property
-    def has_fixed_steps(self) -> bool:
-        """Whether level 1 has twice the Runge-Kutta steps of level 0, so that their difference tells a guard."""
+    def levels(self) -> int:  # type: ignore[override]
+        """As many refinements as cost no more than the most."""
+        grid, levels = self.grid, 0
+        while grid.cost <= self.most:
+            grid, levels = grid.refined(), levels + 1
+        return levels
+
+    def grid_at(self, level: int) -> Grid:
+        """Returns the grid of a level."""
+        grid = self.grid
+        for _ in range(level):
+            grid = grid.refined()
+        return grid
+
+    def refine(self) -> bool:
+        """Makes training itself finer; returns False, and changes nothing, if it cannot be."""
         return False
+
+
+@torch.no_grad()
+def nll_of_rows(model: Model, x: Tensor, level: int, chunk: int) -> Tensor:
+    """Returns the NLL of every row in float64, with shape (N,); x (N, d) goes through in pieces."""
+    return torch.cat([model.nll(rows, level).double() for rows in x.split(chunk)])
+
+
+def mean_nll(model: Model, x: Tensor, level: int, chunk: int) -> float:
+    """Returns the mean NLL of the rows x (N, d) at a level."""
+    return float(nll_of_rows(model, x, level, chunk).mean())

@@ -16,7 +16,7 @@ FIGURES = {"seconds": ROOT / "docs/comparison_seconds.png", "batches": ROOT / "d
 
 
 def generated(record: Mapping[str, Any]) -> str:
-    """Tables and figures of a record, as they stand between the marks."""
+    """Returns tables and figures of a record, as they stand between the marks."""
     pictures = "\n\n".join(
         f"![Validation NLL against {against}, every run]({path.name})" for against, path in FIGURES.items()
     )
@@ -24,7 +24,7 @@ def generated(record: Mapping[str, Any]) -> str:
 
 
 def replaced(page: str, record: Mapping[str, Any]) -> str:
-    """The page with another part between its marks.
+    """Returns the page with another part between its marks.
 
     Raises:
         ValueError: If the marks are not there.

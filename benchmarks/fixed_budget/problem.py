@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 
 
 def name_of(source: str) -> str:
-    """What the records call a data set: ``gasturbine``, or ``power`` for ``some/where/power.npz``."""
+    """Returns what the records call a data set: ``gasturbine``, or ``power`` for ``some/where/power.npz``."""
     return Path(source).stem.replace(":", "_")
 
 

@@ -13,7 +13,7 @@ DIGITS = 6
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """The records of a directory as one, environments told once.
+    """Collects the records of a directory as one, environments told once.
 
     Raises:
         ValueError: If there are none, or a record has another format.

@@ -12,7 +12,7 @@ RATES = Path(__file__).parent / "rates.json"
 
 
 def of(method: str, data: str) -> dict[str, Any]:
-    """Settings of a method on a data set: those of settings.toml, with the data set's tuned learning rate if any."""
+    """Returns a method's settings on a data set: those of settings.toml, with its tuned learning rate if any."""
     table = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))[method]
     particular = table.pop("data", {}).get(data, {})
     tuned = rates().get(method, {}).get(data)
@@ -20,10 +20,10 @@ def of(method: str, data: str) -> dict[str, Any]:
 
 
 def candidates(method: str) -> list[float]:
-    """The learning rates that `tune` tries; none for a method that is not tuned."""
+    """Returns the learning rates that `tune` tries; none for a method that is not tuned."""
     return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))["tune"].get(method, [])
 
 
 def rates() -> dict[str, dict[str, Any]]:
-    """What `tune` found: by method and data set, the chosen learning rate, the budget and every rate's NLL."""
+    """Returns what `tune` found: by method and data set, the chosen learning rate, the budget and every rate's NLL."""
     return json.loads(RATES.read_text(encoding="utf-8")) if RATES.is_file() else {}

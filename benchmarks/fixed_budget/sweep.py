@@ -23,7 +23,7 @@ DEFAULT = "default"
 
 
 def variations() -> dict[str, dict[str, Any]]:
-    """Settings by label."""
+    """Returns settings by label."""
     return tomllib.loads(VARIATIONS.read_text(encoding="utf-8"))["variations"]
 
 
@@ -68,13 +68,13 @@ def keep(folder: Path) -> None:
 
 
 def tables(record: Mapping[str, Any]) -> str:
-    """A table for every budget, as Markdown."""
+    """Returns a table for every budget, as Markdown."""
     budgets = sorted({found["budget"] for found in record["runs"]})
     return "\n".join(table([found for found in record["runs"] if found["budget"] == budget]) for budget in budgets)
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What every variation gains or loses against the default, in nats of the validation NLL, as Markdown."""
+    """Tells what every variation gains or loses against the default, in nats of the validation NLL, as Markdown."""
     data = list(dict.fromkeys(found["data"] for found in runs))
     seeds = len({found["seed"] for found in runs})
 
@@ -119,7 +119,7 @@ def write_page() -> None:
 
 
 def replaced(page: str, record: Mapping[str, Any]) -> str:
-    """The page with another table between its marks."""
+    """Returns the page with another table between its marks."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):

@@ -27,7 +27,7 @@ OVERRUN = 1.05
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """A table for every data set, with notes."""
+    """Returns a table for every data set, with notes."""
     parts = []
     if min(run["budget"] for run in record["runs"]) < SHORTEST:
         parts.append(
@@ -51,19 +51,19 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def by_data(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Runs of every data set, in the record's order."""
+    """Yields the runs of every data set, in the record's order."""
     for data in dict.fromkeys(run["data"] for run in record["runs"]):
         yield data, [run for run in record["runs"] if run["data"] == data]
 
 
 def by_method(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Runs of every method, in the record's order."""
+    """Yields the runs of every method, in the record's order."""
     for method in dict.fromkeys(run["method"] for run in runs):
         yield method, [run for run in runs if run["method"] == method]
 
 
 def spread(values: Sequence[float | None], form: str = ".3f", factor: float = 1.0) -> str:
-    """Mean and standard deviation over the seeds, like ``1.234 ± 0.005``; what is not finite is told."""
+    """Tells mean and standard deviation over the seeds, like ``1.234 ± 0.005``, and what is not finite."""
     found = [factor * value for value in values if value is not None]
     if len(found) < len(values):
         return f"not finite in {len(values) - len(found)} of {len(values)}"
@@ -92,7 +92,7 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the reader should know of single methods."""
+    """Tells what the reader should know of single methods."""
     lines = []
     for method, group in by_method(runs):
         gaps = [

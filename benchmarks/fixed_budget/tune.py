@@ -46,7 +46,7 @@ def tune(
 
 
 def best_rate(nll: dict[str, float | None]) -> float:
-    """The rate of the smallest NLL; one that has none is the worst."""
+    """Returns the rate of the smallest NLL; one that has none is the worst."""
     return float(min((math.inf if value is None else value, rate) for rate, value in nll.items())[1])
 
 

@@ -14,17 +14,21 @@ import torch
 
 from fixed_budget import settings
 from fixed_budget.evaluate import evaluate
-from fixed_budget.fit import Point
 from fixed_budget.methods import train
 from fixed_budget.problem import load
+from fixed_budget.trained import Point
 from jkoflow import checkpoint
 from jkoflow.bench.allocator import keep_freed_memory
 from jkoflow.environment import describe
 from jkoflow.training import TrainConfig
 from jkoflow.training.run_directory import finite
+from jkoflow.training.world import Clock
 
 FORMAT = 1
 CURVE_POINTS = 40
+
+CLOCKS: dict[str, Clock] = {"processor": time.process_time, "wall": time.monotonic}
+"""What a record calls a clock, and the clock."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,15 @@ class Job:
     changes: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
 
+    @property
+    def clock(self) -> str:
+        """Which of `CLOCKS` measures the budget.
+
+        One thread counts the process's own time on the processor, whatever else the machine does: that is the wall
+        clock of an idle core. With more threads their times would add up.
+        """
+        return "processor" if self.threads == 1 else "wall"
+
 
 def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """Runs a job in this process and returns its record."""
@@ -65,7 +78,7 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
     chosen = settings.of(job.method, problem.name)
     if job.learning_rate is not None:
         chosen["learning_rate"] = job.learning_rate
-    result = train(job.method, problem, chosen, job.budget, job.seed, config, members)
+    result = train(job.method, problem, chosen, job.budget, job.seed, config, members, CLOCKS[job.clock])
     return {
         "format": FORMAT,
         "data": problem.name,
@@ -74,7 +87,7 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
         **({"label": job.label} if job.label else {}),
         "budget": job.budget,
         "threads": job.threads,
-        "clock": "wall",
+        "clock": job.clock,
         "settings": chosen,
         "batch_size": min(config.batch_size, len(problem.train)),
         "dim": problem.dim,
@@ -93,16 +106,8 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
     }
 
 
-def count_processor_time() -> None:
-    """Lets all budgets of this process count its own time on the processor, whatever else the machine does.
-
-    For one thread that is the wall clock of an idle core; `jkoflow.train` has no other way to be told.
-    """
-    time.monotonic = time.perf_counter = time.process_time
-
-
 def thinned(points: list[Point], limit: int = CURVE_POINTS) -> list[Point]:
-    """At most ``limit`` points, evenly spread, with the first and the last."""
+    """Returns at most ``limit`` points, evenly spread, with the first and the last."""
     if len(points) <= limit:
         return points
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
@@ -111,9 +116,6 @@ def thinned(points: list[Point], limit: int = CURVE_POINTS) -> list[Point]:
 def write(job: Job, path: Path) -> None:
     """Runs a job and writes its record with its environment: all of it or nothing."""
     allocator = keep_freed_memory()
-    if job.threads == 1:
-        count_processor_time()
     record = run(job)
-    record["clock"] = "processor" if job.threads == 1 else "wall"
     record["environment"] = describe() | {"allocator": allocator}
     checkpoint.write_atomically(path, (json.dumps(finite(record), indent=1) + "\n").encode())

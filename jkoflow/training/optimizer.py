@@ -146,5 +146,9 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> 
     warmup = min(warmup, iterations // 5)
     if iteration < warmup:
         return peak * (iteration + 1) / (warmup + 1)
-    progress = min(1.0, (iteration - warmup) / max(1, iterations - warmup))
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * cosine((iteration - warmup) / max(1, iterations - warmup))
+
+
+def cosine(progress: float) -> float:
+    """Returns the learning rate as a share of the peak: half a cosine down to 1 % as progress goes from 0 to 1."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -74,11 +75,17 @@ def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, b
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, index).initial_seed())
-        velocity = MLPVelocity(data.dim, config.hidden, config.activation, config.time, data.context_dim, config.linear)
+        block = block_of(config, data.dim, data.context_dim, jko_step)
     if before is None:
-        velocity.scale_output(0.0)  # an arbitrary velocity would first have to be unlearned
+        block.velocity.scale_output(0.0)  # an arbitrary velocity would first have to be unlearned
     else:
-        velocity.load_state_dict(before.velocity.state_dict())
+        block.velocity.load_state_dict(before.velocity.state_dict())
+    return block
+
+
+def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
+    """Returns a block with the configuration's network, whose parameters are drawn from PyTorch's generator."""
+    velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
     return Block(velocity, config.num_steps, config.method, jko_step=jko_step)
 
 

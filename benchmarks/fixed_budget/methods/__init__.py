@@ -8,45 +8,47 @@ from typing import Any
 
 from torch import Tensor
 
-from fixed_budget.fit import Fit, fit
 from fixed_budget.model import Model
+from fixed_budget.peer_training import train_peer
 from fixed_budget.problem import Problem
+from fixed_budget.trained import Trained
 from jkoflow.training import TrainConfig
 from jkoflow.training.choose_map import fit_map
+from jkoflow.training.world import Clock
 
 OURS = "jkoflow"
 
 
 def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "auto", **settings: Any) -> Model:
-    """One end-to-end flow of the blocks that block-wise training has, behind the same initial map."""
+    """Builds one end-to-end flow of the blocks that block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
     return block_flow.end_to_end(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
 
 
 def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """FFJORD with the hidden layers of our blocks."""
+    """Builds FFJORD with the hidden layers of our blocks."""
     from fixed_budget.methods.ffjord import FFJORD
 
     return FFJORD(rows.shape[1], seed, config.hidden, **settings)
 
 
 def ot_flow(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """OT-Flow, by default with the width of our blocks."""
+    """Builds OT-Flow, by default with the width of our blocks."""
     from fixed_budget.methods.ot_flow import OTFlow
 
     return OTFlow(rows.shape[1], seed, **{"width": config.hidden[0], **settings})
 
 
 def maf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """The library zuko's MAF."""
+    """Builds the library zuko's MAF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
     return Autoregressive(rows.shape[1], seed, "MAF", hidden=config.hidden, **settings)
 
 
 def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
-    """The library zuko's NSF."""
+    """Builds the library zuko's NSF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
     return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.hidden, **settings)
@@ -69,7 +71,8 @@ def train(
     seed: int,
     config: TrainConfig,
     members: int = 1,
-) -> Fit:
+    clock: Clock | None = None,
+) -> Trained:
     """Trains a method for a budget of seconds.
 
     Arguments:
@@ -80,6 +83,7 @@ def train(
         seed: Seed of parameters, batches and probes.
         config: Sizes of networks and batches, Adam's constants.
         members: Flows to mix; ours only.
+        clock: Tells the seconds of the budget; the machine's if None.
 
     Raises:
         ValueError: If the method is unknown, or a peer's flows are to be mixed.
@@ -89,11 +93,14 @@ def train(
         from fixed_budget.methods.ensemble import train_ensemble
 
         config = dataclasses.replace(config, time_budget=budget, seed=seed, **settings)
-        return train_blocks(problem, config) if members == 1 else train_ensemble(problem, config, members)
+        if members == 1:
+            return train_blocks(problem, config, clock)
+        return train_ensemble(problem, config, members, clock)
     if members != 1:
         raise ValueError(f"members must be 1 for {name}, got {members}")
     if name not in PEERS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     rest = dict(settings)
     rate = rest.pop("learning_rate")
-    return fit(PEERS[name](problem.train, seed, config, **rest), problem, config, rate, budget, seed)
+    model = PEERS[name](problem.train, seed, config, **rest)
+    return train_peer(model, problem, config, rate, budget, seed, clock)

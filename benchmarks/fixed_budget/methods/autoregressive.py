@@ -45,9 +45,9 @@ class Autoregressive(Model):
         self.flow = flows.MAF(**sizes) if kind == "MAF" else flows.NSF(bins=bins, **sizes)
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """In one pass."""
+        """Carries x (B, d) in one pass."""
         return self.flow().transform.call_and_ladj(x)
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
-        """In d passes per transformation."""
+        """Carries z (B, d) in d passes per transformation."""
         return self.flow().transform.inv(z)

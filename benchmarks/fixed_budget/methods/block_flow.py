@@ -5,71 +5,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixed_budget.model import Model
-from jkoflow.block import Block
+from fixed_budget.model import GridModel
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import InitialMap
+from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training import TrainConfig
-from jkoflow.velocity import MLPVelocity
+from jkoflow.training.start import block_of
 
 MOST_STEPS = 384
+"""Steps per block where levels end."""
 
 
-class BlockFlow(Model):
+class BlockFlow(GridModel):
     """A `JKOFlow` as the comparison sees it.
 
     Arguments:
-        flow: The flow, of blocks that all train with as many steps.
-        num_steps: Runge-Kutta steps per block at level 0.
-        max_num_steps: Where `refine` ends.
+        flow: The flow, whose blocks are all integrated on the same grid.
+        grid: The grid of every block at level 0.
+        finest_training: Cost of the grid where `refine` ends.
         kinetic: Weight of the kinetic energy, the sum of the blocks' squared movements, in `loss`.
     """
 
-    val_level = 1
-
-    def __init__(self, flow: JKOFlow, num_steps: int, max_num_steps: int = 24, kinetic: float = 0.0) -> None:
-        super().__init__()
-        self.flow, self.num_steps, self.max_num_steps, self.kinetic = flow, num_steps, max_num_steps, kinetic
-
-    @property
-    def levels(self) -> int:  # type: ignore[override]
-        """As many doublings as end at `MOST_STEPS`."""
-        return (MOST_STEPS // self.num_steps).bit_length()
-
-    @property
-    def has_fixed_steps(self) -> bool:
-        """It has."""
-        return True
+    def __init__(self, flow: JKOFlow, grid: Grid, finest_training: int = 24, kinetic: float = 0.0) -> None:
+        super().__init__(grid, MOST_STEPS)
+        self.flow, self.finest_training, self.kinetic = flow, finest_training, kinetic
 
     def loss(self, x: Tensor) -> Tensor:
-        """Mean NLL, and the kinetic energy times its weight."""
+        """Returns the mean NLL, and the kinetic energy times its weight."""
         z, logdet = self.flow.enter(x)
         energy = x.new_zeros(())
         for block in self.flow.stack:
             start = z
-            z, increment = block(start, None, self.num_steps)
+            z, increment = block(start, None, self.grid)
             logdet = logdet + increment
             if self.kinetic:
                 energy = energy + (z - start).square().sum(1).mean()
         return -(base_log_prob(z) + logdet).mean() + self.kinetic * energy
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Through all blocks."""
-        return self.flow.forward(x, num_steps=self.num_steps << level)
+        """Carries x (B, d) through all blocks."""
+        return self.flow.forward(x, num_steps=self.grid_at(level).num_steps)
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
-        """Backwards in time."""
-        return self.flow.inverse(z, num_steps=self.num_steps << level)[0]
+        """Carries z (B, d) backwards in time."""
+        return self.flow.inverse(z, num_steps=self.grid_at(level).num_steps)[0]
 
     def describe_level(self, level: int) -> str:
-        """Like ``6 steps per block``."""
-        return f"{self.num_steps << level} steps per block"
+        """Tells the level, like ``6 steps per block``."""
+        return f"{self.grid_at(level).num_steps} steps per block"
 
     def refine(self) -> bool:
-        """Doubles the steps of training, as the guard of `jkoflow.train` does."""
-        if 2 * self.num_steps > self.max_num_steps:
+        """Refines the grid of training, as the guard of `jkoflow.train` does."""
+        finer = self.grid.refined()
+        if finer.cost > self.finest_training:
             return False
-        self.num_steps *= 2
+        self.grid = finer
         return True
 
 
@@ -81,21 +71,21 @@ def end_to_end(
     kinetic: float = 0.0,
     blocks: int | None = None,
 ) -> BlockFlow:
-    """Blocks of the same networks as block-wise training has, to be trained jointly.
-
-    None means as many as it has at most.
+    """Returns blocks of the same networks as block-wise training has, to be trained jointly.
 
     Every block starts as the identity, as the first one of block-wise training does.
+
+    Arguments:
+        dim: Number d of columns.
+        seed: Seed of the parameters.
+        config: The blocks' settings.
+        initial_map: What comes before the blocks.
+        kinetic: See `BlockFlow`.
+        blocks: Number of blocks; None means as many as block-wise training has at most.
     """
     torch.manual_seed(seed)
-    stack = [
-        Block(
-            MLPVelocity(dim, config.hidden, config.activation, config.time, 0, config.linear),
-            config.num_steps,
-            config.method,
-        )
-        for _ in range(config.most_blocks if blocks is None else blocks)
-    ]
+    grid = Fixed(config.num_steps)
+    stack = [block_of(config, dim) for _ in range(config.most_blocks if blocks is None else blocks)]
     for block in stack:
         block.velocity.scale_output(0.0)
-    return BlockFlow(JKOFlow(dim, stack, initial_map=initial_map), config.num_steps, config.max_num_steps, kinetic)
+    return BlockFlow(JKOFlow(dim, stack, initial_map=initial_map), grid, config.max_num_steps, kinetic)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from fixed_budget.fit import Fit, Point
 from fixed_budget.memory import Peak
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.problem import Problem
+from fixed_budget.trained import Point, Trained
 from jkoflow.data import Dataset
-from jkoflow.metrics import first_num_steps
+from jkoflow.metrics import training_grid
 from jkoflow.training import TrainConfig, train
 from jkoflow.training.run_directory import RunDirectory
+from jkoflow.training.world import Clock
 
 EVALUATION_ROWS = 8
 """Test rows that training is shown: its own evaluation is not part of the comparison and should cost nothing."""
 
 
-def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
+def train_blocks(problem: Problem, config: TrainConfig, clock: Clock | None = None) -> Trained:
     """Trains block by block, with the time budget of the configuration.
 
     The budget of `jkoflow.train` includes an evaluation; with `EVALUATION_ROWS` test rows next to nothing of it is
@@ -28,13 +29,12 @@ def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
     data = Dataset(problem.name, problem.train, problem.val, problem.test[:EVALUATION_ROWS], names)
     peak = Peak()
     with tempfile.TemporaryDirectory() as folder:
-        flow = train(data, config, run_dir=folder)
+        flow = train(data, config, run_dir=folder, clock=clock)
         run = RunDirectory(folder)
         history, metrics = run.history(), run.metrics()
     memory = peak.growth()
-    steps = first_num_steps(flow)
-    return Fit(
-        BlockFlow(flow, steps),
+    return Trained(
+        BlockFlow(flow, training_grid(flow)),
         sum(record["iterations"] for record in history if record["event"] == "block"),
         metrics["train_seconds"],
         metrics["val_nll"],
@@ -50,7 +50,7 @@ def train_blocks(problem: Problem, config: TrainConfig) -> Fit:
 
 
 def curve(history: list[dict[str, Any]]) -> list[Point]:
-    """Seconds, batches and validation NLL at every look at the validation rows, in the order of time."""
+    """Returns seconds, batches and validation NLL at every look at the validation rows, in the order of time."""
     points: list[Point] = []
     before, seconds, begun = 0, 0.0, 0.0  # batches of finished blocks; time of the last record; time of finished blocks
     for record in history:

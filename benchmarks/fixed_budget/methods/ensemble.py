@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fixed_budget.fit import Fit, mean_nll
 from fixed_budget.methods.blockwise import train_blocks
-from fixed_budget.model import Model
+from fixed_budget.model import Model, mean_nll
 from fixed_budget.problem import Problem
+from fixed_budget.trained import Trained
 from jkoflow.metrics import CHUNK
 from jkoflow.training import TrainConfig
+from jkoflow.training.world import Clock
 
 
 class Mixture(Model):
@@ -31,27 +32,27 @@ class Mixture(Model):
         self.val_level = max(member.val_level for member in members)
 
     def nll(self, x: Tensor, level: int = 0) -> Tensor:
-        """Of the mean density."""
+        """Returns the negative log of the mean density, with shape (B,)."""
         members: list[Model] = list(self.members)  # type: ignore[arg-type]
         return math.log(len(members)) - torch.logsumexp(torch.stack([-member.nll(x, level) for member in members]), 0)
 
 
-def train_ensemble(problem: Problem, config: TrainConfig, members: int) -> Fit:
+def train_ensemble(problem: Problem, config: TrainConfig, members: int, clock: Clock | None = None) -> Trained:
     """Trains flows with seeds of their own, one after the other, and mixes them; the budget is that of all together."""
     assert config.time_budget is not None
-    budget, fits = config.time_budget / members, []
+    budget, flows = config.time_budget / members, []
     for member in range(members):
         seed = members * config.seed + member
-        fits.append(train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed)))
-    model = Mixture([fit.model for fit in fits])
-    extra = {name: [fit.extra[name] for fit in fits] for name in ("blocks", "steps_per_block")}
-    return Fit(
+        flows.append(train_blocks(problem, dataclasses.replace(config, time_budget=budget, seed=seed), clock))
+    model = Mixture([flow.model for flow in flows])
+    extra = {name: [flow.extra[name] for flow in flows] for name in ("blocks", "steps_per_block")}
+    return Trained(
         model,
-        sum(fit.batches for fit in fits),
-        sum(fit.seconds for fit in fits),
+        sum(flow.batches for flow in flows),
+        sum(flow.seconds for flow in flows),
         mean_nll(model, problem.val, model.val_level, CHUNK),
         [],
-        [event for fit in fits for event in fit.events],
-        {"initial_map": fits[0].extra["initial_map"], **extra},
-        max((fit.memory for fit in fits if fit.memory is not None), default=None),
+        [event for flow in flows for event in flow.events],
+        {"initial_map": flows[0].extra["initial_map"], **extra},
+        max((flow.memory for flow in flows if flow.memory is not None), default=None),
     )

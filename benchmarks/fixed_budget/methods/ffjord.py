@@ -66,11 +66,11 @@ class FFJORD(Model):
         return 1 + round(torch.log10(torch.tensor(self.tolerance / TIGHTEST)).item())
 
     def describe_level(self, level: int) -> str:
-        """Like ``dopri5, tolerance 1e-04``."""
+        """Tells the level, like ``dopri5, tolerance 1e-04``."""
         return f"dopri5, tolerance {self._tolerance(level):.0e}"
 
     def loss(self, x: Tensor) -> Tensor:
-        """Mean NLL by an estimate with one Rademacher probe per row, fixed during a solve."""
+        """Returns the mean NLL by an estimate with one Rademacher probe per row, fixed during a solve."""
         z, logdet = x, x.new_zeros(x.shape[0])
         for velocity in self.fields:
             probe = torch.randint(0, 2, x.shape, generator=self._probes).to(x.dtype).mul_(2).sub_(1)
@@ -80,7 +80,7 @@ class FFJORD(Model):
         return 0.5 * z.square().sum(1).mean() + constant - logdet.mean()
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """With the exact divergence."""
+        """Carries x (B, d) with the exact divergence."""
         z, logdet = x, x.new_zeros(x.shape[0])
         for velocity in self.fields:
             z, increment = self._solve(velocity, _exact(velocity), z, 0.0, 1.0, self._tolerance(level))
@@ -88,7 +88,7 @@ class FFJORD(Model):
         return z, logdet
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
-        """Backwards in time."""
+        """Carries z (B, d) backwards in time."""
         for velocity in reversed(list(self.fields)):
             z, _ = self._solve(velocity, _plain(velocity), z, 1.0, 0.0, self._tolerance(level))
         return z

@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fixed_budget.model import Model
+from fixed_budget.model import GridModel
 from jkoflow.flow import base_log_prob
+from jkoflow.ops.grid import Fixed
 
 MOST_STEPS = 256
+"""Steps where levels end."""
 
 
 class Derivatives(NamedTuple):
@@ -52,14 +54,14 @@ class Potential(nn.Module):
         self.slope = nn.Parameter(torch.zeros(dim + 1))
 
     def forward(self, x: Tensor, t: float) -> Tensor:
-        """The potential itself, with shape (B,), for x (B, d)."""
+        """Returns the potential itself, with shape (B,), for x (B, d)."""
         s = _with_time(x, t)
         u = _sigma(self.opening(s))
         n = u + _sigma(self.layer(u))
         return n @ self.weight + 0.5 * (s @ self.root.T).square().sum(1) + s @ self.slope
 
     def derivatives(self, x: Tensor, t: float) -> Derivatives:
-        """All that a step needs, in one pass without automatic differentiation, for x (B, d)."""
+        """Returns all that a step needs, in one pass without automatic differentiation, for x (B, d)."""
         s, K0, K1 = _with_time(x, t), self.opening.weight, self.layer.weight
         a = self.opening(s)
         first = torch.tanh(a)
@@ -75,7 +77,7 @@ class Potential(nn.Module):
         return Derivatives(gradient[:, :-1], gradient[:, -1], laplacian)
 
     def space_gradient(self, x: Tensor, t: float) -> Tensor:
-        """The gradient with respect to x (B, d) alone, without the trace."""
+        """Returns the gradient with respect to x (B, d) alone, without the trace."""
         s, K0, K1 = _with_time(x, t), self.opening.weight, self.layer.weight
         a = self.opening(s)
         z = self.weight + (torch.tanh(self.layer(_sigma(a))) * self.weight) @ K1
@@ -83,7 +85,7 @@ class Potential(nn.Module):
         return gradient[:, :-1]
 
 
-class OTFlow(Model):
+class OTFlow(GridModel):
     """OT-Flow with the classic Runge-Kutta method of order 4 and few steps.
 
     Arguments:
@@ -99,43 +101,31 @@ class OTFlow(Model):
         | https://arxiv.org/abs/2006.00104
     """
 
-    val_level = 1
-
     def __init__(
         self, dim: int, seed: int, width: int = 128, steps: int = 8, likelihood: float = 100.0, hjb: float = 5.0
     ) -> None:
-        super().__init__()
+        super().__init__(Fixed(steps), MOST_STEPS)
         torch.manual_seed(seed)
         self.potential = Potential(dim, width)
-        self.steps, self.likelihood, self.hjb = steps, likelihood, hjb
-
-    @property
-    def levels(self) -> int:  # type: ignore[override]
-        """As many doublings as end at `MOST_STEPS`."""
-        return (MOST_STEPS // self.steps).bit_length()
-
-    @property
-    def has_fixed_steps(self) -> bool:
-        """It has."""
-        return True
+        self.likelihood, self.hjb = likelihood, hjb
 
     def describe_level(self, level: int) -> str:
-        """Like ``16 steps``."""
-        return f"{self.steps << level} steps"
+        """Tells the level, like ``16 steps``."""
+        return f"{self.grid_at(level).num_steps} steps"
 
     def loss(self, x: Tensor) -> Tensor:
-        """Mean NLL, with the transport cost and the HJB violation in proportion to the published weights."""
-        z, logdet, transport, violation = self._forward(x, self.steps)
+        """Returns the mean NLL, with transport cost and HJB violation in proportion to the published weights."""
+        z, logdet, transport, violation = self._forward(x, self.grid.num_steps)
         nll = -(base_log_prob(z) + logdet).mean()
         return nll + (transport.mean() + self.hjb * violation.mean()) / self.likelihood
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Along minus the gradient."""
-        return self._forward(x, self.steps << level)[:2]
+        """Carries x (B, d) along minus the gradient."""
+        return self._forward(x, self.grid_at(level).num_steps)[:2]
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
-        """Backwards in time."""
-        steps = self.steps << level
+        """Carries z (B, d) backwards in time."""
+        steps = self.grid_at(level).num_steps
         h = 1.0 / steps
         for step in range(steps):
             t = 1.0 - step * h
@@ -147,7 +137,7 @@ class OTFlow(Model):
         return z
 
     def _forward(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image (B, d), logdet, transport cost and HJB violation (B,)."""
+        """Returns the image (B, d), logdet, transport cost and HJB violation (B,)."""
         h = 1.0 / steps
         sums = x.new_zeros(3, x.shape[0])
         for step in range(steps):
