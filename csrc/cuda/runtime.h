@@ -2,16 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
+#include "gpu.h"
 #include "kernels.h"
 
 namespace jkoflow::cuda::runtime {
-
-struct Device {
-  int multiprocessors;
-  size_t shared_per_block, shared_per_multiprocessor;  // bytes, the former after opting in
-};
 
 // Makes a device current for the lifetime of the object.
 class Current {
@@ -26,7 +21,8 @@ class Current {
 };
 
 // Of the current device. Throw std::runtime_error.
-Device device_limits();
+Gpu gpu();
+// Thread blocks that a multiprocessor holds at a time.
 int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes);
 
 // Starts a kernel on a stream of the current device. blocks > 0.
