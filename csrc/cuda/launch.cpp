@@ -33,6 +33,8 @@ void run(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, co
 
 }  // namespace
 
+Gpu device_gpu(int device) { return runtime::gpu_of(device); }
+
 Plan plan(const Problem& problem, Call call, const Launch& launch) {
   const runtime::Current current(launch.device);
   return plan_here(problem, task_of(call), launch.precision, [&](const Choice& choice, const Gpu& gpu, int resident) {

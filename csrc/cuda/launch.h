@@ -14,7 +14,10 @@ struct Launch {
   void* workspace = nullptr;  // device memory of at least *_bytes(), aligned to 256 bytes; contents may be anything
 };
 
-// How a call runs on the launch's device, as it is now.
+// What plans have to know of a device, without using it.
+Gpu device_gpu(int device);
+
+// How a call that wants every gradient runs on the launch's device, as it is now.
 Plan plan(const Problem& problem, Call call, const Launch& launch);
 
 // Bytes of workspace that a call needs.

@@ -52,16 +52,23 @@ Current::~Current() {
   if (previous_ != device_) (void)cudaSetDevice(previous_);
 }
 
+Gpu gpu_of(int device) {
+  const auto get = [device](cudaDeviceAttr which) { return static_cast<size_t>(attribute(which, device)); };
+  return {
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device),
+      attribute(cudaDevAttrMultiProcessorCount, device), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+      get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
 Gpu gpu() {
   const int device = current_device();
   const std::lock_guard<std::mutex> lock(cache_mutex);
   const auto found = gpu_cache.find(device);
   if (found != gpu_cache.end()) return found->second;
-  const auto get = [device](cudaDeviceAttr which) { return static_cast<size_t>(attribute(which, device)); };
-  cudaFuncAttributes compiled{};  // a GPU may run the machine code of an older one
+  Gpu gpu = gpu_of(device);
+  cudaFuncAttributes compiled{};
   check(cudaFuncGetAttributes(&compiled, address(kPrepareKernel)), "asking what the kernels are compiled for");
-  const Gpu gpu{compiled.ptxVersion, attribute(cudaDevAttrMultiProcessorCount, device),
-                get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  gpu.architecture = compiled.ptxVersion;
   gpu_cache[device] = gpu;
   return gpu;
 }

@@ -1,6 +1,6 @@
-# The sources of the CUDA backend, as full paths. Those that plan need neither a GPU nor CUDA and are in every build. The
-# kernels of each task, padded width and precision have a source of their own, so that they compile in parallel; they are
-# written into JKOFLOW_INSTANCES:
+# The sources of the CUDA backend, as full paths. Those that plan need neither a GPU nor CUDA and are in every build.
+# The kernels of each task, padded width and precision have a source of their own, so that they compile in parallel;
+# they are written into JKOFLOW_INSTANCES:
 #   cmake -DJKOFLOW_INSTANCES=FOLDER -P csrc/cuda/sources.cmake
 set(cuda ${CMAKE_CURRENT_LIST_DIR})
 if(NOT JKOFLOW_INSTANCES)
