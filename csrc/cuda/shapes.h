@@ -21,13 +21,18 @@ struct Shapes {
   Shape kernels[2][3][2];  // [task][width][tangents]
 };
 
-// Ascending; an architecture takes the last row that is not newer.
+// Ascending; an architecture takes the last row that is not newer. With a row {90, ...} the H100's kernels have tiles
+// of their own: kernels and plans follow, those of older GPUs stay.
 constexpr Shapes kShapes[] = {
     // What 128 registers and 99 KB of shared memory allow; in the adjoint up to H = 128 half of 255 registers hold
     // gradients, and tangents have no registers for a second kind of tiles.
     {80,
-     {{{{5, 2, 4}, {4, 2, 4}}, {{5, 2, 2}, {4, 2, 2}}, {{2, 1, 1}, {2, 1, 1}}},
-      {{{4, 2, 2}, {2, 2, 2}}, {{4, 2, 1}, {2, 2, 1}}, {{2, 1, 1}, {1, 1, 1}}}}},
+     {{{{5, 2, 4}, {4, 2, 4}},     // forward, H = 64: closed form, tangents
+       {{5, 2, 2}, {4, 2, 2}},     // H = 128
+       {{2, 1, 1}, {2, 1, 1}}},    // H = 256
+      {{{4, 2, 2}, {2, 2, 2}},     // backward, the same
+       {{4, 2, 1}, {2, 2, 1}},     //
+       {{2, 1, 1}, {1, 1, 1}}}}},  //
 };
 
 constexpr Shape shape_of(int architecture, Task task, int H, bool tangents) {

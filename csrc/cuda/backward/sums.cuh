@@ -34,7 +34,7 @@ struct BackwardSums {
     return place.in_shared ? tile.shared + place.offset : partial() + in_partial;
   }
 
-  // ---- Adding a tile's
+  // ---- What a tile adds
 
   JKOFLOW_DEVICE Left<NT> left(const float (&fragments)[NT][4], const float* panel) const {
     return {fragments, panel, H, 16 * tile.warp};
