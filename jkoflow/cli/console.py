@@ -206,7 +206,7 @@ def show_environment(environment: Mapping[str, Any]) -> None:
         rows["cuda plan"] = (
             f"{plan['gpu']}: loss of {plan['batch']} samples, {plan['dim']} features, {units} units: "
             f"{plan['thread_blocks']} thread blocks of {plan['share']} samples in tiles of {plan['tile']} and "
-            f"{plan['small_tile']}, {plan['shared_bytes'] / 1024:.0f} KB shared"
+            f"{plan['small_tile']}, {plan['shared_bytes'] / 1024:.3g} KB shared"
         )
     rows["instruction set"] = f"{kernels['isa'] or 'none'} (available: {', '.join(kernels['isas']) or 'none'})"
     rows["bf16x3"] = "no: " + kernels["bf16x3"] if kernels["bf16x3"] else "yes"
