@@ -6,21 +6,27 @@
 namespace jkoflow::cuda {
 namespace {
 
-// Calls make(choice, gpu, resident thread blocks) for the current device.
-template <class Make>
-Plan plan_here(const Problem& problem, Task task, Precision precision, Make&& make) {
-  const Gpu gpu = runtime::gpu();
-  const Choice choice = choose(problem, precision, task, gpu);
-  const bool any = problem.batch > 0;
-  return make(choice, gpu, any ? runtime::blocks_per_multiprocessor(kernel_of(choice.kind), choice.shared_bytes()) : 0);
+// What a plan for the current device starts from.
+struct Basis {
+  Gpu gpu;
+  Choice choice;
+  int resident = 0;  // thread blocks on a multiprocessor
+};
+
+Basis basis_of(const Problem& problem, Task task, Precision precision) {
+  Basis basis;
+  basis.gpu = runtime::gpu();
+  basis.choice = choose(problem, precision, task, basis.gpu);
+  if (problem.batch > 0) {
+    basis.resident = runtime::blocks_per_multiprocessor(kernel_of(basis.choice.kind), basis.choice.shared_bytes());
+  }
+  return basis;
 }
 
 void run(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, const Launch& launch) {
   const runtime::Current current(launch.device);
-  const Task task = adjoint == nullptr ? Task::kForward : Task::kBackward;
-  const Plan plan = plan_here(problem, task, launch.precision, [&](const Choice& choice, const Gpu& gpu, int resident) {
-    return make_plan(problem, adjoint, loss, choice, gpu, resident, launch.workspace);
-  });
+  const Basis basis = basis_of(problem, adjoint == nullptr ? Task::kForward : Task::kBackward, launch.precision);
+  const Plan plan = make_plan(problem, adjoint, loss, basis.choice, basis.gpu, basis.resident, launch.workspace);
   const auto start = [&](const auto& kernel, int blocks, size_t shared_bytes, const auto& params) {
     if (blocks > 0) runtime::start(kernel, blocks, shared_bytes, launch.stream, params);
   };
@@ -37,9 +43,8 @@ Gpu device_gpu(int device) { return runtime::gpu_of(device); }
 
 Plan plan(const Problem& problem, Call call, const Launch& launch) {
   const runtime::Current current(launch.device);
-  return plan_here(problem, task_of(call), launch.precision, [&](const Choice& choice, const Gpu& gpu, int resident) {
-    return make_plan(problem, call, choice, gpu, resident);
-  });
+  const Basis basis = basis_of(problem, task_of(call), launch.precision);
+  return make_plan(problem, call, basis.choice, basis.gpu, basis.resident);
 }
 
 size_t forward_bytes(const Problem& problem, const Launch& launch) {
