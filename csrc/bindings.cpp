@@ -1,51 +1,18 @@
 // The Python module _C: pointers and sizes in, error text out. Neither includes nor links torch, so that one build
 // serves every version of it; jkoflow/ops/native.py owns the tensors and checks the shapes.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstdint>
-#include <string>
-#include <vector>
+#include "bindings.h"
 
 #include "cpu/dispatch.h"
-#ifdef JKOFLOW_HAVE_CUDA
-#include "cuda/launch.h"
-#endif
-
-namespace py = pybind11;
+#include "problem.h"
 
 namespace {
 
 using jkoflow::Adjoint;
 using jkoflow::JkoLoss;
 using jkoflow::Problem;
-
-// Addresses cross the border as integers; 0 is null.
-template <class Class, class Pointer>
-void address(py::class_<Class>& cls, const char* name, Pointer Class::* member) {
-  cls.def_property(
-      name, [member](const Class& c) { return reinterpret_cast<uintptr_t>(c.*member); },
-      [member](Class& c, uintptr_t value) { c.*member = reinterpret_cast<Pointer>(value); });
-}
-
-template <class Class, class Pointer, size_t N>
-void addresses(py::class_<Class>& cls, const char* name, Pointer (Class::*member)[N]) {
-  cls.def_property(
-      name,
-      [member](const Class& c) {
-        std::vector<uintptr_t> values;
-        for (const Pointer p : c.*member) values.push_back(reinterpret_cast<uintptr_t>(p));
-        return values;
-      },
-      [member, name](Class& c, const std::vector<uintptr_t>& values) {
-        if (values.size() > N) {
-          throw py::value_error(std::string(name) + " takes at most " + std::to_string(N) + " addresses");
-        }
-        for (size_t i = 0; i < N; ++i)
-          (c.*member)[i] = i < values.size() ? reinterpret_cast<Pointer>(values[i]) : nullptr;
-      });
-}
+using jkoflow::bindings::address;
+using jkoflow::bindings::addresses;
+namespace py = jkoflow::bindings::py;
 
 jkoflow::Tableau make_tableau(const std::vector<std::vector<double>>& a, const std::vector<double>& b,
                               const std::vector<double>& c) {
@@ -62,35 +29,6 @@ jkoflow::Tableau make_tableau(const std::vector<std::vector<double>>& a, const s
   }
   return t;
 }
-
-#ifdef JKOFLOW_HAVE_CUDA
-void bind_cuda(py::module_& m) {
-  namespace cuda = jkoflow::cuda;
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-  py::enum_<cuda::Precision>(m, "Precision")
-      .value("fp32", cuda::Precision::kFp32)
-      .value("tf32x3", cuda::Precision::kTf32x3)
-      .value("tf32", cuda::Precision::kTf32);
-
-  py::class_<cuda::Launch> launch(m, "CudaLaunch");
-  launch.def(py::init<>())
-      .def_readwrite("device", &cuda::Launch::device)
-      .def_readwrite("precision", &cuda::Launch::precision);
-  address(launch, "stream", &cuda::Launch::stream);
-  address(launch, "workspace", &cuda::Launch::workspace);
-
-  m.def("cuda_device_count", &cuda::device_count, Unlocked());
-  m.def("cuda_device_problem", &cuda::device_problem, Unlocked(), "Why no CUDA device can be used; empty if one can");
-  m.def("cuda_unsupported", &cuda::unsupported, Unlocked(), "Completes 'the CUDA kernels ...'; empty if they can");
-  m.def("cuda_forward_bytes", &cuda::forward_bytes, Unlocked());
-  m.def("cuda_backward_bytes", &cuda::backward_bytes, Unlocked());
-  m.def("cuda_jko_loss_bytes", &cuda::jko_loss_bytes, Unlocked());
-  m.def("cuda_forward", &cuda::forward, Unlocked());
-  m.def("cuda_backward", &cuda::backward, Unlocked());
-  m.def("cuda_jko_loss", &cuda::jko_loss, Unlocked());
-}
-#endif
 
 }  // namespace
 
@@ -169,11 +107,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_backward", &jkoflow::cpu::backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
 
-#ifdef JKOFLOW_HAVE_CUDA
-  m.attr("has_cuda") = true;
-  m.attr("cuda_architectures") = JKOFLOW_CUDA_ARCHITECTURES;
-  bind_cuda(m);
-#else
-  m.attr("has_cuda") = false;
-#endif
+  jkoflow::bindings::bind_cuda(m);
 }

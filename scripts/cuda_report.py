@@ -1,9 +1,11 @@
 """Compiles the CUDA kernels and writes what ptxas reports of them, with estimates of occupancy and instruction mix.
 
-Needs nvcc, no GPU: `python scripts/cuda_report.py` writes docs/cuda_kernels.json and the tables in docs/cuda.md. The
-occupancies follow from registers, shared memory and threads; the instruction mix is counted by hand from `multiply` in
-csrc/cuda/product.cuh; the least times on an H100 follow from the work and from what the GPU is said to do in a second.
-All three are estimates, not measurements. `--tables` writes the tables from the last report and needs no nvcc.
+Needs nvcc, cmake and the compiled extension, no GPU: `python scripts/cuda_report.py` writes docs/cuda_kernels.json and
+the tables in docs/cuda.md. Tiles, shared memory and shares of the batch are those of the extension's own plans; how
+many thread blocks fit on a multiprocessor follows from them and from the registers. The instruction mix is counted by
+hand from `multiply` in csrc/cuda/product.cuh; the least times on an H100 follow from the work and from what the GPU is
+said to do in a second. These are estimates, not measurements. `--tables` writes the tables from the last report and
+needs no nvcc.
 """
 
 from __future__ import annotations
@@ -17,19 +19,23 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from jkoflow.ops.extension import MISSING, C
+from jkoflow.ops.tableau import TABLEAUX
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "cuda_kernels.json"
 PAGE = ROOT / "docs" / "cuda.md"
 ARCHITECTURES = ("80", "90")
 PRECISIONS = ("fp32", "tf32x3", "tf32")
-# Shared memory of a multiprocessor and registers, from the CUDA programming guide's table of compute capabilities.
-SHARED_PER_MULTIPROCESSOR = {"80": 164 * 1024, "90": 228 * 1024}
+# Multiprocessors of an A100; shared memory of a thread block and of a multiprocessor, and registers, from the CUDA
+# programming guide's table of compute capabilities. For 90 the extension's own defaults hold.
+GPUS = {"80": (108, 163 * 1024, 164 * 1024), "90": ()}
 REGISTERS = 65536
 WARPS = 64
 # An H100 (SXM): the data sheet's dense TF32 rate, of which `mma.sync` is reported to reach about 62 %; what is reported
 # for reads from the L2 cache; the data sheet's memory; exponentials and reciprocals in a second.
-MULTIPROCESSORS = 132
 TENSOR_RATE = 0.62 * 494.7e12
 L2_RATE = 5.5e12
 MEMORY_RATE = 3.35e12
@@ -37,51 +43,54 @@ FUNCTION_RATE = 132 * 16 * 1.755e9
 
 
 def digest() -> str:
-    """Of all device sources, so that a report of other sources is noticed."""
-    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu*")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
-    sources += [ROOT / "csrc" / "activation.h"]
+    """Returns a hash of all device sources, so that a report of other sources is noticed."""
+    folder = ROOT / "csrc" / "cuda"
+    sources, found = [folder / "instance.cuh", folder / "prepare_finish.cu"], set()
+    while sources:
+        source = sources.pop().resolve()
+        if source not in found and source.is_file():  # the emulation's header is none of the device's
+            found.add(source)
+            sources += [source.parent / name for name in re.findall(r'#include "(\S+)"', source.read_text())]
     total = hashlib.sha256()
-    for path in sources:
-        if path.name not in {"launch.h", "plan.h", "runtime.h", "runtime.cu", "share.h"}:
-            total.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(found):
+        total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
 
-def shapes() -> dict[tuple[str, int, bool], int]:
-    """Fragments of 8 samples in a tile by (task, H, tangents), read from the kernels' sources."""
-    found = {}
-    for task in ("forward", "backward"):
-        text = (ROOT / "csrc" / "cuda" / f"{task}_kernels.cuh").read_text()
-        match = re.search(r"kFragments = kTangents \? \(H == 256 \? (\d) : (\d)\) : \(H == 256 \? (\d) : (\d)\);", text)
-        if match is None:
-            raise RuntimeError(f"{task}_kernels.cuh no longer says kFragments as this script reads it")
-        tangents_256, tangents, closed_256, closed = map(int, match.groups())
-        for H in (64, 128, 256):
-            found[task, H, True] = tangents_256 if H == 256 else tangents
-            found[task, H, False] = closed_256 if H == 256 else closed
-    return found
+def gpu(architecture: str) -> Any:
+    """Describes the GPU that an architecture is planned for."""
+    described = C.CudaGpu()
+    if GPUS[architecture]:
+        described.architecture = int(architecture)
+        described.multiprocessors, described.shared_per_block, described.shared_per_multiprocessor = GPUS[architecture]
+    return described
 
 
-def shared_bytes(task: str, H: int, tangents: bool, fragments: int, dim: int = 6) -> int:
-    """Of a problem with few features: panels, input and cotangent panels, slots and rows; plan.cpp has the truth."""
-    tile = 8 * fragments
-    panels = {("forward", False): 3, ("forward", True): 4, ("backward", False): 4, ("backward", True): 5}[
-        task, tangents
-    ]
-    slots = {("forward", False): 0, ("forward", True): 3, ("backward", False): 1, ("backward", True): 11}[
-        task, tangents
-    ]
-    floats = (panels + slots) * tile * H + tile * 32 + H // 16 * tile + 5 * tile * dim
-    if task == "backward":
-        floats += tile * 32 + tile + tile * dim + 2 * 8 * H
-    return 4 * floats
+def plan(
+    task: str, H: int, tangents: bool = False, architecture: str = "90", batch: int = 10_000, dim: int = 6
+) -> dict[str, Any]:
+    """Returns the extension's plan for two hidden layers of H units (three with tangents), exact divergence and rk4."""
+    if MISSING is not None:
+        raise RuntimeError(f"the plans are made by the compiled extension, but {MISSING}")
+    tableau, problem = TABLEAUX["rk4"], C.Problem()
+    problem.batch, problem.dim, problem.time, problem.num_steps = batch, dim, True, 3
+    problem.hidden = [H] * (3 if tangents else 2)
+    problem.tableau = C.Tableau(tableau.a, tableau.b, tableau.c)
+    return C.cuda_plan(problem, "forward" if task == "forward" else "jko_loss", gpu=gpu(architecture))
+
+
+def write_instances(folder: Path) -> list[Path]:
+    """Lets CMake write the sources of the kernels, as a build does."""
+    command = ["cmake", f"-DJKOFLOW_INSTANCES={folder}", "-P", str(ROOT / "csrc" / "cuda" / "sources.cmake")]
+    subprocess.run(command, check=True)
+    return sorted(folder.glob("*.cu"))
 
 
 def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
     """What ptxas says of every kernel of a source."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin"]
-        command += [str(source), "-o", str(Path(folder) / "kernels.cubin")]
+        command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(Path(folder) / "kernels.cubin")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     kernels = []
     pattern = re.compile(
@@ -110,15 +119,13 @@ def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
     return kernels
 
 
-def estimate(kernel: dict[str, object], fragments: int) -> dict[str, object]:
+def estimate(kernel: dict[str, object]) -> dict[str, object]:
     """Occupancy, and instructions for one multiplication of 16 rows, 8 columns and a fragment of 8 samples."""
     task, H, tangents = str(kernel["task"]), int(str(kernel["H"])), bool(kernel["tangents"])
-    threads = 2 * H
-    shared = shared_bytes(task, H, tangents, fragments)
-    by_shared = SHARED_PER_MULTIPROCESSOR[str(kernel["architecture"])] // (shared + 1024)
+    planned = plan(task, H, tangents, str(kernel["architecture"]))
+    threads, fragments = planned["threads"], planned["tile"] // 8
     registers = (int(str(kernel["registers"])) + 7) // 8 * 8
-    by_registers = REGISTERS // (registers * threads)
-    blocks = max(1, min(by_shared, by_registers, 2048 // threads))
+    blocks = min(planned["resident"], REGISTERS // (registers * threads))
     # Of a product of hidden layers, by warp: tensor or FMA, loads, and the rest (splitting and rounding factors).
     mix = {
         "tf32x3": {"tensor": 3.0, "load": 1.0 + 1.0 / fragments, "other": 4.0 + 8.0 / fragments},
@@ -126,9 +133,9 @@ def estimate(kernel: dict[str, object], fragments: int) -> dict[str, object]:
         "fp32": {"fma": 32.0, "load": 4.0 + 4.0 / fragments, "other": 0.0},
     }[str(kernel["precision"])]
     return {
-        "samples": 8 * fragments,
+        "samples": planned["tile"],
         "threads": threads,
-        "shared_bytes": shared,
+        "shared_bytes": planned["shared_bytes"],
         "blocks_per_multiprocessor": blocks,
         "occupancy": round(blocks * threads / 32 / WARPS, 2),
         "instructions_per_product": {name: round(value, 2) for name, value in mix.items()},
@@ -156,14 +163,6 @@ def table(report: dict[str, object]) -> str:
 def up(number: int, multiple: int) -> int:
     """Rounded up."""
     return -(-number // multiple) * multiple
-
-
-def share_out(batch: int, slots: int, tile: int, small: int) -> tuple[int, list[int]]:
-    """Blocks, and the tiles of each one: csrc/cuda/share.h."""
-    least = -(-batch // slots)
-    rest = least % tile
-    tiles = [tile] * (least // tile) + ([] if rest == 0 else [small] if rest <= small else [tile])
-    return -(-batch // sum(tiles)), tiles
 
 
 @dataclass
@@ -197,14 +196,16 @@ def bounds(
         adjoint = H * first + 4 * square + H * narrow + 16 * H
         gradients = 2 * square + H * first + H * narrow
         products, functions = velocity + square + adjoint + gradients, 2 * 5 * H
-    number, tiles = share_out(batch, MULTIPROCESSORS * blocks, tile, small)
-    stages, busiest = 4 * steps, -(-number // MULTIPROCESSORS) * sum(tiles)
-    l2_bytes = 4.0 * reads * stages * len(tiles) * number
+    multiprocessors = gpu("90").multiprocessors
+    number, share, large_tiles, small_tiles = C.cuda_share_out(batch, multiprocessors * blocks, tile, small)
+    tiles = (large_tiles + small_tiles) * number
+    stages, busiest = 4 * steps, -(-number // multiprocessors) * share
+    l2_bytes = 4.0 * reads * stages * tiles
     return Bounds(
         l2_bytes / L2_RATE,
-        3 * 2 * products * stages * busiest * MULTIPROCESSORS / TENSOR_RATE,
-        functions * stages * busiest * MULTIPROCESSORS / FUNCTION_RATE,
-        4 * 2 * 2 * square * stages * len(tiles) * number / MEMORY_RATE if task == "loss" and H > 128 else 0.0,
+        3 * 2 * products * stages * busiest * multiprocessors / TENSOR_RATE,
+        functions * stages * busiest * multiprocessors / FUNCTION_RATE,
+        4 * 2 * 2 * square * stages * tiles / MEMORY_RATE if task == "loss" and H > 128 else 0.0,
         l2_bytes,
         4 * reads,
     )
@@ -217,21 +218,21 @@ def bounds_table() -> str:
         "L2, us | tensor cores, us | functions, us | memory, us |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    found = shapes()
-    forward, forward_256 = (8 * found["forward", H, False] for H in (128, 256))
-    loss, loss_256 = (8 * found["backward", H, False] for H in (128, 256))
     rows = [
-        ("forward", 6, 128, 10_000, forward, 16, 2, ""),
-        ("forward", 6, 128, 10_000, 80, 16, 1, ", not built"),
-        ("forward", 6, 128, 100_000, forward, 16, 2, ""),
-        ("forward", 6, 128, 100_000, 80, 16, 1, ", not built"),
-        ("loss", 6, 128, 250, loss, 16, 1, ""),
-        ("loss", 6, 128, 10_000, loss, 16, 1, ""),
-        ("loss", 6, 128, 100_000, loss, 16, 1, ""),
-        ("forward", 63, 256, 10_000, forward_256, 8, 1, ""),
-        ("loss", 63, 256, 10_000, loss_256, 8, 1, ""),
+        ("forward", 6, 128, 10_000, None),
+        ("forward", 6, 128, 10_000, (80, 16, 1)),
+        ("forward", 6, 128, 100_000, None),
+        ("forward", 6, 128, 100_000, (80, 16, 1)),
+        ("loss", 6, 128, 250, None),
+        ("loss", 6, 128, 10_000, None),
+        ("loss", 6, 128, 100_000, None),
+        ("forward", 63, 256, 10_000, None),
+        ("loss", 63, 256, 10_000, None),
     ]
-    for task, dim, H, batch, tile, small, blocks, note in rows:
+    for task, dim, H, batch, other in rows:
+        built = plan(task, H, batch=batch, dim=dim)
+        tile, small, blocks = other or (built["tile"], built["small_tile"], built["resident"])
+        note = "" if other is None else ", not built"
         b = bounds(task, batch, tile, small, blocks, H, dim)
         times = " | ".join(f"{1e6 * seconds:.0f}" for seconds in (b.l2, b.tensor, b.functions, b.memory))
         lines.append(
@@ -260,13 +261,11 @@ def main() -> None:
     if arguments.tables:
         write_tables(json.loads(REPORT.read_text()))
         return
-    sources = sorted((ROOT / "csrc" / "cuda" / "instances").glob("*ward_*.cu"))
-    pairs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        pairs = [(source, architecture) for source in write_instances(Path(folder)) for architecture in ARCHITECTURES]
         kernels = [k for found in pool.map(lambda pair: compile_source(*pair), pairs) for k in found]
-    fragments = shapes()
     for kernel in kernels:
-        kernel.update(estimate(kernel, fragments[str(kernel["task"]), int(str(kernel["H"])), bool(kernel["tangents"])]))
+        kernel.update(estimate(kernel))
     kernels.sort(key=lambda k: (k["task"] != "forward", k["tangents"], k["H"], k["precision"], k["architecture"]))
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release ([\d.]+)", nvcc)

@@ -41,19 +41,29 @@ def load() -> ModuleType:
     return module
 
 
+def problem_of(**changes: Any) -> Any:
+    """A description without tensors, of a small problem but for the changes: enough to plan for."""
+    problem = native._C.Problem()
+    problem.batch, problem.dim, problem.hidden, problem.num_steps = 5, 3, [64, 64], 1
+    problem.tableau = native._C.Tableau([[]], [1.0], [0.0])
+    for name, value in changes.items():
+        setattr(problem, name, value)
+    return problem
+
+
 class EmulatedKernels:
     """Stands in for jkoflow._C: its CPU kernels are the emulated CUDA kernels at one precision."""
 
     def __init__(self, emulation: ModuleType, precision: str) -> None:
         self._emulation = emulation
-        self._precision = getattr(emulation.Precision, precision)
+        self._precision = getattr(native._C.Precision, precision)
         self._real = native._C
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     def _run(self, name: str, *descriptions: Any) -> None:
-        reason = self._emulation.unsupported(descriptions[0], self._precision)
+        reason = self._real.cuda_unsupported(descriptions[0], self._precision)
         assert reason == "", reason
         # A workspace of NaN, with some behind it that must stay: contents are anything, the size is exact.
         words = getattr(self._emulation, f"{name}_bytes")(descriptions[0], self._precision) // 4

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from jkoflow.ops.extension import C
+
 ROOT = Path(__file__).parent.parent
 AGAIN = "run `python scripts/cuda_report.py` where nvcc is"
+with_plans = pytest.mark.skipif(C is None, reason="no compiled extension")
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +38,31 @@ def test_every_kernel_is_reported(report):
     assert len(names) == len(report["kernels"]) == 2 * 3 * 3 * 2 * 2
 
 
+@with_plans
+def test_registers_allow_the_thread_blocks_that_plans_count_on(script, report):
+    for kernel in report["kernels"]:
+        planned = script.plan(kernel["task"], kernel["H"], kernel["tangents"], kernel["architecture"])
+        assert kernel["blocks_per_multiprocessor"] == planned["resident"], kernel
+        assert kernel["shared_bytes"] == planned["shared_bytes"], f"{kernel}: {AGAIN}"
+
+
 def test_registers_do_not_spill(report):
     for kernel in report["kernels"]:
         assert kernel["spill_stores"] <= (0 if kernel["task"] == "forward" else 64), kernel
         assert kernel["stack"] <= 64, kernel
 
 
+@with_plans
 def test_the_documentation_shows_the_report(script, report):
     page = (ROOT / "docs" / "cuda.md").read_text()
     assert script.table(report) in page, AGAIN
     assert script.bounds_table() in page, f"{AGAIN} with --tables"
 
 
+@with_plans
 def test_least_times_follow_from_the_shares(script):
     """Twice the tile halves what comes from the L2 cache and leaves the tensor cores' work as it is."""
     built, larger = (script.bounds("forward", 105_600, tile, 16, 1) for tile in (40, 80))
     assert larger.l2 == pytest.approx(built.l2 / 2)
     assert larger.tensor == pytest.approx(built.tensor)
     assert built.tensor * script.TENSOR_RATE == 3 * 2 * 105_600 * 12 * (2 * 128 * 128 + 8 * 128 + 16 * 128)
-    assert script.share_out(10_000, 132, 32, 16) == (125, [32, 32, 16])
-    assert script.share_out(250, 132, 32, 16) == (16, [16])

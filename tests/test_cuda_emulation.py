@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import emulation as emulation_build
-from emulation import EmulatedKernels
+from emulation import EmulatedKernels, problem_of
 from jkoflow.ops import integrate, jko_loss, native
 from oracles import assert_within_twice, random_velocity
 
@@ -114,36 +114,6 @@ def test_small_batches_are_spread(emulation, monkeypatch, hidden, precision):
     network = {"dim": 18, "hidden": hidden, "linear": True}
     for task in ("backward", "loss"):  # small tiles only, in several blocks
         check(emulation, monkeypatch, network, 35, task, precision, method="midpoint", num_steps=1)
-
-
-SHARES = {
-    "no rest": (10_000, 132, 40, 16, (125, 80, 2, 0)),
-    "a small tile as rest": (10_000, 132, 32, 16, (125, 80, 2, 1)),
-    "a large tile as rest": (10_000, 264, 40, 16, (250, 40, 1, 0)),
-    "small tiles only": (250, 132, 32, 16, (16, 16, 0, 1)),
-    "one block": (3, 264, 40, 16, (1, 16, 0, 1)),
-    "one multiprocessor": (43, 1, 40, 16, (1, 56, 1, 1)),
-    "only one kind of tiles": (1000, 132, 8, 8, (125, 8, 1, 0)),
-}
-
-
-@pytest.mark.parametrize(("batch", "slots", "tile", "small", "expected"), SHARES.values(), ids=SHARES.keys())
-def test_shares_of_a_batch(emulation, batch, slots, tile, small, expected):
-    assert emulation.share_out(batch, slots, tile, small) == expected
-
-
-def test_shares_are_even_and_cover_the_batch(emulation):
-    for tile, small in ((40, 16), (32, 16), (16, 8), (8, 8)):
-        for slots in (1, 2, 132, 264, 432):
-            for batch in (*range(1, 300), 2000, 4999, 10_000, 65_536, 100_000, 3_000_000_000):
-                blocks, samples, large_tiles, small_tiles = emulation.share_out(batch, slots, tile, small)
-                assert samples == large_tiles * tile + small_tiles * small
-                assert small_tiles <= 1
-                assert 1 <= blocks <= slots
-                assert (blocks - 1) * samples < batch <= blocks * samples
-                # never more than what tiles dealt out one by one give to the busiest block
-                rounds = math.ceil(math.ceil(batch / tile) / slots)
-                assert samples <= rounds * tile
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
@@ -256,19 +226,8 @@ def test_long_inputs_take_the_kernel_that_carries_fewer_samples(emulation, monke
             check(emulation, monkeypatch, {"dim": 128, "hidden": (100, 36)}, 9, task, precision, **options)
         problem = problem_of(dim=128, hidden=[100, 36], time=True, divergence=getattr(native._C.Divergence, divergence))
         task = "backward" if divergence == "exact" else "forward"
-        bytes_needed.append(getattr(emulation, f"{task}_bytes")(problem, getattr(emulation.Precision, precision)))
+        bytes_needed.append(getattr(emulation, f"{task}_bytes")(problem, getattr(native._C.Precision, precision)))
     assert bytes_needed[0] > 2 * bytes_needed[1]  # of other kernels: 256 units instead of 128
-
-
-def test_all_sizes_up_to_the_limits_are_covered(emulation):
-    for width in (1, 64, 65, 128, 129, 256):
-        for layers in (1, 2, 3):
-            for divergence in ("none", "exact", "hutchinson"):
-                kind = getattr(native._C.Divergence, divergence)
-                for dim in range(1, 129):
-                    problem = problem_of(dim=dim, hidden=[width] * layers, time=True, divergence=kind)
-                    for precision in PRECISIONS:
-                        assert emulation.unsupported(problem, getattr(emulation.Precision, precision)) == ""
 
 
 def test_gradients_do_not_depend_on_the_run(emulation, monkeypatch):
@@ -279,30 +238,26 @@ def test_gradients_do_not_depend_on_the_run(emulation, monkeypatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def problem_of(**changes):
-    problem = native._C.Problem()
-    problem.batch, problem.dim, problem.hidden, problem.num_steps = 5, 3, [64, 64], 1
-    problem.tableau = native._C.Tableau([[]], [1.0], [0.0])
-    for name, value in changes.items():
-        setattr(problem, name, value)
-    return problem
+def test_the_plan_says_what_a_call_takes(emulation):
+    gpu = native._C.CudaGpu()
+    gpu.architecture, gpu.multiprocessors = 80, 3
+    emulation.configure(multiprocessors=3)
+    for hidden in ([128, 128], [200], [256, 40, 30]):  # with these a multiprocessor holds one thread block
+        for divergence in ("exact", "hutchinson"):
+            kind = getattr(native._C.Divergence, divergence)
+            problem = problem_of(batch=100, hidden=hidden, context_dim=2, divergence=kind)
+            for call in ("forward", "backward", "jko_loss"):
+                if call == "forward" and max(hidden) <= 128:
+                    continue
+                for precision in (native._C.Precision.fp32, native._C.Precision.tf32x3):
+                    plan = native._C.cuda_plan(problem, call, precision, gpu)
+                    assert plan["resident"] == 1
+                    assert plan["workspace_bytes"] == getattr(emulation, f"{call}_bytes")(problem, precision)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"float64": True}, "compute in float32, x is float64"),
-        ({"hidden": [64, 257]}, "up to 256 units, the velocity has one of 257"),
-        ({"hidden": [8, 8, 8, 8]}, "have 1 to 3 hidden layers, the velocity has 4"),
-        ({"dim": 129}, "take up to 128 features, x has 129"),
-        ({"context_dim": 5000}, "5000 context variables would take it"),
-    ],
-)
-def test_what_the_kernels_do_not_cover_is_refused_with_its_reason(emulation, changes, reason):
-    assert emulation.unsupported(problem_of(), emulation.Precision.tf32x3) == ""
-    assert reason in emulation.unsupported(problem_of(**changes), emulation.Precision.tf32x3)
-    with pytest.raises(RuntimeError, match="the CUDA kernels "):
-        emulation.forward_bytes(problem_of(**changes), emulation.Precision.tf32x3)
+def test_what_the_kernels_do_not_cover_is_refused_before_anything_runs(emulation):
+    with pytest.raises(RuntimeError, match="the CUDA kernels take up to 128 features, x has 129"):
+        emulation.forward_bytes(problem_of(dim=129), native._C.Precision.tf32x3)
 
 
 def test_layout_of_a_tensor_product(emulation):

@@ -11,6 +11,7 @@ import torch
 
 import jkoflow
 from jkoflow import environment
+from jkoflow.cli import console
 
 
 def test_describes_versions_machine_and_kernels():
@@ -22,9 +23,28 @@ def test_describes_versions_machine_and_kernels():
     assert found["cpus"] >= 1
     assert found["cpu"]
     kernels = found["kernels"]
-    assert kernels.keys() >= {"cpu", "cuda", "isa", "isas", "bf16x3", "openmp", "threads"}
+    assert kernels.keys() >= {"cpu", "cuda", "cuda_plan", "isa", "isas", "bf16x3", "openmp", "threads"}
     assert (kernels["cpu"] is None) == (kernels["isa"] is not None)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_doctor_shows_a_plan_of_the_cuda_kernels(capsys):
+    shown = describe_with_plan({
+        "gpu": "Some GPU", "batch": 100, "dim": 6, "hidden": [128, 64], "thread_blocks": 7, "share": 16, "tile": 32,
+        "small_tile": 16, "shared_bytes": 2560,
+    })  # fmt: skip
+    console.show_environment(shown)
+    line = (
+        "Some GPU: loss of 100 samples, 6 features, 128 x 64 units: 7 thread blocks of 16 samples in tiles of 32 and 16"
+    )
+    assert f"{line}, 2.5 KB shared" in " ".join(capsys.readouterr().out.split())
+    console.show_environment(describe_with_plan(None))
+    assert "cuda plan" not in capsys.readouterr().out
+
+
+def describe_with_plan(plan):
+    found = environment.describe()
+    return {**found, "kernels": {**found["kernels"], "cuda_plan": plan}}
 
 
 def test_names_neither_machine_nor_user():

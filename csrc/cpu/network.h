@@ -33,9 +33,9 @@ struct Network {
   Matrix<Real> weights_t[kMaxHidden];
   // What the closed-form divergence needs of the weights: c_a = sum_i W1[a, i] W2[i, a], so that div = c . s1, padded;
   // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1.
-  Real *coupling = nullptr, *coupling_rows = nullptr;  // c; M row by row
-  Matrix<Real> coupling_matrix, coupling_matrix_t;     // M
-  Real* product_grad = nullptr;  // for the adjoint: gradient of (W1x W3)^T, with the shape of coupling_rows
+  Real *trace_vector = nullptr, *trace_rows = nullptr;  // c; M row by row
+  Matrix<Real> trace_matrix, trace_matrix_t;            // M
+  Real* product_grad = nullptr;  // for the adjoint: gradient of (W1x W3)^T, with the shape of trace_rows
   // Rows that tangents start from and end on, plain: W1x transposed (dim, padded H1) and W_last (dim, padded HL).
   Real *first_columns = nullptr, *last_rows = nullptr;
 
@@ -60,7 +60,7 @@ struct Network {
     }
     first = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
     if (adjoint) first_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
-    if (closed && hidden == 1) coupling = arena.take<Real>(padded[0]);
+    if (closed && hidden == 1) trace_vector = arena.take<Real>(padded[0]);
     time = arena.take<Real>(padded[0]);
     bias_last = arena.take<Real>(dim);
     last = arena.take<Real>(static_cast<ptrdiff_t>(dim) * padded[top()]);
@@ -70,9 +70,9 @@ struct Network {
     if (two_layer_form() || (directions > 0 && !probed)) first_columns = arena.take<Real>(dim * padded[0]);
     if (directions > 0 && !probed) last_rows = arena.take<Real>(dim * padded[top()]);
     if (two_layer_form()) {
-      coupling_rows = arena.take<Real>(static_cast<ptrdiff_t>(padded[1]) * padded[0]);
-      coupling_matrix = Matrix<Real>::take(padded[1], width[0], arena);
-      if (adjoint) coupling_matrix_t = Matrix<Real>::take(padded[0], width[1], arena);
+      trace_rows = arena.take<Real>(static_cast<ptrdiff_t>(padded[1]) * padded[0]);
+      trace_matrix = Matrix<Real>::take(padded[1], width[0], arena);
+      if (adjoint) trace_matrix_t = Matrix<Real>::take(padded[0], width[1], arena);
       if (adjoint) product_grad = arena.take<Real>(static_cast<ptrdiff_t>(padded[1]) * padded[0]);
     }
   }
@@ -92,10 +92,10 @@ struct Network {
     copy_rows(p, part, parts);
     if (closed) {
       wait();
-      set_coupling(p, part, parts);
+      set_trace_matrix(p, part, parts);
       if (two_layer_form()) {
         wait();
-        pack_hidden(coupling_rows, padded[0], 1, coupling_matrix, coupling_matrix_t, part, parts);
+        pack_hidden(trace_rows, padded[0], 1, trace_matrix, trace_matrix_t, part, parts);
       }
     }
     wait();
@@ -167,12 +167,12 @@ struct Network {
     }
   }
 
-  void set_coupling(const Problem& p, int part, int parts) const {
+  void set_trace_matrix(const Problem& p, int part, int parts) const {
     if (two_layer_form()) {
       const Real* w2 = static_cast<const Real*>(p.weight[1]);
       for (int m = part; m < width[1]; m += parts) {
         product_row(p, m, w2 + static_cast<ptrdiff_t>(m) * width[0],
-                    coupling_rows + static_cast<ptrdiff_t>(m) * padded[0]);
+                    trace_rows + static_cast<ptrdiff_t>(m) * padded[0]);
       }
       return;
     }
@@ -181,7 +181,7 @@ struct Network {
     for (int a = part; a < padded[0]; a += parts) {
       Real sum = 0;
       for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w2[i * width[0] + a];
-      coupling[a] = sum;
+      trace_vector[a] = sum;
     }
   }
 

@@ -65,13 +65,13 @@ class Reduction {
         const Real* w2 = static_cast<const Real*>(p_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         Real* w2_grad = out(adjoint_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         net_.product_row(p_, m, nullptr, product);
-        pass_on(add_partitions(sums.coupling + m * width, net_.padded[0]), net_.width[0], w2, w2_grad, product);
+        pass_on(add_partitions(sums.trace_vector + m * width, net_.padded[0]), net_.width[0], w2, w2_grad, product);
         for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
       }
       for (int i = 0; i < net_.dim; ++i) {
         Real sum = narrow_total(sums.last, net_.dim, m, i);
         if (product != nullptr) sum += dot(product, net_.first_columns + i * width, net_.padded[0]);
-        if (net_.closed && net_.hidden == 1) sum += coupling_total(m) * first_weight(m, i);
+        if (net_.closed && net_.hidden == 1) sum += trace_vector_total(m) * first_weight(m, i);
         if (sums.last_tangent != nullptr) sum += tangent_total(sums.last_tangent, net_.padded[top], i, m);
         out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + m] = sum;
       }
@@ -97,7 +97,7 @@ class Reduction {
         }
         if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
         for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
-          row[i] += coupling_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
+          row[i] += trace_vector_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
         }
         for (int i = 0; sums.first_tangent != nullptr && i < net_.dim; ++i) {
           row[i] += tangent_total(sums.first_tangent, net_.padded[0], i, a);
@@ -149,7 +149,7 @@ class Reduction {
   Real first_weight(int a, int i) const {
     return static_cast<const Real*>(p_.weight[0])[static_cast<ptrdiff_t>(a) * p_.input_columns() + i];
   }
-  Real coupling_total(int a) const { return total_lanes(results_[0].work.sums.coupling + a * kLanes<Real>); }
+  Real trace_vector_total(int a) const { return total_lanes(results_[0].work.sums.trace_vector + a * kLanes<Real>); }
 
   static Real dot(const Real* a, const Real* b, int count) {
     Vector<Real> sum{};

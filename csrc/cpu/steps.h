@@ -1,7 +1,7 @@
 // One tile through all Runge-Kutta steps, forth and back.
 #pragma once
 
-#include "block.h"
+#include "stage.h"
 #include "tiles.h"
 
 namespace jkoflow::JKOFLOW_ISA {

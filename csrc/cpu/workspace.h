@@ -119,7 +119,7 @@ template <class Real>
 struct GradientSums {
   int first_stride, last_stride;  // of the narrow gradients: those of the inputs, and of the outputs
   Real* weights[kMaxHidden];      // (padded, first_stride), then (padded, padded of the layer before)
-  Real *time, *bias[kMaxHidden], *coupling = nullptr, *last, *bias_last, *linear = nullptr;
+  Real *time, *bias[kMaxHidden], *trace_vector = nullptr, *last, *bias_last, *linear = nullptr;
   Real *first_tangent = nullptr, *last_tangent = nullptr;  // of W1x and W_last by tangents, (dim, padded, kLanes)
   Real* begin;
   ptrdiff_t count;
@@ -136,7 +136,7 @@ struct GradientSums {
     last = arena.take<Real>(net.padded[net.top()] * last_stride);
     bias_last = arena.take<Real>(net.dim * kLanes<Real>);
     if (net.closed) {
-      coupling =
+      trace_vector =
           arena.take<Real>(static_cast<ptrdiff_t>(net.padded[0]) * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
     }
     if (net.has_linear) linear = arena.take<Real>(net.dim * first_stride);

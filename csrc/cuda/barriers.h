@@ -1,4 +1,5 @@
-// The block barriers by name, so that the emulation can leave out one at a time and show that the race is seen.
+// The barriers of a thread block by name, so that the emulation can leave out one at a time and show that the race is
+// seen.
 #pragma once
 
 namespace jkoflow::cuda {
@@ -22,7 +23,7 @@ enum class Barrier : int {
   kFirstAdjoint,     // the cotangent of z_1 is complete
   kInputAdjoint,     // the cotangent of the stage's input is complete
   kStepAdjoint,      // those of all stages of the step are complete
-  kTermSums,         // the block's terms of the loss are complete
+  kTermSums,         // the thread block's terms of the loss are complete
   kCount
 };
 

@@ -12,7 +12,14 @@
 #define JKOFLOW_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define JKOFLOW_KERNEL_PARAMS(Type) const __grid_constant__ Type
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+// What the kernels are compiled for, as kShapes in shapes.h counts; the host's pass over them uses none of it.
+#ifdef __CUDA_ARCH__
+#define JKOFLOW_ARCHITECTURE (__CUDA_ARCH__ / 10)
+#else
+#define JKOFLOW_ARCHITECTURE 80
+#endif
+
+#if JKOFLOW_ARCHITECTURE < 80
 #error "jkoflow's CUDA kernels need compute capability 8.0 or newer; set CMAKE_CUDA_ARCHITECTURES"
 #endif
 
@@ -36,7 +43,7 @@ JKOFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 extern __shared__ __align__(128) float dynamic_shared[];
 JKOFLOW_DEVICE float* shared() { return dynamic_shared; }
 
-// Barriers of the block and of the warp; both order memory.
+// Barriers of the thread block and of the warp; both order memory.
 JKOFLOW_DEVICE void sync_block(Barrier) { __syncthreads(); }
 JKOFLOW_DEVICE void sync_warp() { __syncwarp(); }
 

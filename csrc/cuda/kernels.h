@@ -1,29 +1,35 @@
-// The compiled kernels as the host picks them. Each padded width H has its own sources, so that they compile in
-// parallel.
+// The compiled kernels as the host picks them.
 #pragma once
 
 #include "params.h"
 #include "precision.h"
+#include "shapes.h"
 
 namespace jkoflow::cuda {
 
 template <class Parameters>
+using RunOf = void (*)(const Parameters);
+
+template <class Parameters>
 struct KernelOf {
-  void (*run)(const Parameters) = nullptr;
+  RunOf<Parameters> run = nullptr;
   int threads = 0;
-  int tile = 0;        // samples
-  int small_tile = 0;  // samples of the tile that a block may carry last
-  int panels = 0;      // of tile x H floats, at the start of shared memory
-  int blocks = 1;      // wished for on a multiprocessor
   const char* name = "";
 };
 using Kernel = KernelOf<Params>;
 
-template <int H>
-Kernel forward_kernel_of(Precision precision, bool tangents);
-// Of the adjoint and of the loss.
-template <int H>
-Kernel backward_kernel_of(Precision precision, bool tangents);
+// Which one of the kernels that carry samples.
+struct KernelKind {
+  Task task;
+  int H;  // one of kWidths
+  Precision precision;
+  bool tangents;  // whether directions of the divergence are carried through the layers
+};
+Kernel kernel_of(const KernelKind& kind);
+
+// Each has a source of its own, which sources.cmake writes, so that they compile in parallel.
+template <Task T, int H, Precision P>
+RunOf<Params> instance(bool tangents);
 
 extern const KernelOf<PrepareParams> kPrepareKernel;
 extern const KernelOf<ReduceParams> kReduceKernel;

@@ -1,11 +1,9 @@
-// The CUDA backend as the bindings see it: host C++, without CUDA's types.
+// Calls of the CUDA kernels as the bindings see them: host C++, without CUDA's types.
 #pragma once
 
-#include <cstddef>
 #include <string>
 
-#include "../problem.h"
-#include "precision.h"
+#include "plan.h"
 
 namespace jkoflow::cuda {
 
@@ -16,10 +14,11 @@ struct Launch {
   void* workspace = nullptr;  // device memory of at least *_bytes(), aligned to 256 bytes; contents may be anything
 };
 
-// Empty if the kernels cover the problem, else why not: a phrase that can follow "the CUDA kernels". Reads the
-// problem's sizes, not its pointers, and needs no device: what it accepts runs on every GPU of compute capability 8.0
-// or newer.
-std::string unsupported(const Problem& problem, Precision precision);
+// What plans have to know of a device, without using it.
+Gpu device_gpu(int device);
+
+// How a call that wants every gradient runs on the launch's device, as it is now.
+Plan plan(const Problem& problem, Call call, const Launch& launch);
 
 // Bytes of workspace that a call needs.
 size_t forward_bytes(const Problem& problem, const Launch& launch);
@@ -32,7 +31,6 @@ void forward(const Problem& problem, const Launch& launch);
 void backward(const Problem& problem, const Adjoint& adjoint, const Launch& launch);
 void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint, const Launch& launch);
 
-int device_count();            // 0 without driver or device; never throws
 std::string device_problem();  // empty if a device can be used, else the reason
 
 }  // namespace jkoflow::cuda

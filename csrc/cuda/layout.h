@@ -19,19 +19,19 @@ JKOFLOW_HOST_DEVICE constexpr int round_up(int n, int multiple) { return (n + mu
 JKOFLOW_HOST_DEVICE int swizzle(int row) { return ((((row >> 1) & 1) << 1) | ((row ^ (row >> 2)) & 1)) << 3; }
 JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return row * stride + (column ^ swizzle(row)); }
 
-// Weights (rows a multiple of 16, depth a multiple of 8) are packed by tiles of 16 rows. On tensor cores a lane reads
+// Weights (rows a multiple of 16, depth a multiple of 8) are packed by strips of 16 rows. On tensor cores a lane reads
 // the four numbers of its fragment of 16 x 8 as one vector; depth is permuted within 8 so that the other factor is read
-// in pairs: the instruction's k = t and t + 4 stand for columns 2t and 2t + 1. For FMA a tile is [depth / 4][16][4].
+// in pairs: the instruction's k = t and t + 4 stand for columns 2t and 2t + 1. For FMA a strip is [depth / 4][16][4].
 struct Element {
   int row, column;
 };
 JKOFLOW_HOST_DEVICE Element packed_element(Precision precision, int index, int depth) {
-  const int tile = index / (16 * depth), within = index - tile * 16 * depth;
+  const int strip = index / (16 * depth), within = index - strip * 16 * depth;
   if (precision == Precision::kFp32) {
-    return {tile * 16 + within % 64 / 4, within / 64 * 4 + within % 4};
+    return {strip * 16 + within % 64 / 4, within / 64 * 4 + within % 4};
   }
   const int lane = within % 128 / 4, i = within % 4;
-  return {tile * 16 + lane / 4 + 8 * (i & 1), within / 128 * 8 + 2 * (lane % 4) + (i >> 1)};
+  return {strip * 16 + lane / 4 + 8 * (i & 1), within / 128 * 8 + 2 * (lane % 4) + (i >> 1)};
 }
 
 // Slots of the adjoint with tangents, by layer and then what there is one of.

@@ -1,4 +1,4 @@
-// What the kernels are told: numbers and device pointers, filled by plan.cpp.
+// What the kernels are told: numbers and device pointers, filled by plan.cpp and packing.cpp.
 #pragma once
 
 namespace jkoflow::cuda {
@@ -9,7 +9,7 @@ constexpr int kMaxSlots = 13;   // see AdjointSlots
 constexpr int kMaxPackJobs = 16;
 
 // What a packed element is multiplied by: nothing, or (W1x W_last)^T at its place.
-enum Coupling : int { kUncoupled, kCouplingMatrix, kCouplingTransposed, kCouplingOfOneLayer };
+enum Traced : int { kPlain, kTraceMatrix, kTraceMatrixTransposed, kTraceVector };
 
 // Packed weights; see layout.h. H: the common padded width of the hidden layers.
 struct Packed {
@@ -17,8 +17,8 @@ struct Packed {
   float* first_t;                 // (round_up(columns, 16), H)
   float* hidden[kMaxLayers - 1];  // (H, H)
   float* hidden_t[kMaxLayers - 1];
-  float* coupling;  // M (H, H) with two hidden layers; with one c (H), not packed
-  float* coupling_t;
+  float* trace_matrix;  // M (H, H) with two hidden layers; with one c (H), not packed
+  float* trace_matrix_t;
   float* last;    // (round_up(dim, 16), H)
   float* last_t;  // (H, round_up(dim, 8))
   float* linear;  // (round_up(dim, 16), round_up(dim, 8)), or null
@@ -27,8 +27,8 @@ struct Packed {
   float* bias_last;             // (round_up(dim, 16))
 };
 
-// Buffers of a block. Offsets count floats; those of `Place`s lie in shared memory if there was room, else in the
-// block's scratch in global memory, which the caches hold.
+// Buffers of a thread block. Offsets count floats; those of `Place`s lie in shared memory if there was room, else in
+// the thread block's scratch in global memory, which the caches hold.
 struct Place {
   int offset;
   int in_shared;
@@ -44,11 +44,11 @@ struct Layout {
   Place context_bar;                // [sample][context_dim]
   Place slots[kMaxSlots];           // fragments that only their own thread uses
   int records;                      // in scratch: stage inputs [step][stage][sample][dim]
-  // Sums of gradients; those not in shared memory are summed in the block's partial gradient itself.
+  // Sums of gradients; those not in shared memory are summed in the partial gradient itself.
   Place first_sum, last_sum, linear_sum, bias_last_sum;
 };
 
-// A block's partial gradient: offsets in floats.
+// A thread block's partial gradient: offsets in floats.
 struct GradientLayout {
   int first;                 // (H, first_depth), the last column being the bias
   int hidden[2];             // (H, H): W2, then M or W3
@@ -56,13 +56,13 @@ struct GradientLayout {
   int linear;                // (round_up(dim, 16), round_up(dim, 8))
   int bias[kMaxLayers - 1];  // (H)
   int bias_last;             // (round_up(dim, 8))
-  int coupling;              // (H): of c, with one hidden layer
+  int trace_vector;          // (H): of c, with one hidden layer
   int count;
 };
 
 struct Params {
-  long long batch, share;              // samples, and how many of them a block carries
-  int large_tiles, small_tiles, tile;  // of a block's share, and samples of a large one
+  long long batch, share;              // samples, and how many of them a thread block carries
+  int large_tiles, small_tiles, tile;  // of a thread block's share, and samples of a large one
   int dim, context_dim, has_time;
   int columns, first_depth;  // of layer 1: without its bias, and with it, rounded up to 8
   int layers, first_width, top_width;
@@ -94,7 +94,7 @@ struct Params {
   GradientLayout gradient;
   float* scratch;
   float* partial;
-  long long scratch_stride;  // floats of a block
+  long long scratch_stride;  // floats of a thread block
 };
 
 // One matrix or vector to pack: element (r, c) of `source` at r * row_stride + c * column_stride. Column `columns`
@@ -105,12 +105,12 @@ struct PackJob {
   const float* bias;
   int rows, columns, row_stride, column_stride;
   int padded_rows, depth;  // packed sizes; depth 1: a vector as it stands
-  Coupling coupling;
+  Traced traced;
 };
 struct PrepareParams {
   int count, precision;
   int dim, first_stride, width1, width_last;
-  const float *first, *last;  // W1 and the last layer, for the coupling
+  const float *first, *last;  // W1 and the last layer, for M or c
   PackJob jobs[kMaxPackJobs];
 };
 
@@ -124,7 +124,7 @@ struct FinishParams {
   const float* total;
   GradientLayout gradient;
   int H, dim, columns, first_depth, layers;
-  int coupled;  // whether M or c has a gradient to hand on
+  int traced;  // whether M or c has a gradient to hand on
   int width[kMaxLayers];
   const float* weight[kMaxLayers + 1];
   float *weight_grad[kMaxLayers + 1], *bias_grad[kMaxLayers + 1], *linear_grad;

@@ -1,26 +1,37 @@
-// One call as launches: which kernels, how many blocks, where everything lies in the workspace.
+// One call as launches: how many thread blocks, their shares of the batch, where everything lies in the workspace.
+// Plain C++: it needs neither a GPU nor CUDA.
 #pragma once
 
 #include "../problem.h"
-#include "launch.h"
-#include "runtime.h"
+#include "choose.h"
 
 namespace jkoflow::cuda {
 
+enum class Call { kForward, kBackward, kJkoLoss };
+
+constexpr Task task_of(Call call) { return call == Call::kForward ? Task::kForward : Task::kBackward; }
+
+// Thread blocks of 0: no launch.
 struct Plan {
-  Kernel kernel;
-  int blocks = 0;  // 0: nothing to integrate
-  size_t shared_bytes = 0;
+  Choice choice;
+  int resident = 0;  // thread blocks of the kernel that a multiprocessor holds at a time
+  int blocks = 0;    // 0: nothing to integrate
   Params params{};
   PrepareParams prepare{};
   int prepare_blocks = 0;
-  ReduceParams reduce{};  // count 0: no gradients of parameters
+  ReduceParams reduce{};
+  int reduce_blocks = 0;  // 0: no gradients of parameters
   FinishParams finish{};
   int finish_blocks = 0;  // 0: no gradients of parameters and no loss
   size_t bytes = 0;       // of workspace
 };
 
-// `adjoint` is null for the forward pass, `loss` for all but the loss. On the current device.
-Plan make_plan(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, const Launch& launch);
+// `adjoint` is null for the forward pass, `loss` for all but the loss; with a null workspace only the sizes count.
+// `resident` is only read if there are samples.
+Plan make_plan(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, const Choice& choice,
+               const Gpu& gpu, int resident, void* workspace);
+
+// Of a call that wants every gradient: its workspace is enough for all others.
+Plan make_plan(const Problem& problem, Call call, const Choice& choice, const Gpu& gpu, int resident);
 
 }  // namespace jkoflow::cuda

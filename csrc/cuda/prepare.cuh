@@ -1,10 +1,10 @@
 // Packs the weights of a call in the order in which the kernels read them, and builds M or c for the divergence.
 #pragma once
 
-#include "coupling.cuh"
 #include "device.h"
 #include "layout.h"
 #include "params.h"
+#include "trace_matrix.cuh"
 
 namespace jkoflow::cuda {
 
@@ -27,10 +27,10 @@ struct Prepare {
     if (e.row >= job.rows) return 0.0f;
     if (e.column >= job.columns) return e.column == job.columns && job.bias != nullptr ? job.bias[e.row] : 0.0f;
     const float v = job.source == nullptr ? 1.0f : job.source[e.row * job.row_stride + e.column * job.column_stride];
-    if (job.coupling == kUncoupled) return v;
-    const bool transposed = job.coupling == kCouplingTransposed;
+    if (job.traced == kPlain) return v;
+    const bool transposed = job.traced == kTraceMatrixTransposed;
     const int last = transposed ? e.column : e.row;
-    const int first = transposed || job.coupling == kCouplingOfOneLayer ? e.row : e.column;
+    const int first = transposed || job.traced == kTraceVector ? e.row : e.column;
     return v * path_weight(p.first, p.first_stride, first, p.last, p.width_last, last, p.dim);
   }
 };

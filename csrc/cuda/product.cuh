@@ -50,7 +50,7 @@ JKOFLOW_DEVICE float dot(float4 a, float4 b, float sum) { return sum + a.x * b.x
 
 // ---- acc += W X
 
-// `weights`: the packed tile of 16 rows; steps: its depth / 8; x: the row of the panel of the first of 8 NT samples.
+// `weights`: the packed strip of 16 rows; steps: its depth / 8; x: the row of the panel of the first of 8 NT samples.
 template <Precision P, int NT>
 JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int steps, const float* x, int stride) {
   const Lane lane;
@@ -208,7 +208,7 @@ class HiddenSums {
     }
   }
 
-  // `memory`: the warp's rows of the block's partial gradient.
+  // `memory`: the warp's rows of the thread block's partial gradient.
   template <int NT>
   JKOFLOW_DEVICE void add(float* memory, const Left<NT>& left, const float* right) {
     if constexpr (!kInRegisters) {

@@ -1,14 +1,14 @@
-// From the blocks' partial gradients to the gradients of the parameters, in a fixed order.
+// From the thread blocks' partial gradients to the gradients of the parameters, in a fixed order.
 #pragma once
 
-#include "coupling.cuh"
 #include "device.h"
 #include "layout.h"
 #include "params.h"
+#include "trace_matrix.cuh"
 
 namespace jkoflow::cuda {
 
-// Sums over blocks, a thread for each element.
+// Sums over thread blocks, a thread for each element.
 struct Reduce {
   JKOFLOW_DEVICE static void run(const ReduceParams& p) {
     for (int i = device::block() * device::block_threads() + device::thread(); i < p.count;
@@ -38,19 +38,19 @@ struct Finish {
       for (int i = warp; i < p.width[0] * p.columns; i += warps) {
         const int a = i / p.columns, k = i - a * p.columns;
         const float sum = p.total[p.gradient.first + a * p.first_depth + k];
-        store(p.weight_grad[0] + i, sum + (k < p.dim ? first_by_coupling(p, a, k, lane) : 0.0f), lane);
+        store(p.weight_grad[0] + i, sum + (k < p.dim ? first_by_trace(p, a, k, lane) : 0.0f), lane);
       }
       for (int i = warp; i < p.dim * top_width; i += warps) {
         const int k = i / top_width, o = i - k * top_width;
         const float sum = p.total[p.gradient.last + o * round_up(p.dim, 8) + k];
-        store(p.weight_grad[p.layers] + i, sum + last_by_coupling(p, k, o, lane), lane);
+        store(p.weight_grad[p.layers] + i, sum + last_by_trace(p, k, o, lane), lane);
       }
       const int thread = 32 * warp + lane, threads = 32 * warps;
       for (int l = 1; l < p.layers; ++l) {
         for (int i = thread; i < p.width[l] * p.width[l - 1]; i += threads) {
           const int o = i / p.width[l - 1], k = i - o * p.width[l - 1];
           float sum = p.total[p.gradient.hidden[l - 1] + o * p.H + k];
-          if (p.coupled) {
+          if (p.traced) {
             sum += p.total[p.gradient.hidden[1] + o * p.H + k] *
                    path_weight(p.weight[0], p.columns, k, p.weight[p.layers], top_width, o, p.dim);
           }
@@ -102,14 +102,14 @@ struct Finish {
     return p.total[p.gradient.hidden[1] + o * p.H + a] * p.weight[1][o * p.width[0] + a];
   }
 
-  JKOFLOW_DEVICE static float first_by_coupling(const FinishParams& p, int a, int k, int lane) {
-    if (!p.coupled) return 0.0f;
-    if (p.layers == 1) return p.total[p.gradient.coupling + a] * last_weight(p, k, a);
+  JKOFLOW_DEVICE static float first_by_trace(const FinishParams& p, int a, int k, int lane) {
+    if (!p.traced) return 0.0f;
+    if (p.layers == 1) return p.total[p.gradient.trace_vector + a] * last_weight(p, k, a);
     return warp_sum(p.width[1], lane, [&](int o) { return path_gradient(p, o, a) * last_weight(p, k, o); });
   }
-  JKOFLOW_DEVICE static float last_by_coupling(const FinishParams& p, int k, int o, int lane) {
-    if (!p.coupled) return 0.0f;
-    if (p.layers == 1) return p.total[p.gradient.coupling + o] * first_weight(p, o, k);
+  JKOFLOW_DEVICE static float last_by_trace(const FinishParams& p, int k, int o, int lane) {
+    if (!p.traced) return 0.0f;
+    if (p.layers == 1) return p.total[p.gradient.trace_vector + o] * first_weight(p, o, k);
     return warp_sum(p.width[0], lane, [&](int a) { return path_gradient(p, o, a) * first_weight(p, a, k); });
   }
 };

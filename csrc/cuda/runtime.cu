@@ -35,7 +35,7 @@ int current_device() {
 
 // Answers that do not change, kept because they are asked for on every call.
 std::mutex cache_mutex;
-std::map<int, Device> device_cache;
+std::map<int, Gpu> gpu_cache;
 std::map<std::tuple<int, const void*, size_t>, int> occupancy_cache;
 
 template <class Parameters>
@@ -52,21 +52,30 @@ Current::~Current() {
   if (previous_ != device_) (void)cudaSetDevice(previous_);
 }
 
-Device device_limits() {
+Gpu gpu_of(int device) {
+  const auto get = [device](cudaDeviceAttr which) { return static_cast<size_t>(attribute(which, device)); };
+  return {
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device),
+      attribute(cudaDevAttrMultiProcessorCount, device), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+      get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
+Gpu gpu() {
   const int device = current_device();
   const std::lock_guard<std::mutex> lock(cache_mutex);
-  const auto found = device_cache.find(device);
-  if (found != device_cache.end()) return found->second;
-  const auto get = [device](cudaDeviceAttr which) { return static_cast<size_t>(attribute(which, device)); };
-  const Device limits{attribute(cudaDevAttrMultiProcessorCount, device), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                      get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
-  device_cache[device] = limits;
-  return limits;
+  const auto found = gpu_cache.find(device);
+  if (found != gpu_cache.end()) return found->second;
+  Gpu gpu = gpu_of(device);
+  cudaFuncAttributes compiled{};
+  check(cudaFuncGetAttributes(&compiled, address(kPrepareKernel)), "asking what the kernels are compiled for");
+  gpu.architecture = compiled.ptxVersion;
+  gpu_cache[device] = gpu;
+  return gpu;
 }
 
 int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes) {
   const int device = current_device();
-  const size_t most = device_limits().shared_per_block;
+  const size_t most = gpu().shared_per_block;
   const std::lock_guard<std::mutex> lock(cache_mutex);
   const auto key = std::make_tuple(device, address(kernel), shared_bytes);
   const auto found = occupancy_cache.find(key);
@@ -79,7 +88,7 @@ int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes) {
   if (blocks < 1) {
     throw std::runtime_error(std::string("the ") + kernel.name + " kernel needs " + std::to_string(shared_bytes) +
                              " bytes of shared memory and " + std::to_string(kernel.threads) +
-                             " threads a block, more than this GPU has");
+                             " threads a thread block, more than this GPU has");
   }
   occupancy_cache[key] = blocks;
   return blocks;
@@ -101,13 +110,6 @@ template void start(const KernelOf<ReduceParams>&, int, size_t, void*, const Red
 template void start(const KernelOf<FinishParams>&, int, size_t, void*, const FinishParams&);
 
 }  // namespace runtime
-
-int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  (void)cudaGetLastError();
-  return 0;
-}
 
 std::string device_problem() {
   int count = 0;

@@ -2,16 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
+#include "gpu.h"
 #include "kernels.h"
 
 namespace jkoflow::cuda::runtime {
-
-struct Device {
-  int multiprocessors;
-  size_t shared_per_block, shared_per_multiprocessor;  // bytes, the former after opting in
-};
 
 // Makes a device current for the lifetime of the object.
 class Current {
@@ -25,8 +20,12 @@ class Current {
   int previous_, device_;
 };
 
-// Of the current device. Throw std::runtime_error.
-Device device_limits();
+// All throw std::runtime_error. By the device's attributes alone, so that it may stay unused: a newer GPU than what the
+// kernels are compiled for counts as what it is.
+Gpu gpu_of(int device);
+// The current device, by what runs on it.
+Gpu gpu();
+// Thread blocks of a kernel that a multiprocessor of the current device holds at a time.
 int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes);
 
 // Starts a kernel on a stream of the current device. blocks > 0.

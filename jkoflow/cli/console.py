@@ -189,6 +189,13 @@ def show_environment(environment: Mapping[str, Any]) -> None:
         rows[f"{backend} kernels"] = "available" if reason is None else f"not available: {reason}"
     if built_for := kernels.get("cuda_architectures"):
         rows["cuda kernels for"] = " ".join(built_for)
+    if plan := kernels.get("cuda_plan"):
+        units = " x ".join(map(str, plan["hidden"]))
+        rows["cuda plan"] = (
+            f"{plan['gpu']}: loss of {plan['batch']} samples, {plan['dim']} features, {units} units: "
+            f"{plan['thread_blocks']} thread blocks of {plan['share']} samples in tiles of {plan['tile']} and "
+            f"{plan['small_tile']}, {plan['shared_bytes'] / 1024:.3g} KB shared"
+        )
     rows["instruction set"] = f"{kernels['isa'] or 'none'} (available: {', '.join(kernels['isas']) or 'none'})"
     rows["bf16x3"] = "no: " + kernels["bf16x3"] if kernels["bf16x3"] else "yes"
     rows["OpenMP"] = "yes" if kernels["openmp"] else "no: the kernels run on one thread"

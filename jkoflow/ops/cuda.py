@@ -120,13 +120,13 @@ def resolve_precision(precision: str, index: int) -> str:
     return "tf32x3" if torch.cuda.get_device_capability(index) in _FAST_TF32 else "fp32"
 
 
-def _launch(index: int, precision: str) -> Any:
-    launch = _C.CudaLaunch()
-    launch.device, launch.precision = index, getattr(_C.Precision, resolve_precision(precision, index))
-    return launch
+def _describe_launch(index: int, precision: str) -> Any:
+    settings = _C.CudaLaunch()
+    settings.device, settings.precision = index, getattr(_C.Precision, resolve_precision(precision, index))
+    return settings
 
 
-def run(kernel: Kernel, device: torch.device, precision: str, problem: Any, *rest: Any) -> None:
+def launch(kernel: Kernel, device: torch.device, precision: str, problem: Any, *rest: Any) -> None:
     """Puts a kernel behind what PyTorch has put on the device's current stream, and waits for nothing.
 
     Arguments:
@@ -136,13 +136,42 @@ def run(kernel: Kernel, device: torch.device, precision: str, problem: Any, *res
         problem: Its description.
         rest: Its other descriptions.
     """
-    launch = _launch(device.index, precision)
+    settings = _describe_launch(device.index, precision)
     # PyTorch changes the device, not the extension: it knows on which devices it has begun, and starts no other one
     # when it changes back.
     with torch.cuda.device(device):
-        launch.stream = torch.cuda.current_stream(device).cuda_stream
+        settings.stream = torch.cuda.current_stream(device).cuda_stream
         # Given back to PyTorch on return: it hands the memory out again on the same stream only, behind the kernel.
-        size = getattr(_C, f"cuda_{kernel}_bytes")(problem, launch)
+        size = getattr(_C, f"cuda_{kernel}_bytes")(problem, settings)
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        launch.workspace = workspace.data_ptr()
-        getattr(_C, f"cuda_{kernel}")(problem, *rest, launch)
+        settings.workspace = workspace.data_ptr()
+        getattr(_C, f"cuda_{kernel}")(problem, *rest, settings)
+
+
+def usual_plan() -> dict[str, Any] | None:
+    """Plans the loss of a usual problem: what ``jkoflow doctor`` shows of the kernels' layout, without using a GPU.
+
+    Returns:
+        None without the extension, else the problem (``batch``, ``dim``, ``hidden``), ``gpu``: the name of the first
+        GPU if the kernels can run on it, else of an H100 as its data sheet has it, and how the call would run there:
+        ``precision``, ``thread_blocks`` and the samples of each one (``share``), ``threads`` of a thread block,
+        ``tile`` and ``small_tile`` in samples, ``resident`` thread blocks on a multiprocessor (estimated),
+        ``shared_bytes`` of a thread block and ``workspace_bytes`` of the call.
+    """
+    if _C is None:
+        return None
+    gpu, name, precision = _C.CudaGpu(), "H100 (assumed)", "tf32x3"
+    if missing() is None and covers(architectures(), torch.cuda.get_device_capability(0)):
+        gpu, name, precision = _C.cuda_gpu(0), torch.cuda.get_device_name(0), resolve_precision("auto", 0)
+    problem, tableau = _C.Problem(), TABLEAUX["rk4"]
+    problem.batch, problem.dim, problem.time, problem.hidden, problem.num_steps = 10_000, 6, True, [128, 128], 3
+    problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
+    plan = _C.cuda_plan(problem, "jko_loss", getattr(_C.Precision, precision), gpu)
+    shown = ("precision", "thread_blocks", "share", "threads", "tile", "small_tile", "resident", "shared_bytes")
+    return {
+        "gpu": name,
+        "batch": problem.batch,
+        "dim": problem.dim,
+        "hidden": problem.hidden,
+        **{key: plan[key] for key in (*shown, "workspace_bytes")},
+    }

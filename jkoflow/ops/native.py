@@ -32,7 +32,7 @@ def capabilities() -> dict[str, Any]:
     Returns:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
         ``bf16x3`` (None if usable, else the reason), ``openmp``, ``cuda_architectures`` that the CUDA kernels are
-        built for, ``threads``.
+        built for, ``cuda_plan`` of a usual problem (see `jkoflow.ops.cuda.usual_plan`), ``threads``.
     """
     return {
         "cpu": _MISSING,
@@ -42,6 +42,7 @@ def capabilities() -> dict[str, Any]:
         "bf16x3": _MISSING or _NO_SPLIT,
         "openmp": _C is not None and _C.has_openmp,
         "cuda_architectures": cuda.architectures(),
+        "cuda_plan": cuda.usual_plan(),
         "threads": torch.get_num_threads(),
     }
 
@@ -221,7 +222,7 @@ def _add_linear_gradient(
 
 def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
     if device.type == "cuda":
-        cuda.run(kernel, device, settings.precision, *descriptions)
+        cuda.launch(kernel, device, settings.precision, *descriptions)
     else:
         getattr(_C, f"cpu_{kernel}")(*descriptions)
 

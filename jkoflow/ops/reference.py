@@ -46,8 +46,8 @@ def integrate_steps(
     return x, logdet, torch.stack(path)
 
 
-def coupling(weights: Sequence[Tensor], dim: int) -> Tensor:
-    r"""What the closed-form divergence needs of the weights, built once per integration.
+def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
+    r"""Builds what the closed-form divergence needs of the weights, once per integration.
 
     With one hidden layer :math:`c_a = \sum_i W^1_{ai} W^2_{ia}`, so that div = c . s_1, shape (H1,);
     with two :math:`M = W^2 \circ (W^1_x W^3)^T`, so that div = s_2^T M s_1, shape (H2, H1).
@@ -64,7 +64,7 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
     first_x = weights[0][:, : field.dim]
     offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
     depth = len(weights)
-    coupled = coupling(weights, field.dim) if divergence == "exact" and depth <= 3 else None
+    traced = trace_matrix(weights, field.dim) if divergence == "exact" and depth <= 3 else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
     def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -83,10 +83,10 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
         if divergence == "none":
             return velocity, x.new_zeros(x.shape[0])
         slopes = [sigma.slope(z) for z in pre_activations]
-        if coupled is not None:
+        if traced is not None:
             if len(slopes) == 1:
-                return velocity, slopes[0] @ coupled + trace
-            return velocity, ((slopes[0] @ coupled.T) * slopes[1]).sum(1) + trace
+                return velocity, slopes[0] @ traced + trace
+            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + trace
         # Tangents: columns of each layer's Jacobian, (directions, B, H); all d of them, or the one along the noise.
         tangents = slopes[0] * (first_x.T.unsqueeze(1) if noise is None else (noise @ first_x.T).unsqueeze(0))
         for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):

@@ -7,7 +7,6 @@
 #include "emulator.h"
 #include "faulty_kernels.h"
 #include "launch.h"
-#include "share.h"
 
 namespace py = pybind11;
 using namespace jkoflow;
@@ -26,10 +25,6 @@ cuda::Launch make_launch(cuda::Precision precision, uintptr_t workspace) {
 PYBIND11_MODULE(_emulation, m) {
   py::module_::import("jkoflow._C");  // its classes are arguments here
 
-  py::enum_<cuda::Precision>(m, "Precision", py::module_local())
-      .value("fp32", cuda::Precision::kFp32)
-      .value("tf32x3", cuda::Precision::kTf32x3)
-      .value("tf32", cuda::Precision::kTf32);
   py::enum_<emulator::Order>(m, "Order")
       .value("ascending", emulator::Order::kAscending)
       .value("descending", emulator::Order::kDescending)
@@ -56,11 +51,6 @@ PYBIND11_MODULE(_emulation, m) {
     return counts;
   });
 
-  m.def("unsupported", &cuda::unsupported);
-  m.def("share_out", [](long long batch, long long slots, int tile, int small_tile) {
-    const cuda::Shares shares = cuda::share_out(batch, slots, tile, small_tile);
-    return std::make_tuple(shares.blocks, shares.samples, shares.large_tiles, shares.small_tiles);
-  });
   m.def("forward_bytes",
         [](const Problem& p, cuda::Precision precision) { return cuda::forward_bytes(p, make_launch(precision, 0)); });
   m.def("backward_bytes",

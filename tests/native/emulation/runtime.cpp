@@ -3,18 +3,19 @@
 
 #include <stdexcept>
 
+#include "device.h"
 #include "emulated_runtime.h"
 #include "emulator.h"
 
 namespace jkoflow::cuda::runtime {
 namespace {
 
-Device emulated{1, 227 * 1024, 228 * 1024};
+Gpu emulated{JKOFLOW_ARCHITECTURE, 1, 227 * 1024, 228 * 1024};
 
 }  // namespace
 
 void configure(int multiprocessors, size_t shared_per_block) {
-  emulated = {multiprocessors, shared_per_block, shared_per_block + 1024};
+  emulated = {JKOFLOW_ARCHITECTURE, multiprocessors, shared_per_block, shared_per_block + 1024};
 }
 
 Current::Current(int device) : previous_(0), device_(device) {
@@ -22,11 +23,12 @@ Current::Current(int device) : previous_(0), device_(device) {
 }
 Current::~Current() = default;
 
-Device device_limits() { return emulated; }
+Gpu gpu_of(int) { return emulated; }
+Gpu gpu() { return emulated; }
 
-// One: blocks run one after the other anyway, and fewer blocks have larger shares.
+// One: thread blocks run one after the other anyway, and fewer of them have larger shares.
 int blocks_per_multiprocessor(const Kernel&, size_t shared_bytes) {
-  if (shared_bytes > emulated.shared_per_block) throw std::runtime_error("too much shared memory for a block");
+  if (shared_bytes > emulated.shared_per_block) throw std::runtime_error("too much shared memory for a thread block");
   return 1;
 }
 

@@ -1,10 +1,10 @@
-// What forward and backward share: a block of threads, the tile of samples that it carries, the network's layers and
-// the Runge-Kutta steps.
+// What forward and backward share: the tile of samples that a thread block carries, the network's layers and the
+// Runge-Kutta steps.
 //
 // A warp owns 16 units of every hidden layer (H / 16 warps) and computes them for all samples of the tile, so a panel
 // of H units is complete when all warps have passed a barrier. Narrow results (velocities, cotangents of inputs) are
-// dealt out as jobs of 16 rows x 8 samples; a job always falls to the same warp, so that its results need no barrier
-// among themselves.
+// dealt out as jobs of a strip of 16 rows x 8 samples; a job always falls to the same warp, so that its results need no
+// barrier among themselves.
 #pragma once
 
 #include "activation.cuh"
@@ -13,15 +13,15 @@
 
 namespace jkoflow::cuda {
 
-// The first sample of a tile of this block; with a batch that is no multiple of a share there may be none.
+// The first sample of a tile of this thread block; with a batch that is no multiple of a share there may be none.
 JKOFLOW_DEVICE long long first_sample(const Params& p, int tile) {
   return device::block() * p.share + static_cast<long long>(tile) * p.tile;
 }
 
 template <int H, Precision P, int NT>
-struct Block {
-  static constexpr int kTile = 8 * NT, kWarps = H / 16, kThreads = 32 * kWarps, kSteps = H / 8;
-  static_assert(kTile <= kThreads);  // a thread for each sample
+struct Tile {
+  static constexpr int kSamples = 8 * NT, kWarps = H / 16, kThreads = 32 * kWarps, kSteps = H / 8;
+  static_assert(kSamples <= kThreads);  // a thread for each sample
   // The first and the last layer see positions, whose rounding to TF32 would cost more than the time it saves.
   static constexpr Precision kNarrow = P == Precision::kTf32 ? Precision::kTf32x3 : P;
 
@@ -31,7 +31,7 @@ struct Block {
   float* shared;
   float* scratch;
 
-  JKOFLOW_DEVICE explicit Block(const Params& params)
+  JKOFLOW_DEVICE explicit Tile(const Params& params)
       : p(params), shared(device::shared()), scratch(params.scratch + device::block() * params.scratch_stride) {
     renew();
   }
@@ -46,10 +46,10 @@ struct Block {
 
   // ---- Buffers
 
-  JKOFLOW_DEVICE float* panel(int i) const { return shared + i * kTile * H; }
+  JKOFLOW_DEVICE float* panel(int i) const { return shared + i * kSamples * H; }
   JKOFLOW_DEVICE float* input() const { return shared + p.layout.input; }
   JKOFLOW_DEVICE float* at(Place place) const { return (place.in_shared ? shared : scratch) + place.offset; }
-  JKOFLOW_DEVICE float* stage(int s) const { return at(p.layout.stages) + s * kTile * p.dim; }
+  JKOFLOW_DEVICE float* stage(int s) const { return at(p.layout.stages) + s * kSamples * p.dim; }
 
   // Sample and unit of element j of fragment n.
   JKOFLOW_DEVICE int sample(int n, int j) const { return 8 * n + 2 * lane.t + (j & 1); }
@@ -74,17 +74,17 @@ struct Block {
     v[3] = kept.w;
   }
 
-  // ---- The tile
+  // ---- Samples
 
   JKOFLOW_DEVICE int samples(long long first) const {
-    return p.batch - first < kTile ? static_cast<int>(p.batch - first) : kTile;
+    return p.batch - first < kSamples ? static_cast<int>(p.batch - first) : kSamples;
   }
 
   // Columns of the input panel that no stage changes: context, 1 for the bias, zeros. Samples beyond the batch are
   // zero.
   JKOFLOW_DEVICE void load_constant_inputs(long long first) const {
     const int begin = p.dim + p.has_time, count = p.first_depth - begin, samples = this->samples(first);
-    for (int i = thread; i < kTile * count; i += kThreads) {
+    for (int i = thread; i < kSamples * count; i += kThreads) {
       const int s = i / count, c = begin + i - s * count;
       float v = 0.0f;
       if (c < p.columns) {
@@ -99,7 +99,7 @@ struct Block {
   // The noise in a panel, zero beyond its columns.
   JKOFLOW_DEVICE void load_noise(long long first) const {
     const int samples = this->samples(first);
-    for (int i = thread; i < kTile * p.first_depth; i += kThreads) {
+    for (int i = thread; i < kSamples * p.first_depth; i += kThreads) {
       const int s = i / p.first_depth, c = i - s * p.first_depth;
       shared[p.layout.noise + panel_index(s, c, p.layout.input_stride)] =
           c < p.dim && s < samples ? p.noise[(first + s) * p.dim + c] : 0.0f;
@@ -109,7 +109,7 @@ struct Block {
   // Rows of a (batch, dim) tensor, added to or instead of what [sample][dim] holds. Null reads as zero.
   JKOFLOW_DEVICE void load_rows(const float* tensor, long long first, float* rows, bool add) const {
     const int count = samples(first) * p.dim;
-    for (int i = thread; i < kTile * p.dim; i += kThreads) {
+    for (int i = thread; i < kSamples * p.dim; i += kThreads) {
       const float v = tensor != nullptr && i < count ? tensor[first * p.dim + i] : 0.0f;
       rows[i] = add ? rows[i] + v : v;
     }
@@ -122,7 +122,7 @@ struct Block {
   // ---- Stages
 
   JKOFLOW_DEVICE void set_time(int step, int stage) const {
-    if (p.has_time && thread < kTile) {
+    if (p.has_time && thread < kSamples) {
       input()[panel_index(thread, p.dim, p.layout.input_stride)] =
           static_cast<float>(p.t0 + (step + p.c[stage]) * p.dt);
     }
@@ -130,7 +130,7 @@ struct Block {
 
   // The stage's input from [sample][dim].
   JKOFLOW_DEVICE void set_input(const float* rows, int step, int stage) const {
-    for (int i = thread; i < kTile * p.dim; i += kThreads) {
+    for (int i = thread; i < kSamples * p.dim; i += kThreads) {
       const int s = i / p.dim;
       input()[panel_index(s, i - s * p.dim, p.layout.input_stride)] = rows[i];
     }
@@ -146,11 +146,11 @@ struct Block {
     if (p.packed.linear == nullptr || linear_velocity == nullptr) return;
     const int depth = round_up(p.dim, 8);
     for (int job = warp; job < (p.dim + 15) / 16 * NT; job += kWarps) {
-      const int tile = job / NT, n = job - tile * NT;
+      const int strip = job / NT, n = job - strip * NT;
       float v[1][4] = {};
-      multiply<kNarrow, 1>(v, p.packed.linear + tile * 16 * depth, depth >> 3, input() + 8 * n * p.layout.input_stride,
+      multiply<kNarrow, 1>(v, p.packed.linear + strip * 16 * depth, depth >> 3, input() + 8 * n * p.layout.input_stride,
                            p.layout.input_stride);
-      for_each_in_job(tile, n, p.dim, [&](int s, int k, int j) { linear_velocity[s * p.dim + k] = v[0][j]; });
+      for_each_in_job(strip, n, p.dim, [&](int s, int k, int j) { linear_velocity[s * p.dim + k] = v[0][j]; });
     }
   }
 
@@ -169,10 +169,10 @@ struct Block {
   template <class Write>
   JKOFLOW_DEVICE void last_layer(const float* panel, const float* linear_velocity, Write&& write) const {
     for (int job = warp; job < (p.dim + 15) / 16 * NT; job += kWarps) {
-      const int tile = job / NT, n = job - tile * NT;
+      const int strip = job / NT, n = job - strip * NT;
       float v[4] = {};
-      multiply_chained<kNarrow>(v, p.packed.last + tile * 16 * H, kSteps, panel + 8 * n * H, H);
-      for_each_in_job(tile, n, p.dim, [&](int s, int k, int j) {
+      multiply_chained<kNarrow>(v, p.packed.last + strip * 16 * H, kSteps, panel + 8 * n * H, H);
+      for_each_in_job(strip, n, p.dim, [&](int s, int k, int j) {
         const float addend = p.packed.linear == nullptr ? 0.0f : linear_velocity[s * p.dim + k];
         write(s, k, v[j] + p.packed.bias_last[k] + addend);
       });
@@ -218,10 +218,10 @@ struct Block {
 
   // visit(sample, row, j) for the elements of a job's fragment whose row is below `rows`.
   template <class Visit>
-  JKOFLOW_DEVICE void for_each_in_job(int tile, int n, int rows, Visit&& visit) const {
+  JKOFLOW_DEVICE void for_each_in_job(int strip, int n, int rows, Visit&& visit) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int k = 16 * tile + lane.g + 8 * (j >> 1);
+      const int k = 16 * strip + lane.g + 8 * (j >> 1);
       if (k < rows) visit(sample(n, j), k, j);
     }
   }
@@ -229,7 +229,7 @@ struct Block {
   // Sums of each sample's two partial values in this thread (samples 2 t and 2 t + 1 of fragment n) over the warp's
   // rows, left for sample_divergence.
   JKOFLOW_DEVICE void reduce_divergence(const float (&partial)[NT][2]) const {
-    float* out = shared + p.layout.divergence + warp * kTile;
+    float* out = shared + p.layout.divergence + warp * kSamples;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
@@ -244,7 +244,7 @@ struct Block {
   }
   JKOFLOW_DEVICE float sample_divergence(int s) const {
     float sum = 0.0f;
-    for (int w = 0; w < kWarps; ++w) sum += shared[p.layout.divergence + w * kTile + s];
+    for (int w = 0; w < kWarps; ++w) sum += shared[p.layout.divergence + w * kSamples + s];
     return sum;
   }
 

@@ -1,4 +1,4 @@
-// One tile, one stage: the velocity with its divergence, and their adjoint.
+// One stage of one tile: the velocity with its divergence, and their adjoint.
 #pragma once
 
 #include "tangent.h"
@@ -51,14 +51,14 @@ __attribute__((noinline)) void add_closed_divergence(const Network<Real>& net, c
   };
   if (net.hidden == 1) {
     for_each_vector_in<Real, Vectors>(
-        net.width[0], [&](int row, int j, ptrdiff_t at) { contribute(j, at, Vector<Real>{} + net.coupling[row]); });
+        net.width[0], [&](int row, int j, ptrdiff_t at) { contribute(j, at, Vector<Real>{} + net.trace_vector[row]); });
     return;
   }
   const auto contribute_panel = [&](int first_row, auto& acc) {
     for_each_vector_of(first_row, acc, [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
     keep_in_memory(divergence);
   };
-  hidden_product<Real, Vectors>(net.coupling_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr, space.split,
+  hidden_product<Real, Vectors>(net.trace_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr, space.split,
                                 contribute_panel);
 }
 
@@ -139,7 +139,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
   product<Real, Vectors>(net.last_t, net.padded[top], net.dim, velocity_bar, [&](int first_row, auto& acc) {
     for (int i = 0; i < kRowsOf<decltype(acc)>; ++i) {
       const int row = first_row + i;
-      Vector<Real> sum{}, coupling_sum{};
+      Vector<Real> sum{}, trace_sum{};
       JKOFLOW_UNROLL
       for (int j = 0; j < Vectors; ++j) {
         const ptrdiff_t at = static_cast<ptrdiff_t>(row) * kTile<Real> + j * kLanes<Real>;
@@ -149,7 +149,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
           z += divergence_bar[j] * load(stage.curvature[top] + at);
           const Vector<Real> q = divergence_bar[j] * slope;
           if (q_bar != nullptr) store<Real>(q_bar + at, q);
-          coupling_sum += q;
+          trace_sum += q;
         } else if (net.directions > 0) {
           z += curvature_of<Real, K>(stage, top, at) * load(z_top + at);
         }
@@ -157,14 +157,14 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
         sum += z;
       }
       add_bias(top, row, sum);
-      if (net.closed && net.hidden == 1) add_to<Real>(sums.coupling + row * kLanes<Real>, coupling_sum);
+      if (net.closed && net.hidden == 1) add_to<Real>(sums.trace_vector + row * kLanes<Real>, trace_sum);
     }
   });
 
   // The layers below: z_bar = s * (W^T z_bar above) + sigma'' * (gradient of s), which lies in z_bar's place.
   if (net.two_layer_form()) {
     hidden_product<Real, Vectors>(
-        net.coupling_matrix_t, net.padded[0], net.width[1], q_bar, nullptr, space.split, [&](int first_row, auto& acc) {
+        net.trace_matrix_t, net.padded[0], net.width[1], q_bar, nullptr, space.split, [&](int first_row, auto& acc) {
           for_each_vector_of(first_row, acc,
                              [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(z_bar(0) + at, v); });
         });
@@ -227,7 +227,7 @@ void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, Back
       }
     }
     outer_product<Real>(work.q_bar, tile(1), net.padded[1], stages, kSamples, work.slope_panels, net.padded[0],
-                        sums.coupling);
+                        sums.trace_vector);
   }
   // The stages' buffers are equally spaced. The last layer goes as (width, dim), the long side as rows.
   const ptrdiff_t input_spacing = stages > 1 ? stage[1].input - stage[0].input : 0;

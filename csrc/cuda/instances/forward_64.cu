@@ -1,5 +1,0 @@
-#include "../forward_kernels.cuh"
-
-namespace jkoflow::cuda {
-JKOFLOW_FORWARD_KERNELS(64)
-}

@@ -1,0 +1,19 @@
+// The kernels around those that carry samples.
+#include "kernels.h"
+#include "prepare.cuh"
+#include "reduce.cuh"
+
+namespace jkoflow::cuda {
+namespace {
+
+JKOFLOW_KERNEL(kSmallThreads, 1) prepare_kernel(JKOFLOW_KERNEL_PARAMS(PrepareParams) p) { Prepare::run(p); }
+JKOFLOW_KERNEL(kSmallThreads, 1) reduce_kernel(JKOFLOW_KERNEL_PARAMS(ReduceParams) p) { Reduce::run(p); }
+JKOFLOW_KERNEL(kSmallThreads, 1) finish_kernel(JKOFLOW_KERNEL_PARAMS(FinishParams) p) { Finish::run(p); }
+
+}  // namespace
+
+const KernelOf<PrepareParams> kPrepareKernel = {&prepare_kernel, kSmallThreads, "prepare"};
+const KernelOf<ReduceParams> kReduceKernel = {&reduce_kernel, kSmallThreads, "reduce"};
+const KernelOf<FinishParams> kFinishKernel = {&finish_kernel, kSmallThreads, "finish"};
+
+}  // namespace jkoflow::cuda
