@@ -64,11 +64,11 @@ def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
     def solve(x: Tensor) -> Solution:
         first_t, time = weights[0][:, :dim].T, weights[0][:, dim]
         if len(weights) == 2:
-            coupling = (first_t * weights[1]).sum(0)
+            trace_matrix = (first_t * weights[1]).sum(0)
         elif len(weights) == 3:
-            coupling = (weights[1] * (first_t.T @ weights[2]).T).T
+            trace_matrix = (weights[1] * (first_t.T @ weights[2]).T).T
         else:
-            coupling = None
+            trace_matrix = None
 
         def evaluate(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             h = torch.tanh(torch.addmm(biases[0] + time * t, x, first_t))
@@ -77,14 +77,14 @@ def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
                 h = torch.tanh(torch.addmm(bias, h, weight.T))
                 slopes.append(1 - h * h)
             v = torch.addmm(biases[-1], h, weights[-1].T)
-            if coupling is None:
+            if trace_matrix is None:
                 tangents = slopes[0] * first_t.unsqueeze(1)  # (d, B, H)
                 for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
                     tangents = slope * (tangents @ weight.T)
                 return v, (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
             if len(slopes) == 1:
-                return v, slopes[0] @ coupling
-            return v, ((slopes[0] @ coupling) * slopes[1]).sum(1)
+                return v, slopes[0] @ trace_matrix
+            return v, ((slopes[0] @ trace_matrix) * slopes[1]).sum(1)
 
         logdet = x.new_zeros(x.shape[0])
         for step in range(steps):

@@ -34,8 +34,8 @@ def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, An
     if len(slopes) == 1:
         return v, slopes[0] @ (first_t * weights[1]).sum(0)
     if len(slopes) == 2:
-        coupling = weights[1] * (first_t.T @ weights[2]).T
-        return v, ((slopes[0] @ coupling.T) * slopes[1]).sum(1)
+        trace_matrix = weights[1] * (first_t.T @ weights[2]).T
+        return v, ((slopes[0] @ trace_matrix.T) * slopes[1]).sum(1)
     tangents = slopes[0] * first_t[:, None, :]
     for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
         tangents = slope * (tangents @ weight.T)
