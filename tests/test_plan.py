@@ -138,6 +138,10 @@ def test_many_test_rows_get_a_fifth_of_the_budget_at_most():
     assert seconds_for_fit(100.0, 0.0, outlook(rows=rows), 1e-6) == pytest.approx((100 - 20 - 2) / 3)
 
 
+def test_an_evaluation_that_would_take_all_gets_two_fifths():
+    assert seconds_for_fit(10.0, 0.0, outlook(), 1.0) == pytest.approx((10 - 4 - 0.2) / 3)
+
+
 MANY = EvaluationRows(val=5000, test=200_000, inversion=10_000, exact=500, samples=1000)
 
 

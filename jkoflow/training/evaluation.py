@@ -55,6 +55,8 @@ def evaluate(
     device = flow.standardize.mean.device
     pace = Pace(flow, data, val_rows, budget)
     val, val_context = spread(data.val, data.val_context, pace.rows.val, device)
+    if len(val) < min(val_rows, len(data.val)):
+        tell(f"the time budget lets {len(val)} validation rows be calibrated on; raise time_budget to take more")
     calibration = metrics.calibrate(flow, val, context=val_context, affordable=pace.can_calibrate_on)
     rows = pace.plan_the_rest(calibration.num_steps)
     if rows.test < len(data.test):

@@ -16,6 +16,9 @@ from jkoflow.ops.grid import Fixed, Grid, finest
 EVALUATION_SHARE = 0.2
 """Share of a time budget that may be set aside to score more than `LEAST_TEST_ROWS` test rows."""
 
+MOST_RESERVED = 0.4
+"""Share of a time budget that is set aside for the evaluation at most: it can do with fewer rows, training cannot."""
+
 PLANS_SHARE = 0.02
 """Share of a time budget that is kept free, since plans are kept to within about that much."""
 
@@ -209,7 +212,8 @@ def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: f
         return row_step * blocks * evaluation_work(expected_grid(grid), outlook.rows.within(most))
 
     everything, least = evaluation(outlook.rows.test), evaluation(LEAST_TEST_ROWS)
-    reserve = min(everything, max(least, EVALUATION_SHARE * budget)) + PLANS_SHARE * budget
+    wanted = min(everything, max(least, EVALUATION_SHARE * budget))
+    reserve = min(wanted, MOST_RESERVED * budget) + PLANS_SHARE * budget
     if blocks > 1:
         reserve += outlook.finetune * max(budget - reserve, 0.0)
     fits = outlook.blocks_left + outlook.round_blocks * outlook.later_rounds
