@@ -11,6 +11,7 @@ from torch import nn
 
 import jkoflow
 from jkoflow.ops import jko_loss, jko_terms, native, operators
+from jkoflow.ops.grid import Fixed
 from jkoflow.ops.tableau import TABLEAUX
 from oracles import assert_within_twice, random_velocity
 
@@ -186,7 +187,7 @@ def test_gradcheck(name, divergence):
 def operator_arguments(network, dtype, divergence="exact"):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, 2, "rk4")
+    settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, Fixed(2), "rk4")
     noise = torch.randn(x.shape, dtype=x.dtype) if divergence == "hutchinson" else None
     return x.requires_grad_(), context, *operators._slots_of(field), noise, operators._encode(settings)
 

@@ -17,7 +17,9 @@ from jkoflow.ops import cuda
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.extension import KernelError
+from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops.network import Network, check_network, check_tensor
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
@@ -47,12 +49,24 @@ def capabilities() -> dict[str, Any]:
 
 
 def unsupported(
-    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+    field: MLPField | str, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
 ) -> str | None:
-    """Why no compiled kernel can run the request, or None if one can."""
+    """Says why no compiled kernel can run the request; None if one can.
+
+    Arguments:
+        field: The numbers behind the velocity, or why there are none.
+        x: Positions, with shape (B, d).
+        divergence: As in `jkoflow.integrate`, like the rest.
+        noise: The probe of ``"hutchinson"``.
+        backend: Which kernels, if not ``"auto"``.
+        precision: Of the products.
+
+    Raises:
+        jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not there.
+    """
     device = x.device.type if backend == "auto" else backend
     if _BAD_ISA is not None and device == "cpu":
-        raise RuntimeError(_BAD_ISA)
+        raise KernelError(_BAD_ISA)
     if _C is None or (_MISSING is not None and device != "cuda"):
         return _MISSING
     if device == "cuda" and (reason := cuda.missing()) is not None:
@@ -61,8 +75,8 @@ def unsupported(
         return f"the kernels are for the CPU and for CUDA, x is on {x.device}"
     if x.device.type != device:
         return f"the {device.upper()} kernels need {device.upper()} tensors, x is on {x.device}"
-    if field is None:
-        return "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
+    if isinstance(field, str):
+        return field
     if x.dtype not in (torch.float32, torch.float64):
         return f"the kernels compute in float32 and float64, x is {x.dtype}"
     if field.activation.name not in _ACTIVATIONS:
@@ -76,24 +90,6 @@ def unsupported(
     if precision == "bf16x3" and _NO_SPLIT:
         return f"{_NO_SPLIT}; use precision='auto'"
     return None
-
-
-class Network(NamedTuple):
-    """The tensors of an `MLPField`, or gradients of them."""
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-    linear: Tensor | None
-
-    @property
-    def slots(self) -> list[Tensor]:
-        """Weight and bias of each layer in turn, then the linear term, if any."""
-        layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
-        return layers if self.linear is None else [*layers, self.linear]
-
-    def new_gradient(self) -> Tensor:
-        """Uninitialised gradients of the slots one after the other in one tensor: allocated and scaled at once."""
-        return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
 
 
 class Settings(NamedTuple):
@@ -149,9 +145,15 @@ def backward(
     Given are those of x at t1, logdet and path; None is zero.
     """
     path, context, network, noise = _contiguous(path, context, network, noise)
+    if path.dim() != 3 or len(path) != settings.grid.num_steps + 1:
+        expected = f"({settings.grid.num_steps + 1}, B, d) to hold every step"
+        raise ValueError(f"path must have shape {expected}, got {tuple(path.shape)}; keep it with keep_path=True")
     x = path[0]
     problem = _describe(x, context, network, noise, settings)
     problem.path = _address(path)
+    for name, bar, shape in zip(("x", "logdet", "path"), bars, (x.shape, x.shape[:1], path.shape), strict=True):
+        if bar is not None:
+            check_tensor(bar, f"the gradient of {name}", shape, x)
     x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
     adjoint = _C.Adjoint()
     adjoint.x_end, adjoint.logdet, adjoint.path = map(_address, (x_end_bar, logdet_bar, path_bar))
@@ -229,6 +231,7 @@ def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descrip
 @functools.lru_cache(maxsize=256)  # as many as operators._decode keeps
 def _prototype(settings: Settings) -> Any:
     """A problem without sizes and tensors, to be copied: each attribute that is set takes a while."""
+    as_grid(settings.grid)
     problem, tableau = _C.Problem(), TABLEAUX[settings.method]
     activation = parse_activation(settings.activation)
     problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
@@ -240,41 +243,64 @@ def _prototype(settings: Settings) -> Any:
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    """Returns where a contiguous tensor's numbers are; 0 if there are none."""
+    if tensor is None or tensor.numel() == 0:
+        return 0
+    address, memory = tensor.data_ptr(), tensor.untyped_storage()
+    if address == 0 or address + tensor.nbytes > memory.data_ptr() + memory.nbytes():
+        raise ValueError(
+            f"a tensor of shape {tuple(tensor.shape)} must lie within its own memory, but that has been resized to "
+            f"{memory.nbytes()} bytes or holds nothing"
+        )
+    return address
 
 
 def _contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
-    return (
-        x.contiguous(),
-        None if context is None else context.contiguous(),
-        Network(
-            [weight.contiguous() for weight in network.weights],
-            [bias.contiguous() for bias in network.biases],
-            None if network.linear is None else network.linear.contiguous(),
-        ),
-        None if noise is None else noise.contiguous(),
-    )
+    weights, biases, linear = network
+    dense = Network([_dense(weight) for weight in weights], [_dense(bias) for bias in biases], _dense(linear))
+    return x.contiguous(), _dense(context), dense, _dense(noise)
+
+
+def _dense(tensor: Any) -> Any:
+    return tensor if tensor is None else tensor.contiguous()
 
 
 def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
-    """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
+    """The kernel's description of the problem; the (contiguous) tensors must outlive it.
+
+    The kernels trust it, so that whatever reaches this line, from whichever side, must fit or be refused.
+    """
     problem = _C.Problem(_prototype(settings))
+    _check(x, context, network, noise, settings)
     problem.float64 = x.dtype == torch.float64
     problem.batch, problem.dim = x.shape
     problem.context_dim = 0 if context is None else context.shape[1]
     problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
     problem.threads = torch.get_num_threads()
     problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
-    _set_network(problem, network)
+    problem.weights = [_address(weight) for weight in network.weights]
+    problem.biases = [_address(bias) for bias in network.biases]
+    problem.linear = _address(network.linear)
     return problem
 
 
-def _set_network(target: Any, network: Network) -> None:
-    target.weights = [weight.data_ptr() for weight in network.weights]
-    target.biases = [bias.data_ptr() for bias in network.biases]
-    target.linear = _address(network.linear)
+def _check(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> None:
+    if x.dim() != 2 or x.shape[1] < 1 or x.layout is not torch.strided or x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"x must be a dense tensor of shape (B, d), got {tuple(x.shape)}, {x.layout} on {x.device}")
+    if x.dtype is not torch.float32 and (x.dtype is not torch.float64 or settings.precision == "bf16x3"):
+        raise ValueError(f"x must be torch.float32 (or torch.float64, without bf16x3), got {x.dtype}")
+    columns = x.shape[1] + settings.time
+    if context is not None:
+        given = context.shape[1] if context.dim() == 2 else 0
+        check_tensor(context, "context", (x.shape[0], given), x)
+        columns += given
+    if (noise is None) == (settings.divergence == "hutchinson"):
+        raise ValueError(f"noise must be given for 'hutchinson' and nothing else, got {settings.divergence!r}")
+    if noise is not None:
+        check_tensor(noise, "noise", tuple(x.shape), x)
+    check_network(network.weights, network.biases, network.linear, columns, x)
 
 
 def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:

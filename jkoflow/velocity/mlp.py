@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jkoflow.activation import Activation, parse_activation
+from jkoflow.velocity.altered import altered, altered_linear, global_hook
 from jkoflow.velocity.base import Velocity
 from jkoflow.velocity.field import MLPField
+
+
+class _Built(NamedTuple):
+    """What a velocity was built as, which its layers go by."""
+
+    dim: int
+    time: bool
+    context_dim: int
+    activation: Activation
 
 
 class MLPVelocity(Velocity):
@@ -65,6 +75,7 @@ class MLPVelocity(Velocity):
         self.linear = nn.Linear(dim, dim, bias=False) if linear else None
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
+        self._built = _Built(self.dim, self.time, self.context_dim, self.activation)
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0, context: Tensor | None = None) -> Tensor:
         """Evaluates the velocity.
@@ -98,19 +109,65 @@ class MLPVelocity(Velocity):
         v = self.layers[-1](h)
         return v if self.linear is None else v + self.linear(x)
 
+    def unfused(self) -> str | None:
+        """Says why only `forward` knows what the velocity is: something runs beside its parameters' arithmetic.
+
+        That is a `forward` of a subclass, an instance or a layer, a hook, global ones included, or a weight that is
+        computed by other means than `torch.nn.utils.parametrize`.
+        """
+        if type(self).forward is not _FORWARD:
+            return f"{type(self).__name__} has a forward of its own"
+        if reason := global_hook() or altered(self, "the velocity"):
+            return reason
+        layers = self._modules.get("layers")
+        if type(layers) is not nn.ModuleList:
+            return "velocity.layers is no ModuleList"
+        if reason := altered(layers, "velocity.layers"):
+            return reason
+        for index, layer in enumerate(layers._modules.values()):
+            if isinstance(layer, nn.Linear) and (reason := altered_linear(layer, f"velocity.layers[{index}]")):
+                return reason
+        linear = self._modules.get("linear")
+        if linear is None and self.__dict__.get("linear") is not None:
+            return "velocity.linear is no module"
+        return altered_linear(linear, "velocity.linear") if isinstance(linear, nn.Linear) else None
+
     def field(self) -> MLPField | None:
-        """The plain parameters for the kernels; None in a subclass that overrides `forward`."""
-        if type(self).forward is not MLPVelocity.forward:
+        """Returns the plain parameters for the kernels; None if `unfused` has a reason.
+
+        Raises:
+            ValueError: If ``dim``, ``time``, ``context_dim`` or ``activation`` is no longer what the velocity was built
+                with, or a layer has been replaced by something that is not linear.
+        """
+        if self.unfused() is not None:
             return None
-        return MLPField(
-            dim=self.dim,
-            context_dim=self.context_dim,
-            time=self.time,
-            activation=self.activation,
-            weights=tuple(layer.weight for layer in self.layers),  # type: ignore[misc]
-            biases=tuple(layer.bias for layer in self.layers),  # type: ignore[misc]
-            linear=None if self.linear is None else self.linear.weight,
-        )
+        dim, time, context_dim, activation = self._built
+        if not (
+            self.dim is dim and self.time is time and self.context_dim is context_dim and self.activation is activation
+        ):
+            self._refuse_changes()
+        weights, biases = [], []
+        for index, layer in enumerate(self._modules["layers"]._modules.values()):  # type: ignore[union-attr]
+            weights.append(_tensor_of(layer, "weight", f"velocity.layers[{index}]"))
+            biases.append(_tensor_of(layer, "bias", f"velocity.layers[{index}]"))
+        return MLPField(dim, context_dim, time, activation, tuple(weights), tuple(biases), self._linear_term())
+
+    def _linear_term(self) -> Tensor | None:
+        linear = self._modules.get("linear")
+        if linear is None:
+            return None
+        if getattr(linear, "bias", None) is not None:
+            raise ValueError("velocity.linear must have no bias, got one; add it to the last layer's, or set bias=False")
+        return _tensor_of(linear, "weight", "velocity.linear")
+
+    def _refuse_changes(self) -> None:
+        for name, built in self._built._asdict().items():
+            value = getattr(self, name)
+            if type(value) is not type(built) or value != built:
+                raise ValueError(
+                    f"velocity.{name} must stay what the velocity was built with, {built}, got {value!r}; build a new "
+                    "MLPVelocity to change it"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Returns the constructor's arguments, as JSON values."""
@@ -146,6 +203,20 @@ class MLPVelocity(Velocity):
             f"dim={self.dim}, hidden={self.hidden}, activation={str(self.activation)!r}, time={self.time}, "
             f"context_dim={self.context_dim}, linear={self.linear is not None}"
         )
+
+
+_FORWARD = MLPVelocity.forward  # as it is defined here: a class may be patched later
+
+
+def _tensor_of(layer: nn.Module | None, name: str, where: str) -> Any:
+    """A layer's weight or bias, computed once if it is parametrized; anything else that stands there as it is."""
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"{where} must be a torch.nn.Linear, got {type(layer).__name__}; give a network of another kind its own "
+            "forward in a subclass"
+        )
+    parameters = layer._parameters
+    return parameters[name] if name in parameters else getattr(layer, name, None)
 
 
 def _shape(tensor: Tensor | None) -> str:
