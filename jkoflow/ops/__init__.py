@@ -206,11 +206,10 @@ def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, 
     if kernel and field is not None:
         result = operators.integrate_mlp(field, x, context, noise, _settings(request, field), keep_path)
     else:
-        rhs = (
-            reference.autograd_rhs(velocity, context, request.divergence, noise)
-            if field is None
-            else reference.mlp_rhs(field, context, request.divergence, noise)
-        )
+        if field is None:
+            rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
+        else:
+            rhs = reference.mlp_rhs(field, context, request.divergence, noise)
         tableau = TABLEAUX[request.method]
         result = reference.integrate_steps(rhs, x, request.t0, request.t1, request.grid, tableau)
     end, logdet, path = result

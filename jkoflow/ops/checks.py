@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jkoflow.ops.grid import Grid
-from jkoflow.ops.network import check_network
+from jkoflow.ops.network import check_field
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
@@ -47,10 +48,8 @@ def check_request(request: Request) -> None:
     _check_context(request.field, request.x, request.context)
     _check_choices(request)
     _check_noise(request.x, request.noise, request.divergence)
-    field = request.field
-    if field is not None:
-        columns = field.dim + int(field.time) + field.context_dim
-        check_network(field.weights, field.biases, field.linear, columns, request.x)
+    if request.field is not None:
+        check_field(request.field, request.x)
 
 
 def _check_x(field: MLPField | None, x: Tensor) -> None:
@@ -63,7 +62,7 @@ def _check_x(field: MLPField | None, x: Tensor) -> None:
         raise ValueError(f"x must be a floating-point tensor, got {x.dtype}; convert it with x.float()")
     if x.layout is not torch.strided:
         raise ValueError(f"x must be a dense tensor, got {x.layout}; convert it with x.to_dense()")
-    if field is not None and all(_differs(weight, x) for weight in (field.weights[0], field.weights[-1])):
+    if field is not None and _differs(field.weights[0], x) and _differs(field.weights[-1], x):  # not one odd layer
         first = field.weights[0]
         raise ValueError(
             f"x must match the velocity's dtype and device ({first.dtype}, {first.device}), got "
@@ -72,7 +71,7 @@ def _check_x(field: MLPField | None, x: Tensor) -> None:
 
 
 def _differs(weight: Tensor, x: Tensor) -> bool:
-    return isinstance(weight, Tensor) and (weight.dtype != x.dtype or weight.device != x.device)
+    return weight.dtype != x.dtype or weight.device != x.device
 
 
 def _check_context(field: MLPField | None, x: Tensor, context: Tensor | None) -> None:
@@ -102,12 +101,16 @@ def _context_message(field: MLPField, x: Tensor, context: Tensor | None) -> str:
 
 def _check_choices(request: Request) -> None:
     x, t0, t1, backend, precision = request.x, request.t0, request.t1, request.backend, request.precision
-    if not all(isinstance(t, (int, float)) and abs(t) < float("inf") for t in (t0, t1)):
+    if not (isinstance(t0, (int, float)) and isinstance(t1, (int, float)) and abs(t0) < inf and abs(t1) < inf):
         raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
-    _check_choice("method", request.method, _METHODS)
-    _check_choice("divergence", request.divergence, _DIVERGENCES)
-    _check_choice("backend", backend, _BACKENDS)
-    _check_choice("precision", precision, _PRECISIONS)
+    if request.method not in _METHODS:
+        raise ValueError(_choice("method", request.method, _METHODS))
+    if request.divergence not in _DIVERGENCES:
+        raise ValueError(_choice("divergence", request.divergence, _DIVERGENCES))
+    if backend not in _BACKENDS:
+        raise ValueError(_choice("backend", backend, _BACKENDS))
+    if precision not in _PRECISIONS:
+        raise ValueError(_choice("precision", precision, _PRECISIONS))
     if precision == "bf16x3" and (x.dtype != torch.float32 or x.device.type != "cpu" or backend not in ("auto", "cpu")):
         raise ValueError(
             "precision 'bf16x3' is for float32 tensors in the CPU kernels, got "
@@ -117,9 +120,8 @@ def _check_choices(request: Request) -> None:
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got {precision!r}")
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    return f"{name} must be one of {', '.join(known)}, got {value!r}"
 
 
 def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:

@@ -19,12 +19,13 @@ from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
 from jkoflow.ops.extension import KernelError
 from jkoflow.ops.grid import Grid, as_grid
-from jkoflow.ops.network import Network, check_network, check_tensor
+from jkoflow.ops.network import Network
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
+_NAMES = [(f"velocity.layers[{i}].weight", f"velocity.layers[{i}].bias") for i in range(MAX_HIDDEN_LAYERS + 1)]
 _NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # why bf16x3 cannot be had
 
 
@@ -150,13 +151,12 @@ def backward(
         raise ValueError(f"path must have shape {expected}, got {tuple(path.shape)}; keep it with keep_path=True")
     x = path[0]
     problem = _describe(x, context, network, noise, settings)
-    problem.path = _address(path)
-    for name, bar, shape in zip(("x", "logdet", "path"), bars, (x.shape, x.shape[:1], path.shape), strict=True):
-        if bar is not None:
-            check_tensor(bar, f"the gradient of {name}", shape, x)
-    x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
-    adjoint = _C.Adjoint()
-    adjoint.x_end, adjoint.logdet, adjoint.path = map(_address, (x_end_bar, logdet_bar, path_bar))
+    x_end_bar, logdet_bar, path_bar = map(_dense, bars)
+    adjoint, like = _C.Adjoint(), (x.dtype, x.device)
+    problem.path = _given("path", path, path.numel(), *like)
+    adjoint.x_end = _given("the gradient of x", x_end_bar, x.numel(), *like)
+    adjoint.logdet = _given("the gradient of logdet", logdet_bar, len(x), *like)
+    adjoint.path = _given("the gradient of path", path_bar, path.numel(), *like)
     x_grad = dense_like(x)
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
@@ -243,15 +243,28 @@ def _prototype(settings: Settings) -> Any:
 
 
 def _address(tensor: Tensor | None) -> int:
-    """Returns where a contiguous tensor's numbers are; 0 if there are none."""
-    if tensor is None or tensor.numel() == 0:
+    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _given(name: str, tensor: Tensor | None, count: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Returns the address of a contiguous tensor, which must hold exactly the numbers that a kernel takes it to hold.
+
+    Kernels trust what they are told, so this is where foreign memory is kept from them: whoever calls an operator, and
+    whatever has been done to a parameter since the forward pass.
+    """
+    if tensor is None:
+        return 0
+    size = tensor.nbytes
+    if tensor.dtype is not dtype or size != count * dtype.itemsize or tensor.device != device:
+        raise ValueError(
+            f"{name} must hold {count} numbers of {dtype} on {device}, got shape {tuple(tensor.shape)}, {tensor.dtype} "
+            f"on {tensor.device}"
+        )
+    if size == 0:
         return 0
     address, memory = tensor.data_ptr(), tensor.untyped_storage()
-    if address == 0 or address + tensor.nbytes > memory.data_ptr() + memory.nbytes():
-        raise ValueError(
-            f"a tensor of shape {tuple(tensor.shape)} must lie within its own memory, but that has been resized to "
-            f"{memory.nbytes()} bytes or holds nothing"
-        )
+    if address == 0 or address + size > memory.data_ptr() + memory.nbytes():
+        raise ValueError(f"{name} must lie within its memory, but that has been resized to {memory.nbytes()} bytes")
     return address
 
 
@@ -268,39 +281,33 @@ def _dense(tensor: Any) -> Any:
 
 
 def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
-    """The kernel's description of the problem; the (contiguous) tensors must outlive it.
-
-    The kernels trust it, so that whatever reaches this line, from whichever side, must fit or be refused.
-    """
-    problem = _C.Problem(_prototype(settings))
-    _check(x, context, network, noise, settings)
-    problem.float64 = x.dtype == torch.float64
-    problem.batch, problem.dim = x.shape
-    problem.context_dim = 0 if context is None else context.shape[1]
-    problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
-    problem.threads = torch.get_num_threads()
-    problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
-    problem.weights = [_address(weight) for weight in network.weights]
-    problem.biases = [_address(bias) for bias in network.biases]
-    problem.linear = _address(network.linear)
-    return problem
-
-
-def _check(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> None:
-    if x.dim() != 2 or x.shape[1] < 1 or x.layout is not torch.strided or x.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"x must be a dense tensor of shape (B, d), got {tuple(x.shape)}, {x.layout} on {x.device}")
-    if x.dtype is not torch.float32 and (x.dtype is not torch.float64 or settings.precision == "bf16x3"):
-        raise ValueError(f"x must be torch.float32 (or torch.float64, without bf16x3), got {x.dtype}")
-    columns = x.shape[1] + settings.time
-    if context is not None:
-        given = context.shape[1] if context.dim() == 2 else 0
-        check_tensor(context, "context", (x.shape[0], given), x)
-        columns += given
+    """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
+    problem, dtype, device = _C.Problem(_prototype(settings)), x.dtype, x.device
+    if dtype is not torch.float32 and (dtype is not torch.float64 or problem.split):
+        raise ValueError(f"x must be torch.float32 (or torch.float64, without bf16x3), got {dtype}")
     if (noise is None) == (settings.divergence == "hutchinson"):
         raise ValueError(f"noise must be given for 'hutchinson' and nothing else, got {settings.divergence!r}")
-    if noise is not None:
-        check_tensor(noise, "noise", tuple(x.shape), x)
-    check_network(network.weights, network.biases, network.linear, columns, x)
+    batch, dim = x.shape
+    columns = 0 if context is None else context.shape[1]
+    problem.float64 = dtype is torch.float64
+    problem.batch, problem.dim, problem.context_dim = batch, dim, columns
+    problem.threads = torch.get_num_threads()
+    problem.x = _given("x", x, batch * dim, dtype, device)
+    problem.context = _given("context", context, batch * columns, dtype, device)
+    problem.noise = _given("noise", noise, batch * dim, dtype, device)
+    problem.linear = _given("velocity.linear.weight", network.linear, dim * dim, dtype, device)
+    widths = [bias.numel() for bias in network.biases[:-1]]
+    if dim < 1 or min(widths) < 1:
+        raise ValueError(f"x and the hidden layers must be at least 1 wide, got {dim} and {widths}")
+    problem.hidden = widths
+    columns += dim + settings.time
+    weights, biases = [], []
+    for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
+        weights.append(_given(names[0], weight, width * columns, dtype, device))
+        biases.append(_given(names[1], bias, width, dtype, device))
+        columns = width
+    problem.weights, problem.biases = weights, biases
+    return problem
 
 
 def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:

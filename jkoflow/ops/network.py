@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jkoflow.velocity import MLPField
+
 
 class Network(NamedTuple):
     """The tensors of an `MLPField`, or gradients of them."""
@@ -26,64 +28,48 @@ class Network(NamedTuple):
         return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
 
 
-def check_tensor(tensor: object, name: str, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuses what is not a dense tensor of a shape, with the dtype and on the device of another.
-
-    Raises:
-        ValueError: If it is anything else; the message names what it must be and what it is.
-    """
-    if not (
-        isinstance(tensor, Tensor)
-        and tensor.dtype == like.dtype
-        and tensor.device == like.device
-        and tensor.layout is torch.strided
-        and tensor.shape == shape
-    ):
-        expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(_message(tensor, name, f"({expected})", like))
-
-
-def check_network(
-    weights: list[Tensor] | tuple[Tensor, ...],
-    biases: list[Tensor] | tuple[Tensor, ...],
-    linear: Tensor | None,
-    columns: int,
-    x: Tensor,
-) -> None:
-    """Refuses layers that do not chain from the columns of layer 1 to the columns of x, (B, d), or are not like x.
+def check_field(field: MLPField, x: Tensor) -> None:
+    """Refuses layers that do not chain from the columns of layer 1 to those of x, (B, d), or are not like x.
 
     Raises:
         ValueError: If a tensor does not fit; the message names the layer, what it must be and what it is.
     """
-    dim = x.shape[1]
-    if len(weights) < 2 or len(weights) != len(biases):
-        raise ValueError(
-            f"velocity.layers must hold 2 or more layers, each with weight and bias, got {len(weights)} weights and "
-            f"{len(biases)} biases; build a new MLPVelocity"
-        )
-    last = len(weights) - 1
-    for index in range(len(weights)):
-        weight, bias = weights[index], biases[index]
-        rows = dim
-        if index < last:
-            rows = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
+    weights, biases, linear = field.weights, field.biases, field.linear
+    columns = field.dim + int(field.time) + field.context_dim
+    dim, dtype, device, dense, last = x.shape[1], x.dtype, x.device, torch.strided, len(weights) - 1
+    for index, weight in enumerate(weights):
+        bias, shape = biases[index], weight.shape
+        rows = dim if index == last else (shape[0] if len(shape) == 2 else 0)
+        # all at once, since it takes place in every call; the messages are made where there is something to refuse
+        if not (
+            shape == (rows, columns)
+            and rows > 0
+            and bias.shape == (rows,)
+            and weight.dtype is bias.dtype is dtype
+            and weight.device == bias.device == device
+            and weight.layout is bias.layout is dense
+        ):
+            where = f"velocity.layers[{index}]"
             if rows == 0:
-                raise ValueError(_message(weight, f"velocity.layers[{index}].weight", f"(1 or more, {columns})", x))
-        check_tensor(weight, f"velocity.layers[{index}].weight", (rows, columns), x)
-        check_tensor(bias, f"velocity.layers[{index}].bias", (rows,), x)
+                raise ValueError(_message(weight, f"{where}.weight", f"(1 or more, {columns})", x))
+            if not _fits(weight, (rows, columns), x):
+                raise ValueError(_message(weight, f"{where}.weight", f"({rows}, {columns})", x))
+            raise ValueError(_message(bias, f"{where}.bias", f"({rows},)", x))
         columns = rows
-    if linear is not None:
-        check_tensor(linear, "velocity.linear.weight", (dim, dim), x)
+    if linear is not None and not _fits(linear, (dim, dim), x):
+        raise ValueError(_message(linear, "velocity.linear.weight", f"({dim}, {dim})", x))
 
 
-def _message(tensor: object, name: str, shape: str, like: Tensor) -> str:
-    fix = "build a new MLPVelocity of the sizes that you want" if name.startswith("velocity.") else ""
-    if not isinstance(tensor, Tensor):
-        found = "None" if tensor is None else f"a {type(tensor).__name__}"
-    else:
-        layout = "" if tensor.layout is torch.strided else f"{tensor.layout}, "
-        found = f"shape {tuple(tensor.shape)}, {layout}{tensor.dtype} on {tensor.device}"
-        if tensor.dtype != like.dtype or tensor.device != like.device:
-            fix = "convert it with .to(...)"
-    expected = f"a dense tensor of shape {shape}, {like.dtype} on {like.device}, to fit x"
-    return f"{name} must be {expected}, got {found}" + (f"; {fix}" if fix else "")
+def _fits(tensor: Tensor, shape: tuple[int, int], x: Tensor) -> bool:
+    dense = tensor.layout is torch.strided
+    return dense and tensor.shape == shape and tensor.dtype == x.dtype and tensor.device == x.device
+
+
+def _message(tensor: Tensor, name: str, shape: str, x: Tensor) -> str:
+    alike = tensor.dtype == x.dtype and tensor.device == x.device
+    fix = "build a new MLPVelocity of the sizes that you want" if alike else "convert it with .to(...)"
+    layout = "" if tensor.layout is torch.strided else f"{tensor.layout}, "
+    return (
+        f"{name} must be a dense tensor of shape {shape}, {x.dtype} on {x.device}, to fit x, got shape "
+        f"{tuple(tensor.shape)}, {layout}{tensor.dtype} on {tensor.device}; {fix}"
+    )

@@ -87,11 +87,8 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network,
     """x, context, network, noise and settings from an operator's arguments, and what follows them."""
     x, context, *rest = arguments
     slots, (noise, settings, *scalars) = rest[:_SLOTS], rest[_SLOTS:]
-    used = _SLOTS - 1
-    while slots[used - 1] is None:
-        used -= 1
-    weights, biases = slots[0:used:2], slots[1 : used + 1 : 2]  # a gap between them is for `native` to refuse
-    return x, context, Network(weights, biases, slots[-1]), noise, _decode(settings), scalars
+    layers = [slot for slot in slots[:-1] if slot is not None]
+    return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, _decode(settings), scalars
 
 
 def _pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:

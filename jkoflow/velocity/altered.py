@@ -23,45 +23,40 @@ def global_hook() -> str | None:
     return "a global module hook is registered" if _has_any_global_hook() else None
 
 
-def altered(module: nn.Module, where: str) -> str | None:
-    """Says what runs when a module is called besides the forward of its class; None if nothing does.
-
-    Arguments:
-        module: The module.
-        where: What the answer calls it.
-    """
+def altered(module: nn.Module) -> str | None:
+    """Says, as what follows the module's name, what runs besides the forward of its class; None if nothing does."""
     if type(module).__call__ is not _CALL:
-        return f"{where} is a {type(module).__name__}, which has a __call__ of its own"
+        return f"is a {type(module).__name__}, which has a __call__ of its own"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        kinds = [kind for name, kind in _HOOKS.items() if getattr(module, name)]
-        return f"{where} has a {' and a '.join(kinds)}"
-    return f"{where} has a forward of its own" if "forward" in module.__dict__ else None
+        return f"has a {' and a '.join(kind for name, kind in _HOOKS.items() if getattr(module, name))}"
+    return "has a forward of its own" if "forward" in module.__dict__ else None
 
 
-def altered_linear(layer: nn.Linear, where: str) -> str | None:
-    """Says what makes calling a linear layer something else than x W^T + b; None if nothing does."""
+def altered_linear(layer: nn.Linear) -> str | None:
+    """Says in the same way what makes a linear layer something else than x W^T + b; None if nothing does."""
     kind = type(layer)
     if kind.forward is not _LINEAR:
-        return f"{where} is a {kind.__name__}, which has a forward of its own"
-    if reason := altered(layer, where):
+        return f"is a {kind.__name__}, which has a forward of its own"
+    if reason := altered(layer):
         return reason
-    if kind is not nn.Linear and (
-        kind.__getattr__ is not _LOOK_UP or kind.__getattribute__ is not object.__getattribute__
-    ):
-        return f"{where} is a {kind.__name__}, which looks its attributes up by itself"
+    parameters, others = layer._parameters, layer.__dict__
     for name in ("weight", "bias"):
-        registered = name in layer._parameters and name not in layer.__dict__
-        if registered and (kind is nn.Linear or not hasattr(kind, name)):
-            continue
-        if not parametrize.is_parametrized(layer, name) and not _replicated(layer, name):
-            if kind is not nn.Linear and hasattr(kind, name):
-                return f"{where} is a {kind.__name__}, which computes its {name}"
-            if isinstance(getattr(layer, name, None), Tensor):
-                return f"{where}.{name} is no parameter, so something else may keep it up to date"
+        if name not in parameters or name in others or kind is not nn.Linear:
+            if reason := _computed(layer, name):
+                return reason
     return None
 
 
-def _replicated(layer: nn.Linear, name: str) -> bool:
-    """Whether the tensor is a copy of a parameter that DataParallel made for one device."""
-    copies = getattr(layer, "_former_parameters", {})
-    return name in copies and layer.__dict__.get(name) is copies[name]
+def _computed(layer: nn.Linear, name: str) -> str | None:
+    """Says why a weight or bias that is read now may be another one when the layer is called; None if it is not."""
+    kind = type(layer)
+    if kind.__getattr__ is not _LOOK_UP or kind.__getattribute__ is not object.__getattribute__:
+        return f"is a {kind.__name__}, which looks its attributes up by itself"
+    if parametrize.is_parametrized(layer, name):
+        return None
+    if hasattr(kind, name):
+        return f"is a {kind.__name__}, which computes its {name}"
+    value = layer.__dict__.get(name, layer._buffers.get(name))
+    if not isinstance(value, Tensor) or value is getattr(layer, "_former_parameters", {}).get(name):
+        return None  # a parameter, nothing that a layer could be called with, or the copy of one by DataParallel
+    return f"has a {name} that is no parameter, so that something else may keep it up to date"

@@ -117,20 +117,24 @@ class MLPVelocity(Velocity):
         """
         if type(self).forward is not _FORWARD:
             return f"{type(self).__name__} has a forward of its own"
-        if reason := global_hook() or altered(self, "the velocity"):
+        if reason := global_hook():
             return reason
+        if reason := altered(self):
+            return f"the velocity {reason}"
         layers = self._modules.get("layers")
         if type(layers) is not nn.ModuleList:
             return "velocity.layers is no ModuleList"
-        if reason := altered(layers, "velocity.layers"):
-            return reason
-        for index, layer in enumerate(layers._modules.values()):
-            if isinstance(layer, nn.Linear) and (reason := altered_linear(layer, f"velocity.layers[{index}]")):
-                return reason
+        if reason := altered(layers):
+            return f"velocity.layers {reason}"
+        for name, layer in layers._modules.items():
+            if isinstance(layer, nn.Linear) and (reason := altered_linear(layer)):
+                return f"velocity.layers[{name}] {reason}"
         linear = self._modules.get("linear")
         if linear is None and self.__dict__.get("linear") is not None:
             return "velocity.linear is no module"
-        return altered_linear(linear, "velocity.linear") if isinstance(linear, nn.Linear) else None
+        if isinstance(linear, nn.Linear) and (reason := altered_linear(linear)):
+            return f"velocity.linear {reason}"
+        return None
 
     def field(self) -> MLPField | None:
         """Returns the plain parameters for the kernels; None if `unfused` has a reason.
@@ -147,18 +151,30 @@ class MLPVelocity(Velocity):
         ):
             self._refuse_changes()
         weights, biases = [], []
-        for index, layer in enumerate(self._modules["layers"]._modules.values()):  # type: ignore[union-attr]
-            weights.append(_tensor_of(layer, "weight", f"velocity.layers[{index}]"))
-            biases.append(_tensor_of(layer, "bias", f"velocity.layers[{index}]"))
+        for name, layer in self._modules["layers"]._modules.items():  # type: ignore[union-attr]
+            if not isinstance(layer, nn.Linear):
+                raise ValueError(_no_linear(f"velocity.layers[{name}]", layer))
+            weight, bias = _read(layer, "weight"), _read(layer, "bias")
+            if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+                raise ValueError(_no_tensor(f"velocity.layers[{name}]", layer, weight, bias))
+            weights.append(weight)
+            biases.append(bias)
+        if len(weights) < 2:
+            raise ValueError(f"velocity.layers must hold 2 layers or more, got {len(weights)}; build a new MLPVelocity")
         return MLPField(dim, context_dim, time, activation, tuple(weights), tuple(biases), self._linear_term())
 
     def _linear_term(self) -> Tensor | None:
         linear = self._modules.get("linear")
         if linear is None:
             return None
-        if getattr(linear, "bias", None) is not None:
-            raise ValueError("velocity.linear must have no bias, got one; add it to the last layer's, or set bias=False")
-        return _tensor_of(linear, "weight", "velocity.linear")
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(_no_linear("velocity.linear", linear))
+        weight = _read(linear, "weight")
+        if not isinstance(weight, Tensor):
+            raise ValueError(_no_tensor("velocity.linear", linear, weight, None))
+        if _read(linear, "bias") is not None:
+            raise ValueError("velocity.linear must have no bias, but has one; the last layer has a bias already")
+        return weight
 
     def _refuse_changes(self) -> None:
         for name, built in self._built._asdict().items():
@@ -208,15 +224,24 @@ class MLPVelocity(Velocity):
 _FORWARD = MLPVelocity.forward  # as it is defined here: a class may be patched later
 
 
-def _tensor_of(layer: nn.Module | None, name: str, where: str) -> Any:
-    """A layer's weight or bias, computed once if it is parametrized; anything else that stands there as it is."""
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"{where} must be a torch.nn.Linear, got {type(layer).__name__}; give a network of another kind its own "
-            "forward in a subclass"
-        )
+def _read(layer: nn.Linear, name: str) -> Any:
+    """A layer's weight or bias, computed once if it is parametrized; None if there is none."""
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name, None)
+
+
+def _no_linear(where: str, layer: object) -> str:
+    return (
+        f"{where} must be a torch.nn.Linear, got a {type(layer).__name__}; a network of another kind needs a forward of "
+        "its own, in a subclass of MLPVelocity"
+    )
+
+
+def _no_tensor(where: str, layer: nn.Linear, weight: object, bias: object) -> str:
+    name, value = ("bias", bias) if isinstance(weight, Tensor) else ("weight", weight)
+    shape = f"({layer.out_features}, {layer.in_features})" if name == "weight" else f"({layer.out_features},)"
+    found = "None" if value is None else f"a {type(value).__name__}"
+    return f"{where}.{name} must be a tensor of shape {shape}, got {found}; build the layer as torch.nn.Linear does"
 
 
 def _shape(tensor: Tensor | None) -> str:
