@@ -57,7 +57,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core under AddressSanitizer
 	rm -rf build/sanitize-python/site && mkdir -p build/sanitize-python/site/jkoflow
 	ln -s $(CURDIR)/jkoflow/* build/sanitize-python/site/jkoflow
 	ln -sf $(CURDIR)/build/sanitize-python/_C.*.so build/sanitize-python/site/jkoflow
-	JKOFLOW_UNDER_SANITIZER=1 PYTHONPATH=build/sanitize-python/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
+	PYTHONPATH=build/sanitize-python/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd build/sanitize-python/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py
 

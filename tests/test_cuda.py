@@ -190,7 +190,9 @@ def test_tensors_on_several_devices_never_reach_a_kernel(monkeypatch):
         with pytest.raises(ValueError, match=r"noise must have shape \(4, 2\) on cuda:0 .* got \(4, 2\) on cpu"):
             integrate(velocity, x, divergence="hutchinson", noise=torch.ones(4, 2))
         velocity.layers[1] = nn.Linear(128, 128)
-        with pytest.raises(ValueError, match=r"velocity.layers\[1\].weight must .* on cuda:0, .*, got .* on cpu; convert it"):
+        with pytest.raises(
+            ValueError, match=r"velocity.layers\[1\].weight must .* on cuda:0, .*, got .* on cpu; convert it"
+        ):
             integrate(velocity, x)
 
 

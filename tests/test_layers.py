@@ -28,6 +28,8 @@ LAYERS = [
     "standardize",
     "spline",
     "initial_map",
+    "inputs",
+    "composition",
     "flow",
     "metrics",
     "data",

@@ -4,16 +4,17 @@
 """
 
 import copy
-import re
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import jkoflow
-from jkoflow import FallbackWarning, MLPVelocity
+
 from jkoflow.activation import parse_activation
 from jkoflow.ops import jko_loss, native, operators
 from jkoflow.ops.grid import Fixed
@@ -139,7 +140,10 @@ MISFITS = {
     "sparse bias": (smuggled(1, "bias", torch.zeros(12).to_sparse()), r"layers\[1\].bias .*dense.*sparse_coo"),
     "layer on meta": (lambda v: v.layers[1].to("meta"), r"layers\[1\].weight .*on cpu.*got .*on meta"),
     "bias on meta": (layer_set(2, "bias", torch.zeros(3, device="meta")), r"layers\[2\].bias .*on cpu.*on meta"),
-    "weight that is no tensor": (smuggled(1, "weight", [[0.0] * 16] * 12), r"layers\[1\].weight .*\(12, 16\), got a list"),
+    "weight that is no tensor": (
+        smuggled(1, "weight", [[0.0] * 16] * 12),
+        r"layers\[1\].weight .*\(12, 16\), got a list",
+    ),
     "bias that is no tensor": (smuggled(1, "bias", 0.0), r"layers\[1\].bias .*\(12,\), got a float"),
     "dim less": (attribute("dim", 2), "velocity.dim must stay .* built with, 3, got 2"),
     "dim more": (attribute("dim", 4), "velocity.dim must stay .* built with, 3, got 4"),
@@ -158,7 +162,10 @@ MISFITS = {
         "velocity.activation must stay .* built with, tanh, got .*silu",
     ),
     "activation by name": (attribute("activation", "tanh"), "velocity.activation must stay .* tanh, got 'tanh'"),
-    "appended": (lambda v: v.layers.append(nn.Linear(16, 16)), r"layers\[2\].weight .*got|layers\[3\].weight .*\(16, 16\)"),
+    "appended": (
+        lambda v: v.layers.append(nn.Linear(16, 16)),
+        r"layers\[2\].weight .*got|layers\[3\].weight .*\(16, 16\)",
+    ),
     "inserted": (lambda v: v.layers.insert(1, nn.Linear(7, 7)), r"layers\[1\].weight .*got shape \(7, 7\)"),
     "removed": (lambda v: v.layers.pop(-1), r"layers\[1\].weight .*\(3, 16\).*got shape \(12, 16\)"),
     "emptied": (lambda v: [v.layers.pop(-1) for _ in range(3)], "velocity.layers must hold 2 layers or more, got 0"),
@@ -182,8 +189,14 @@ MISFITS = {
         linear_replaced(3, 3, bias=False, device="meta"),
         "velocity.linear.weight .*on cpu.*got .*on meta",
     ),
-    "linear term no Linear": (attribute("linear", nn.Identity()), "velocity.linear must be a torch.nn.Linear, got a Id"),
-    "weight swapped for a smaller one": (data(1, "weight", torch.zeros(2, 2)), r"layers\[1\].weight .*got shape \(2, 2\)"),
+    "linear term no Linear": (
+        attribute("linear", nn.Identity()),
+        "velocity.linear must be a torch.nn.Linear, got a Id",
+    ),
+    "weight swapped for a smaller one": (
+        data(1, "weight", torch.zeros(2, 2)),
+        r"layers\[1\].weight .*got shape \(2, 2\)",
+    ),
     "memory taken away": (shrunk, r"layers\[1\].weight must lie within its memory, .* resized to 32 bytes"),
 }
 
@@ -264,7 +277,9 @@ def test_what_is_unusual_and_fits_is_integrated():
         velocity = velocity_to_change(linear=True)
         change(velocity)
         got = jkoflow.integrate(velocity, X, num_steps=1, method="euler", backend="cpu")
-        torch.testing.assert_close(got.x, X + velocity(X), rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            got.x, X + velocity(X), rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 # ---- Context and noise
@@ -489,3 +504,24 @@ def test_operators_refuse_split_products_of_float64():
     for operator in OPERATORS:
         with refused("x must be torch.float32"):
             run_operator(operator, doubled, text)
+
+
+# ---- The sanitizer
+
+UNCHECKED = """
+import torch, jkoflow
+from jkoflow.ops import checks, native
+checks.check_field = lambda field, x: None
+native._given = lambda name, tensor, *expected: 0 if tensor is None else tensor.data_ptr()
+velocity = jkoflow.MLPVelocity(3, (16, 12))
+velocity.layers[1] = torch.nn.Linear(8, 12)
+jkoflow.integrate(velocity, torch.zeros(4, 3))
+"""
+
+
+@pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), reason="make sanitize runs this")
+def test_the_sanitizer_sees_what_the_checks_keep_from_the_kernels():
+    done = subprocess.run([sys.executable, "-P", "-c", UNCHECKED], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "READ of size" in done.stderr
