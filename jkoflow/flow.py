@@ -84,7 +84,7 @@ class JKOFlow(Composition):
         exact: bool = False,
         validate: bool = True,
     ) -> Tensor:
-        """Draws n points in the data's own units, with shape (n, d); context (n, c), exact, validate as in `inverse`."""
+        """Draws n points in the data's own units, with shape (n, d); context is (n, c), the rest as in `inverse`."""
         if exact:
             return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate)[0]
         return self.carry(self._noise(n, generator), context, num_steps, True, validate)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import jkoflow
-
 from jkoflow.activation import parse_activation
 from jkoflow.ops import jko_loss, native, operators
 from jkoflow.ops.grid import Fixed
@@ -378,7 +377,7 @@ def test_a_path_that_is_resized_is_refused():
     velocity = velocity_to_change()
     result = jkoflow.integrate(velocity, X.clone().requires_grad_())
     result.path.data.untyped_storage().resize_(16)
-    with pytest.raises((ValueError, RuntimeError), match="must lie within its memory|out of bounds for storage"):
+    with pytest.raises((ValueError, RuntimeError), match=r"must lie within its memory|out of bounds for storage"):
         result.x.sum().backward()
 
 

@@ -41,9 +41,9 @@ def altered_linear(layer: nn.Linear) -> str | None:
         return reason
     parameters, others = layer._parameters, layer.__dict__
     for name in ("weight", "bias"):
-        if name not in parameters or name in others or kind is not nn.Linear:
-            if reason := _computed(layer, name):
-                return reason
+        plain = kind is nn.Linear and name in parameters and name not in others
+        if not plain and (reason := _computed(layer, name)):
+            return reason
     return None
 
 

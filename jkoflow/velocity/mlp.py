@@ -232,8 +232,8 @@ def _read(layer: nn.Linear, name: str) -> Any:
 
 def _no_linear(where: str, layer: object) -> str:
     return (
-        f"{where} must be a torch.nn.Linear, got a {type(layer).__name__}; a network of another kind needs a forward of "
-        "its own, in a subclass of MLPVelocity"
+        f"{where} must be a torch.nn.Linear, got a {type(layer).__name__}; a network of another kind needs a forward "
+        "of its own, in a subclass of MLPVelocity"
     )
 
 
