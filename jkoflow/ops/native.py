@@ -153,10 +153,10 @@ def backward(
     problem = _describe(x, context, network, noise, settings)
     x_end_bar, logdet_bar, path_bar = map(_dense, bars)
     adjoint, like = _C.Adjoint(), (x.dtype, x.device)
-    problem.path = _given("path", path, path.numel(), *like)
-    adjoint.x_end = _given("the gradient of x", x_end_bar, x.numel(), *like)
-    adjoint.logdet = _given("the gradient of logdet", logdet_bar, len(x), *like)
-    adjoint.path = _given("the gradient of path", path_bar, path.numel(), *like)
+    problem.path = _given("path", path, path.nbytes, *like)
+    adjoint.x_end = _given("the gradient of x", x_end_bar, x.nbytes, *like)
+    adjoint.logdet = _given("the gradient of logdet", logdet_bar, len(x) * x.itemsize, *like)
+    adjoint.path = _given("the gradient of path", path_bar, path.nbytes, *like)
     x_grad = dense_like(x)
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
@@ -246,19 +246,18 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _given(name: str, tensor: Tensor | None, count: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Returns the address of a contiguous tensor, which must hold exactly the numbers that a kernel takes it to hold.
+def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel takes it to have.
 
     Kernels trust what they are told, so this is where foreign memory is kept from them: whoever calls an operator, and
     whatever has been done to a parameter since the forward pass.
     """
     if tensor is None:
         return 0
-    size = tensor.nbytes
-    if tensor.dtype is not dtype or size != count * dtype.itemsize or tensor.device != device:
+    if tensor.nbytes != size or tensor.dtype is not dtype or tensor.device != device:
         raise ValueError(
-            f"{name} must hold {count} numbers of {dtype} on {device}, got shape {tuple(tensor.shape)}, {tensor.dtype} "
-            f"on {tensor.device}"
+            f"{name} must hold {size // dtype.itemsize} numbers of {dtype} on {device}, got shape "
+            f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
         )
     if size == 0:
         return 0
@@ -272,8 +271,8 @@ def _contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
     weights, biases, linear = network
-    dense = Network([_dense(weight) for weight in weights], [_dense(bias) for bias in biases], _dense(linear))
-    return x.contiguous(), _dense(context), dense, _dense(noise)
+    dense = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases], _dense(linear)
+    return x.contiguous(), _dense(context), Network(*dense), _dense(noise)
 
 
 def _dense(tensor: Any) -> Any:
@@ -288,23 +287,26 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor
     if (noise is None) == (settings.divergence == "hutchinson"):
         raise ValueError(f"noise must be given for 'hutchinson' and nothing else, got {settings.divergence!r}")
     batch, dim = x.shape
-    columns = 0 if context is None else context.shape[1]
-    problem.float64 = dtype is torch.float64
-    problem.batch, problem.dim, problem.context_dim = batch, dim, columns
-    problem.threads = torch.get_num_threads()
-    problem.x = _given("x", x, batch * dim, dtype, device)
-    problem.context = _given("context", context, batch * columns, dtype, device)
-    problem.noise = _given("noise", noise, batch * dim, dtype, device)
-    problem.linear = _given("velocity.linear.weight", network.linear, dim * dim, dtype, device)
-    widths = [bias.numel() for bias in network.biases[:-1]]
+    widths, columns = [bias.numel() for bias in network.biases[:-1]], 0 if context is None else context.shape[1]
     if dim < 1 or min(widths) < 1:
         raise ValueError(f"x and the hidden layers must be at least 1 wide, got {dim} and {widths}")
-    problem.hidden = widths
+    problem.float64 = dtype is torch.float64
+    problem.batch, problem.dim, problem.context_dim, problem.hidden = batch, dim, columns, widths
+    problem.threads = torch.get_num_threads()
+    item = dtype.itemsize
+    problem.x = _given("x", x, batch * dim * item, dtype, device)
+    if context is not None:
+        problem.context = _given("context", context, batch * columns * item, dtype, device)
+    if noise is not None:
+        problem.noise = _given("noise", noise, batch * dim * item, dtype, device)
+    if network.linear is not None:
+        problem.linear = _given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
     columns += dim + settings.time
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
-        weights.append(_given(names[0], weight, width * columns, dtype, device))
-        biases.append(_given(names[1], bias, width, dtype, device))
+        size = width * item
+        weights.append(_given(names[0], weight, size * columns, dtype, device))
+        biases.append(_given(names[1], bias, size, dtype, device))
         columns = width
     problem.weights, problem.biases = weights, biases
     return problem

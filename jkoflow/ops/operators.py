@@ -7,7 +7,6 @@ does: layers arrive in a fixed number of optional slots rather than in lists, al
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +23,7 @@ from jkoflow.velocity import MLPField
 
 _LIBRARY = torch.library.Library("jkoflow", "DEF")
 _SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
+_UNUSED = (None,) * (_SLOTS - 1)
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
@@ -79,8 +79,10 @@ def _decode(text: str) -> Settings:
 
 
 def _slots_of(field: MLPField) -> list[Tensor | None]:
-    layers = [tensor for layer in zip(field.weights, field.biases, strict=True) for tensor in layer]
-    return [*layers, *itertools.repeat(None, _SLOTS - 1 - len(layers)), field.linear]
+    layers: list[Tensor | None] = []
+    for weight, bias in zip(field.weights, field.biases, strict=True):
+        layers += weight, bias
+    return [*layers, *_UNUSED[len(layers) :], field.linear]
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
@@ -131,9 +133,11 @@ def _share_out(
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
 
+    operator = getattr(torch.ops.jkoflow, name).default
+
     def compute(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return getattr(torch.ops.jkoflow, name).default(*arguments)
+            return operator(*arguments)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = compute(*arguments)
