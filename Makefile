@@ -46,8 +46,10 @@ demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2
 test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The extension under AddressSanitizer stands in a copy of the package that links to everything else; Python itself is
+# built without the sanitizer, so its runtime is loaded before it (and that of C++, whose exceptions it intercepts).
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
-sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension under sanitizers of addresses, undefined behaviour and threads
 	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512')
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
