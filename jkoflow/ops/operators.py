@@ -36,9 +36,12 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
     tensors = (x, context, *_slots_of(field))
-    x_end, logdet, path = torch.ops.jkoflow.integrate.default(
-        *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
-    )
+    arguments = *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
+    if torch.compiler.is_compiling() or _recording():
+        x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
+    else:  # straight to the kernel: the way through Python's side of autograd takes longer than all checks together
+        with torch._C._AutoDispatchBelowAutograd():
+            x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
     if settings.divergence == "none":
         logdet = logdet.detach()  # zero: no gradient flows through it
     return x_end, logdet, path
@@ -58,6 +61,11 @@ def jko_loss_mlp(
 def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
     """Whether autograd will want the gradient of something."""
     return _any_needs_gradient((x, context, *_slots_of(field)))
+
+
+def _recording() -> bool:
+    """Whether autograd records in either mode: without gradients there is nothing for it to do."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
@@ -150,9 +158,7 @@ def _register_autograd(name: str, setup_context: Callable[..., None], backward: 
 
     @torch.library.impl(_LIBRARY, name, "Autograd")
     def _(*arguments: Any) -> Any:
-        # A function's apply() takes a while; without gradients of either mode there is nothing for it to record.
-        recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        return function.apply(*arguments) if recording else compute(*arguments)
+        return function.apply(*arguments) if _recording() else compute(*arguments)  # apply() takes a while
 
 
 # ---- Integration
