@@ -140,7 +140,6 @@ def _share_out(
 
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
-
     operator = getattr(torch.ops.jkoflow, name).default
 
     def compute(*arguments: Any) -> Any:
