@@ -46,12 +46,22 @@ demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2
 test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The extension under AddressSanitizer stands in a copy of the package that links to everything else; Python itself is
+# built without the sanitizer, so its runtime is loaded before it (and that of C++, whose exceptions it intercepts).
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
-sanitize: $(VENV)/created  ## the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension under sanitizers of addresses, undefined behaviour and threads
 	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512')
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
+	$(call native,build/sanitize-python,-DJKOFLOW_SANITIZE=address$(,)undefined -DJKOFLOW_WIDE_ISAS= -DJKOFLOW_PYTHON=ON \
+	  -DJKOFLOW_NATIVE_TESTS=OFF -DJKOFLOW_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python)
+	rm -rf build/sanitize-python/site && mkdir -p build/sanitize-python/site/jkoflow
+	ln -s $(CURDIR)/jkoflow/* build/sanitize-python/site/jkoflow
+	ln -sf $(CURDIR)/build/sanitize-python/_C.*.so build/sanitize-python/site/jkoflow
+	PYTHONPATH=build/sanitize-python/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(ldd build/sanitize-python/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
+	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py
 
 # aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
 PORTABLE_TOOLS := clang++ aarch64-linux-gnu-g++ qemu-aarch64

@@ -109,9 +109,10 @@ def forward(
     num_steps = as_grid(num_steps).num_steps
     dt = (t1 - t0) / num_steps
     logdet = x.new_zeros(x.shape[0])
-    # Inference mode records no graph at all; parameters that need no gradient spare the adjoint theirs.
+    # Inference mode records no graph at all. Parameters that need no gradient spare the fused adjoint theirs; what runs
+    # through its own forward may hold tensors that cannot be copied.
     with torch.inference_mode(False), torch.enable_grad():
-        frozen = copy.deepcopy(velocity).requires_grad_(False)
+        frozen = velocity if velocity.field() is None else copy.deepcopy(velocity).requires_grad_(False)
         for step in range(num_steps):
             start = t0 + step * dt
             x, jacobian = _step_jacobian(frozen, x, context, start, start + dt, method)

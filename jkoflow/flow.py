@@ -1,4 +1,4 @@
-"""The whole flow: standardisation, initial map, blocks and a Gaussian base."""
+"""The whole flow: the density that its invertible map makes of a Gaussian base."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jkoflow import checkpoint, schedule
 from jkoflow.block import Block
+from jkoflow.composition import Composition, Trajectory
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
-from jkoflow.standardize import Standardize
+from jkoflow.ops.grid import Grid, as_grid
+
+__all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
 
 MODEL_FILE = "model.safetensors"
 
 
-class Trajectory(NamedTuple):
-    """Points on their way through the blocks, in the blocks' coordinates; stage 0 is what the first block sees."""
-
-    x: Tensor
-    """Positions at every stage, with shape (blocks + 1, B, d)."""
-    logdet: Tensor
-    """Log abs det of the map travelled so far, blocks only, with shape (blocks + 1, B)."""
-
-
-class JKOFlow(nn.Module):
+class JKOFlow(Composition):
     r"""A normalizing flow: standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
@@ -56,188 +49,54 @@ class JKOFlow(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(
-        self,
-        dim: int,
-        blocks: Iterable[Block] = (),
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
-        eval_num_steps: int | None = None,
-        context_mean: Tensor | None = None,
-        context_std: Tensor | None = None,
-        initial_map: InitialMap | None = None,
-    ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.blocks = nn.ModuleList(blocks)
-        self.eval_num_steps = eval_num_steps
-        # Without a block this is PyTorch's default dtype and device.
-        like = next(self.blocks.parameters(), torch.empty(0))
-        self.standardize = Standardize(
-            torch.zeros(dim, dtype=like.dtype, device=like.device) if mean is None else mean,
-            torch.ones(dim, dtype=like.dtype, device=like.device) if std is None else std,
-        )
-        if self.standardize.mean.shape != (dim,):
-            raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
-        self.initial_map = InitialMap() if initial_map is None else initial_map
-        if (context_mean is None) != (context_std is None):
-            raise ValueError("context_mean and context_std must be given together")
-        self.standardize_context: Standardize | None = None
-        if context_mean is not None and context_std is not None:
-            self.standardize_context = Standardize(context_mean, context_std)
-        for block in self.stack:
-            if block.velocity.dim != dim:
-                raise ValueError(f"every block must have velocity.dim {dim}, got {block.velocity.dim}")
-            if block.velocity.context_dim != self.context_dim:
-                raise ValueError(
-                    f"every block must have velocity.context_dim {self.context_dim}, got {block.velocity.context_dim}"
-                )
-        dtypes = {tensor.dtype for tensor in (*self.parameters(), *self.buffers())}
-        if len(dtypes) != 1:
-            raise ValueError(
-                f"mean, std, the initial map and the parameters of every block must have one dtype, got "
-                f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
-            )
-
-    @property
-    def context_dim(self) -> int:
-        """Number c of conditioning variables; 0 for an unconditional flow."""
-        if self.standardize_context is not None:
-            return self.standardize_context.mean.shape[0]
-        return self.stack[0].velocity.context_dim if len(self.blocks) else 0
-
-    @property
-    def stack(self) -> list[Block]:
-        """The blocks as a list, from the data to the noise."""
-        return cast("list[Block]", list(self.blocks))
-
-    def _steps(self, num_steps: int | None) -> int | None:
-        return self.eval_num_steps if num_steps is None else num_steps
-
-    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardises data x (B, d) and applies the initial map: what the first block sees, and the logdet so far."""
-        point, logdet = self.standardize(x)
-        point, increment = self.initial_map(point)
-        return point, logdet + increment
-
-    def leave(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `enter`: data x (B, d) and the logdet of the way there."""
-        point, logdet = self.initial_map.inverse(point)
-        x, increment = self.standardize.inverse(point)
-        return x, logdet + increment
-
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Carries data to noise.
-
-        Arguments:
-            x: Data in their own units, finite, with shape (B, d).
-            context: Conditioning variables in their own units, finite, with shape (B, c).
-            num_steps: Runge-Kutta steps per block; None means the calibrated number.
-            discrete: Whether logdet is that of the Runge-Kutta map itself, see `log_prob`.
-
-        Returns:
-            The noise z (B, d) and the log abs det of the whole map's Jacobian, standardisation included (B,).
-
-        Raises:
-            ValueError: If the shape does not match or x holds NaN or inf (row and column are named).
-        """
-        self._check(x, "x")
-        context = self.standardized_context(context, x.shape[0])
-        z, logdet = self.enter(x)
-        for block in self.stack:
-            z, increment = block(z, context, self._steps(num_steps), discrete)
-            logdet = logdet + increment
-        return z, logdet
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, num_steps: int | None = None, exact: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Carries noise to data.
-
-        Arguments:
-            z: Noise, finite, with shape (B, d).
-            context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps per block; None means the calibrated number.
-            exact: Whether to invert the map of `forward`, with as many steps, to rounding: by fixed-point iteration on
-                every Runge-Kutta step, at some three times the cost and without gradients. Otherwise the differential
-                equation is integrated backwards, which inverts it up to the integrator's error.
-
-        Returns:
-            The data x (B, d) and the inverse map's logdet (B,); if exact, minus that of `forward` at x.
-
-        Raises:
-            ValueError: If the shape does not match or z holds NaN or inf.
-            jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
-
-        Example:
-            >>> flow = JKOFlow(2, [Block(MLPVelocity(2))])
-            >>> x = torch.randn(5, 2)
-            >>> with torch.no_grad():
-            ...     back, _ = flow.inverse(flow(x)[0], exact=True)
-            >>> torch.allclose(back, x, atol=1e-5)
-            True
-        """
-        self._check(z, "z")
-        context = self.standardized_context(context, z.shape[0])
-        x, logdet = z, z.new_zeros(z.shape[0])
-        for index, block in reversed(list(enumerate(self.stack))):
-            x, increment = block.inverse(x, context, self._steps(num_steps), exact, f"block {index}")
-            logdet = logdet + increment
-        x, increment = self.leave(x)
-        return x, logdet + increment
-
-    def carry(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, inverse: bool = False
-    ) -> Tensor:
-        """The noise of data x (B, d) alone, or the data of noise: about half of what `forward` and `inverse` cost."""
-        self._check(x, "x")
-        context = self.standardized_context(context, x.shape[0])
-        point = x if inverse else self.enter(x)[0]
-        for block in reversed(self.stack) if inverse else self.stack:
-            point = block.carry(point, context, self._steps(num_steps), inverse)
-        return self.leave(point)[0] if inverse else point
-
     def log_prob(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | None = None, discrete: bool = False
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | Grid | None = None,
+        discrete: bool = False,
+        validate: bool = True,
     ) -> Tensor:
         """Log-density of x in nats, in the data's own units.
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps per block; None means the calibrated number.
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             discrete: Whether to take the log-determinant of the Runge-Kutta map itself, so that the density integrates
                 to one at any number of steps. It costs d passes forward and back, for small d, and has no gradients.
                 Otherwise the divergence is integrated, and the total is one up to the integrator's error.
+            validate: Whether to look for NaN and inf first, and refuse them by row and column; it waits for the device.
+                Without it the call only queues work on a GPU. Shapes are checked always.
 
         Returns:
             Log-densities, with shape (B,).
         """
-        z, logdet = self.forward(x, context, num_steps, discrete)
+        z, logdet = self.forward(x, context, num_steps, discrete, validate)
         return base_log_prob(z) + logdet
 
     def sample(
         self,
         n: int,
         context: Tensor | None = None,
-        num_steps: int | None = None,
+        num_steps: int | Grid | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
+        validate: bool = True,
     ) -> Tensor:
-        """Draws n points in the data's own units, with shape (n, d); context (n, c), exact as in `inverse`."""
+        """Draws n points in the data's own units, with shape (n, d); context is (n, c), the rest as in `inverse`."""
         if exact:
-            return self.sample_and_log_prob(n, context, num_steps, generator, exact)[0]
-        return self.carry(self._noise(n, generator), context, num_steps, inverse=True)
+            return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate)[0]
+        return self.carry(self._noise(n, generator), context, num_steps, True, validate)
 
     def sample_and_log_prob(
         self,
         n: int,
         context: Tensor | None = None,
-        num_steps: int | None = None,
+        num_steps: int | Grid | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
+        validate: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Draws n points and their log-densities in one pass, with shapes (n, d) and (n,).
 
@@ -245,45 +104,12 @@ class JKOFlow(nn.Module):
         the integrator's error, or to rounding if exact (see `inverse`).
         """
         z = self._noise(n, generator)
-        x, logdet = self.inverse(z, context, num_steps, exact)
+        x, logdet = self.inverse(z, context, num_steps, exact, validate)
         return x, base_log_prob(z) - logdet
 
     def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         mean = self.standardize.mean
         return torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
-
-    def trajectory(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        num_steps: int | None = None,
-        inverse: bool = False,
-    ) -> Trajectory:
-        """Follows points through the blocks.
-
-        Arguments:
-            x: Data in their own units, or noise if ``inverse``, with shape (B, d).
-            context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps per block; None means the calibrated number.
-            inverse: Whether to travel from the noise to the data.
-
-        Returns:
-            Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
-            and after the initial map.
-        """
-        self._check(x, "x")
-        context = self.standardized_context(context, x.shape[0])
-        point = x if inverse else self.enter(x)[0]
-        logdet = point.new_zeros(point.shape[0])
-        stages = [(point, logdet)]
-        for block in reversed(self.stack) if inverse else self.stack:
-            step = block.inverse if inverse else block
-            point, increment = step(point, context, self._steps(num_steps))
-            logdet = logdet + increment
-            stages.append((point, logdet))
-        if inverse:
-            stages.reverse()
-        return Trajectory(torch.stack([p for p, _ in stages]), torch.stack([j for _, j in stages]))
 
     def measure_movements(self, x: Tensor, context: Tensor | None = None) -> list[float]:
         """Measures how far every block moves data, and notes it in the blocks; training does so by itself.
@@ -369,7 +195,7 @@ class JKOFlow(nn.Module):
         """
         if not (isinstance(factor, int) and factor >= 1):
             raise ValueError(f"factor must be an integer of at least 1, got {factor!r}")
-        steps = None if self.eval_num_steps is None else -(-self.eval_num_steps // factor)
+        steps = None if self.eval_num_steps is None else as_grid(self.eval_num_steps).split(factor).num_steps
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
@@ -378,34 +204,6 @@ class JKOFlow(nn.Module):
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
         return JKOFlow(self.dim, blocks, first.mean, first.std, eval_num_steps, *context, self.initial_map)
-
-    def standardized_context(self, context: Tensor | None, rows: int) -> Tensor | None:
-        """Checks context and brings it into the units that the blocks were trained with.
-
-        Arguments:
-            context: Conditioning variables in their own units, finite, with shape (rows, c); None for an unconditional
-                flow.
-            rows: How many there must be.
-
-        Returns:
-            Standardised conditioning variables, with shape (rows, c), or None.
-
-        Raises:
-            ValueError: If context is missing or superfluous, its shape does not match or it holds NaN or inf.
-        """
-        wanted = (rows, self.context_dim)
-        if context is None:
-            if self.context_dim:
-                raise ValueError(f"context must have shape {wanted} for this conditional flow, got None")
-            return None
-        if not self.context_dim:
-            raise ValueError(
-                f"context must be None for a flow without conditioning variables, got {tuple(context.shape)}"
-            )
-        if context.shape != wanted:
-            raise ValueError(f"context must have shape {wanted} to match x and the flow, got {tuple(context.shape)}")
-        _check_finite(context, "context")
-        return context if self.standardize_context is None else self.standardize_context(context)[0]
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -447,21 +245,6 @@ class JKOFlow(nn.Module):
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
         return flow
-
-    def _check(self, x: Tensor, name: str) -> None:
-        if x.dim() != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"{name} must have shape (B, {self.dim}) to match flow.dim, got {tuple(x.shape)}")
-        _check_finite(x, name)
-
-
-def _check_finite(x: Tensor, name: str) -> None:
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        row, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name} must be finite, got {x[row, column].item()} in row {row}, column {column} "
-            f"({int((~finite).sum())} such values); drop or impute these rows"
-        )
 
 
 def base_log_prob(z: Tensor) -> Tensor:

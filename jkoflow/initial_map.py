@@ -84,6 +84,7 @@ class Whiten(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("root", root)
+        self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
 
     @classmethod
     def fit(cls, rows: Tensor) -> Whiten:
@@ -95,15 +96,32 @@ class Whiten(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, d) and logdets (B,) of x (B, d)."""
-        return torch.linalg.solve(self.root, (x - self.mean).T).T.contiguous(), -self._log_det.expand(x.shape[0])
+        factors, pivots, log_det = self._factorised()
+        centred = (x - self.mean).T
+        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(len(x))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Undoes `forward`."""
-        return y @ self.root.T + self.mean, self._log_det.expand(y.shape[0])
+        return y @ self.root.T + self.mean, self._factorised()[2].expand(len(y))
 
-    @property
-    def _log_det(self) -> Tensor:
-        return torch.linalg.slogdet(self.root)[1]
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what is known: versions of copies begin anew."""
+        return {**self.__dict__, "_known": None}
+
+    def _factorised(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns LU factors, pivots and log det of the root, computed once for each root and each change of it."""
+        root = self.root
+        if torch.compiler.is_compiling() or root.is_inference():  # what has no version may change unseen
+            return _factorise(root)
+        known = self._known
+        if known is None or known[0] is not root or known[1] != root._version:
+            with torch.inference_mode(False), torch.no_grad():  # to be used in any mode
+                known = self._known = root, root._version, _factorise(root)
+        return known[2]
+
+
+def _factorise(root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return *torch.linalg.lu_factor(root), torch.linalg.slogdet(root)[1]
 
 
 class Radial(nn.Module):

@@ -19,6 +19,7 @@ import jkoflow.data
 from jkoflow import FallbackWarning, MLPVelocity, TrainConfig, integrate, jko_loss
 from jkoflow.ops import cuda, native, operators, reference
 from jkoflow.ops.extension import C
+from jkoflow.ops.grid import Fixed
 from jkoflow.training.fit import LOG_EVERY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +191,9 @@ def test_tensors_on_several_devices_never_reach_a_kernel(monkeypatch):
         with pytest.raises(ValueError, match=r"noise must have shape \(4, 2\) on cuda:0 .* got \(4, 2\) on cpu"):
             integrate(velocity, x, divergence="hutchinson", noise=torch.ones(4, 2))
         velocity.layers[1] = nn.Linear(128, 128)
-        with pytest.raises(ValueError, match=r"must be on one device, x's cuda:0, but has parameters on cpu"):
+        with pytest.raises(
+            ValueError, match=r"velocity.layers\[1\].weight must .* on cuda:0, .*, got .* on cpu; convert it"
+        ):
             integrate(velocity, x)
 
 
@@ -243,7 +246,7 @@ def test_outputs_of_integrate_and_its_adjoint(monkeypatch, network, batch):
         assert_like(result.logdet, (batch,))
         assert_like(result.path, (6, batch, velocity.dim))
         slots = operators._slots_of(velocity.field())
-        text = operators._encode(native.Settings("exact", velocity.time, "tanh", 0.0, 1.0, 5, "rk4", "fp32"))
+        text = operators._encode(native.Settings("exact", velocity.time, "tanh", 0.0, 1.0, Fixed(5), "rk4", "fp32"))
         gradients = torch.ops.jkoflow.integrate_backward.default(
             result.path, context, *slots, None, text, result.x, result.logdet, None, True
         )
@@ -255,7 +258,7 @@ def test_outputs_of_the_loss(monkeypatch):
     with gpu(monkeypatch):
         velocity, x, context = fake_arguments(NETWORKS["context"], 10)
         slots = operators._slots_of(velocity.field())
-        text = operators._encode(native.Settings("hutchinson", True, "tanh", 0.0, 1.0, 5, "rk4", "tf32"))
+        text = operators._encode(native.Settings("hutchinson", True, "tanh", 0.0, 1.0, Fixed(5), "rk4", "tf32"))
         total, terms, *gradients = torch.ops.jkoflow.jko_loss.default(
             x, context, *slots, torch.empty_like(x), text, 0.5, True, True
         )
@@ -354,7 +357,7 @@ def test_the_host_calls_nothing_that_allocates_copies_or_waits():
 
 
 def test_settings_carry_the_precision():
-    settings = native.Settings("exact", True, "tanh", 0.0, 1.0, 3, "rk4", "tf32")
+    settings = native.Settings("exact", True, "tanh", 0.0, 1.0, Fixed(3), "rk4", "tf32")
     assert operators._decode(operators._encode(settings)) == settings
 
 

@@ -9,6 +9,7 @@ import torch
 from jkoflow import Block, JKOFlow, MLPVelocity, checkpoint
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.flow import MODEL_FILE, base_log_prob
+from jkoflow.ops import Fixed
 from jkoflow.standardize import Standardize
 from oracles import autograd_jacobian, random_velocity
 
@@ -357,3 +358,45 @@ def test_damaged_missing_or_other_files(tmp_path):
     checkpoint.save(path, "state", {}, {})
     with pytest.raises(CheckpointError, match="holds a state, expected a flow"):
         JKOFlow.load(path)
+
+
+def test_values_are_looked_at_unless_told_otherwise(monkeypatch):
+    flow = random_flow(context_dim=1, eval_num_steps=4)
+    points, context = rows(flow), torch.zeros(6, 1).double()
+    poisoned, unknown = points.clone(), context.clone()
+    poisoned[2, 1], unknown[3, 0] = math.nan, math.inf
+    calls = {
+        "forward": lambda x, c, **options: flow(x, c, **options)[0],
+        "inverse": lambda x, c, **options: flow.inverse(x, c, **options)[0],
+        "carry": flow.carry,
+        "log_prob": flow.log_prob,
+        "trajectory": lambda x, c, **options: flow.trajectory(x, c, **options).x[0],
+        "sample": lambda x, c, **options: flow.sample(6, c, **options),
+        "sample_and_log_prob": lambda x, c, **options: flow.sample_and_log_prob(6, c, **options)[0],
+    }
+    reads, original = [], torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: reads.append(1) or original(self))
+    for name, call in calls.items():
+        if not name.startswith("sample"):
+            with pytest.raises(ValueError, match="must be finite, got nan in row 2, column 1"):
+                call(poisoned, context)
+            assert call(poisoned, context, validate=False).isnan().any(), name
+        with pytest.raises(ValueError, match="context must be finite, got inf in row 3"):
+            call(points, unknown)
+        reads.clear()
+        call(points, context, validate=False)
+        assert reads == [], name  # each would wait for the device
+        call(points, context)
+        assert reads, name
+    for wrong in (points[:, :1], points[0]):
+        with pytest.raises(ValueError, match=r"x must have shape \(B, 2\)"):
+            flow.log_prob(wrong, context, validate=False)
+    with pytest.raises(ValueError, match=r"context must have shape \(6, 1\)"):
+        flow.log_prob(points, context[:3], validate=False)
+
+
+def test_steps_may_be_a_grid():
+    flow = random_flow()
+    x = rows(flow)
+    assert torch.equal(flow.log_prob(x, num_steps=Fixed(5)), flow.log_prob(x, num_steps=5))
+    assert flow.with_blocks(flow.blocks, 5).refine(2).eval_num_steps == 3

@@ -1,5 +1,6 @@
 """Splines and the maps that are fitted before the first block."""
 
+import copy
 import dataclasses
 import math
 
@@ -218,3 +219,51 @@ def test_the_first_nll_is_that_of_the_map():
     y, logdet = flow.enter(rows.val)
     by_hand = 0.5 * y.square().sum(1).mean() + 1.5 * math.log(2 * math.pi) - logdet.mean()
     assert start == pytest.approx(float(by_hand), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whitening_is_what_solving_gives_bit_for_bit(dtype):
+    for dim in (1, 2, 6, 43):
+        rows = torch.randn(200, dim).double() @ torch.randn(dim, dim).double()
+        layer, x = Whiten.fit(rows).to(dtype), rows.to(dtype)
+        for _ in range(2):
+            y, logdet = layer(x)
+            assert torch.equal(y, torch.linalg.solve(layer.root, (x - layer.mean).T).T)
+            assert torch.equal(logdet, -torch.linalg.slogdet(layer.root)[1].expand(200))
+            assert torch.equal(layer.inverse(y)[1], -logdet)
+
+
+def test_whitening_factorises_once_and_again_after_every_change(monkeypatch):
+    layer, x = Whiten.fit(torch.randn(50, 3).double()), torch.randn(5, 3).double()
+    calls, factor = [], torch.linalg.lu_factor
+    monkeypatch.setattr(torch.linalg, "lu_factor", lambda root: calls.append(root) or factor(root))
+    with torch.inference_mode():
+        layer(x)
+    y, _ = layer(x.requires_grad_())  # what was factorised in inference mode serves autograd, too
+    y.sum().backward()
+    layer.inverse(x)
+    assert len(calls) == 1
+    changes = (
+        lambda: layer.root.mul_(2),
+        lambda: layer.load_state_dict({"mean": layer.mean, "root": layer.root * 2}),
+        lambda: layer.load_state_dict({"mean": layer.mean, "root": layer.root * 2}, assign=True),
+        lambda: layer.float(),
+        lambda: layer.double(),
+    )
+    for count, change in enumerate(changes, 2):
+        with torch.no_grad():
+            change()
+        for _ in range(2):
+            points = x.detach().to(layer.root.dtype)
+            assert torch.equal(layer(points)[0], torch.linalg.solve(layer.root, (points - layer.mean).T).T)
+        assert len(calls) == count
+    with torch.no_grad():
+        layer.root.mul_(3)  # what is known is of the root before
+    copied = copy.deepcopy(layer)
+    assert torch.equal(copied(x.detach())[0], torch.linalg.solve(copied.root, (x.detach() - copied.mean).T).T)
+    with torch.inference_mode():
+        inferred = copy.deepcopy(layer)
+        inferred.root = inferred.root.clone()
+        before = inferred(x.detach())[0]
+        inferred.root.mul_(2)
+        assert not torch.equal(inferred(x.detach())[0], before)

@@ -29,6 +29,8 @@ LAYERS = [
     "standardize",
     "spline",
     "initial_map",
+    "inputs",
+    "composition",
     "flow",
     "metrics",
     "data",

@@ -1,6 +1,7 @@
 """The compiled kernels against the reference: values, gradients, sizes, operators, instruction sets."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 import jkoflow
-from jkoflow.ops import jko_loss, jko_terms, native, operators
+from jkoflow.errors import UserError
+from jkoflow.ops import UnsupportedError, jko_loss, jko_terms, native, operators
+from jkoflow.ops.grid import Fixed
 from jkoflow.ops.tableau import TABLEAUX
 from oracles import assert_within_twice, random_velocity
 
@@ -186,7 +189,7 @@ def test_gradcheck(name, divergence):
 def operator_arguments(network, dtype, divergence="exact"):
     velocity, x, context = case(network, 7, dtype)
     field = velocity.field()
-    settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, 2, "rk4")
+    settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, Fixed(2), "rk4")
     noise = torch.randn(x.shape, dtype=x.dtype) if divergence == "hutchinson" else None
     return x.requires_grad_(), context, *operators._slots_of(field), noise, operators._encode(settings)
 
@@ -367,7 +370,7 @@ def test_every_instruction_set(isa):
 def test_unknown_instruction_set_is_refused():
     done = run_with_isa("sse9", "import torch, jkoflow; jkoflow.integrate(jkoflow.MLPVelocity(2), torch.zeros(1, 2))")
     assert done.returncode != 0
-    assert "JKOFLOW_ISA must be one of" in done.stderr
+    assert "KernelError: JKOFLOW_ISA must be one of" in done.stderr
     assert "got 'sse9'" in done.stderr
 
 
@@ -477,3 +480,15 @@ def test_forward_mode_is_refused_and_never_ignored(grad):
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(RuntimeError, match="jvp"):
             jkoflow.integrate(velocity, dual, backend="cpu")
+
+
+def test_errors_of_the_kernels_are_errors_that_a_user_can_put_right():
+    error = UnsupportedError("backend 'cpu' cannot run this", "no kernel")
+    assert isinstance(error, UserError)
+    assert isinstance(error, RuntimeError)
+    for again in (error, pickle.loads(pickle.dumps(error))):
+        assert str(again) == "backend 'cpu' cannot run this: no kernel"
+        assert again.reason == "no kernel"
+    with pytest.raises(UnsupportedError) as refusal:
+        jkoflow.integrate(jkoflow.MLPVelocity(2, (8,), "gelu"), torch.zeros(3, 2), backend="cpu")
+    assert refusal.value.reason == "the kernels know the activations tanh, softplus, silu, not gelu"

@@ -11,12 +11,25 @@ from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import native, operators, reference
+from jkoflow.ops.checks import Request, check_request
+from jkoflow.ops.extension import KernelError, UnsupportedError
 from jkoflow.ops.grid import Fixed, Grid, as_grid
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
-from jkoflow.velocity import MLPField, MLPVelocity
+from jkoflow.velocity import MLPField, Velocity
 
-__all__ = ["FallbackWarning", "Fixed", "Grid", "Integrated", "JKOTerms", "integrate", "jko_loss", "jko_terms"]
+__all__ = [
+    "FallbackWarning",
+    "Fixed",
+    "Grid",
+    "Integrated",
+    "JKOTerms",
+    "KernelError",
+    "UnsupportedError",
+    "integrate",
+    "jko_loss",
+    "jko_terms",
+]
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
@@ -102,22 +115,11 @@ def integrate(
         >>> path.shape
         torch.Size([4, 5, 2])
     """
-    field = _field(velocity)
-    grid = as_grid(num_steps)
-    _check(field, x, context, t0, t1, method, divergence, noise, backend, precision)
-    if _use_kernel(field, x, divergence, noise, backend, precision):
-        assert field is not None
-        settings = _settings(field, divergence, t0, t1, grid, method, precision)
-        result = operators.integrate_mlp(field, x, context, noise, settings, keep_path)
-    else:
-        rhs = (
-            reference.autograd_rhs(velocity, context, divergence, noise)
-            if field is None
-            else reference.mlp_rhs(field, context, divergence, noise)
-        )
-        result = reference.integrate_steps(rhs, x, t0, t1, grid, TABLEAUX[method])
-    end, logdet, path = result
-    return Integrated(end, logdet, path if keep_path else None)
+    request = Request(
+        *_field(velocity), x, context, noise, t0, t1, as_grid(num_steps), method, divergence, backend, precision
+    )
+    check_request(request)
+    return _integrate(velocity, request, _use_kernel(request), keep_path)
 
 
 @accepts_former_names
@@ -173,137 +175,65 @@ def jko_loss(
         >>> velocity = jkoflow.MLPVelocity(2)
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), jko_step=1.0).total.backward()
     """
-    field = _field(velocity)
-    grid = as_grid(num_steps)
-    _check(field, x, context, t0, t1, method, divergence, noise, backend, precision)
+    request = Request(
+        *_field(velocity), x, context, noise, t0, t1, as_grid(num_steps), method, divergence, backend, precision
+    )
+    check_request(request)
     if divergence == "none":
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
     if x.shape[0] == 0:
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
-    kernel = _use_kernel(field, x, divergence, noise, backend, precision)
+    kernel = _use_kernel(request)
+    field = request.field
     if kernel and field is not None and operators.needs_gradient(field, x, context):
-        settings = _settings(field, divergence, t0, t1, grid, method, precision)
-        return operators.jko_loss_mlp(field, x, context, noise, settings, jko_step)
-    end, logdet, _ = integrate(
-        velocity,
-        x,
-        context=context,
-        t0=t0,
-        t1=t1,
-        num_steps=grid,
-        method=method,
-        divergence=divergence,
-        noise=noise,
-        backend=backend,
-        precision=precision,
-        keep_path=False,
-    )
+        return operators.jko_loss_mlp(field, x, context, noise, _settings(request, field), jko_step)
+    end, logdet, _ = _integrate(velocity, request, kernel, keep_path=False)
     return jko_terms(x, end, logdet, jko_step)
 
 
-def _use_kernel(
-    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
-) -> bool:
+def _field(velocity: object) -> tuple[MLPField | None, str]:
+    """The numbers behind a velocity, once they are asked for, and why there are none."""
+    if not isinstance(velocity, Velocity):
+        return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
+    field = velocity.field()
+    return field, "" if field is not None else velocity.unfused() or ""
+
+
+def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, keep_path: bool) -> Integrated:
+    field, x, context, noise = request.field, request.x, request.context, request.noise
+    if kernel and field is not None:
+        result = operators.integrate_mlp(field, x, context, noise, _settings(request, field), keep_path)
+    else:
+        if field is None:
+            rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
+        else:
+            rhs = reference.mlp_rhs(field, context, request.divergence, noise)
+        tableau = TABLEAUX[request.method]
+        result = reference.integrate_steps(rhs, x, request.t0, request.t1, request.grid, tableau)
+    end, logdet, path = result
+    return Integrated(end, logdet, path if keep_path else None)
+
+
+def _settings(request: Request, field: MLPField) -> native.Settings:
+    interval = float(request.t0), float(request.t1)
+    kind = request.divergence, field.time, field.activation.text
+    return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
+
+
+def _use_kernel(request: Request) -> bool:
+    field, unfused, x, _, noise, _, _, _, _, divergence, backend, precision = request
     if backend == "reference":
         return False
-    reason = native.unsupported(field, x, divergence, noise, backend, precision)
+    reason = native.unsupported(unfused if field is None else field, x, divergence, noise, backend, precision)
     if reason is not None and precision == "bf16x3":
-        raise RuntimeError(f"precision 'bf16x3' cannot be had: {reason}")
+        raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
     if reason is not None and backend != "auto":
-        raise RuntimeError(f"backend {backend!r} cannot run this: {reason}")
+        raise UnsupportedError(f"backend {backend!r} cannot run this", reason)
     if reason is not None:
         _warn_fallback(reason)
     return reason is None
-
-
-def _settings(
-    field: MLPField, divergence: str, t0: float, t1: float, grid: Grid, method: str, precision: str
-) -> native.Settings:
-    interval = float(t0), float(t1)
-    return native.Settings(divergence, field.time, field.activation.text, *interval, grid, method, precision)
-
-
-def _field(velocity: object) -> MLPField | None:
-    return velocity.field() if isinstance(velocity, MLPVelocity) else None
-
-
-def _check(
-    field: MLPField | None,
-    x: Tensor,
-    context: Tensor | None,
-    t0: float,
-    t1: float,
-    method: str,
-    divergence: str,
-    noise: Tensor | None,
-    backend: str,
-    precision: str,
-) -> None:
-    if x.dim() != 2 or x.shape[1] < 1 or (field is not None and x.shape[1] != field.dim):
-        expected = f"(B, {field.dim}) to match velocity.dim" if field is not None else "(B, d)"
-        raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point tensor, got {x.dtype}; convert it with x.float()")
-    if field is not None:
-        parameter = field.weights[0]
-        if parameter.dtype != x.dtype or parameter.device != x.device:
-            raise ValueError(
-                f"x must match the velocity's dtype and device ({parameter.dtype}, {parameter.device}), got "
-                f"({x.dtype}, {x.device}); convert one with .to(...)"
-            )
-        if x.device.type != "cpu":  # a kernel on a GPU cannot even notice that an address is not the GPU's
-            for part in (*field.weights, *field.biases, *(() if field.linear is None else (field.linear,))):
-                if part.device != x.device:
-                    raise ValueError(
-                        f"the velocity must be on one device, x's {x.device}, but has parameters on {part.device}; "
-                        "move all of it with .to(...)"
-                    )
-        # in plain comparisons: torch.compile with dynamic shapes cannot trace the message, nor all that Python can
-        c = field.context_dim
-        if c == 0:
-            if context is not None:
-                raise ValueError(_context_message(field, x, context))
-        elif context is None or context.dim() != 2 or context.shape[0] != x.shape[0] or context.shape[1] != c:
-            raise ValueError(_context_message(field, x, context))
-    if context is not None and (context.dtype != x.dtype or context.device != x.device):
-        raise ValueError(
-            f"context must match x's dtype and device ({x.dtype}, {x.device}), got ({context.dtype}, {context.device})"
-        )
-    if not all(isinstance(t, (int, float)) and abs(t) < float("inf") for t in (t0, t1)):
-        raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
-    for name, value, known in (
-        ("method", method, tuple(TABLEAUX)),
-        ("divergence", divergence, ("exact", "hutchinson", "none")),
-        ("backend", backend, ("auto", "cpu", "cuda", "reference")),
-        ("precision", precision, ("auto", "fp32", "bf16x3", "tf32x3", "tf32")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if precision == "bf16x3" and (x.dtype != torch.float32 or x.device.type != "cpu" or backend not in ("auto", "cpu")):
-        raise ValueError(
-            "precision 'bf16x3' is for float32 tensors in the CPU kernels, got "
-            f"{x.dtype} on {x.device} with backend={backend!r}"
-        )
-    if precision in ("tf32x3", "tf32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
-        raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got {precision!r}")
-    if (noise is not None) != (divergence == "hutchinson"):
-        raise ValueError(
-            f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "
-            f"divergence={divergence!r}"
-        )
-    if noise is not None and (noise.shape != x.shape or noise.dtype != x.dtype or noise.device != x.device):
-        raise ValueError(
-            f"noise must have shape {tuple(x.shape)} on {x.device} and dtype {x.dtype} as x, got "
-            f"{tuple(noise.shape)} on {noise.device}, {noise.dtype}"
-        )
-
-
-def _context_message(field: MLPField, x: Tensor, context: Tensor | None) -> str:
-    wanted = (x.shape[0], field.context_dim)
-    expected = f"have shape {wanted} to match velocity.context_dim" if field.context_dim else "be None"
-    return f"context must {expected}, got {None if context is None else tuple(context.shape)}"
 
 
 _warned: set[str] = set()

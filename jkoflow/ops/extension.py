@@ -6,6 +6,25 @@ from typing import Any
 
 import torch  # noqa: F401 (before the extension: both then share the OpenMP runtime that ships with torch)
 
+from jkoflow.errors import UserError
+
+
+class KernelError(UserError, RuntimeError):
+    """Kernels that were asked for cannot be had."""
+
+
+class UnsupportedError(KernelError):
+    """What was asked for by name cannot run a request."""
+
+    def __init__(self, asked: str, reason: str) -> None:
+        super().__init__(asked, reason)
+        self.reason = reason
+        """Why, without what was asked for."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.reason}"
+
+
 C: Any = None
 """The module; None if it cannot be loaded."""
 MISSING: str | None = None

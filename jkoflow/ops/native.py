@@ -17,12 +17,15 @@ from jkoflow.ops import cuda
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.extension import KernelError
+from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops.network import Network
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
+_NAMES = [(f"velocity.layers[{i}].weight", f"velocity.layers[{i}].bias") for i in range(MAX_HIDDEN_LAYERS + 1)]
 _NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # why bf16x3 cannot be had
 
 
@@ -48,12 +51,24 @@ def capabilities() -> dict[str, Any]:
 
 
 def unsupported(
-    field: MLPField | None, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+    field: MLPField | str, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
 ) -> str | None:
-    """Why no compiled kernel can run the request, or None if one can."""
+    """Says why no compiled kernel can run the request; None if one can.
+
+    Arguments:
+        field: The numbers behind the velocity, or why there are none.
+        x: Positions, with shape (B, d).
+        divergence: As in `jkoflow.integrate`, like the rest.
+        noise: The probe of ``"hutchinson"``.
+        backend: Which kernels, if not ``"auto"``.
+        precision: Of the products.
+
+    Raises:
+        jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not there.
+    """
     device = x.device.type if backend == "auto" else backend
     if _BAD_ISA is not None and device == "cpu":
-        raise RuntimeError(_BAD_ISA)
+        raise KernelError(_BAD_ISA)
     if _C is None or (_MISSING is not None and device != "cuda"):
         return _MISSING
     if device == "cuda" and (reason := cuda.missing()) is not None:
@@ -62,8 +77,8 @@ def unsupported(
         return f"the kernels are for the CPU and for CUDA, x is on {x.device}"
     if x.device.type != device:
         return f"the {device.upper()} kernels need {device.upper()} tensors, x is on {x.device}"
-    if field is None:
-        return "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
+    if isinstance(field, str):
+        return field
     if x.dtype not in (torch.float32, torch.float64):
         return f"the kernels compute in float32 and float64, x is {x.dtype}"
     if field.activation.name not in _ACTIVATIONS:
@@ -77,24 +92,6 @@ def unsupported(
     if precision == "bf16x3" and _NO_SPLIT:
         return f"{_NO_SPLIT}; use precision='auto'"
     return None
-
-
-class Network(NamedTuple):
-    """The tensors of an `MLPField`, or gradients of them."""
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-    linear: Tensor | None
-
-    @property
-    def slots(self) -> list[Tensor]:
-        """Weight and bias of each layer in turn, then the linear term, if any."""
-        layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
-        return layers if self.linear is None else [*layers, self.linear]
-
-    def new_gradient(self) -> Tensor:
-        """Uninitialised gradients of the slots one after the other in one tensor: allocated and scaled at once."""
-        return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
 
 
 class Settings(NamedTuple):
@@ -150,12 +147,17 @@ def backward(
     Given are those of x at t1, logdet and path; None is zero.
     """
     path, context, network, noise = _contiguous(path, context, network, noise)
+    if path.dim() != 3 or len(path) != settings.grid.num_steps + 1:
+        expected = f"({settings.grid.num_steps + 1}, B, d) to hold every step"
+        raise ValueError(f"path must have shape {expected}, got {tuple(path.shape)}; keep it with keep_path=True")
     x = path[0]
     problem = _describe(x, context, network, noise, settings)
-    problem.path = _address(path)
-    x_end_bar, logdet_bar, path_bar = (bar if bar is None else bar.contiguous() for bar in bars)
-    adjoint = _C.Adjoint()
-    adjoint.x_end, adjoint.logdet, adjoint.path = map(_address, (x_end_bar, logdet_bar, path_bar))
+    x_end_bar, logdet_bar, path_bar = map(_dense, bars)
+    adjoint, like = _C.Adjoint(), (x.dtype, x.device)
+    problem.path = _given("path", path, path.nbytes, *like)
+    adjoint.x_end = _given("the gradient of x", x_end_bar, x.nbytes, *like)
+    adjoint.logdet = _given("the gradient of logdet", logdet_bar, len(x) * x.itemsize, *like)
+    adjoint.path = _given("the gradient of path", path_bar, path.nbytes, *like)
     x_grad = dense_like(x)
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
@@ -230,6 +232,7 @@ def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descrip
 @functools.lru_cache(maxsize=256)  # as many as operators._decode keeps
 def _prototype(settings: Settings) -> Any:
     """A problem without sizes and tensors, to be copied: each attribute that is set takes a while."""
+    as_grid(settings.grid)
     problem, tableau = _C.Problem(), TABLEAUX[settings.method]
     activation = parse_activation(settings.activation)
     problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
@@ -244,38 +247,70 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
+def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel takes it to have.
+
+    Kernels trust what they are told, so this is where foreign memory is kept from them: whoever calls an operator, and
+    whatever has been done to a parameter since the forward pass.
+    """
+    if tensor is None:
+        return 0
+    if tensor.nbytes != size or tensor.dtype is not dtype or tensor.device != device:
+        raise ValueError(
+            f"{name} must hold {size // dtype.itemsize} numbers of {dtype} on {device}, got shape "
+            f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        )
+    if size == 0:
+        return 0
+    address, memory = tensor.data_ptr(), tensor.untyped_storage()
+    if address == 0 or address + size > memory.data_ptr() + memory.nbytes():
+        raise ValueError(f"{name} must lie within its memory, but that has been resized to {memory.nbytes()} bytes")
+    return address
+
+
 def _contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
-    return (
-        x.contiguous(),
-        None if context is None else context.contiguous(),
-        Network(
-            [weight.contiguous() for weight in network.weights],
-            [bias.contiguous() for bias in network.biases],
-            None if network.linear is None else network.linear.contiguous(),
-        ),
-        None if noise is None else noise.contiguous(),
-    )
+    weights, biases, linear = network
+    dense = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases], _dense(linear)
+    return x.contiguous(), _dense(context), Network(*dense), _dense(noise)
+
+
+def _dense(tensor: Any) -> Any:
+    return tensor if tensor is None else tensor.contiguous()
 
 
 def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
     """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
-    problem = _C.Problem(_prototype(settings))
-    problem.float64 = x.dtype == torch.float64
-    problem.batch, problem.dim = x.shape
-    problem.context_dim = 0 if context is None else context.shape[1]
-    problem.hidden = [weight.shape[0] for weight in network.weights[:-1]]
+    problem, dtype, device = _C.Problem(_prototype(settings)), x.dtype, x.device
+    if dtype is not torch.float32 and (dtype is not torch.float64 or problem.split):
+        raise ValueError(f"x must be torch.float32 (or torch.float64, without bf16x3), got {dtype}")
+    if (noise is None) == (settings.divergence == "hutchinson"):
+        raise ValueError(f"noise must be given for 'hutchinson' and nothing else, got {settings.divergence!r}")
+    batch, dim = x.shape
+    widths, columns = [bias.numel() for bias in network.biases[:-1]], 0 if context is None else context.shape[1]
+    if dim < 1 or min(widths) < 1:
+        raise ValueError(f"x and the hidden layers must be at least 1 wide, got {dim} and {widths}")
+    problem.float64 = dtype is torch.float64
+    problem.batch, problem.dim, problem.context_dim, problem.hidden = batch, dim, columns, widths
     problem.threads = torch.get_num_threads()
-    problem.x, problem.context, problem.noise = _address(x), _address(context), _address(noise)
-    _set_network(problem, network)
+    item = dtype.itemsize
+    problem.x = _given("x", x, batch * dim * item, dtype, device)
+    if context is not None:
+        problem.context = _given("context", context, batch * columns * item, dtype, device)
+    if noise is not None:
+        problem.noise = _given("noise", noise, batch * dim * item, dtype, device)
+    if network.linear is not None:
+        problem.linear = _given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
+    columns += dim + settings.time
+    weights, biases = [], []
+    for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
+        size = width * item
+        weights.append(_given(names[0], weight, size * columns, dtype, device))
+        biases.append(_given(names[1], bias, size, dtype, device))
+        columns = width
+    problem.weights, problem.biases = weights, biases
     return problem
-
-
-def _set_network(target: Any, network: Network) -> None:
-    target.weights = [weight.data_ptr() for weight in network.weights]
-    target.biases = [bias.data_ptr() for bias in network.biases]
-    target.linear = _address(network.linear)
 
 
 def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:

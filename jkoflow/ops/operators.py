@@ -7,7 +7,6 @@ does: layers arrive in a fixed number of optional slots rather than in lists, al
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,12 +16,14 @@ from torch.autograd import forward_ad
 
 from jkoflow.ops import native
 from jkoflow.ops.grid import Fixed
-from jkoflow.ops.native import Network, Settings
+from jkoflow.ops.native import Settings
+from jkoflow.ops.network import Network
 from jkoflow.ops.objective import JKOTerms
 from jkoflow.velocity import MLPField
 
 _LIBRARY = torch.library.Library("jkoflow", "DEF")
 _SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
+_UNUSED = (None,) * (_SLOTS - 1)
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
@@ -35,9 +36,12 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
     tensors = (x, context, *_slots_of(field))
-    x_end, logdet, path = torch.ops.jkoflow.integrate.default(
-        *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
-    )
+    arguments = *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
+    if torch.compiler.is_compiling() or _recording():
+        x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
+    else:  # straight to the kernel: the way through Python's side of autograd takes longer than all checks together
+        with torch._C._AutoDispatchBelowAutograd():
+            x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
     if settings.divergence == "none":
         logdet = logdet.detach()  # zero: no gradient flows through it
     return x_end, logdet, path
@@ -59,6 +63,11 @@ def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
     return _any_needs_gradient((x, context, *_slots_of(field)))
 
 
+def _recording() -> bool:
+    """Whether autograd records in either mode: without gradients there is nothing for it to do."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
@@ -78,8 +87,10 @@ def _decode(text: str) -> Settings:
 
 
 def _slots_of(field: MLPField) -> list[Tensor | None]:
-    layers = [tensor for layer in zip(field.weights, field.biases, strict=True) for tensor in layer]
-    return [*layers, *itertools.repeat(None, _SLOTS - 1 - len(layers)), field.linear]
+    layers: list[Tensor | None] = []
+    for weight, bias in zip(field.weights, field.biases, strict=True):
+        layers += weight, bias
+    return [*layers, *_UNUSED[len(layers) :], field.linear]
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
@@ -129,10 +140,11 @@ def _share_out(
 
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
+    operator = getattr(torch.ops.jkoflow, name).default
 
     def compute(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return getattr(torch.ops.jkoflow, name).default(*arguments)
+            return operator(*arguments)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = compute(*arguments)
@@ -145,9 +157,7 @@ def _register_autograd(name: str, setup_context: Callable[..., None], backward: 
 
     @torch.library.impl(_LIBRARY, name, "Autograd")
     def _(*arguments: Any) -> Any:
-        # A function's apply() takes a while; without gradients of either mode there is nothing for it to record.
-        recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        return function.apply(*arguments) if recording else compute(*arguments)
+        return function.apply(*arguments) if _recording() else compute(*arguments)  # apply() takes a while
 
 
 # ---- Integration

@@ -27,8 +27,16 @@ class Velocity(nn.Module, ABC):
         """Evaluates the velocity (*, d) at positions x (*, d), times t that broadcast to (*) and context (*, c)."""
 
     def field(self) -> MLPField | None:
-        """Returns the numbers behind the velocity for the fused kernels; None if only `forward` knows what it is."""
+        """Returns the numbers behind the velocity for the fused kernels; None if only `forward` knows what it is.
+
+        Raises:
+            ValueError: If the velocity is no longer what it was built as.
+        """
         return None
+
+    def unfused(self) -> str | None:
+        """Says why `field` returns None, so that the velocity runs through its `forward`; None if there is a field."""
+        return f"{type(self).__name__} has no kernel: its divergence is computed by autograd"
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jkoflow.activation import Activation, parse_activation
+from jkoflow.velocity.altered import altered, altered_linear, global_hook
 from jkoflow.velocity.base import Velocity
 from jkoflow.velocity.field import MLPField
+
+
+class _Built(NamedTuple):
+    """What a velocity was built as, which its layers go by."""
+
+    dim: int
+    time: bool
+    context_dim: int
+    activation: Activation
 
 
 class MLPVelocity(Velocity):
@@ -65,6 +75,7 @@ class MLPVelocity(Velocity):
         self.linear = nn.Linear(dim, dim, bias=False) if linear else None
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
+        self._built = _Built(self.dim, self.time, self.context_dim, self.activation)
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0, context: Tensor | None = None) -> Tensor:
         """Evaluates the velocity.
@@ -98,19 +109,81 @@ class MLPVelocity(Velocity):
         v = self.layers[-1](h)
         return v if self.linear is None else v + self.linear(x)
 
+    def unfused(self) -> str | None:
+        """Says why only `forward` knows what the velocity is: something runs beside its parameters' arithmetic.
+
+        That is a `forward` of a subclass, an instance or a layer, a hook, global ones included, or a weight that is
+        computed by other means than `torch.nn.utils.parametrize`.
+        """
+        if type(self).forward is not _FORWARD:
+            return f"{type(self).__name__} has a forward of its own"
+        if reason := global_hook():
+            return reason
+        if reason := altered(self):
+            return f"the velocity {reason}"
+        layers = self._modules.get("layers")
+        if type(layers) is not nn.ModuleList:
+            return "velocity.layers is no ModuleList"
+        if reason := altered(layers):
+            return f"velocity.layers {reason}"
+        for name, layer in layers._modules.items():
+            if isinstance(layer, nn.Linear) and (reason := altered_linear(layer)):
+                return f"velocity.layers[{name}] {reason}"
+        linear = self._modules.get("linear")
+        if linear is None and self.__dict__.get("linear") is not None:
+            return "velocity.linear is no module"
+        if isinstance(linear, nn.Linear) and (reason := altered_linear(linear)):
+            return f"velocity.linear {reason}"
+        return None
+
     def field(self) -> MLPField | None:
-        """The plain parameters for the kernels; None in a subclass that overrides `forward`."""
-        if type(self).forward is not MLPVelocity.forward:
+        """Returns the plain parameters for the kernels; None if `unfused` has a reason.
+
+        Raises:
+            ValueError: If ``dim``, ``time``, ``context_dim`` or ``activation`` is no longer what the velocity was built
+                with, or a layer has been replaced by something that is not linear.
+        """
+        if self.unfused() is not None:
             return None
-        return MLPField(
-            dim=self.dim,
-            context_dim=self.context_dim,
-            time=self.time,
-            activation=self.activation,
-            weights=tuple(layer.weight for layer in self.layers),  # type: ignore[misc]
-            biases=tuple(layer.bias for layer in self.layers),  # type: ignore[misc]
-            linear=None if self.linear is None else self.linear.weight,
-        )
+        dim, time, context_dim, activation = self._built
+        if not (
+            self.dim is dim and self.time is time and self.context_dim is context_dim and self.activation is activation
+        ):
+            self._refuse_changes()
+        weights, biases = [], []
+        for name, layer in self._modules["layers"]._modules.items():  # type: ignore[union-attr]
+            if not isinstance(layer, nn.Linear):
+                raise ValueError(_no_linear(f"velocity.layers[{name}]", layer))
+            weight, bias = _read(layer, "weight"), _read(layer, "bias")
+            if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+                raise ValueError(_no_tensor(f"velocity.layers[{name}]", layer, weight, bias))
+            weights.append(weight)
+            biases.append(bias)
+        if len(weights) < 2:
+            raise ValueError(f"velocity.layers must hold 2 layers or more, got {len(weights)}; build a new MLPVelocity")
+        return MLPField(dim, context_dim, time, activation, tuple(weights), tuple(biases), self._linear_term())
+
+    def _linear_term(self) -> Tensor | None:
+        linear = self._modules.get("linear")
+        if linear is None:
+            return None
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(_no_linear("velocity.linear", linear))
+        weight = _read(linear, "weight")
+        if not isinstance(weight, Tensor):
+            raise ValueError(_no_tensor("velocity.linear", linear, weight, None))
+        if _read(linear, "bias") is not None:
+            raise ValueError("velocity.linear must have no bias, but has one; the last layer has a bias already")
+        return weight
+
+    def _refuse_changes(self) -> None:
+        for name, built in self._built._asdict().items():
+            value = getattr(self, name)
+            if type(value) is not type(built) or value != built:
+                raise ValueError(
+                    f"velocity.{name} must stay what the velocity was built with, {built}, got {value!r}; build a new "
+                    "MLPVelocity to change it"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Returns the constructor's arguments, as JSON values."""
@@ -146,6 +219,29 @@ class MLPVelocity(Velocity):
             f"dim={self.dim}, hidden={self.hidden}, activation={str(self.activation)!r}, time={self.time}, "
             f"context_dim={self.context_dim}, linear={self.linear is not None}"
         )
+
+
+_FORWARD = MLPVelocity.forward  # as it is defined here: a class may be patched later
+
+
+def _read(layer: nn.Linear, name: str) -> Any:
+    """A layer's weight or bias, computed once if it is parametrized; None if there is none."""
+    parameters = layer._parameters
+    return parameters[name] if name in parameters else getattr(layer, name, None)
+
+
+def _no_linear(where: str, layer: object) -> str:
+    return (
+        f"{where} must be a torch.nn.Linear, got a {type(layer).__name__}; a network of another kind needs a forward "
+        "of its own, in a subclass of MLPVelocity"
+    )
+
+
+def _no_tensor(where: str, layer: nn.Linear, weight: object, bias: object) -> str:
+    name, value = ("bias", bias) if isinstance(weight, Tensor) else ("weight", weight)
+    shape = f"({layer.out_features}, {layer.in_features})" if name == "weight" else f"({layer.out_features},)"
+    found = "None" if value is None else f"a {type(value).__name__}"
+    return f"{where}.{name} must be a tensor of shape {shape}, got {found}; build the layer as torch.nn.Linear does"
 
 
 def _shape(tensor: Tensor | None) -> str:

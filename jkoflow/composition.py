@@ -1,0 +1,242 @@
+"""The invertible map of a flow: standardisation, initial map and blocks, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from jkoflow.block import Block
+from jkoflow.initial_map import InitialMap
+from jkoflow.inputs import check_context, check_points
+from jkoflow.ops.grid import Grid
+from jkoflow.standardize import Standardize
+
+
+class Trajectory(NamedTuple):
+    """Points on their way through the blocks, in the blocks' coordinates; stage 0 is what the first block sees."""
+
+    x: Tensor
+    """Positions at every stage, with shape (blocks + 1, B, d)."""
+    logdet: Tensor
+    """Log abs det of the map travelled so far, blocks only, with shape (blocks + 1, B)."""
+
+
+class Composition(nn.Module):
+    """The map between data and noise; arguments as in `jkoflow.JKOFlow`, which makes a density of it."""
+
+    def __init__(
+        self,
+        dim: int,
+        blocks: Iterable[Block] = (),
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        eval_num_steps: int | None = None,
+        context_mean: Tensor | None = None,
+        context_std: Tensor | None = None,
+        initial_map: InitialMap | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.blocks = nn.ModuleList(blocks)
+        self.eval_num_steps = eval_num_steps
+        # Without a block this is PyTorch's default dtype and device.
+        like = next(self.blocks.parameters(), torch.empty(0))
+        self.standardize = Standardize(
+            torch.zeros(dim, dtype=like.dtype, device=like.device) if mean is None else mean,
+            torch.ones(dim, dtype=like.dtype, device=like.device) if std is None else std,
+        )
+        if self.standardize.mean.shape != (dim,):
+            raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
+        self.initial_map = InitialMap() if initial_map is None else initial_map
+        if (context_mean is None) != (context_std is None):
+            raise ValueError("context_mean and context_std must be given together")
+        self.standardize_context: Standardize | None = None
+        if context_mean is not None and context_std is not None:
+            self.standardize_context = Standardize(context_mean, context_std)
+        for block in self.stack:
+            if block.velocity.dim != dim:
+                raise ValueError(f"every block must have velocity.dim {dim}, got {block.velocity.dim}")
+            if block.velocity.context_dim != self.context_dim:
+                raise ValueError(
+                    f"every block must have velocity.context_dim {self.context_dim}, got {block.velocity.context_dim}"
+                )
+        dtypes = {tensor.dtype for tensor in (*self.parameters(), *self.buffers())}
+        if len(dtypes) != 1:
+            raise ValueError(
+                f"mean, std, the initial map and the parameters of every block must have one dtype, got "
+                f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
+            )
+
+    @property
+    def context_dim(self) -> int:
+        """Number c of conditioning variables; 0 for an unconditional flow."""
+        if self.standardize_context is not None:
+            return self.standardize_context.mean.shape[0]
+        return self.stack[0].velocity.context_dim if len(self.blocks) else 0
+
+    @property
+    def stack(self) -> list[Block]:
+        """The blocks as a list, from the data to the noise."""
+        return cast("list[Block]", list(self.blocks))
+
+    def _steps(self, num_steps: int | Grid | None) -> int | Grid | None:
+        return self.eval_num_steps if num_steps is None else num_steps
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardises data x (B, d) and applies the initial map: what the first block sees, and the logdet so far."""
+        point, logdet = self.standardize(x)
+        point, increment = self.initial_map(point)
+        return point, logdet + increment
+
+    def leave(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `enter`: data x (B, d) and the logdet of the way there."""
+        point, logdet = self.initial_map.inverse(point)
+        x, increment = self.standardize.inverse(point)
+        return x, logdet + increment
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | Grid | None = None,
+        discrete: bool = False,
+        validate: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Carries data to noise.
+
+        Arguments:
+            x: Data in their own units, finite, with shape (B, d).
+            context: Conditioning variables in their own units, finite, with shape (B, c).
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            discrete: Whether logdet is that of the Runge-Kutta map itself, see `JKOFlow.log_prob`.
+            validate: Whether to look for NaN and inf first, which waits for the device; shapes are checked always.
+
+        Returns:
+            The noise z (B, d) and the log abs det of the whole map's Jacobian, standardisation included (B,).
+
+        Raises:
+            ValueError: If the shape does not match or x holds NaN or inf (row and column are named).
+        """
+        check_points(x, self.dim, "x", validate)
+        context = self.standardized_context(context, x.shape[0], validate)
+        z, logdet = self.enter(x)
+        for block in self.stack:
+            z, increment = block(z, context, self._steps(num_steps), discrete)
+            logdet = logdet + increment
+        return z, logdet
+
+    def inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | Grid | None = None,
+        exact: bool = False,
+        validate: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Carries noise to data.
+
+        Arguments:
+            z: Noise, finite, with shape (B, d).
+            context: Conditioning variables, with shape (B, c).
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            exact: Whether to invert the map of `forward`, with as many steps, to rounding: by fixed-point iteration on
+                every Runge-Kutta step, at some three times the cost and without gradients. Otherwise the differential
+                equation is integrated backwards, which inverts it up to the integrator's error.
+            validate: Whether to look for NaN and inf first, which waits for the device; shapes are checked always.
+
+        Returns:
+            The data x (B, d) and the inverse map's logdet (B,); if exact, minus that of `forward` at x.
+
+        Raises:
+            ValueError: If the shape does not match or z holds NaN or inf.
+            jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
+
+        Example:
+            >>> flow = JKOFlow(2, [Block(MLPVelocity(2))])
+            >>> x = torch.randn(5, 2)
+            >>> with torch.no_grad():
+            ...     back, _ = flow.inverse(flow(x)[0], exact=True)
+            >>> torch.allclose(back, x, atol=1e-5)
+            True
+        """
+        check_points(z, self.dim, "z", validate)
+        context = self.standardized_context(context, z.shape[0], validate)
+        x, logdet = z, z.new_zeros(z.shape[0])
+        for index, block in reversed(list(enumerate(self.stack))):
+            x, increment = block.inverse(x, context, self._steps(num_steps), exact, f"block {index}")
+            logdet = logdet + increment
+        x, increment = self.leave(x)
+        return x, logdet + increment
+
+    def carry(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | Grid | None = None,
+        inverse: bool = False,
+        validate: bool = True,
+    ) -> Tensor:
+        """Returns the noise of data x (B, d), or the data of noise, for half of what `forward` and `inverse` cost."""
+        check_points(x, self.dim, "x", validate)
+        context = self.standardized_context(context, x.shape[0], validate)
+        point = x if inverse else self.enter(x)[0]
+        for block in reversed(self.stack) if inverse else self.stack:
+            point = block.carry(point, context, self._steps(num_steps), inverse)
+        return self.leave(point)[0] if inverse else point
+
+    def trajectory(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        num_steps: int | Grid | None = None,
+        inverse: bool = False,
+        validate: bool = True,
+    ) -> Trajectory:
+        """Follows points through the blocks.
+
+        Arguments:
+            x: Data in their own units, or noise if ``inverse``, with shape (B, d).
+            context: Conditioning variables, with shape (B, c).
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            inverse: Whether to travel from the noise to the data.
+            validate: As in `forward`.
+
+        Returns:
+            Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
+            and after the initial map.
+        """
+        check_points(x, self.dim, "x", validate)
+        context = self.standardized_context(context, x.shape[0], validate)
+        point = x if inverse else self.enter(x)[0]
+        logdet = point.new_zeros(point.shape[0])
+        stages = [(point, logdet)]
+        for block in reversed(self.stack) if inverse else self.stack:
+            step = block.inverse if inverse else block
+            point, increment = step(point, context, self._steps(num_steps))
+            logdet = logdet + increment
+            stages.append((point, logdet))
+        if inverse:
+            stages.reverse()
+        return Trajectory(torch.stack([p for p, _ in stages]), torch.stack([j for _, j in stages]))
+
+    def standardized_context(self, context: Tensor | None, rows: int, validate: bool = True) -> Tensor | None:
+        """Checks context and brings it into the units that the blocks were trained with.
+
+        Arguments:
+            context: Conditioning variables in their own units, finite, with shape (rows, c); None for an unconditional
+                flow.
+            rows: How many there must be.
+            validate: As in `forward`.
+
+        Returns:
+            Standardised conditioning variables, with shape (rows, c), or None.
+
+        Raises:
+            ValueError: If context is missing or superfluous, its shape does not match or it holds NaN or inf.
+        """
+        check_context(context, rows, self.context_dim, validate)
+        layer = self.standardize_context
+        return context if context is None or layer is None else layer(context)[0]

@@ -1,0 +1,143 @@
+"""What `integrate` and `jko_loss` are asked for, and whether it can be had: each refusal names the argument."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkoflow.ops.grid import Grid
+from jkoflow.ops.network import check_field
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPField
+
+_METHODS = tuple(TABLEAUX)
+_DIVERGENCES = ("exact", "hutchinson", "none")
+_BACKENDS = ("auto", "cpu", "cuda", "reference")
+_PRECISIONS = ("auto", "fp32", "bf16x3", "tf32x3", "tf32")
+
+
+class Request(NamedTuple):
+    """The arguments of one integration."""
+
+    field: MLPField | None
+    """The numbers behind the velocity; None if only a call of it tells its values."""
+    unfused: str
+    """Why there is no field."""
+    x: Tensor
+    context: Tensor | None
+    noise: Tensor | None
+    t0: float
+    t1: float
+    grid: Grid
+    method: str
+    divergence: str
+    backend: str
+    precision: str
+
+
+def check_request(request: Request) -> None:
+    """Refuses arguments that do not fit each other, before anything is computed.
+
+    Raises:
+        ValueError: If one has the wrong shape, dtype, device or value, a layer of the velocity included.
+    """
+    _check_x(request.field, request.x)
+    _check_context(request.field, request.x, request.context)
+    _check_choices(request)
+    _check_noise(request.x, request.noise, request.divergence)
+    if request.field is not None:
+        check_field(request.field, request.x)
+
+
+def _check_x(field: MLPField | None, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a tensor of shape (B, d), got {type(x).__name__}; convert it with torch.as_tensor")
+    if x.dim() != 2 or x.shape[1] < 1 or (field is not None and x.shape[1] != field.dim):
+        expected = f"(B, {field.dim}) to match velocity.dim" if field is not None else "(B, d)"
+        raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, got {x.dtype}; convert it with x.float()")
+    if x.layout is not torch.strided:
+        raise ValueError(f"x must be a dense tensor, got {x.layout}; convert it with x.to_dense()")
+    if field is not None and _differs(field.weights[0], x) and _differs(field.weights[-1], x):  # not one odd layer
+        first = field.weights[0]
+        raise ValueError(
+            f"x must match the velocity's dtype and device ({first.dtype}, {first.device}), got "
+            f"({x.dtype}, {x.device}); convert one with .to(...)"
+        )
+
+
+def _differs(weight: Tensor, x: Tensor) -> bool:
+    return weight.dtype != x.dtype or weight.device != x.device
+
+
+def _check_context(field: MLPField | None, x: Tensor, context: Tensor | None) -> None:
+    if context is not None and not isinstance(context, Tensor):
+        raise ValueError(f"context must be a tensor of shape (B, c) or None, got {type(context).__name__}")
+    if field is not None:
+        # in plain comparisons: torch.compile with dynamic shapes cannot trace the message, nor all that Python can
+        c = field.context_dim
+        if c == 0:
+            if context is not None:
+                raise ValueError(_context_message(field, x, context))
+        elif context is None or context.dim() != 2 or context.shape[0] != x.shape[0] or context.shape[1] != c:
+            raise ValueError(_context_message(field, x, context))
+    if context is not None and (context.dtype != x.dtype or context.device != x.device):
+        raise ValueError(
+            f"context must match x's dtype and device ({x.dtype}, {x.device}), got ({context.dtype}, {context.device})"
+        )
+    if context is not None and context.layout is not torch.strided:
+        raise ValueError(f"context must be a dense tensor, got {context.layout}; convert it with context.to_dense()")
+
+
+def _context_message(field: MLPField, x: Tensor, context: Tensor | None) -> str:
+    wanted = (x.shape[0], field.context_dim)
+    expected = f"have shape {wanted} to match velocity.context_dim" if field.context_dim else "be None"
+    return f"context must {expected}, got {None if context is None else tuple(context.shape)}"
+
+
+def _check_choices(request: Request) -> None:
+    x, t0, t1, backend, precision = request.x, request.t0, request.t1, request.backend, request.precision
+    if not (isinstance(t0, (int, float)) and isinstance(t1, (int, float)) and abs(t0) < inf and abs(t1) < inf):
+        raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
+    if request.method not in _METHODS:
+        raise ValueError(_choice("method", request.method, _METHODS))
+    if request.divergence not in _DIVERGENCES:
+        raise ValueError(_choice("divergence", request.divergence, _DIVERGENCES))
+    if backend not in _BACKENDS:
+        raise ValueError(_choice("backend", backend, _BACKENDS))
+    if precision not in _PRECISIONS:
+        raise ValueError(_choice("precision", precision, _PRECISIONS))
+    if precision == "bf16x3" and (x.dtype != torch.float32 or x.device.type != "cpu" or backend not in ("auto", "cpu")):
+        raise ValueError(
+            "precision 'bf16x3' is for float32 tensors in the CPU kernels, got "
+            f"{x.dtype} on {x.device} with backend={backend!r}"
+        )
+    if precision in ("tf32x3", "tf32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
+        raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got {precision!r}")
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    return f"{name} must be one of {', '.join(known)}, got {value!r}"
+
+
+def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:
+    if (noise is not None) != (divergence == "hutchinson"):
+        raise ValueError(
+            f"noise must be {'a probe of shape ' + str(tuple(x.shape)) if noise is None else 'None'} with "
+            f"divergence={divergence!r}"
+        )
+    if noise is None:
+        return
+    if not isinstance(noise, Tensor):
+        raise ValueError(f"noise must be a tensor of shape {tuple(x.shape)}, got {type(noise).__name__}")
+    if noise.shape != x.shape or noise.dtype != x.dtype or noise.device != x.device:
+        raise ValueError(
+            f"noise must have shape {tuple(x.shape)} on {x.device} and dtype {x.dtype} as x, got "
+            f"{tuple(noise.shape)} on {noise.device}, {noise.dtype}"
+        )
+    if noise.layout is not torch.strided:
+        raise ValueError(f"noise must be a dense tensor, got {noise.layout}; convert it with noise.to_dense()")

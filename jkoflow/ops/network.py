@@ -1,0 +1,75 @@
+"""The tensors of a velocity network as the kernels take them, and what they must be so that no kernel leaves them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkoflow.velocity import MLPField
+
+
+class Network(NamedTuple):
+    """The tensors of an `MLPField`, or gradients of them."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    linear: Tensor | None
+
+    @property
+    def slots(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn, then the linear term, if any."""
+        layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
+        return layers if self.linear is None else [*layers, self.linear]
+
+    def new_gradient(self) -> Tensor:
+        """Returns uninitialised gradients of the slots one after the other in one tensor: allocated, scaled at once."""
+        return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
+
+
+def check_field(field: MLPField, x: Tensor) -> None:
+    """Refuses layers that do not chain from the columns of layer 1 to those of x, (B, d), or are not like x.
+
+    Raises:
+        ValueError: If a tensor does not fit; the message names the layer, what it must be and what it is.
+    """
+    weights, biases, linear = field.weights, field.biases, field.linear
+    columns = field.dim + int(field.time) + field.context_dim
+    dim, dtype, device, dense, last = x.shape[1], x.dtype, x.device, torch.strided, len(weights) - 1
+    for index, weight in enumerate(weights):
+        bias, shape = biases[index], weight.shape
+        rows = dim if index == last else (shape[0] if len(shape) == 2 else 0)
+        # all at once, since it takes place in every call; the messages are made where there is something to refuse
+        if not (
+            shape == (rows, columns)
+            and rows > 0
+            and bias.shape == (rows,)
+            and weight.dtype is bias.dtype is dtype
+            and weight.device == bias.device == device
+            and weight.layout is bias.layout is dense
+        ):
+            where = f"velocity.layers[{index}]"
+            if rows == 0:
+                raise ValueError(_message(weight, f"{where}.weight", f"(1 or more, {columns})", x))
+            if not _fits(weight, (rows, columns), x):
+                raise ValueError(_message(weight, f"{where}.weight", f"({rows}, {columns})", x))
+            raise ValueError(_message(bias, f"{where}.bias", f"({rows},)", x))
+        columns = rows
+    if linear is not None and not _fits(linear, (dim, dim), x):
+        raise ValueError(_message(linear, "velocity.linear.weight", f"({dim}, {dim})", x))
+
+
+def _fits(tensor: Tensor, shape: tuple[int, int], x: Tensor) -> bool:
+    dense = tensor.layout is torch.strided
+    return dense and tensor.shape == shape and tensor.dtype == x.dtype and tensor.device == x.device
+
+
+def _message(tensor: Tensor, name: str, shape: str, x: Tensor) -> str:
+    alike = tensor.dtype == x.dtype and tensor.device == x.device
+    fix = "build a new MLPVelocity of the sizes that you want" if alike else "convert it with .to(...)"
+    layout = "" if tensor.layout is torch.strided else f"{tensor.layout}, "
+    return (
+        f"{name} must be a dense tensor of shape {shape}, {x.dtype} on {x.device}, to fit x, got shape "
+        f"{tuple(tensor.shape)}, {layout}{tensor.dtype} on {tensor.device}; {fix}"
+    )

@@ -1,0 +1,62 @@
+"""Whether calling a module still means what its class and its parameters say, which is all that a kernel is told."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
+
+_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+# as they were defined: a class may be patched later
+_CALL = nn.Module.__call__
+_LOOK_UP = nn.Module.__getattr__
+_LINEAR = nn.Linear.forward
+
+
+def global_hook() -> str | None:
+    """Says that a hook watches every module of the process; None if none does."""
+    return "a global module hook is registered" if _has_any_global_hook() else None
+
+
+def altered(module: nn.Module) -> str | None:
+    """Says, as what follows the module's name, what runs besides the forward of its class; None if nothing does."""
+    if type(module).__call__ is not _CALL:
+        return f"is a {type(module).__name__}, which has a __call__ of its own"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return f"has a {' and a '.join(kind for name, kind in _HOOKS.items() if getattr(module, name))}"
+    return "has a forward of its own" if "forward" in module.__dict__ else None
+
+
+def altered_linear(layer: nn.Linear) -> str | None:
+    """Says in the same way what makes a linear layer something else than x W^T + b; None if nothing does."""
+    kind = type(layer)
+    if kind.forward is not _LINEAR:
+        return f"is a {kind.__name__}, which has a forward of its own"
+    if reason := altered(layer):
+        return reason
+    parameters, others = layer._parameters, layer.__dict__
+    for name in ("weight", "bias"):
+        plain = kind is nn.Linear and name in parameters and name not in others
+        if not plain and (reason := _computed(layer, name)):
+            return reason
+    return None
+
+
+def _computed(layer: nn.Linear, name: str) -> str | None:
+    """Says why a weight or bias that is read now may be another one when the layer is called; None if it is not."""
+    kind = type(layer)
+    if kind.__getattr__ is not _LOOK_UP or kind.__getattribute__ is not object.__getattribute__:
+        return f"is a {kind.__name__}, which looks its attributes up by itself"
+    if parametrize.is_parametrized(layer, name):
+        return None
+    if hasattr(kind, name):
+        return f"is a {kind.__name__}, which computes its {name}"
+    value = layer.__dict__.get(name, layer._buffers.get(name))
+    if not isinstance(value, Tensor) or value is getattr(layer, "_former_parameters", {}).get(name):
+        return None  # a parameter, nothing that a layer could be called with, or the copy of one by DataParallel
+    return f"has a {name} that is no parameter, so that something else may keep it up to date"
