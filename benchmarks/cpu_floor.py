@@ -18,7 +18,7 @@ from jkoflow.bench import floor
 from jkoflow.bench.shapes import DIRECTIONS, SHAPES, Shape, flops
 from jkoflow.bench.stopwatch import wall_clock
 from jkoflow.bench.timing import median, ratio, rounds
-from jkoflow.ops import native
+from jkoflow.ops import Fixed, native
 from record import write
 
 
@@ -56,9 +56,9 @@ class _BareKernel:
     def __init__(self, velocity, x, x_bar, logdet_bar, steps) -> None:
         field = velocity.field()
         network = native.Network([w.detach() for w in field.weights], [b.detach() for b in field.biases], None)
-        settings = native.Settings("exact", True, "tanh", 0.0, 1.0, steps, "rk4")
+        settings = native.Settings("exact", True, "tanh", 0.0, 1.0, Fixed(steps), "rk4")
         self.problem = native._describe(x, None, network, None, settings)
-        outputs = native.new_outputs(x, steps, True)
+        outputs = native.new_outputs(x, Fixed(steps), True)
         self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, outputs)
         x_grad = torch.empty_like(x)
         self.adjoint = native._C.Adjoint()

@@ -100,5 +100,5 @@ def test_is_refused_without_amx():
     )
     assert done.returncode != 0
     assert "AMX" in done.stdout
-    assert "RuntimeError: precision 'bf16x3' cannot be had: " in done.stderr
+    assert "UnsupportedError: precision 'bf16x3' cannot be had: " in done.stderr
     assert "use precision='auto'" in done.stderr

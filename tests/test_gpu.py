@@ -13,7 +13,7 @@ import torch
 
 import jkoflow
 from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko_loss, metrics
-from jkoflow.ops import cuda, jko_terms, native, operators
+from jkoflow.ops import Fixed, cuda, jko_terms, native, operators
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer import Adam
 from oracles import random_velocity
@@ -479,7 +479,7 @@ def test_another_device_than_the_current_one():
 def operator_arguments(network):
     velocity, x, context = case(NETWORKS[network], 7)
     field = velocity.field()
-    settings = native.Settings("exact", field.time, field.activation.text, 0.0, 1.0, 2, "rk4", "fp32")
+    settings = native.Settings("exact", field.time, field.activation.text, 0.0, 1.0, Fixed(2), "rk4", "fp32")
     return x.requires_grad_(), context, *operators._slots_of(field), None, operators._encode(settings)
 
 

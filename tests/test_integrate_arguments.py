@@ -1,12 +1,13 @@
 """Every refusal of `integrate` names the argument, what it must be and what it was."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 import jkoflow
-from jkoflow import FallbackWarning, MLPVelocity, integrate
+from jkoflow import Block, FallbackWarning, MLPVelocity, integrate
 from oracles import random_velocity
 
 X = torch.zeros(4, 2)
@@ -172,3 +173,13 @@ def test_cuda_by_name_on_cpu_tensors():
 
 def test_public_names_exist():
     assert all(hasattr(jkoflow, name) for name in jkoflow.__all__)
+
+
+@pytest.mark.parametrize(
+    "call", [jkoflow.integrate, lambda v, x: jkoflow.jko_loss(v, x, 1.0), lambda v, x: Block(v)(x)]
+)
+def test_a_fallback_points_at_the_line_that_asked_for_it(call):
+    velocity = jkoflow.MLPVelocity(2, (4,), "sin")
+    with pytest.warns(jkoflow.FallbackWarning) as caught:
+        call(velocity, torch.randn(3, 2))
+    assert {Path(warning.filename).name for warning in caught} == {"test_integrate_arguments.py"}

@@ -185,11 +185,11 @@ def test_rows_that_are_mostly_equal_have_no_median_bandwidth():
 
 def test_standard_errors_of_movement_and_inversion_error():
     x = normal(20_000).float()
-    values = [metrics.movement_with_error(part, 0.5 * part) for part in x.split(200)]
+    values = [metrics.movement(part, 0.5 * part) for part in x.split(200)]
     spread = torch.tensor([value.value for value in values]).std().item()
     assert sum(value.stderr for value in values) / len(values) == pytest.approx(spread, rel=0.2)
-    assert metrics.movement_with_error(x, x) == (0.0, 0.0)
-    assert math.isnan(metrics.movement_with_error(x[:1], x[1:2]).stderr)
+    assert metrics.movement(x, x) == (0.0, 0.0)
+    assert math.isnan(metrics.movement(x[:1], x[1:2]).stderr)
     flow = JKOFlow(2, [Block(MLPVelocity(2, (4,)), num_steps=1, method="euler")])
     distance = (flow.inverse(flow(x[:500])[0])[0] - x[:500]).norm(dim=1).double()
     result = metrics.inversion_error(flow, x[:500])
