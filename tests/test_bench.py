@@ -24,6 +24,7 @@ from jkoflow.bench.shapes import SHAPES, STAGES, Shape, flops, forward_flops, pa
 from jkoflow.bench.table import markdown, number, size
 from jkoflow.cli.bench import BenchBars, shape_table
 from jkoflow.cli.commands import app
+from jkoflow.ops import UnsupportedError
 
 TINY = Shape(2, 16, 2, 24, 3)
 README = Path(__file__).parent.parent / "README.md"
@@ -128,10 +129,10 @@ def test_a_figure_of_the_reference_says_so(monkeypatch):
 
     def refuse(self, estimate, x=None, backend="auto"):
         if backend != "auto":
-            raise RuntimeError(f"backend {backend!r} cannot run this: too much of it")
+            raise UnsupportedError(f"backend {backend!r} cannot run this", "too much of it")
 
     monkeypatch.setattr(Case, "solve", refuse)
-    told = "the PyTorch reference ran, because backend 'cpu' cannot run this: too much of it"
+    told = "the PyTorch reference ran, because too much of it"
     assert ours.Integrated(Case(TINY)).note == ours.FusedLoss(Case(TINY)).note == told
 
     def fail(self, estimate, x=None, backend="auto"):

@@ -175,9 +175,14 @@ def test_public_names_exist():
     assert all(hasattr(jkoflow, name) for name in jkoflow.__all__)
 
 
-@pytest.mark.parametrize(
-    "call", [jkoflow.integrate, lambda v, x: jkoflow.jko_loss(v, x, 1.0), lambda v, x: Block(v)(x)]
-)
+CALLS = {
+    "integrate": integrate,
+    "jko_loss": lambda velocity, x: jkoflow.jko_loss(velocity, x, 1.0),
+    "block": lambda velocity, x: Block(velocity)(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_fallback_points_at_the_line_that_asked_for_it(call):
     velocity = jkoflow.MLPVelocity(2, (4,), "sin")
     with pytest.warns(jkoflow.FallbackWarning) as caught:

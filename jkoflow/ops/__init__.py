@@ -247,8 +247,8 @@ def _warn_fallback(reason: str) -> None:
 
 
 def _levels_to_the_caller() -> int:
-    """Returns the ``stacklevel`` of a warning that is to point at the first code outside of jkoflow."""
+    """Returns the ``stacklevel`` of a warning that is to point at the first code outside of jkoflow and torch."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "jkoflow":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("jkoflow", "torch"):
         level, frame = level + 1, frame.f_back
     return level
