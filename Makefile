@@ -49,18 +49,18 @@ test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
 # The extension under AddressSanitizer stands in a copy of the package that links to everything else; Python itself is
 # built without the sanitizer, so its runtime is loaded before it (and that of C++, whose exceptions it intercepts).
 # ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
+MEMORY := build/sanitize-memory
 sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension under sanitizers of addresses, undefined behaviour and threads
-	$(call native,build/sanitize-memory,-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512')
+	$(call native,$(MEMORY),-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512' \
+	  -DJKOFLOW_PYTHON=ON -DJKOFLOW_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python)
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
-	$(BIN)/ctest --test-dir build/sanitize-memory --output-on-failure --parallel $(JOBS)
+	$(BIN)/ctest --test-dir $(MEMORY) --output-on-failure --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize-threads --output-on-failure --parallel $(JOBS)
-	$(call native,build/sanitize-python,-DJKOFLOW_SANITIZE=address$(,)undefined -DJKOFLOW_WIDE_ISAS= -DJKOFLOW_PYTHON=ON \
-	  -DJKOFLOW_NATIVE_TESTS=OFF -DJKOFLOW_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python)
-	rm -rf build/sanitize-python/site && mkdir -p build/sanitize-python/site/jkoflow
-	ln -s $(CURDIR)/jkoflow/* build/sanitize-python/site/jkoflow
-	ln -sf $(CURDIR)/build/sanitize-python/_C.*.so build/sanitize-python/site/jkoflow
-	PYTHONPATH=build/sanitize-python/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD="$$(ldd build/sanitize-python/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
+	rm -rf $(MEMORY)/site && mkdir -p $(MEMORY)/site/jkoflow
+	ln -s $(CURDIR)/jkoflow/* $(MEMORY)/site/jkoflow
+	ln -sf $(CURDIR)/$(MEMORY)/_C.*.so $(MEMORY)/site/jkoflow
+	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py
 
 # aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
