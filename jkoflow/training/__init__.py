@@ -1,4 +1,4 @@
-"""Training a flow block by block, with a run directory to look at and to resume from."""
+"""Training of a flow, block by block, with a run directory that can be looked at and resumed from."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def train(
             nothing is written if None.
         resume: Whether to go on with the run in ``run_dir``. On the same machine with as many threads it ends with the
             same numbers as a run that was never interrupted (without a time budget). A finished run is only loaded.
-        progress: Is told what happens.
-        source: What config.toml names as the data; the dataset's name if None.
+        progress: Receives the run's news; None means that nothing is reported.
+        source: Name of the data for config.toml; the dataset's name if None.
         start: A flow whose blocks are trained again, each for its own step size, instead of building a new chain, such
             as what `JKOFlow.reparametrize` or `JKOFlow.refine` return. Networks and Runge-Kutta steps are the flow's,
             not the configuration's. It is not changed.
         context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
             the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
-        clock: Tells the seconds that ``config.time_budget`` is measured by, such as ``time.process_time``; the time of
-            day, as it passes, if None.
+        clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
+            ``time.process_time``; elapsed real time if None.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated.
