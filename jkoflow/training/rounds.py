@@ -32,8 +32,7 @@ def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune
     """Returns the kind of the next round, given the records of the rounds that have ended; None at the end of the run.
 
     A round of reparametrisation that gained nothing is the last of its kind, since the next would have the same
-    JKO step sizes.
-    ``finetune`` tells whether a last round is to train all blocks at once.
+    JKO step sizes. ``finetune`` tells whether a last round is to train all blocks at once.
     """
     if not rounds:
         return BUILD
