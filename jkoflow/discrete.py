@@ -1,8 +1,8 @@
 """The exact inverse and the exact logdet of the discrete map that Runge-Kutta steps make of a velocity.
 
 Integrating backwards in time inverts the differential equation, and integrating the divergence gives the
-log-determinant of its solution. Both differ from those of the discrete map by the integrator's error; the
-functions of this module do not.
+log-determinant of its solution. Both differ from the inverse and the log-determinant of the discrete map by the
+integrator's error; the functions of this module do not.
 """
 
 from __future__ import annotations

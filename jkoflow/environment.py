@@ -24,7 +24,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     """Returns a device that PyTorch can use here.
 
     Arguments:
-        device: Its name, such as ``"cpu"`` or ``"cuda:1"``, or the device itself.
+        device: Name of the device, such as ``"cpu"`` or ``"cuda:1"``, or the device itself.
 
     Raises:
         DeviceError: If PyTorch cannot use it here.

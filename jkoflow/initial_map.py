@@ -142,7 +142,7 @@ class Radial(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Radial:
-        """Fits a map that carries the quantiles of the distances of rows (N, d) to those of a standard Gaussian."""
+        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian."""
         dim = rows.shape[1]
         return cls(*_quantile_knots(_log_distance(rows), lambda levels: _log_gaussian_distance(levels, dim)))
 

@@ -101,7 +101,7 @@ class _Piece(NamedTuple):
 def _slopes(x: Tensor, y: Tensor) -> Tensor:
     """Returns derivatives at the knots: weighted harmonic means of the secants on both sides, and secants at the ends.
 
-    The weights are those of the pieces' widths.
+    The weights follow from the widths of the pieces.
     """
     width, secant = x.diff(), y.diff() / x.diff()
     before, after = width[:, :-1] + 2 * width[:, 1:], 2 * width[:, :-1] + width[:, 1:]

@@ -8,7 +8,7 @@ the next one runs all the same:
     layout     how one mma instruction spreads its operands over the threads (tests/native/cuda/mma_layout.cu)
     tests      tests/test_gpu.py
     memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses; first on the program with faults
-    racecheck  compute-sanitizer on small cases: shared memory; likewise
+    racecheck  compute-sanitizer on small cases: shared memory; first on the program with faults
     benchmark  jkoflow bench --device cuda --compile
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and

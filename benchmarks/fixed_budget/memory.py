@@ -11,7 +11,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """The peak of this process's resident memory from now on, without the memory that libraries and data take before."""
+    """The peak of this process's resident memory from now on, without the memory that libraries and data take."""
 
     def __init__(self) -> None:
         gc.collect()

@@ -56,7 +56,7 @@ def train_peer(
     Arguments:
         model: The model.
         problem: The rows.
-        config: Configuration; only batch size, Adam's constants, clipping, and tolerances and rows of the guard are used.
+        config: Configuration; only batch size, Adam's constants, clipping and the guard's tolerances and rows are used.
         rate: Peak learning rate.
         seconds: Time for training and validation.
         seed: Seed of the batches.

@@ -15,7 +15,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {},
     "cuda": {"shapes": CUDA_SHAPES, "budget": 0.02, "memory": False, "seconds": 480.0},
 }
-"""Defaults on each type of device that differ from those of `Settings`."""
+"""Defaults on each type of device that differ from the defaults of `Settings`."""
 
 QUICK: Mapping[str, Any] = {"rounds": 3, "budget": 0.02, "memory": False}
 

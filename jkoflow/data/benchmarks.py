@@ -133,7 +133,7 @@ def _hepmass(place: Path) -> dict[str, Rows]:
 
 
 def _signal(path: Path, limit: int) -> Rows:
-    """Reads the features of those of the first ``limit`` rows that have label 1."""
+    """Reads the features of the rows with label 1 among the first ``limit`` rows."""
     pandas = require("pandas", f"reading {path.name}")
 
     def read() -> Rows:

@@ -146,7 +146,7 @@ def jko_loss(
     .. math:: E\left[ \tfrac{1}{2} |y|^2 - \mathrm{logdet} + \tfrac{1}{2h} |y - x|^2 \right], \qquad y = x(t_1)
 
     Arguments:
-        velocity: As in `integrate`.
+        velocity: An `MLPVelocity` or any callable, see `integrate`.
         x: Pushed samples, with shape (B, d), B at least 1.
         jko_step: JKO step size h, positive; ``inf`` means no penalty.
         context: Conditioning variables, with shape (B, c).

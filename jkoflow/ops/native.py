@@ -250,8 +250,8 @@ def _address(tensor: Tensor | None) -> int:
 def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
     """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel assumes.
 
-    Kernels check nothing. This check keeps them from foreign memory, whoever calls an operator and whatever has been
-    done to a parameter since the forward pass.
+    Kernels check nothing. This check keeps them from foreign memory, by whatever code an operator is called and
+    whatever has been done to a parameter since the forward pass.
     """
     if tensor is None:
         return 0

@@ -22,7 +22,7 @@ class Chain:
 
     Arguments:
         blocks: The blocks, which are trained in place.
-        proportions: Grids whose costs are to be kept in proportion; those of the blocks if None.
+        proportions: Grids whose costs are to be kept in proportion; the grids of the blocks if None.
     """
 
     def __init__(self, blocks: Sequence[Block], proportions: Sequence[Grid] | None = None) -> None:

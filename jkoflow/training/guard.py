@@ -29,7 +29,7 @@ RELAX_BELOW = 1 / 16
 
 
 class Action(StrEnum):
-    """What the fit is to do after a look of the guard; the history holds the values."""
+    """An action that the guard asks of the fit; the history holds the values."""
 
     KEEP = "kept"
     """Do nothing: the parameters are good."""
@@ -46,7 +46,7 @@ class Action(StrEnum):
 
 
 class GuardReading(NamedTuple):
-    """How much a block's result depends on its integrator."""
+    """Two measures of how much a block's result depends on its integrator."""
 
     nll_difference: float
     """Mean absolute difference of the samples' NLL between the block's grid and its refinement, in nats."""

@@ -24,7 +24,7 @@ class JKO:
         self.jko_step = jko_step
 
     def terms(self, block: Trainable, batch: Tensor, context: Tensor | None) -> JKOTerms:
-        """Returns the loss and its terms on a batch (B, d) of what enters the block; the loss carries the gradient."""
+        """Returns the loss, which carries the gradient, and its terms on a batch (B, d) of samples for the block."""
         return block.jko_loss(batch, context, self.jko_step)
 
     def validate(self, x: Tensor, y: Tensor, logdet: Tensor) -> JKOTerms:

@@ -90,7 +90,7 @@ class Batches:
 
     Arguments:
         rows: Rows, with shape (N, d).
-        batch_size: Rows per batch, at most N; what is left of an epoch is dropped.
+        batch_size: Rows per batch, at most N; rows at the end of an epoch that do not fill a batch are dropped.
         seed: Seed of the run.
         block: Number of the block.
         round_number: Number of the round: every round sees the rows in an order of its own.

@@ -21,8 +21,8 @@ from jkoflow.training.fit import Fit
 from jkoflow.training.plan import RunPlan
 
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
-"""Kinds of rounds: take a given flow as it is, build the chain, train its blocks again, train them again with other JKO
-step sizes, train more blocks."""
+"""Kinds of rounds: take a given flow as it is, build the chain, train its blocks again, train them again with other
+JKO step sizes, train more blocks."""
 
 FINETUNE = "finetune"
 """The last kind of round: train all blocks at once, on the likelihood."""

@@ -69,7 +69,7 @@ def parse_table(content: bytes) -> dict[str, Any]:
 
 
 def parse_settings(table: dict[str, Any]) -> RunSettings:
-    """Takes the settings out of the table of config.toml, under today's names or those of version 0.1."""
+    """Takes the settings out of the table of config.toml, under their present names or the names of version 0.1."""
     values = dict(table)
     source, columns = values.pop("data", None), values.pop("context_columns", [])
     if not isinstance(source, str):

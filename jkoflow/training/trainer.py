@@ -104,7 +104,7 @@ class Trainer:
         return trainer
 
     def _end_round(self, trainer: RoundTrainer, errors: list[float]) -> None:
-        """Keeps or undoes what a round has trained; ``errors`` are the standard errors of its blocks' movements."""
+        """Keeps or undoes the result of a round; ``errors`` are the standard errors of its blocks' movements."""
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds, nll = self.world.elapsed() - trainer.started, trainer.samples.val_nll()
         record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, best, seconds)
@@ -181,7 +181,7 @@ class Trainer:
         self.directory.save_state(state)
 
     def _restore(self, state: RunState, device: torch.device) -> None:
-        """Restores what a saved state holds of the run; `_begin_round` restores the round that was in training."""
+        """Restores the run from a saved state, except for the round in training, which `_begin_round` restores."""
         self.world.go_on_after(state.elapsed)
         self.rounds, self.guard_events = state.rounds, state.guard_events
         if state.planned_blocks is not None:
