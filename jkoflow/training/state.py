@@ -48,7 +48,7 @@ class FitCounters:
     steps_changed: int = 0
     """Iteration at which the guard last changed the block's Runge-Kutta steps."""
     steps_halved: bool = False
-    """Whether that change was a halving."""
+    """Whether the guard's last change of the Runge-Kutta steps was a halving."""
     relax_after: int = RELAX_AFTER
     """Iterations to wait before the next halving; more after one that was exploited."""
     stopped: bool = False
