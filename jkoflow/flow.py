@@ -173,7 +173,7 @@ class JKOFlow(Composition):
         return self.with_blocks(blocks, self.eval_num_steps)
 
     def refine(self, factor: int = 2) -> JKOFlow:
-        """Divides every block into ``factor`` blocks, which leaves the map the same up to the integrator's error.
+        """Returns a flow with every block divided into ``factor`` blocks and the same map, to the integrator's error.
 
         Child c follows its parent's velocity through the c-th part of its time interval, with the JKO step size
         h / factor. ``jkoflow.train(data, config, start=flow)`` then trains the children one by one.

@@ -179,7 +179,7 @@ def _check(x: Tensor, y: Tensor) -> None:
 
 
 def _discrepancy(kernel: Tensor, n: int, bootstraps: int, alpha: float, seed: int) -> Discrepancy:
-    """Computes w^T K w, its error and its threshold, for a kernel matrix (n + m, n + m); w = 1/n, ..., -1/m, ..."""
+    """Computes w^T K w for a kernel matrix (n + m, n + m), its standard error and threshold; w = 1/n, ..., -1/m, ..."""
     if bootstraps < 1 or not 0 < alpha < 1:
         raise ValueError(f"bootstraps must be at least 1 and alpha between 0 and 1, got {bootstraps}, {alpha}")
     total = kernel.shape[0]

@@ -33,7 +33,7 @@ class Expected:
 
 
 def expected(case: Case, estimate: bool) -> Expected:
-    """Solves a case by our reference: exactly, or with Hutchinson's estimate and the case's probe."""
+    """Solves a case with jkoflow: exactly, or with Hutchinson's estimate and the case's probe."""
     solution = case.solve(estimate)
     gradient = torch.autograd.grad(loss(solution), case.parameters)
     return Expected(Solution(*(tensor.detach() for tensor in solution)), list(gradient))

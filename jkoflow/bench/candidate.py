@@ -102,7 +102,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer: a way to solve a case that is measured.
+    """A way to solve cases, by jkoflow or another library, that is measured.
 
     Arguments:
         name: Name in tables.

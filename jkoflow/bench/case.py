@@ -95,7 +95,7 @@ class Case:
         return Solution(result.x, result.logdet)
 
     def converged(self, estimate: bool) -> Solution:
-        """Solves in float64 with 8 times the steps, against which the error of the fixed steps is measured, too."""
+        """Solves in float64 with 8 times the steps; compared with that, the fixed steps have an error, too."""
         with torch.no_grad():
             return self._in_float64(copy.deepcopy(self.velocity).double(), estimate, 8 * self.shape.steps, "auto")
 

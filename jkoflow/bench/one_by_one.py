@@ -21,7 +21,7 @@ from jkoflow.bench.stopwatch import in_turn
 from jkoflow.bench.timing import rounds
 
 NOT_REACHED = "not reached"
-"""Note of all peers whose turn has not come; it remains in the record of a benchmark that is killed."""
+"""Note in the entry of every peer whose turn has not come, which remains if a benchmark is killed."""
 
 SEVERITY = ("left out", "failed", "disagrees")
 

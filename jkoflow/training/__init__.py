@@ -36,10 +36,11 @@ def train(
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
 
-    The columns are standardised, then blocks are added. Each block is trained on its own, for the JKO objective of its
-    JKO step size h: on the samples that the blocks before it have pushed towards the noise, and from the parameters of
-    the block before it. The chain ends when a block moves or gains too little, or at ``config.max_blocks`` (None: as
-    many as a time budget is enough for, at most 4). The last block is free of the movement penalty.
+    The columns are standardised, then blocks are added. Each block is trained on its own for the JKO objective of its
+    JKO step size h. It is trained on the samples that the blocks before it have pushed towards the noise, and starts
+    from the parameters of the block before it. The chain ends when a block moves or gains too little, or at
+    ``config.max_blocks`` (None: as many as a time budget is enough for, at most 4). The last block is free of the
+    movement penalty.
 
     Then come the rounds of reparametrisation and refinement that the configuration asks for. If it asks for
     fine-tuning, or if a time budget is long enough, a last round trains all blocks together on the likelihood. A round

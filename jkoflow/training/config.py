@@ -88,8 +88,8 @@ class TrainConfig:
         guard_rows: Validation rows of a guard check.
         guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed,
             for rows of up to ten columns; more for more (`jkoflow.training.guard.guard_tolerances`).
-        guard_round_trip: Mean distance (standardised units) between x and its image under a block and back that is
-            allowed for rows of up to ten columns; more for more, as with ``guard_nll``.
+        guard_round_trip: Mean distance (standardised units) between x and the end of its way through a block and back
+            that is allowed for rows of up to ten columns; more for more, as with ``guard_nll``.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.
         save_seconds: Seconds between two saves of the state that a killed run resumes from.
 

@@ -51,7 +51,7 @@ class GuardReading(NamedTuple):
     nll_difference: float
     """Mean absolute difference of the samples' NLL between the block's grid and its refinement, in nats."""
     round_trip: float
-    """Mean Euclidean distance between x and its image under the block and back, in the units of x."""
+    """Mean Euclidean distance between x and the end of its way through the block and back, in the units of x."""
 
     def within(self, nll_tolerance: float, round_trip_tolerance: float) -> bool:
         """Tells whether both numbers are at most their tolerances; False if one is NaN or inf."""

@@ -183,7 +183,7 @@ def record(
     Arguments:
         number: Number of the round, from 0.
         kind: Kind of the round.
-        blocks: The blocks that the round has trained.
+        blocks: The blocks at the end of the round.
         movements_stderr: Standard errors of the blocks' movements.
         val_nll: Validation NLL with these blocks, in nats on standardised columns.
         best: Validation NLL of the best flow before; None for the first round.

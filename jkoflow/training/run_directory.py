@@ -1,4 +1,4 @@
-"""Writes and reads the files of a training run; no other module knows their names."""
+"""Writes and reads the files of a training run, whose names are defined here alone."""
 
 from __future__ import annotations
 

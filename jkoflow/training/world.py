@@ -16,7 +16,7 @@ class World:
     """The process that trains, with its clock.
 
     Arguments:
-        clock: A function that returns the time in seconds; the machine's clock if None. The run begins with the call.
+        clock: A function that returns the time in seconds; the machine's clock if None. The run begins with this call.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:

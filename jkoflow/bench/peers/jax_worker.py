@@ -19,7 +19,7 @@ Solve = Callable[[Arrays, Any], tuple[Any, Any]]
 
 
 def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, Any]:
-    """Computes both in closed form for tanh layers: one extra product for up to two layers, tangents for more."""
+    """Returns velocity and divergence of tanh layers in closed form: one extra product for up to two, else tangents."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     weights, biases = parameters[0::2], parameters[1::2]
