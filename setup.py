@@ -25,7 +25,7 @@ CMAKE_READS = ("TORCH_CUDA_ARCH_LIST", "CUDAARCHS", "CUDACXX")
 
 
 class CMakeBuild(build_ext):
-    """Configures with Ninja, builds and copies the module to where setuptools expects it."""
+    """The build command, which configures with Ninja, builds and copies the module to where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
         """Builds one extension; the build folder is kept, so that a second build is incremental."""
@@ -75,7 +75,7 @@ def _tool(name: str) -> str:
 
 
 def _remove_if_moved(folder: Path) -> None:
-    """CMake refuses a build folder that was configured at another place, so start it anew."""
+    """Removes a build folder that was configured at another place, since CMake refuses it."""
     cache = folder / "CMakeCache.txt"
     if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text(errors="replace"):
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What the Python layers cost: the CPU kernel through autograd and bare, against the floor of `jkoflow bench`.
+"""Measures what the Python layers cost: the CPU kernel through autograd and bare, against the floor of `jkoflow bench`.
 
     python benchmarks/cpu_floor.py [--threads 2] [--rounds 15] [--out figures.json]
 
@@ -23,7 +23,7 @@ from record import write
 
 
 def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
-    """The bare kernel and the way through autograd, forward and forward + backward."""
+    """Returns the timed calls: the bare kernel and the way through autograd, forward and forward + backward."""
     torch.manual_seed(0)
     velocity = jkoflow.MLPVelocity(shape.dim, (shape.width,) * shape.layers)
     x = torch.randn(shape.batch, shape.dim)
@@ -51,7 +51,7 @@ def candidates(shape: Shape) -> dict[str, Callable[[], object]]:
 
 
 class _BareKernel:
-    """The compiled entry points on tensors that are ready: what the Python layers are measured against."""
+    """The compiled entry points on prepared tensors, against which the Python layers are measured."""
 
     def __init__(self, velocity, x, x_bar, logdet_bar, steps) -> None:
         field = velocity.field()

@@ -1,4 +1,4 @@
-"""Instructions of the CPU kernels, counted by valgrind's callgrind and compared with the recorded counts.
+"""Counts instructions of the CPU kernels by valgrind's callgrind and compares them with the recorded counts.
 
     python benchmarks/instructions.py build/instructions/tests/native/count_instructions [--record]
 
@@ -30,7 +30,7 @@ SMALL, LARGE = 96, 192  # batches of whole tiles for every instruction set
 
 
 class Shape(NamedTuple):
-    """One case: features, width of the hidden layers and their number."""
+    """The sizes of one case: features, width of the hidden layers and their number."""
 
     dim: int
     width: int
@@ -38,14 +38,14 @@ class Shape(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What is counted: an entry point of the kernels of one instruction set."""
+    """A thing that is counted: an entry point of the kernels of one instruction set, in one case."""
 
     isa: str
     kernel: str
     shape: Shape
 
     def name(self) -> str:
-        """The key of its record."""
+        """Returns the key of its entry in the record."""
         return f"{self.isa} {self.kernel} d={self.shape.dim} H={self.shape.width} layers={self.shape.layers}"
 
 
@@ -58,7 +58,7 @@ Record = Mapping[str, Mapping[str, float]]
 
 
 def count(program: str, what: Counted, batch: int) -> int:
-    """Instructions of one call, without those around it."""
+    """Returns the instructions of one call, without those of the program around it."""
     function = {"loss": "jko_loss"}.get(what.kernel, what.kernel)
     arguments = [what.kernel, *map(str, what.shape), str(batch), str(STEPS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def count(program: str, what: Counted, batch: int) -> int:
 
 
 def measure(program: str) -> dict[str, dict[str, float]]:
-    """Counts everything.
+    """Counts the instructions of all of `COUNTED`.
 
     Arguments:
         program: ``count_instructions`` of ``tests/native``.
@@ -103,7 +103,7 @@ def measure(program: str) -> dict[str, dict[str, float]]:
 
 
 def differences(recorded: Record, measured: Record, tolerance: float) -> list[str]:
-    """What has changed by more than the tolerance, or is only in one of the two, a line each."""
+    """Returns a line for each count that has changed by more than the tolerance or is in only one of the two."""
     lines = []
     for name in sorted({*recorded, *measured}):
         if name not in recorded or name not in measured:
@@ -117,12 +117,12 @@ def differences(recorded: Record, measured: Record, tolerance: float) -> list[st
 
 
 def compiler_of(program: str) -> str:
-    """The compiler that built the program, as it says itself."""
+    """Returns the compiler that built the program, as the program says itself."""
     return subprocess.run([program, "compiler"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> int:
-    """Counts, prints, and compares or records."""
+    """Counts and prints, and compares with the record or writes it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", help="count_instructions, as built from tests/native")
     parser.add_argument("--record", action="store_true", help="write the counts instead of comparing them")

@@ -1,4 +1,4 @@
-"""README's tables of figures: print them, or put them into README.
+"""Prints README's tables of figures, or puts them into README.
 
 jkoflow bench --compile --out runs/bench && cp runs/bench/bench.json benchmarks/results/
 python benchmarks/readme_table.py --write
@@ -18,7 +18,7 @@ START, END = "<!-- begin: benchmarks/readme_table.py -->\n", "<!-- end: benchmar
 
 
 def replaced(page: str, tables: str) -> str:
-    """Puts other tables between the two marks of a page."""
+    """Returns a page with other tables between its two marks."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):

@@ -1,4 +1,4 @@
-"""Train on real data with the default settings and print the figures: the same command as anyone's.
+"""Trains on real data with the default settings, by the command that users run, and prints the figures.
 
     python benchmarks/real_data.py gasturbine [FILE.npz ...] [--time-budget 120] [--seeds 1] [--out figures.json]
 
@@ -21,7 +21,7 @@ from record import write
 
 
 def train(data: str, time_budget: float, seed: int) -> dict[str, Any]:
-    """Runs the command and returns its metrics with the seconds it took in all."""
+    """Runs the command and returns its metrics and the seconds that it took in all."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "jkoflow", "train", data, "--out", str(run)]

@@ -1,4 +1,4 @@
-"""Figures with the environment they were taken in."""
+"""Writes figures with the environment in which they were measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from jkoflow.environment import describe
 
 
 def write(results: Any, out: str | None) -> None:
-    """Writes figures with their environment as JSON, if a file is wanted."""
+    """Writes figures with their environment as JSON, if a file is given."""
     if out is not None:
         Path(out).write_text(json.dumps({"environment": describe(), "results": results}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""``python -m jkoflow``."""
+"""Runs the command line for ``python -m jkoflow``."""
 
 from jkoflow.cli import main
 

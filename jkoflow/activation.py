@@ -24,7 +24,7 @@ class Activation:
     name: str
     beta: float = 1.0
     text: str = field(init=False, repr=False, compare=False)
-    """What `parse_activation` reads; stored, so that torch.compile sees a constant and not a formatted float."""
+    """Text that `parse_activation` reads; stored, so that torch.compile sees a constant and not a formatted float."""
 
     def __post_init__(self) -> None:
         # repr, so that a saved flow gets the very same beta back

@@ -61,7 +61,7 @@ class Block(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """Runge-Kutta steps of the block's grid."""
+        """Returns the number of Runge-Kutta steps of the block's grid."""
         return self.grid.num_steps
 
     @num_steps.setter
@@ -76,9 +76,9 @@ class Block(nn.Module):
         Arguments:
             x: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps, or a grid; None means that of training.
-            discrete: Whether logdet is that of the Runge-Kutta map itself, at the cost of d passes forward and back and
-                without gradients, instead of the integrated divergence.
+            num_steps: Runge-Kutta steps, or a grid; None means the block's own grid.
+            discrete: Whether to compute the log-determinant of the Runge-Kutta map itself instead of the integrated
+                divergence. It costs d passes forward and back, and has no gradients.
 
         Returns:
             The image of x (B, d) and the log abs det of the map's Jacobian (B,).
@@ -100,13 +100,14 @@ class Block(nn.Module):
         Arguments:
             y: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps, or a grid; None means that of training.
-            exact: Whether to invert the Runge-Kutta map of `forward` to rounding, at some three times the cost and
-                without gradients, instead of integrating backwards in time.
-            name: What an error calls the block.
+            num_steps: Runge-Kutta steps, or a grid; None means the block's own grid.
+            exact: Whether to invert the Runge-Kutta map of `forward` to rounding instead of integrating backwards in
+                time. It costs some three times as much, and has no gradients.
+            name: Name of the block in errors.
 
         Returns:
-            The preimage of y (B, d) and the inverse map's logdet (B,); if exact, minus that of `forward` there.
+            The preimage of y (B, d) and the inverse map's logdet (B,); if exact, minus the logdet of `forward` at the
+            preimage.
 
         Raises:
             jkoflow.discrete.NotContractiveError: If exact and the steps are too coarse to be inverted.
@@ -118,14 +119,14 @@ class Block(nn.Module):
     def carry(
         self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, inverse: bool = False
     ) -> Tensor:
-        """The image of x (B, d) alone, or its preimage: for about half of what `forward` costs with the logdet."""
+        """Returns the image of x (B, d), or its preimage if ``inverse``, at about half the cost of `forward`."""
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
         return self._integrate(x, context, num_steps, start, end, "none")[0]
 
     def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float | None = None) -> JKOTerms:
-        """The objective that trains the block, on a batch of pushed samples x (B, d): see `jkoflow.jko_loss`.
+        """Computes the objective of the block on a batch of pushed samples x (B, d), see `jkoflow.jko_loss`.
 
-        ``jko_step`` None means the block's own.
+        ``jko_step`` None means the block's own JKO step size.
         """
         return jko_loss(
             self.velocity,
@@ -139,7 +140,7 @@ class Block(nn.Module):
         )
 
     def _discrete(self, num_steps: int | Grid | None) -> dict[str, Any]:
-        """Returns what the discrete map of the block is, as arguments."""
+        """Returns the arguments that describe the discrete map of the block to `jkoflow.discrete`."""
         grid = self.grid if num_steps is None else num_steps
         return {"t0": self.t0, "t1": self.t1, "num_steps": grid, "method": self.method}
 
@@ -166,7 +167,7 @@ class Block(nn.Module):
         return result.x, result.logdet
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the parameters, as JSON values; `from_description` builds the block again."""
+        """Returns everything but the parameters, as JSON values; `from_description` builds the block again."""
         return {
             "velocity": self.velocity.describe(),
             "num_steps": self.num_steps,
@@ -178,14 +179,14 @@ class Block(nn.Module):
         }
 
     def split(self, count: int) -> list[Block]:
-        """Divides the time interval into blocks that together are the same map, to the integrator's error.
+        """Divides the time interval into blocks whose composition is the same map, up to the integrator's error.
 
         Arguments:
             count: Number of children.
 
         Returns:
             Blocks with copies of the velocity, equal parts of the interval and of the Runge-Kutta steps (rounded up),
-            and the step size h / count; their movement is not known.
+            and the JKO step size h / count; their movement is not known.
         """
         times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
         intervals, jko_steps = itertools.pairwise(times), refined_jko_steps([self.jko_step], count)

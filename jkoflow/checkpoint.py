@@ -1,4 +1,4 @@
-"""Tensors and their JSON description in one safetensors file, versioned and written atomically."""
+"""Checkpoints: tensors and their JSON description in one safetensors file, versioned and written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 
 class CheckpointError(UserError, ValueError):
-    """The file is missing, damaged, of another kind or of an unknown version."""
+    """Raised if a file is missing, damaged, of another kind or of an unknown version."""
 
 
 def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
 
     Arguments:
         path: The file to write.
-        kind: What the file holds, such as ``"flow"``; `load` refuses another kind.
+        kind: Kind of the content, such as ``"flow"``; `load` refuses another kind.
         tensors: Named tensors.
         description: Anything JSON can hold (numbers keep their full precision).
 
@@ -48,7 +48,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save` wrote.
+    """Reads a checkpoint that `save` wrote.
 
     Returns:
         The tensors (on the CPU) and the description.
@@ -93,7 +93,7 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
 
 
 def write_atomically(path: str | Path, payload: bytes) -> None:
-    """Writes a file through a temporary one beside it, flushed to disk, then renamed over it."""
+    """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -16,12 +16,12 @@ from jkoflow.standardize import Standardize
 
 
 class Trajectory(NamedTuple):
-    """Points on their way through the blocks, in the blocks' coordinates; stage 0 is what the first block sees."""
+    """Points and logdets at every stage of the blocks, in the blocks' coordinates; stage 0 enters the first block."""
 
     x: Tensor
     """Positions at every stage, with shape (blocks + 1, B, d)."""
     logdet: Tensor
-    """Log abs det of the map travelled so far, blocks only, with shape (blocks + 1, B)."""
+    """Logdet of the blocks up to every stage, with shape (blocks + 1, B)."""
 
 
 class Composition(nn.Module):
@@ -72,27 +72,27 @@ class Composition(nn.Module):
 
     @property
     def context_dim(self) -> int:
-        """Number c of conditioning variables; 0 for an unconditional flow."""
+        """Returns the number c of conditioning variables; 0 for an unconditional flow."""
         if self.standardize_context is not None:
             return self.standardize_context.mean.shape[0]
         return self.stack[0].velocity.context_dim if len(self.blocks) else 0
 
     @property
     def stack(self) -> list[Block]:
-        """The blocks as a list, from the data to the noise."""
+        """Returns the blocks as a list, from the data to the noise."""
         return cast("list[Block]", list(self.blocks))
 
     def _steps(self, num_steps: int | Grid | None) -> int | Grid | None:
         return self.eval_num_steps if num_steps is None else num_steps
 
     def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardises data x (B, d) and applies the initial map: what the first block sees, and the logdet so far."""
+        """Standardises data x (B, d) and applies the initial map; returns the result and the logdet of both (B,)."""
         point, logdet = self.standardize(x)
         point, increment = self.initial_map(point)
         return point, logdet + increment
 
     def leave(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `enter`: data x (B, d) and the logdet of the way there."""
+        """Inverts `enter`; returns data x (B, d) and the logdet of the inverse (B,)."""
         point, logdet = self.initial_map.inverse(point)
         x, increment = self.standardize.inverse(point)
         return x, logdet + increment
@@ -111,7 +111,7 @@ class Composition(nn.Module):
             x: Data in their own units, finite, with shape (B, d).
             context: Conditioning variables in their own units, finite, with shape (B, c).
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
-            discrete: Whether logdet is that of the Runge-Kutta map itself, see `JKOFlow.log_prob`.
+            discrete: Whether to compute the log-determinant of the Runge-Kutta map itself, see `JKOFlow.log_prob`.
             validate: Whether to look for NaN and inf first, which waits for the device; shapes are checked always.
 
         Returns:
@@ -148,7 +148,7 @@ class Composition(nn.Module):
             validate: Whether to look for NaN and inf first, which waits for the device; shapes are checked always.
 
         Returns:
-            The data x (B, d) and the inverse map's logdet (B,); if exact, minus that of `forward` at x.
+            The data x (B, d) and the inverse map's logdet (B,); if exact, minus the logdet of `forward` at x.
 
         Raises:
             ValueError: If the shape does not match or z holds NaN or inf.
@@ -202,7 +202,7 @@ class Composition(nn.Module):
             context: Conditioning variables, with shape (B, c).
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             inverse: Whether to travel from the noise to the data.
-            validate: As in `forward`.
+            validate: Whether to look for NaN and inf first, see `forward`.
 
         Returns:
             Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
@@ -228,8 +228,8 @@ class Composition(nn.Module):
         Arguments:
             context: Conditioning variables in their own units, finite, with shape (rows, c); None for an unconditional
                 flow.
-            rows: How many there must be.
-            validate: As in `forward`.
+            rows: Number of rows that context must have.
+            validate: Whether to look for NaN and inf first, see `forward`.
 
         Returns:
             Standardised conditioning variables, with shape (rows, c), or None.

@@ -1,8 +1,8 @@
-"""The discrete map that Runge-Kutta steps make of a velocity, taken for what it is: exact inverse, exact logdet.
+"""The exact inverse and the exact logdet of the discrete map that Runge-Kutta steps make of a velocity.
 
 Integrating backwards in time inverts the differential equation, and integrating the divergence gives the
-log-determinant of its solution. Both differ from the discrete map's own by the integrator's error; what is here does
-not.
+log-determinant of its solution. Both differ from the inverse and the log-determinant of the discrete map by the
+integrator's error; the functions of this module do not.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.velocity import Velocity
 
 MAX_ITERATIONS = 40
-"""Fixed-point iterations for one Runge-Kutta step."""
+"""Largest number of fixed-point iterations for one Runge-Kutta step."""
 
 
 class NotContractiveError(UserError, RuntimeError):
-    """A Runge-Kutta step is so coarse that the fixed-point iteration for its inverse does not converge."""
+    """Raised if a Runge-Kutta step is so coarse that the fixed-point iteration for its inverse does not converge."""
 
 
 def invert(
@@ -51,10 +51,10 @@ def invert(
         y: Images, with shape (B, d).
         context: Conditioning variables, with shape (B, c).
         t0: Start time of the map to invert.
-        t1: Its end time.
-        num_steps: Its Runge-Kutta steps.
-        method: Its Runge-Kutta method.
-        name: What an error calls the map.
+        t1: End time of the map to invert.
+        num_steps: Runge-Kutta steps of the map.
+        method: Runge-Kutta method of the map.
+        name: Name of the map in errors.
 
     Returns:
         The points x (B, d) and minus the map's logdet at x, as `integrate` has it (B,), both without gradients.
@@ -123,7 +123,7 @@ def forward(
 def _step_jacobian(
     velocity: Velocity, x: Tensor, context: Tensor | None, start: float, end: float, method: str
 ) -> tuple[Tensor, Tensor]:
-    """One Runge-Kutta step of x (B, d) and its Jacobians (B, d, d)."""
+    """Returns the image of x (B, d) under one Runge-Kutta step and the step's Jacobians (B, d, d)."""
     batch, dim = x.shape
     copies = x.detach().repeat(dim, 1).requires_grad_()
     contexts = None if context is None else context.detach().repeat(dim, 1)
@@ -175,7 +175,7 @@ def _invert_step(
 
 
 def _contraction(sizes: list[float]) -> float:
-    """Mean factor from one update to the next, until they overflow."""
+    """Returns the mean factor between the sizes of successive updates, until they overflow."""
     finite = list(itertools.takewhile(math.isfinite, sizes))
     return (finite[-1] / finite[0]) ** (1 / (len(finite) - 1)) if len(finite) > 1 else math.inf
 

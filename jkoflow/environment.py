@@ -1,4 +1,4 @@
-"""What a run depends on besides its settings: versions, machine, kernels, and whether a device can be used."""
+"""The environment of a run: versions, machine, kernels, and whether a device can be used."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jkoflow.ops import native
 
 
 class DeviceError(UserError, ValueError):
-    """PyTorch cannot use the device here; the message is one line and tells why."""
+    """Raised if PyTorch cannot use a device here; the message is one line and tells why."""
 
 
 def usable_device(device: str | torch.device) -> torch.device:
     """Returns a device that PyTorch can use here.
 
     Arguments:
-        device: Its name, such as ``"cpu"`` or ``"cuda:1"``, or the device itself.
+        device: Name of the device, such as ``"cpu"`` or ``"cuda:1"``, or the device itself.
 
     Raises:
         DeviceError: If PyTorch cannot use it here.
@@ -45,7 +45,7 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def describe() -> dict[str, Any]:
-    """Describes the software and the machine: what a run records beside its results, and what ``doctor`` prints.
+    """Describes the software and the machine, as a run records it and ``doctor`` prints it.
 
     Returns:
         Versions, platform, processor, threads, what the compiled kernels can do here (``"kernels"``: see

@@ -1,4 +1,4 @@
-"""The whole flow: the density that its invertible map makes of a Gaussian base."""
+"""The flow: the density of a Gaussian base under the inverse of an invertible map."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class JKOFlow(Composition):
         context_mean: Column means of the context, with shape (c,), for a conditional flow that is given its context in
             units of its own.
         context_std: Column standard deviations of the context, with shape (c,).
-        initial_map: What is applied to standardised rows before the first block; nothing if None.
+        initial_map: Map of standardised rows before the first block; none if None.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -57,7 +57,7 @@ class JKOFlow(Composition):
         discrete: bool = False,
         validate: bool = True,
     ) -> Tensor:
-        """Log-density of x in nats, in the data's own units.
+        """Returns the log-density of x in nats, in the data's own units.
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
@@ -84,7 +84,10 @@ class JKOFlow(Composition):
         exact: bool = False,
         validate: bool = True,
     ) -> Tensor:
-        """Draws n points in the data's own units, with shape (n, d); context is (n, c), the rest as in `inverse`."""
+        """Draws n points in the data's own units, with shape (n, d).
+
+        ``context`` has shape (n, c); the other arguments are those of `inverse`.
+        """
         if exact:
             return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate)[0]
         return self.carry(self._noise(n, generator), context, num_steps, True, validate)
@@ -112,7 +115,7 @@ class JKOFlow(Composition):
         return torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
 
     def measure_movements(self, x: Tensor, context: Tensor | None = None) -> list[float]:
-        """Measures how far every block moves data, and notes it in the blocks; training does so by itself.
+        """Measures how far every block moves data, and sets the blocks' movements; training does so by itself.
 
         Arguments:
             x: Data in their own units, with shape (N, d).
@@ -130,17 +133,17 @@ class JKOFlow(Composition):
 
     @accepts_former_names
     def reparametrize(self, damping: float = 0.5, jko_step_max: float = math.inf) -> JKOFlow:
-        """The same flow with step sizes under which its blocks, once they are trained again, move more equally far.
+        """Returns a copy whose JKO step sizes make the blocks move more equally far once they are trained again.
 
-        The map does not change: the new step sizes take effect in ``jkoflow.train(data, config, start=flow)``. Free
+        The map does not change: the new JKO step sizes take effect in ``jkoflow.train(data, config, start=flow)``. Free
         blocks stay free.
 
         Arguments:
-            damping: How far the step sizes go towards those of equal movements, greater than 0 and at most 1.
-            jko_step_max: Upper bound of the new step sizes.
+            damping: How far the JKO step sizes go towards those of equal movements, greater than 0 and at most 1.
+            jko_step_max: Upper bound of the new JKO step sizes.
 
         Returns:
-            A copy with the step sizes of `jkoflow.schedule.reparametrized_jko_steps`.
+            A copy with the JKO step sizes of `jkoflow.schedule.reparametrized_jko_steps`.
 
         Raises:
             ValueError: If a block's movement is not known, or an argument is out of its range.
@@ -170,10 +173,10 @@ class JKOFlow(Composition):
         return self.with_blocks(blocks, self.eval_num_steps)
 
     def refine(self, factor: int = 2) -> JKOFlow:
-        """The same map, to the integrator's error, with every block divided into ``factor`` blocks.
+        """Returns a flow with every block divided into ``factor`` blocks and the same map, to the integrator's error.
 
-        Child c follows its parent's velocity through the c-th part of its time interval, with the step size h / factor;
-        ``jkoflow.train(data, config, start=flow)`` then trains the children one by one.
+        Child c follows its parent's velocity through the c-th part of its time interval, with the JKO step size
+        h / factor. ``jkoflow.train(data, config, start=flow)`` then trains the children one by one.
 
         Arguments:
             factor: Children of a block, at least 1.
@@ -199,7 +202,7 @@ class JKOFlow(Composition):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """A flow with the same standardisation and initial map and other blocks, which are not copied."""
+        """Returns a flow with the same standardisation and initial map and other blocks, which are not copied."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
@@ -248,5 +251,5 @@ class JKOFlow(Composition):
 
 
 def base_log_prob(z: Tensor) -> Tensor:
-    """Log-density of the standard Gaussian in nats, with shape (B,), for z (B, d)."""
+    """Returns the log-density of the standard Gaussian in nats, with shape (B,), for z (B, d)."""
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))

@@ -10,14 +10,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PRESENT_NAMES = {"step_size": "jko_step", "step_size_growth": "jko_step_growth", "step_size_max": "jko_step_max"}
-"""Today's name by the former one: the JKO step h read as if it were the integrator's."""
+"""Present names of arguments by their former names, which sounded as if the JKO step h were the integrator's."""
 
 
 def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments or settings under today's names.
+    """Returns arguments or settings under their present names.
 
     Raises:
-        ValueError: If something is given under both of its names.
+        ValueError: If an argument or setting is given under both of its names.
     """
     present: dict[str, Any] = {}
     for name, value in values.items():
@@ -42,7 +42,7 @@ def accepts_former_names(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def attribute(name: str) -> property:
-    """Returns a property that reads and writes another attribute, for one that has been renamed."""
+    """Returns a property that reads and writes another attribute, for an attribute that has been renamed."""
     return property(
         lambda self: getattr(self, name),
         lambda self, value: setattr(self, name, value),

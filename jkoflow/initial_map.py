@@ -1,7 +1,7 @@
-"""The initial map: what is fitted to the data in closed form before the first block is trained.
+"""The initial map, which is fitted to the data in closed form before the first block is trained.
 
-A Gaussian copula brings every column, and then their correlations, to those of the base; where the distance from the
-centre is what is left, a radial map takes it. The blocks are left with what needs a network.
+A Gaussian copula makes every column Gaussian, and then the correlations those of the base. A radial map makes the
+distances from the centre those of the base. The blocks learn the rest, which needs a network.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from jkoflow.spline import MonotoneSpline
 
 KNOTS = 128
-"""Most knots of a spline."""
+"""Largest number of knots of a spline."""
 
 ROWS_PER_KNOT = 200
-"""Fewer rows than this for a knot, and there are fewer knots."""
+"""Smallest number of rows per knot; fewer rows have fewer knots."""
 
 LEAST_GAP = 1e-3
-"""Least distance between two knots, as a share of a column's deviation: bounds the density of repeated values."""
+"""Least distance between two knots, as a share of a column's deviation; it bounds the density of repeated values."""
 
 LEAST_RISE = 1e-3
-"""Least distance between two knots' images: bounds from below the density of gaps without data."""
+"""Least distance between the images of two knots; it bounds from below the density of gaps without data."""
 
 LEAST_VARIANCE = 1e-6
-"""Least variance of a direction that is brought to one, as a share of the largest."""
+"""Least variance, as a share of the largest, of a direction that `Whiten` scales to variance 1."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -38,15 +38,15 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "marginals+whiten": ("marginals", "whiten"),
     "marginals+whiten+radial": ("marginals", "whiten", "radial"),
 }
-"""Names of the initial maps that can be asked for, and the stages of each."""
+"""Stages of the initial maps by the name of the recipe."""
 
 
 class Marginals(nn.Module):
-    """Every column by itself, through a spline; logdet (B,) is the sum over the columns.
+    """Maps every column by itself through a spline; logdet (B,) is the sum over the columns.
 
     Arguments:
         x: Knots in the columns' units, with shape (d, K).
-        y: Their images, with shape (d, K).
+        y: Images of the knots, with shape (d, K).
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -55,22 +55,22 @@ class Marginals(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Marginals:
-        """Sends the quantiles of rows (N, d) to those of the standard Gaussian."""
+        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian."""
         return cls(*_quantile_knots(rows, torch.special.ndtri))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, d) and logdets (B,) of x (B, d)."""
+        """Returns images (B, d) and logdets (B,) of x (B, d)."""
         y, log_derivative = self.spline(x)
         return y, log_derivative.sum(1)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `forward`."""
+        """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
         x, log_derivative = self.spline.inverse(y)
         return x, log_derivative.sum(1)
 
 
 class Whiten(nn.Module):
-    """Solves for y in x = mean + root y.
+    """Maps x to the solution y of x = mean + root y.
 
     Arguments:
         mean: The mean, with shape (d,).
@@ -88,28 +88,28 @@ class Whiten(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Whiten:
-        """Brings rows (N, d) to mean 0 and covariance 1, and turns them as little as possible."""
+        """Fits a map that brings rows (N, d) to mean 0 and covariance 1 and turns them as little as possible."""
         covariance = torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
         variance, directions = torch.linalg.eigh(covariance)
         root = variance.clamp(min=LEAST_VARIANCE * float(variance[-1])).sqrt()
         return cls(rows.mean(0), (directions * root) @ directions.T)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, d) and logdets (B,) of x (B, d)."""
+        """Returns images (B, d) and logdets (B,) of x (B, d)."""
         factors, pivots, log_det = self._factorised()
         centred = (x - self.mean).T
         return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(len(x))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `forward`."""
+        """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
         return y @ self.root.T + self.mean, self._factorised()[2].expand(len(y))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what is known: versions of copies begin anew."""
+        """Returns the state without the cached factors, since the version counters of copies begin anew."""
         return {**self.__dict__, "_known": None}
 
     def _factorised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns LU factors, pivots and log det of the root, computed once for each root and each change of it."""
+        """Returns LU factors, pivots and log det of the root, computed anew only if the root has changed."""
         root = self.root
         if torch.compiler.is_compiling() or root.is_inference():  # what has no version may change unseen
             return _factorise(root)
@@ -125,11 +125,11 @@ def _factorise(root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Radial(nn.Module):
-    """Changes the distance from the origin and keeps the direction.
+    """Maps the distance from the origin and keeps the direction.
 
     Arguments:
-        x: Knots, logarithms of distances, with shape (1, K).
-        y: Logarithms of the new distances, with shape (1, K).
+        x: Knots: logarithms of distances, with shape (1, K).
+        y: Images of the knots: logarithms of the new distances, with shape (1, K).
 
     References:
         | Reducing statistical dependencies in natural signals using radial Gaussianization (Lyu and Simoncelli, 2008)
@@ -142,16 +142,16 @@ class Radial(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Radial:
-        """Sends the quantiles of the distances of rows (N, d) to those of the standard Gaussian's."""
+        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian."""
         dim = rows.shape[1]
         return cls(*_quantile_knots(_log_distance(rows), lambda levels: _log_gaussian_distance(levels, dim)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, d) and logdets (B,) of x (B, d)."""
+        """Returns images (B, d) and logdets (B,) of x (B, d)."""
         return self._scale(x, self.spline.forward)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `forward`."""
+        """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
         return self._scale(y, self.spline.inverse)
 
     def _scale(self, x: Tensor, map_log: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -165,10 +165,10 @@ STAGES: dict[str, type[Marginals | Whiten | Radial]] = {"marginals": Marginals, 
 
 
 class InitialMap(nn.Module):
-    """Stages one after the other; none is the identity.
+    """Stages one after the other; without stages the map is the identity.
 
     Arguments:
-        stages: The stages.
+        stages: The stages, in the order in which they are applied.
 
     Example:
         >>> rows = torch.randn(1000, 2).exp()
@@ -201,11 +201,11 @@ class InitialMap(nn.Module):
         return cls(stages).to(rows.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, d) and log abs dets (B,) of x (B, d)."""
+        """Returns images (B, d) and log abs dets (B,) of x (B, d)."""
         return self._through(x, [stage.forward for stage in self._stack])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Preimages (B, d) and log abs dets of the inverse map (B,) of y (B, d)."""
+        """Returns preimages (B, d) and log abs dets of the inverse map (B,) for y (B, d)."""
         return self._through(y, [stage.inverse for stage in reversed(self._stack)])
 
     @property
@@ -222,7 +222,7 @@ class InitialMap(nn.Module):
 
     @property
     def recipe(self) -> str:
-        """The recipe's name."""
+        """Returns the name of the recipe."""
         return "+".join(self._names) or "none"
 
     @property
@@ -230,7 +230,7 @@ class InitialMap(nn.Module):
         return [next(name for name, kind in STAGES.items() if type(stage) is kind) for stage in self._stack]
 
     def describe(self) -> list[dict[str, Any]]:
-        """The stages without their numbers, as JSON values; `from_description` builds them again."""
+        """Returns the stages without their numbers, as JSON values; `from_description` builds them again."""
         return [
             {"stage": name} if isinstance(stage, Whiten) else {"stage": name, "knots": stage.spline.x.shape[1]}
             for name, stage in zip(self._names, self._stack, strict=True)
@@ -251,7 +251,7 @@ class InitialMap(nn.Module):
 
 
 def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Knots (d, K) at quantiles of rows (N, d), evenly spread in the Gaussian's units, and the targets' quantiles."""
+    """Returns knots (d, K) at quantiles of rows (N, d), evenly spread in Gaussian units, and the target's quantiles."""
     count = len(rows)
     knots = max(4, min(KNOTS, count // ROWS_PER_KNOT))
     end = float(torch.special.ndtri(torch.tensor(1 - 0.5 / count, dtype=torch.float64)))
@@ -269,18 +269,18 @@ def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[T
 
 
 def _spread_out(knots: Tensor, gap: Tensor) -> Tensor:
-    """Knots (d, K) in order, each pushed up until it is at least a gap (d, 1) beyond the one before it."""
+    """Returns knots (d, K) in order, each moved up until it is at least a gap (d, 1) beyond the knot before it."""
     steps = gap * torch.arange(knots.shape[1], dtype=knots.dtype, device=knots.device)
     return (knots - steps).cummax(1).values + steps
 
 
 def _log_distance(x: Tensor) -> Tensor:
-    """Logarithms of the distances of x (B, d) from the origin, with shape (B, 1)."""
+    """Returns the logarithms of the distances of x (B, d) from the origin, with shape (B, 1)."""
     return x.square().sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).log() / 2
 
 
 def _log_gaussian_distance(levels: Tensor, dim: int) -> Tensor:
-    """Quantiles at levels (K,) of the logarithm of a standard Gaussian vector's length, by bisection."""
+    """Computes quantiles at levels (K,) of the logarithm of a standard Gaussian vector's length, by bisection."""
     low = torch.full_like(levels, -40.0)
     high = torch.full_like(levels, math.log(dim + 40.0 * math.sqrt(dim)))
     half = torch.full_like(levels, 0.5 * dim)

@@ -1,4 +1,4 @@
-"""What a flow is given: rows of data, noise and context, checked before anything is computed."""
+"""Checks of the rows of data, noise and context that a flow is given, before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def check_points(x: Tensor, dim: int, name: str, validate: bool) -> None:
     Arguments:
         x: The points, which must have shape (B, d).
         dim: Number d of features.
-        name: What an error calls them.
-        validate: Whether to look for NaN and inf, too: the answer is read from the device.
+        name: Name of the points in errors.
+        validate: Whether to look for NaN and inf, too, which waits for the device.
 
     Raises:
         ValueError: If the shape does not match, or a value is not finite (row and column are named).
@@ -25,13 +25,13 @@ def check_points(x: Tensor, dim: int, name: str, validate: bool) -> None:
 
 
 def check_context(context: Tensor | None, rows: int, context_dim: int, validate: bool) -> None:
-    """Refuses conditioning variables that do not go with the points.
+    """Refuses conditioning variables that do not match the points.
 
     Arguments:
         context: The conditioning variables, which must have shape (rows, c); None for an unconditional flow.
         rows: Number of points.
         context_dim: Number c of conditioning variables; 0 for an unconditional flow.
-        validate: As in `check_points`.
+        validate: Whether to look for NaN and inf, too, see `check_points`.
 
     Raises:
         ValueError: If context is missing or superfluous, its shape does not match or a value is not finite.

@@ -1,4 +1,4 @@
-"""How good a flow is: step-converged likelihood, inversion error, movement."""
+"""Measures of a flow: step-converged likelihood, inversion error, movement."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jkoflow.flow import JKOFlow
 from jkoflow.ops.grid import Fixed, Grid, as_grid, finest
 
 CHUNK = 10_000
-"""Rows that go through a flow at once: bounds the memory, whatever the size of the data."""
+"""Number of rows that go through a flow at once, which bounds the memory whatever the size of the data."""
 
 
 class ConvergedNLL(NamedTuple):
     """A negative log-likelihood that no longer depends on the integrator."""
 
     nll: float
-    """Mean over the rows in nats, in the data's own units."""
+    """Mean NLL of the rows in nats, in the data's own units."""
     stderr: float
     """Standard error of the mean."""
     num_steps: int
@@ -28,36 +28,36 @@ class ConvergedNLL(NamedTuple):
     converged: bool
     """Whether the last doubling of num_steps moved the NLL by less than the tolerance."""
     change: float
-    """What that doubling moved it by, in nats."""
+    """Change of the NLL under the last doubling of num_steps, in nats."""
     out_of_time: bool = False
-    """Whether doubling ended because there was no time for more."""
+    """Whether doubling ended because there was no time for a finer grid."""
 
 
 class InversionError(NamedTuple):
     """Distances between x and inverse(forward(x)), in standardised units."""
 
     mean: float
-    """Mean over the rows."""
+    """Mean distance over the rows."""
     maximum: float
-    """Largest over the rows."""
+    """Largest distance over the rows."""
     stderr: float
     """Standard error of the mean; NaN for a single row."""
 
 
 class Movement(NamedTuple):
-    """How far a block moves its samples."""
+    """The movement of samples in a block."""
 
     value: float
-    """Root mean square distance."""
+    """Root mean square distance that the samples travel."""
     stderr: float
-    """Standard error of it; NaN for a single row, and 0 if nothing moves."""
+    """Standard error of the movement; NaN for a single row, and 0 if nothing moves."""
 
 
 @torch.no_grad()
 def mean_nll(
     flow: JKOFlow, x: Tensor, num_steps: int | Grid | None = None, context: Tensor | None = None
 ) -> tuple[float, float]:
-    """Mean negative log-likelihood and its standard error, at a given number of Runge-Kutta steps.
+    """Computes the mean negative log-likelihood and its standard error, at a given number of Runge-Kutta steps.
 
     Arguments:
         flow: The flow.
@@ -89,11 +89,11 @@ def step_converged_nll(
     Arguments:
         flow: The flow.
         x: Rows in their own units, with shape (N, d).
-        num_steps: Where to start; None means half the flow's calibrated number, or the most any block trained with.
+        num_steps: First number of steps; None means half the calibrated number, or the most any block trained with.
         tolerance: Nats by which the last doubling may move the mean.
-        max_num_steps: Where doubling ends at the latest.
+        max_num_steps: Largest number of steps.
         context: Conditioning variables, with shape (N, c).
-        affordable: Is asked whether there is time for a finer grid than two; None means that there always is.
+        affordable: Function that tells whether there is time for a grid beyond the first two; None if there always is.
 
     Returns:
         The mean on the finer of the last two grids; check ``converged``.
@@ -126,7 +126,7 @@ def step_converged_nll(
 
 
 def training_grid(flow: JKOFlow) -> Grid:
-    """Returns the finest grid that any block of the flow was trained with; one step without blocks."""
+    """Returns the finest grid that any block of the flow was trained with; a grid of one step without blocks."""
     return finest(block.grid for block in flow.stack)
 
 
@@ -144,7 +144,7 @@ def calibrate(
         x: Validation rows in their own units, with shape (N, d).
         tolerance: Nats by which the last doubling may move the mean.
         context: Conditioning variables, with shape (N, c).
-        affordable: As in `step_converged_nll`.
+        affordable: Function that tells whether there is time for a grid, see `step_converged_nll`.
 
     Returns:
         The step-converged NLL of x.
@@ -163,7 +163,7 @@ def inversion_error(
     exact: bool = False,
     context: Tensor | None = None,
 ) -> InversionError:
-    """How far a trip to the noise and back ends from where it began.
+    """Measures the distance between rows and their images under the way to the noise and back.
 
     Arguments:
         flow: The flow.
@@ -195,21 +195,21 @@ def inversion_error(
 
 
 def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Rows (N, d) with their context (N, c), in pieces that bound the memory."""
+    """Returns rows (N, d) with their context (N, c), in pieces that bound the memory."""
     parts = x.split(CHUNK)
     contexts = [None] * len(parts) if context is None else context.split(CHUNK)
     return list(zip(parts, contexts, strict=True))
 
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
-    """At most ``limit`` rows of x (N, d), evenly spread: files are often sorted, so that the first rows mislead."""
+    """Returns at most ``limit`` evenly spread rows of x (N, d); in sorted files the first rows would mislead."""
     return x if len(x) <= limit else x[torch.linspace(0, len(x) - 1, limit, dtype=torch.float64).long()]
 
 
 def movement(x: Tensor, y: Tensor) -> Movement:
     r"""Returns the root mean square distance of points x and y (N, d), the arc length :math:`\sqrt{E |y - x|^2}`.
 
-    Its standard error is by that of the mean square.
+    The standard error is derived from that of the mean square.
     """
     squares = (y - x).double().square().sum(1)
     value = math.sqrt(float(squares.mean()))
@@ -220,7 +220,7 @@ def movement(x: Tensor, y: Tensor) -> Movement:
 
 
 def bits_per_dim(nats: float, dim: int) -> float:
-    """A negative log-likelihood per row, or its standard error, in bits per column.
+    """Converts a negative log-likelihood per row, or its standard error, from nats to bits per column.
 
     Example:
         >>> bits_per_dim(4 * math.log(2), 2)

@@ -1,4 +1,4 @@
-"""JKO step sizes: their growth along a chain, and what reparametrisation and refinement make of them."""
+"""JKO step sizes: their growth along a chain, and their change by reparametrisation and refinement."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 
 def jko_step(block: int, first: float, growth: float, largest: float) -> float:
-    r"""JKO step size of a block, :math:`h_k = \min(h_0 g^k, h_{max})`.
+    r"""Returns the JKO step size of a block, :math:`h_k = \min(h_0 g^k, h_{max})`.
 
     Arguments:
         block: Number k of the block, from 0.
-        first: Step size h_0 of the first block.
+        first: JKO step size h_0 of the first block.
         growth: Factor g from one block to the next.
         largest: Upper bound h_max.
 
     Returns:
-        The step size, positive.
+        The JKO step size, positive.
 
     Example:
         >>> [jko_step(k, 1.0, 2.0, 3.0) for k in range(3)]
@@ -32,19 +32,19 @@ def jko_step(block: int, first: float, growth: float, largest: float) -> float:
 def reparametrized_jko_steps(
     jko_steps: Sequence[float], movements: Sequence[float], damping: float = 1.0, largest: float = math.inf
 ) -> list[float]:
-    r"""JKO step sizes under which blocks are expected to move equally far.
+    r"""Returns JKO step sizes under which blocks are expected to move equally far.
 
     With movements S_k and times :math:`t_k = h_1 + \dots + h_k`, the time :math:`t'_k` is where the piecewise linear
     cumulative movement reaches k times its mean; then :math:`t_k \leftarrow t_k + \eta\,(t'_k - t_k)`.
 
     Arguments:
-        jko_steps: Step sizes h of the penalised blocks, positive and finite.
-        movements: Their movements S, not negative.
-        damping: :math:`\eta`, the share of the way that the times go, at most 1.
-        largest: Upper bound of the new step sizes.
+        jko_steps: JKO step sizes h of the penalised blocks, positive and finite.
+        movements: Movements S of these blocks, not negative.
+        damping: :math:`\eta`, the share of the way that the times :math:`t_k` go, at most 1.
+        largest: Upper bound of the new JKO step sizes.
 
     Returns:
-        The new step sizes; those given if nothing has moved.
+        The new JKO step sizes; the given ones if nothing has moved.
 
     Raises:
         ValueError: If a number is out of its range or the lengths differ.
@@ -79,15 +79,15 @@ def reparametrized_jko_steps(
 
 
 def refined_jko_steps(jko_steps: Sequence[float], factor: int) -> list[float]:
-    """Step sizes of blocks that are divided into ``factor`` children each: h / factor; a free block's are free."""
+    """Returns the JKO step sizes, h / factor, of blocks divided into ``factor`` children each; inf stays inf."""
     return [h / factor for h in jko_steps for _ in range(factor)]
 
 
 def penalised_jko_steps(jko_steps: Sequence[float], fallback: float) -> list[float]:
-    """Step sizes to train a chain with: only its last block may be free (inf).
+    """Returns JKO step sizes to train a chain with, of which only the last may be free (inf).
 
-    A free block before the last would leave nothing to do for those after it. It gets the step size of the block before
-    it, or ``fallback`` if there is none.
+    A free block before the last would leave nothing to do for the blocks after it. It gets the JKO step size of the
+    block before it, or ``fallback`` if there is none.
 
     Example:
         >>> penalised_jko_steps([0.5, math.inf, math.inf], 1.0)
@@ -101,7 +101,7 @@ def penalised_jko_steps(jko_steps: Sequence[float], fallback: float) -> list[flo
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """Standard deviation over the mean: 0 for equal numbers; NaN for none, or all zero."""
+    """Returns the standard deviation over the mean: 0 for equal numbers; NaN without numbers or if all are zero."""
     mean = math.fsum(values) / len(values) if values else 0.0
     if mean == 0:
         return math.nan

@@ -13,7 +13,7 @@ class MonotoneSpline(nn.Module):
 
     Arguments:
         x: Abscissae of the knots, increasing along the last axis, with shape (d, K), K at least 2.
-        y: Ordinates of the knots, increasing likewise, with shape (d, K).
+        y: Ordinates of the knots, increasing along the last axis, with shape (d, K).
 
     Raises:
         ValueError: If the shapes differ or the knots do not increase.
@@ -45,7 +45,7 @@ class MonotoneSpline(nn.Module):
         self.register_buffer("slope", _slopes(x, y))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values at x (B, d) and logarithms of the derivatives there, both with shape (B, d)."""
+        """Returns the values at x (B, d) and the logarithms of the derivatives at x, both with shape (B, d)."""
         piece = self._piece(x, self.x)
         part = ((x - piece.x) / piece.width).clamp(0, 1)
         both = part * (1 - part)
@@ -55,7 +55,7 @@ class MonotoneSpline(nn.Module):
         return y, piece.log_derivative(part)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the values are y (B, d), and logarithms of the inverse's derivatives there, both with shape (B, d)."""
+        """Returns values of the inverse at y (B, d) and the logarithms of its derivatives, both with shape (B, d)."""
         piece = self._piece(y, self.y)
         height = torch.minimum((y - piece.y).clamp(min=0), piece.height)
         # the root in [0, 1] of a quadratic, in the form without cancellation
@@ -68,7 +68,7 @@ class MonotoneSpline(nn.Module):
         return x, -piece.log_derivative(part)
 
     def _piece(self, at: Tensor, knots: Tensor) -> _Piece:
-        """The pieces between the knots that values (B, d) lie in, the outermost for those beyond."""
+        """Returns the pieces that hold the values (B, d), the outermost pieces for values beyond all knots."""
         index = torch.searchsorted(knots, at.T.contiguous(), right=True).sub_(1).clamp_(0, knots.shape[1] - 2)
 
         def pick(values: Tensor, offset: int = 0) -> Tensor:
@@ -81,7 +81,7 @@ class MonotoneSpline(nn.Module):
 
 
 class _Piece(NamedTuple):
-    """A spline between two knots, for values (B, d)."""
+    """The piece of a spline between two knots, for each of the values (B, d)."""
 
     x: Tensor
     y: Tensor
@@ -99,7 +99,10 @@ class _Piece(NamedTuple):
 
 
 def _slopes(x: Tensor, y: Tensor) -> Tensor:
-    """Derivatives at the knots: harmonic means of both sides weighted by the pieces' widths; secants at the ends."""
+    """Returns derivatives at the knots: weighted harmonic means of the secants on both sides, and secants at the ends.
+
+    The weights follow from the widths of the pieces.
+    """
     width, secant = x.diff(), y.diff() / x.diff()
     before, after = width[:, :-1] + 2 * width[:, 1:], 2 * width[:, :-1] + width[:, 1:]
     inner = (before + after) / (before / secant[:, :-1] + after / secant[:, 1:])

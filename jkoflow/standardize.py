@@ -1,4 +1,4 @@
-"""The first layer of a flow: columns of data or context in units of their own, brought to mean 0 and deviation 1."""
+"""The first layer of a flow, which brings columns of data or context to mean 0 and deviation 1."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes `forward`."""
+        """Undoes `forward` for z (B, d); logdet (B,) is the sum of log std."""
         return z * self.std + self.mean, self.std.log().sum().expand(z.shape[0])

@@ -1,6 +1,6 @@
-"""How different two samples are: kernel and energy distances with a threshold for chance, and a classifier's verdict.
+"""Distances between two samples, by kernel and by energy, with a threshold for chance, and a classifier's accuracy.
 
-Distances depend on the units of the columns: give both samples in standardised ones.
+Distances depend on the units of the columns: give both samples on standardised columns.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Discrepancy(NamedTuple):
     stderr: float
     """Standard error of the value; NaN for samples of one row."""
     threshold: float
-    r"""What the value exceeds with probability alpha if both samples are of one distribution, :math:`\tau`."""
+    r"""Threshold :math:`\tau` that the value exceeds with probability alpha if both samples are of one distribution."""
 
 
 class Accuracy(NamedTuple):
-    """How often a classifier tells two samples apart."""
+    """The accuracy of a classifier that tells two samples apart."""
 
     value: float
-    """Share of held-out rows that it assigns to the right sample; 0.5 if it cannot tell them apart."""
+    """Share of held-out rows that are assigned to the right sample; 0.5 if the samples cannot be told apart."""
     stderr: float
-    """Standard error of the share."""
+    """Standard error of the value."""
 
 
 def mmd(
@@ -47,7 +47,7 @@ def mmd(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Discrepancy:
-    r"""Squared maximum mean discrepancy with the kernel :math:`k(a, b) = \exp(-|a - b|^2 / (2 \sigma^2))`.
+    r"""Computes the squared maximum mean discrepancy with the kernel :math:`k(a, b) = \exp(-|a - b|^2 / (2 \sigma^2))`.
 
     .. math:: \frac{1}{n^2} \sum_{i,j} k(x_i, x_j) + \frac{1}{m^2} \sum_{i,j} k(y_i, y_j)
               - \frac{2}{nm} \sum_{i,j} k(x_i, y_j)
@@ -87,12 +87,12 @@ def mmd(
 
 
 def median_distance(x: Tensor, y: Tensor) -> float:
-    """The median distance between two different rows of both samples (n, d) and (m, d): a bandwidth for `mmd`."""
+    """Returns the median distance between two different rows of samples (n, d) and (m, d), a bandwidth for `mmd`."""
     return _median(_distances(x, y))
 
 
 def energy_distance(x: Tensor, y: Tensor, *, bootstraps: int = 200, alpha: float = 0.05, seed: int = 0) -> Discrepancy:
-    r"""Squared energy distance :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, which has no bandwidth to choose.
+    r"""Computes the squared energy distance :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, which needs no bandwidth.
 
     Arguments:
         x: One sample, with shape (n, d).
@@ -119,7 +119,7 @@ def energy_distance(x: Tensor, y: Tensor, *, bootstraps: int = 200, alpha: float
 
 
 def classifier_accuracy(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> Accuracy:
-    """Accuracy of gradient-boosted trees that learn to tell two samples apart (a classifier two-sample test).
+    """Measures how well gradient-boosted trees learn to tell two samples apart (a classifier two-sample test).
 
     Arguments:
         x: One sample, with shape (n, d).
@@ -164,7 +164,7 @@ def _median(distances: Tensor) -> float:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Distances (n + m, n + m) between all rows of both samples, in float64."""
+    """Returns the distances (n + m, n + m) between all rows of both samples, in float64."""
     _check(x, y)
     rows = torch.cat([x, y]).detach().double()
     # by differences: distances of near rows by products lose half of their digits
@@ -179,7 +179,7 @@ def _check(x: Tensor, y: Tensor) -> None:
 
 
 def _discrepancy(kernel: Tensor, n: int, bootstraps: int, alpha: float, seed: int) -> Discrepancy:
-    """Value, standard error and threshold of w^T K w for a kernel matrix (n + m, n + m), w = 1/n, ... and -1/m, ..."""
+    """Computes w^T K w for a kernel matrix (n + m, n + m), its standard error and threshold; w = 1/n, ..., -1/m, ..."""
     if bootstraps < 1 or not 0 < alpha < 1:
         raise ValueError(f"bootstraps must be at least 1 and alpha between 0 and 1, got {bootstraps}, {alpha}")
     total = kernel.shape[0]

@@ -1,10 +1,10 @@
-"""Compiles the CUDA kernels and writes what ptxas reports of them, with estimates of occupancy and instruction mix.
+"""Compiles the CUDA kernels and writes ptxas's report on them, with estimates of occupancy and instruction mix.
 
 Needs nvcc, cmake and the compiled extension, no GPU: `python scripts/cuda_report.py` writes docs/cuda_kernels.json and
 the tables in docs/cuda.md. Tiles, shared memory and shares of the batch are those of the extension's own plans; how
 many thread blocks fit on a multiprocessor follows from them and from the registers. The instruction mix is counted by
-hand from `multiply` in csrc/cuda/product.cuh; the least times on an H100 follow from the work and from what the GPU is
-said to do in a second. These are estimates, not measurements. `--tables` writes the tables from the last report and
+hand from `multiply` in csrc/cuda/product.cuh; the least times on an H100 follow from the work and from the
+GPU's published rates. These are estimates, not measurements. `--tables` writes the tables from the last report and
 needs no nvcc.
 """
 
@@ -58,7 +58,7 @@ def digest() -> str:
 
 
 def gpu(architecture: str) -> Any:
-    """Describes the GPU that an architecture is planned for."""
+    """Returns the description of the GPU that an architecture is planned for."""
     described = C.CudaGpu()
     if GPUS[architecture]:
         described.architecture = int(architecture)
@@ -80,14 +80,14 @@ def plan(
 
 
 def write_instances(folder: Path) -> list[Path]:
-    """Lets CMake write the sources of the kernels, as a build does."""
+    """Lets CMake write the sources of the kernels, as a build does, and returns their paths."""
     command = ["cmake", f"-DJKOFLOW_INSTANCES={folder}", "-P", str(ROOT / "csrc" / "cuda" / "sources.cmake")]
     subprocess.run(command, check=True)
     return sorted(folder.glob("*.cu"))
 
 
 def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
-    """What ptxas says of every kernel of a source."""
+    """Returns what ptxas reports of every kernel of a source."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin"]
         command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(Path(folder) / "kernels.cubin")]
@@ -120,7 +120,7 @@ def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
 
 
 def estimate(kernel: dict[str, object]) -> dict[str, object]:
-    """Occupancy, and instructions for one multiplication of 16 rows, 8 columns and a fragment of 8 samples."""
+    """Estimates occupancy, and instructions of one multiplication of 16 rows, 8 columns and a fragment of 8 samples."""
     task, H, tangents = str(kernel["task"]), int(str(kernel["H"])), bool(kernel["tangents"])
     planned = plan(task, H, tangents, str(kernel["architecture"]))
     threads, fragments = planned["threads"], planned["tile"] // 8
@@ -143,7 +143,7 @@ def estimate(kernel: dict[str, object]) -> dict[str, object]:
 
 
 def table(report: dict[str, object]) -> str:
-    """The report as Markdown."""
+    """Returns the report as a table in Markdown."""
     lines = [
         "| kernel | H | precision | arch | samples | registers | spilled bytes | shared KB | blocks | occupancy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -161,28 +161,28 @@ def table(report: dict[str, object]) -> str:
 
 
 def up(number: int, multiple: int) -> int:
-    """Rounded up."""
+    """Returns the number rounded up to a multiple."""
     return -(-number // multiple) * multiple
 
 
 @dataclass
 class Bounds:
-    """Least times of a kernel in 3xTF32, in seconds, by what each unit has to do."""
+    """Least times of a kernel in 3xTF32, in seconds, by the work of each unit."""
 
     l2: float
     tensor: float
     functions: float
     memory: float
-    """Sums of gradients that are kept there: H = 256."""
+    """Seconds for sums of gradients that are kept in memory, as they are for H = 256."""
     l2_bytes: float
     stage_bytes: int
-    """Of weights, for a tile's stage."""
+    """Bytes of weights that a stage of a tile reads."""
 
 
 def bounds(
     task: str, batch: int, tile: int, small: int, blocks: int, H: int = 128, dim: int = 6, steps: int = 3
 ) -> Bounds:
-    """Of two hidden layers with the exact divergence and time, rk4; `task` is forward or loss.
+    """Computes the least times of two hidden layers with exact divergence and time, rk4; `task` is forward or loss.
 
     Every tile streams all weights from the L2 cache at every stage; several warps that read the same rows at a time
     count once. The busiest multiprocessor decides for the tensor cores and the functions.
@@ -212,7 +212,7 @@ def bounds(
 
 
 def bounds_table() -> str:
-    """With the tiles that are built, and with others."""
+    """Returns the table of least times with the tiles that are built, and with others."""
     lines = [
         "| kernel | d, H | samples | tile, small | blocks | weights a stage, KB | from L2, MB | "
         "L2, us | tensor cores, us | functions, us | memory, us |",
@@ -243,7 +243,7 @@ def bounds_table() -> str:
 
 
 def write_tables(report: dict[str, object]) -> None:
-    """Puts the tables into the page."""
+    """Puts the tables of kernels and of least times into the page."""
     page = PAGE.read_text()
     for name, text in (("kernels", table(report)), ("bounds", bounds_table())):
         start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -8,7 +8,7 @@ the next one runs all the same:
     layout     how one mma instruction spreads its operands over the threads (tests/native/cuda/mma_layout.cu)
     tests      tests/test_gpu.py
     memcheck   compute-sanitizer on small cases (scripts/gpu_small.py): addresses; first on the program with faults
-    racecheck  compute-sanitizer on small cases: shared memory; likewise
+    racecheck  compute-sanitizer on small cases: shared memory; first on the program with faults
     benchmark  jkoflow bench --device cuda --compile
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
@@ -45,7 +45,7 @@ from supervision import ROOT, Stage, run_command, run_stage
 
 BUILD = ROOT / "build" / "gpu_check"
 SITE = BUILD / "site"
-"""What the stages import: the package with the extension of this build, and unpacked wheels."""
+"""Folder that the stages import from: the package with the extension of this build, and unpacked wheels."""
 REQUIRED = ("torch", "numpy", "safetensors", "pytest", "pybind11", "typer", "pandas", "matplotlib")
 RESERVE = 15
 """Seconds that are kept for the end."""
@@ -62,7 +62,7 @@ def extend_path() -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Finds device, driver, versions and what is being checked."""
+    """Returns device, driver, versions and the commit that is checked."""
     found: dict[str, Any] = {"python": platform.python_version(), "commit": _commit(), "sources": _sources_hash()}
     fields = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm")
     code, text = run_command(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 30, {})
@@ -90,7 +90,7 @@ def _commit() -> str | None:
 
 
 def _sources_hash() -> str:
-    """Names what is checked where there is no repository: a hash of the native sources and of ops."""
+    """Returns a hash of the native sources and of ops, which names the checked state if there is no repository."""
     digest = hashlib.sha256()
     for folder, pattern in ((ROOT / "csrc", "*"), (ROOT / "jkoflow" / "ops", "*.py")):
         for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
@@ -99,7 +99,7 @@ def _sources_hash() -> str:
 
 
 def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = ()) -> list[Stage]:
-    """Lists the stages on a GPU of some compute capability ("9.0")."""
+    """Returns the stages on a GPU of some compute capability ("9.0")."""
     architecture = capability.replace(".", "")
     python = [sys.executable, "-P"]  # -P: imports come from SITE, not from the checkout
     imports = {
@@ -122,7 +122,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
     faulty = str(BUILD / "faulty")
 
     def watch(tool: str, fault: str, *more: str) -> list[list[str]]:
-        """Runs the tool on a program with a fault, which it has to see, then on the small cases."""
+        """Returns commands that run a tool on a program with a fault, which it has to see, and on the small cases."""
         seen = f"{shlex.join([*sanitizer, '--tool', tool, faulty, fault])}; test $? -eq 9 && echo {tool} sees the fault"
         return [["sh", "-c", seen], [*sanitizer, "--tool", tool, *small, *more]]
 
@@ -204,7 +204,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
 
 
 def stage_site() -> None:
-    """Puts the package with the built extension, and the wheels' contents, where the stages import from."""
+    """Puts the package with the built extension, and the wheels' contents, into the folder that stages import from."""
     shutil.rmtree(SITE, ignore_errors=True)
     SITE.mkdir(parents=True)
     shutil.copytree(ROOT / "jkoflow", SITE / "jkoflow", ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
@@ -257,7 +257,7 @@ def check(
 
 
 def _lacking(needed: Stage, entries: dict[str, Any]) -> str | None:
-    """Says why a stage that another one needs is no help, or returns None; an earlier check may have run it."""
+    """Says why a needed stage has not left its results; returns None if it has, perhaps in an earlier check."""
     if needed.name in entries:
         return None if entries[needed.name]["result"] == "passed" else f"{needed.name} did not pass"
     missing = [str(path) for path in needed.makes if not path.exists()]
@@ -278,7 +278,7 @@ def _write(report: dict[str, Any], outdir: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Writes what a reader sees last: machine, stages, and the benchmark's most important lines."""
+    """Returns the closing table: machine, stages, and the benchmark's most important lines."""
     machine = report["machine"]
     gpu = machine["gpu"] or {"name": "no GPU", "compute_cap": "-", "driver_version": "-"}
     lines = [
@@ -300,7 +300,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def benchmark_lines(record: dict[str, Any]) -> list[str]:
-    """Writes what `jkoflow bench` recorded at its first shape: times, errors and shares of the ceilings."""
+    """Returns the lines on the first shape of `jkoflow bench`: times, errors and shares of the ceilings."""
     if not record.get("shapes"):
         return [f"benchmark: {record['problem']}"] if "problem" in record else []
     entry = record["shapes"][0]

@@ -1,4 +1,4 @@
-"""Every kernel of the GPU once, on few rows: what compute-sanitizer watches, since it slows kernels down by far.
+"""Runs every kernel of the GPU once, on few rows, for compute-sanitizer, which slows kernels down by far.
 
 compute-sanitizer --tool memcheck python scripts/gpu_small.py [--fewer] [--seconds 50]
 
@@ -19,9 +19,9 @@ from jkoflow.ops import cuda
 
 WIDTHS = [(60,), (130,), (64, 50), (128, 128), (256, 140), (33, 64, 20), (100, 128, 80)]
 BATCH = 70
-"""No multiple of a tile; on a GPU these are small tiles."""
+"""Number of samples, which is no multiple of a tile; on a GPU they make small tiles."""
 LARGE = 92
-"""Samples for each multiprocessor: blocks then have large tiles and, with up to 128 units, a small one at the end."""
+"""Samples for each multiprocessor: thread blocks have large tiles and, with up to 128 units, a small one at the end."""
 
 
 def run(hidden: tuple[int, ...], precision: str, divergence: str, batch: int) -> None:
@@ -49,7 +49,7 @@ def run(hidden: tuple[int, ...], precision: str, divergence: str, batch: int) ->
 
 
 def main() -> None:
-    """Runs the cases, fewer of them if asked for."""
+    """Runs all cases, or fewer if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fewer", action="store_true", help="leave out what differs least from other cases")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to start no more case")

@@ -1,4 +1,4 @@
-"""Processes that must not hold up whoever started them: stages of commands with a time limit, and all their output."""
+"""Stages of commands with a time limit, whose processes must not hold up the caller, and all their output."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-"""Where every command runs."""
+"""Folder in which every command runs."""
 TAIL = 6000
-"""Characters of a stage's output that its entry keeps."""
+"""Number of characters of a stage's output that its entry keeps."""
 GRACE = 10
-"""Seconds of a command's time that are for ending after an interrupt."""
+"""Seconds of a command's time in which it may end after an interrupt."""
 
 
 @dataclass
 class Stage:
-    """Holds some commands that belong together."""
+    """A stage: some commands that belong together."""
 
     name: str
     commands: list[list[str]]
     limit: float
-    """Seconds that it may take."""
+    """Seconds that the stage may take."""
     needs: tuple[str, ...] = ()
-    """Stages without whose success it cannot run."""
+    """Names of the stages without whose success it cannot run."""
     environment: dict[str, str] = field(default_factory=dict)
     least: float = 0
-    """Seconds of these that stages before it must leave to it."""
+    """Seconds that the stages before must leave to this stage."""
     makes: tuple[Path, ...] = ()
-    """What others need of it: if an earlier check has left all of it, they run without the stage, too."""
+    """Files that other stages need; if an earlier check has left all of them, those stages run without this one."""
 
 
 def run_stage(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def run_command(
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Waits for a command's status, None if its time was up; what is left of its process group is killed."""
+    """Waits for a command and returns its status, None if its time was up; kills what is left of its process group."""
     grace = min(GRACE, seconds / 4)
     code = None
     try:

@@ -2,7 +2,7 @@
 
     python scripts/tanh_table.py > csrc/cpu/tanh_table.h
 
-The text is as clang-format leaves it once it has been there, too.
+The text is formatted as clang-format formats it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ namespace jkoflow::tanh_table {
 
 
 def pieces() -> list[tuple[float, float]]:
-    """First and last a of each piece, by number."""
+    """Returns the first and the last a of each piece, by the piece's number."""
     found: dict[int, tuple[float, float]] = {}
     for octave in (2, 4, 8):
         for first in np.arange(octave, 2 * octave, octave / 16):
@@ -37,7 +37,7 @@ def pieces() -> list[tuple[float, float]]:
 
 
 def powers(first: float, last: float) -> NDArray[np.float64]:
-    """Coefficients, all of them float32 numbers: the highest is rounded first, then the rest fits what is left of tanh.
+    """Computes coefficients that are float32 numbers: the highest is rounded first, then the others are fitted again.
 
     Near 0 there is no constant, and the relative error counts.
     """
@@ -53,13 +53,13 @@ def powers(first: float, last: float) -> NDArray[np.float64]:
 
 
 def literal(number: float) -> str:
-    """A float32 number in C++."""
+    """Returns a float32 number as C++ writes it."""
     text = f"{number:.9g}"
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
 def errors(table: NDArray[np.float64]) -> tuple[float, float]:
-    """Greatest absolute and relative error in float32 with fused multiply-adds."""
+    """Returns the largest absolute and relative error in float32 with fused multiply-adds."""
     x = np.concatenate([np.linspace(0, 9, 500_001)[1:], np.geomspace(1e-6, 1, 500_001)]).astype(np.float32)
     size = np.minimum(x, np.float32(BOUND))
     number = ((size.astype(np.float64) * SCALE + SHIFT).astype(np.float32).view(np.int32) >> 19) & 31

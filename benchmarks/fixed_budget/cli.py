@@ -14,7 +14,7 @@ from fixed_budget.table import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and does what it says."""
+    """Reads the command line and runs the command."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

@@ -1,4 +1,4 @@
-"""Runs what is missing in a directory: a process for every run, as many at once as there are slots."""
+"""The runs that are missing in a directory, each in a process of its own, as many at once as there are slots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent.parent / "compare.py"
 
 
 def jobs(sources: Sequence[str], methods: Sequence[str], seeds: int, budget: float, threads: int) -> Iterator[Job]:
-    """Yields all runs, first seeds first: an interrupted comparison is a smaller one, not a part of one."""
+    """Yields all jobs, first seeds first, so that an interrupted comparison is a smaller one and not a part of one."""
     for seed in range(seeds):
         for source in sources:
             for method in methods:
@@ -30,22 +30,22 @@ def jobs(sources: Sequence[str], methods: Sequence[str], seeds: int, budget: flo
 
 
 def place(job: Job, folder: Path) -> Path:
-    """Returns where the record of a job belongs."""
+    """Returns the path of a job's record."""
     rate = "" if job.learning_rate is None else f"-{job.learning_rate:g}"
     label = "" if not job.label else f"-{job.label}"
     return folder / f"{name_of(job.source)}-{job.method}-{job.seed}{rate}{label}.json"
 
 
 def run_missing(wanted: Sequence[Job], folder: Path, slots: int) -> list[str]:
-    """Runs the jobs that have no record yet and says how they went.
+    """Runs the jobs that have no record yet and prints how they went.
 
     Arguments:
         wanted: The jobs.
-        folder: Where the records are and go; it is made.
-        slots: Jobs at once; with more than one, each is pinned to cores of its own.
+        folder: Folder of the records; made if it does not exist.
+        slots: Number of jobs at once; with more than one, each job is pinned to cores of its own.
 
     Returns:
-        What went wrong, one line per job that failed; it has no record and is run again the next time.
+        One line per job that failed. Such a job has no record and is run again the next time.
 
     Raises:
         ValueError: If a record is of another budget or number of threads, or there are too few cores.
@@ -76,7 +76,7 @@ def run_missing(wanted: Sequence[Job], folder: Path, slots: int) -> list[str]:
 
 
 class _Slots(ThreadPoolExecutor):
-    """A thread for every group of cores."""
+    """The groups of cores, each with a thread that runs one job at a time."""
 
     def __init__(self, groups: Sequence[frozenset[int] | None]) -> None:
         self.cores = threading.local()
@@ -85,7 +85,7 @@ class _Slots(ThreadPoolExecutor):
 
 
 def _run(job: Job, path: Path, slots: _Slots) -> str:
-    """Runs a job in a process of its own and returns the error's last line, or nothing."""
+    """Runs a job in a process of its own and returns the last line of its error; an empty text without an error."""
     cores: frozenset[int] | None = slots.cores.mine
     request = {**dataclasses.asdict(job), "out": str(path), "cores": None if cores is None else sorted(cores)}
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
@@ -103,7 +103,7 @@ def _run(job: Job, path: Path, slots: _Slots) -> str:
 
 
 def run_one(request: dict[str, Any]) -> None:
-    """Runs the job that the process was started for."""
+    """Runs the job of a request, in the process that was started for it."""
     from fixed_budget import worker
 
     cores, out = request.pop("cores"), Path(request.pop("out"))

@@ -1,4 +1,4 @@
-"""What a trained flow is reported with: the same figures by the same code for every method."""
+"""The evaluation of a trained flow: the same figures by the same code for every method."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TOLERANCE = 1e-3
 """Nats by which the last refinement may move the mean NLL."""
 
 INVERSION_ROWS = 1000
-"""Test rows that go to the noise and back."""
+"""Number of test rows that go to the noise and back."""
 
 CHUNK = 1000
-"""Rows that go through a flow at once."""
+"""Number of rows that go through a flow at once."""
 
 
 def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
 
     Returns:
         ``test_nll`` (nats, standardised columns) with its standard error, refined until it moved less than `TOLERANCE`
-        (``nll_converged``, the level in ``computed_with``), what it would have been at the level of training
+        (``nll_converged``, the level in ``computed_with``), the test NLL at the level of training
         (``test_nll_as_trained``), mean and largest inversion error, and the distances between test rows and samples.
     """
     level = 0
@@ -58,7 +58,10 @@ def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
 
 @torch.no_grad()
 def inversion_errors(model: Model, x: Tensor, level: int) -> Tensor:
-    """Returns how far from x (N, d) a trip to the noise and back ends, with shape (N,); inf if nothing comes back."""
+    """Returns the distances (N,) between rows x (N, d) and their images under the way to the noise and back.
+
+    They are inf if no point comes back.
+    """
     found = []
     for rows in x.split(CHUNK):
         z, _ = model.encode(rows, level)

@@ -1,4 +1,4 @@
-"""A comparison's curves: validation NLL against seconds and against batches."""
+"""The curves of a comparison: validation NLL against seconds and against batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = 3
 
 
 def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) -> Figure:
-    """Draws a panel for every data set, a line for every run, seeds of one method in one colour."""
+    """Draws a panel for every data set and a line for every run; seeds of one method share a colour."""
     panels = list(by_data(record))
     lines = -(-len(panels) // COLUMNS)
     figure = new_figure(WIDTH, 2.9 * lines + 0.4, gap=0.06)
@@ -48,7 +48,10 @@ def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) ->
 
 
 def _limits(runs: list[Mapping[str, Any]]) -> tuple[float, float]:
-    """Returns the best of all and where the worst method ends, with a margin: the first looks would flatten it all."""
+    """Returns the limits of the vertical axis: from the best NLL to the end of the worst method, with a margin.
+
+    The first values of a curve are left out, since they would flatten all others.
+    """
     nlls = [[point[2] for point in run["curve"] if point[2] is not None] for run in runs]
     nlls = [values for values in nlls if values]
     if not nlls:

@@ -1,4 +1,4 @@
-"""The memory that training takes beyond what was there before."""
+"""The memory that training takes beyond the memory in use before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Begins to watch this process's resident memory: libraries and data are there by now and do not count."""
+    """The peak of this process's resident memory from now on, without the memory that libraries and data take."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -21,7 +21,7 @@ class Peak:
             self._before = _kib("VmRSS")
 
     def growth(self) -> float | None:
-        """Returns the MiB by which the peak exceeds the beginning; None where the system does not tell."""
+        """Returns the MiB by which the peak exceeds the beginning; None if the system does not tell it."""
         return max(0, _kib("VmHWM") - self._before) / 1024 if self._measured else None
 
 

@@ -1,4 +1,4 @@
-"""What the comparison needs of a flow, whoever trains it."""
+"""The interface that the comparison needs of a flow, whichever method trains it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jkoflow.ops.grid import Grid
 
 
 class SolverError(RuntimeError):
-    """The solver of a continuous flow gave up: its velocity has become too steep."""
+    """Raised if the solver of a continuous flow gives up because the velocity has become too steep."""
 
 
 class Model(nn.Module):
-    """A flow on standardised columns whose map can be computed more and more finely.
+    """A flow on standardised columns whose map can be computed at finer and finer levels.
 
-    Level 0 is how the flow is trained; every further level is finer, such as a tolerance ten times tighter. A flow in
+    Level 0 is the accuracy of training; every further level is finer, such as a tolerance ten times tighter. A flow in
     closed form has one level only.
     """
 
@@ -24,10 +24,10 @@ class Model(nn.Module):
     """Number of levels."""
 
     val_level: int = 0
-    """The level at which validation rows are scored: a likelihood that only a coarse level has is no likelihood."""
+    """Level at which validation rows are scored; a likelihood that only a coarse level has is no likelihood."""
 
     def loss(self, x: Tensor) -> Tensor:
-        """Returns what training minimises on a batch x (B, d): the mean NLL in nats, and regularisation."""
+        """Returns the loss of training on a batch x (B, d): the mean NLL in nats, and regularisation."""
         return self.nll(x).mean()
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def describe_level(self, level: int) -> str:
-        """Tells a reader the level, such as ``dopri5, tolerance 1e-04``."""
+        """Returns the text of a level, such as ``dopri5, tolerance 1e-04``."""
         return "closed form"
 
     def nll(self, x: Tensor, level: int = 0) -> Tensor:
@@ -49,11 +49,11 @@ class Model(nn.Module):
 
 
 class GridModel(Model):
-    """A flow that is integrated on a grid of Runge-Kutta steps; every level is the refinement of the one before.
+    """A flow that is integrated on a grid of Runge-Kutta steps; every level refines the grid of the level before.
 
     Arguments:
-        grid: The grid of training, level 0.
-        most: Cost of the grid where the levels end.
+        grid: The grid of training, which is that of level 0.
+        most: Largest cost of a grid, at which the levels end.
     """
 
     val_level = 1
@@ -64,7 +64,7 @@ class GridModel(Model):
 
     @property
     def levels(self) -> int:  # type: ignore[override]
-        """As many refinements as cost no more than the most."""
+        """Returns the number of levels whose grid costs no more than the largest cost."""
         grid, levels = self.grid, 0
         while grid.cost <= self.most:
             grid, levels = grid.refined(), levels + 1
@@ -78,13 +78,13 @@ class GridModel(Model):
         return grid
 
     def refine(self) -> bool:
-        """Makes training itself finer; returns False, and changes nothing, if it cannot be."""
+        """Refines the grid of training itself; returns False, and changes nothing, if it cannot be refined."""
         return False
 
 
 @torch.no_grad()
 def nll_of_rows(model: Model, x: Tensor, level: int, chunk: int) -> Tensor:
-    """Returns the NLL of every row in float64, with shape (N,); x (N, d) goes through in pieces."""
+    """Returns the NLL of every row in float64, with shape (N,); rows x (N, d) go through the flow in pieces."""
     return torch.cat([model.nll(rows, level).double() for rows in x.split(chunk)])
 
 

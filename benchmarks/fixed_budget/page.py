@@ -1,4 +1,4 @@
-"""The page of the comparison in the documentation: the part between its marks is generated."""
+"""The page of the comparison in the documentation, whose part between two marks is generated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def replaced(page: str, record: Mapping[str, Any]) -> str:
     """Returns the page with another part between its marks.
 
     Raises:
-        ValueError: If the marks are not there.
+        ValueError: If the page lacks the marks.
     """
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
@@ -37,7 +37,7 @@ def replaced(page: str, record: Mapping[str, Any]) -> str:
 
 
 def write(record: Mapping[str, Any]) -> None:
-    """Writes the generated part and the figures."""
+    """Writes the generated part of the page and its figures."""
     from fixed_budget.figures import curves
 
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")

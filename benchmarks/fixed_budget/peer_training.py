@@ -1,9 +1,9 @@
 """The training of every method but ours: batches until a time is over, and the best parameters by validation.
 
-Clock, budget, batches, optimiser and the guard's tolerances are those of `jkoflow.training`. The loop is another: there
-a block is trained for a planned number of iterations. Here a whole flow is trained until its time is over. It need not
-consist of blocks, its solver may give up, and its batches may take longer and longer because the solver takes more
-steps: no plan would hold, so that everything is a share of the time.
+Clock, budget, batches, optimiser and the guard's tolerances are those of `jkoflow.training`, but the loop differs. That
+of `jkoflow.training` trains a block for a planned number of iterations. Here a whole flow is trained until its time is
+over. It need not consist of blocks, its solver may give up, and its batches may take longer and longer because the
+solver takes more steps. No plan would hold, so that all limits are shares of the time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from jkoflow.training.pushed import Batches
 from jkoflow.training.world import Clock, World
 
 VALIDATE_EVERY = 0.025
-"""Share of the budget between two validations, at least."""
+"""Smallest share of the budget between two validations."""
 
 VALIDATION_SHARE = 0.1
-"""Share of the time that validations may take, at most."""
+"""Largest share of the time that validations may take."""
 
 VALIDATION_COST = 0.01
-"""Share of the budget that one validation may take: a flow that is too slow for all validation rows looks at fewer."""
+"""Share of the budget that one validation may take; a slower flow is validated on fewer rows."""
 
 LEAST_VAL_ROWS = 500
 
@@ -39,7 +39,7 @@ WARMUP = 0.02
 """Share of the budget in which the learning rate rises to its peak."""
 
 MOST_EVENTS = 100
-"""Events that are told of one run; a solver may give up at every batch."""
+"""Largest number of events that are recorded of one run; a solver may give up at every batch."""
 
 
 def train_peer(
@@ -56,11 +56,11 @@ def train_peer(
     Arguments:
         model: The model.
         problem: The rows.
-        config: Batch size, constants of Adam, clipping, tolerances and rows of the guard; the rest is not used.
+        config: Configuration; only batch size, Adam's constants, clipping and the guard's tolerances and rows are used.
         rate: Peak learning rate.
         seconds: Time for training and validation.
         seed: Seed of the batches.
-        clock: Tells the seconds; the machine's if None.
+        clock: Function that returns the time in seconds; the machine's clock if None.
     """
     peak = Peak()
     training = _PeerTraining(model, problem, config, rate, Budget(World(clock).elapsed, seconds), seed)
@@ -80,7 +80,7 @@ def train_peer(
 
 
 def rate_at(progress: float, peak: float) -> float:
-    """Returns the learning rate at a share of the time: a linear warm-up to the peak, along half a cosine.
+    """Returns the learning rate at a share of the time: linear warm-up to the peak, then half a cosine.
 
     Arguments:
         progress: Share of the time that is over, from 0.
@@ -91,7 +91,7 @@ def rate_at(progress: float, peak: float) -> float:
 
 
 class _PeerTraining:
-    """The state of one training, and the loop."""
+    """The state of one training, and its loop."""
 
     def __init__(
         self, model: Model, problem: Problem, config: TrainConfig, rate: float, budget: Budget, seed: int
@@ -122,16 +122,16 @@ class _PeerTraining:
         self._look()
 
     def finish(self) -> None:
-        """Leaves the best parameters in the model."""
+        """Puts the best parameters into the model."""
         self.adam.load(self.best)
         self.adam.release()
 
     def _deadline(self) -> float:
-        """Returns when the batches should end for the last validation to fit in."""
+        """Returns when the batches should end so that the last validation has time."""
         return self.budget.seconds - self.validation_seconds
 
     def _choose_val_rows(self) -> None:
-        """Takes as many validation rows as may be scored in `VALIDATION_COST` of the budget."""
+        """Chooses as many validation rows as can be scored in `VALIDATION_COST` of the budget."""
         few = spread_rows(self.val, LEAST_VAL_ROWS)
         # once and the first time: a slow solver has no time to be measured better
         began = self.budget.clock()
@@ -140,7 +140,7 @@ class _PeerTraining:
         self.val = spread_rows(self.val, max(len(few), int(rate * VALIDATION_COST * self.budget.seconds)))
 
     def _iterate(self, progress: float) -> None:
-        """Does one batch at a share of the time."""
+        """Does one update on a batch, at a share of the time."""
         try:
             norm = self.adam.update(self.model.loss(self.rows(self.batches)), rate_at(progress, self.rate))
         except SolverError as error:
@@ -151,7 +151,7 @@ class _PeerTraining:
         self.batches += 1
 
     def _look(self) -> None:
-        """Guards the integrator, validates, and keeps what is best."""
+        """Guards the integrator, validates, and keeps the best parameters."""
         began = self.budget.clock()
         if isinstance(self.model, GridModel) and self._takes_finer_grid(self.model):
             return
@@ -171,7 +171,7 @@ class _PeerTraining:
 
     @torch.no_grad()
     def _takes_finer_grid(self, model: GridModel) -> bool:
-        """Goes back and takes the next finer grid if the likelihood depends on the present one and there is a finer.
+        """Goes back and takes the next finer grid, if there is one and the likelihood depends on the present grid.
 
         The guard of a block reads its round trip, too; here the NLL of the whole flow decides alone.
         """
@@ -185,7 +185,7 @@ class _PeerTraining:
         return True
 
     def _go_back(self, reason: str) -> None:
-        """Returns to the last parameters that were good, and tells why."""
+        """Restores the last good parameters, and records the reason."""
         if len(self.events) < MOST_EVENTS:
             self.events.append(f"batch {self.batches}: {reason}")
         self.adam.restore(self.good)

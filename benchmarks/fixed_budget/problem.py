@@ -1,4 +1,4 @@
-"""What every method is given: the same rows on the same scale."""
+"""The data that every method is given: the same rows on the same scale."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jkoflow.data import load_dataset
 from jkoflow.metrics import spread_rows
 
 VAL_ROWS = 5000
-"""Validation rows at most."""
+"""Largest number of validation rows."""
 
 TEST_ROWS = 10_000
-"""Test rows at most."""
+"""Largest number of test rows."""
 
 
 class Problem(NamedTuple):
@@ -22,22 +22,22 @@ class Problem(NamedTuple):
 
     name: str
     train: Tensor
-    """With shape (N, d); mean 0 and deviation 1 in every column."""
+    """Training rows with shape (N, d); mean 0 and deviation 1 in every column."""
     val: Tensor
-    """At most `VAL_ROWS` rows, evenly spread."""
+    """At most `VAL_ROWS` validation rows, evenly spread."""
     test: Tensor
-    """At most `TEST_ROWS` rows, evenly spread."""
+    """At most `TEST_ROWS` test rows, evenly spread."""
     sum_log_std: float
-    """What an NLL on standardised columns lacks to one in the data's own units, in nats."""
+    """Difference, in nats, between an NLL in the data's own units and the same NLL on standardised columns."""
 
     @property
     def dim(self) -> int:
-        """Number d of columns."""
+        """Returns the number d of columns."""
         return self.train.shape[1]
 
 
 def name_of(source: str) -> str:
-    """Returns what the records call a data set: ``gasturbine``, or ``power`` for ``some/where/power.npz``."""
+    """Returns the name of a data set in records: ``gasturbine``, or ``power`` for ``some/where/power.npz``."""
     return Path(source).stem.replace(":", "_")
 
 
@@ -45,7 +45,7 @@ def load(source: str) -> Problem:
     """Loads a built-in data set or a file, see `jkoflow.data.load_dataset`, and standardises it by its training rows.
 
     Raises:
-        jkoflow.data.DataError: If it cannot be used.
+        jkoflow.data.DataError: If the data cannot be used.
     """
     data = load_dataset(source)
     exact = data.train.double()

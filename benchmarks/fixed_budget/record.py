@@ -1,4 +1,4 @@
-"""All runs of a comparison in one small file."""
+"""The record of a comparison: all its runs in one small file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DIGITS = 6
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Collects the records of a directory as one, environments told once.
+    """Collects the records of a directory in one, which holds equal environments once.
 
     Raises:
-        ValueError: If there are none, or a record has another format.
+        ValueError: If there are no records, or a record has another format.
     """
     runs, environments = [], []
     for path in sorted(folder.glob("*.json")):
@@ -36,10 +36,10 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads what `write` wrote.
+    """Reads a record that `write` wrote.
 
     Raises:
-        ValueError: If it has another format.
+        ValueError: If the record has another format.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("format") != FORMAT:

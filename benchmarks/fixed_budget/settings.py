@@ -12,7 +12,7 @@ RATES = Path(__file__).parent / "rates.json"
 
 
 def of(method: str, data: str) -> dict[str, Any]:
-    """Returns a method's settings on a data set: those of settings.toml, with its tuned learning rate if any."""
+    """Returns a method's settings on a data set: those of settings.toml, with the tuned learning rate if any."""
     table = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))[method]
     particular = table.pop("data", {}).get(data, {})
     tuned = rates().get(method, {}).get(data)
@@ -25,5 +25,5 @@ def candidates(method: str) -> list[float]:
 
 
 def rates() -> dict[str, dict[str, Any]]:
-    """Returns what `tune` found: by method and data set, the chosen learning rate, the budget and every rate's NLL."""
+    """Returns the results of `tune`, by method and data set: chosen learning rate, budget and every rate's NLL."""
     return json.loads(RATES.read_text(encoding="utf-8")) if RATES.is_file() else {}

@@ -1,4 +1,4 @@
-"""The sweep that the default configuration is chosen by: its variations, one setting at a time, on validation rows."""
+"""The sweep by which the default configuration is chosen: variations of one setting at a time, on validation rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DEFAULT = "default"
 
 
 def variations() -> dict[str, dict[str, Any]]:
-    """Returns settings by label."""
+    """Returns the settings of the variations by label."""
     return tomllib.loads(VARIATIONS.read_text(encoding="utf-8"))["variations"]
 
 
 def run(
     sources: Sequence[str], seeds: int, budget: float, folder: Path, slots: int, labels: Sequence[str] = ()
 ) -> None:
-    """Runs the variations that have no record yet, or those of the labels, on one thread each.
+    """Runs the variations that have no record yet, or only those with the given labels, on one thread each.
 
     Raises:
         ValueError: If a label is unknown.
@@ -50,7 +50,7 @@ def run(
 
 
 def keep(folder: Path) -> None:
-    """Puts a directory's records, without their curves, in place of those of the same budget."""
+    """Stores a directory's records, without their curves, in place of the stored ones of the same budget."""
     record = collect(folder)
     for found in record["runs"]:
         found["changes"] = variations()[found["label"]]
@@ -74,7 +74,7 @@ def tables(record: Mapping[str, Any]) -> str:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Tells what every variation gains or loses against the default, in nats of the validation NLL, as Markdown."""
+    """Returns, as Markdown, what every variation gains or loses against the default, in nats of the validation NLL."""
     data = list(dict.fromkeys(found["data"] for found in runs))
     seeds = len({found["seed"] for found in runs})
 
@@ -112,7 +112,7 @@ def write_page() -> None:
     """Writes the generated part of the page.
 
     Raises:
-        ValueError: If its marks are not there.
+        ValueError: If the page lacks the marks.
     """
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replaced(page, read(RECORD)), encoding="utf-8")

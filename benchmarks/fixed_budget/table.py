@@ -1,4 +1,4 @@
-"""A comparison's record as tables in Markdown."""
+"""The record of a comparison as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEADINGS = (
 )  # fmt: skip
 
 SHORTEST = 30
-"""Seconds under which planning and first steps decide."""
+"""Smallest budget in seconds of a fair comparison; in less, planning and first steps decide."""
 
 OVERRUN = 1.05
-"""Share of the budget beyond which the reader is told."""
+"""Share of the budget beyond which a note tells the time that a method took."""
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -63,7 +63,7 @@ def by_method(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Map
 
 
 def spread(values: Sequence[float | None], form: str = ".3f", factor: float = 1.0) -> str:
-    """Tells mean and standard deviation over the seeds, like ``1.234 ± 0.005``, and what is not finite."""
+    """Returns mean and standard deviation over the seeds, such as ``1.234 ± 0.005``, and tells what is not finite."""
     found = [factor * value for value in values if value is not None]
     if len(found) < len(values):
         return f"not finite in {len(values) - len(found)} of {len(values)}"
@@ -92,7 +92,7 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tells what the reader should know of single methods."""
+    """Returns the notes about single methods."""
     lines = []
     for method, group in by_method(runs):
         gaps = [

@@ -1,4 +1,4 @@
-"""What every method hands over: a trained flow and how it got there."""
+"""The result that every method returns: a trained flow and the course of its training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fixed_budget.model import Model
 
 
 class Point(NamedTuple):
-    """One look at the validation rows."""
+    """One validation, with its time and its number of batches."""
 
     seconds: float
     batches: int
@@ -16,18 +16,18 @@ class Point(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A trained flow and how it got there."""
+    """A trained flow and the course of its training."""
 
     model: Model
     batches: int
     seconds: float
-    """Training and validation."""
+    """Seconds of training and validation."""
     val_nll: float
-    """Of the parameters that the model has now."""
+    """Validation NLL of the parameters that the model has now."""
     curve: list[Point]
     events: list[str]
-    """What the guard or a solver that gave up led to."""
+    """Interventions of the guard and failures of the solver, one line each."""
     extra: dict[str, Any]
-    """What else belongs into the record."""
+    """Further entries of the record."""
     memory: float | None
-    """Peak memory of training in MiB beyond what was there before."""
+    """Peak memory of training in MiB beyond the memory in use before."""

@@ -21,7 +21,7 @@ def tune(
     """Trains every method at every candidate rate on every data set.
 
     Returns:
-        By method and data set: ``learning_rate``, that of the smallest validation NLL, ``budget`` in seconds and
+        By method and data set: ``learning_rate`` with the smallest validation NLL, ``budget`` in seconds and
         ``val_nll`` of every rate.
     """
     jobs = [
@@ -46,12 +46,12 @@ def tune(
 
 
 def best_rate(nll: dict[str, float | None]) -> float:
-    """Returns the rate of the smallest NLL; one that has none is the worst."""
+    """Returns the rate of the smallest NLL; a rate without an NLL is the worst."""
     return float(min((math.inf if value is None else value, rate) for rate, value in nll.items())[1])
 
 
 def keep(found: dict[str, dict[str, Any]]) -> None:
-    """Adds what was found to rates.json."""
+    """Adds the results of `tune` to rates.json."""
     known = settings.rates()
     for method, entries in found.items():
         known.setdefault(method, {}).update(entries)

@@ -1,4 +1,4 @@
-"""One run in a process of its own: load, train, measure, write."""
+"""One run in a process of its own, which loads, trains, measures and writes."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ FORMAT = 1
 CURVE_POINTS = 40
 
 CLOCKS: dict[str, Clock] = {"processor": time.process_time, "wall": time.monotonic}
-"""What a record calls a clock, and the clock."""
+"""The clocks by their names in records."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """The arguments of one run.
 
     Arguments:
         source: Data, see `fixed_budget.problem.load`.
         method: One of `fixed_budget.methods.METHODS`.
-        seed: Seed.
-        budget: Seconds.
-        threads: Threads of PyTorch.
-        learning_rate: In place of the settings'; None means theirs.
+        seed: Seed of the training.
+        budget: Seconds of training.
+        threads: Number of PyTorch's threads.
+        learning_rate: Learning rate in place of the settings'; None means that of the settings.
         test: Whether to measure on the test rows; a search for settings must not.
         changes: Settings of `TrainConfig` in place of the defaults, and ``ensemble``, a number of flows to mix. A
             mixture is measured on the validation rows alone.
-        label: Name of the changes.
+        label: Name of the changes, for records.
     """
 
     source: str
@@ -60,10 +60,10 @@ class Job:
 
     @property
     def clock(self) -> str:
-        """Which of `CLOCKS` measures the budget.
+        """Returns the name of the one of `CLOCKS` that measures the budget.
 
-        One thread counts the process's own time on the processor, whatever else the machine does: that is the wall
-        clock of an idle core. With more threads their times would add up.
+        With one thread it is the process's own time on the processor, whatever else the machine does: it equals the
+        wall clock of an idle core. With more threads their times would add up.
         """
         return "processor" if self.threads == 1 else "wall"
 
@@ -114,7 +114,7 @@ def thinned(points: list[Point], limit: int = CURVE_POINTS) -> list[Point]:
 
 
 def write(job: Job, path: Path) -> None:
-    """Runs a job and writes its record with its environment: all of it or nothing."""
+    """Runs a job and writes its record with its environment, whole or not at all."""
     allocator = keep_freed_memory()
     record = run(job)
     record["environment"] = describe() | {"allocator": allocator}

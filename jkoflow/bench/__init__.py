@@ -1,1 +1,1 @@
-"""How fast the kernels are beside everything else that integrates the same velocity: what ``jkoflow bench`` runs."""
+"""The benchmark of ``jkoflow bench``: the kernels beside everything else that integrates the same velocity."""

@@ -1,4 +1,4 @@
-"""Whether everybody computes the same: looked at before anything is timed."""
+"""The check, before anything is timed, that all peers compute the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SAME_STEPS = {"x": 1e-4, "logdet": 1e-4, "gradient": 1e-4}
 """Largest errors of a peer that takes the same steps: rounding in float32, with room for long sums."""
 
 OWN_STEPS = {"x": 1e-3, "logdet": 1e-2, "gradient": 1e-2}
-"""Largest errors of a peer that discretises in its own way, its error and ours; with fewer than 3 steps of fourth order
-ours is larger.
+"""Largest errors of a peer that discretises in its own way: its error and ours together. With fewer than 3 steps of
+fourth order, ours is larger.
 """
 
 IN_TF32 = {"x": 5e-2, "logdet": 5e-2, "gradient": 5e-2}
@@ -26,14 +26,14 @@ IN_TF32 = {"x": 5e-2, "logdet": 5e-2, "gradient": 5e-2}
 
 @dataclass(frozen=True)
 class Expected:
-    """Holds what is right: the solution, and the gradient of its loss by each parameter."""
+    """The right result: the solution, and the gradient of its loss by each parameter."""
 
     solution: Solution
     gradient: list[Tensor]
 
 
 def expected(case: Case, estimate: bool) -> Expected:
-    """Solves a case ourselves: exactly, or with Hutchinson's estimate and the case's probe."""
+    """Solves a case with jkoflow: exactly, or with Hutchinson's estimate and the case's probe."""
     solution = case.solve(estimate)
     gradient = torch.autograd.grad(loss(solution), case.parameters)
     return Expected(Solution(*(tensor.detach() for tensor in solution)), list(gradient))
@@ -45,7 +45,7 @@ def exact(case: Case, estimate: bool) -> Expected:
 
 
 def errors(peer: Peer, candidate: Candidate, right: Expected) -> dict[str, float]:
-    """Computes the `distances` of a candidate in all directions of its peer."""
+    """Computes the `distances` of a candidate from the right result, in all directions of its peer."""
     found = {}
     for direction in peer.directions:
         got = candidate.forward() if direction == "forward" else candidate.gradient()
@@ -57,7 +57,7 @@ def distances(direction: Direction, got: Outcome, right: Expected) -> dict[str, 
     """Measures errors relative to the largest x, the largest logdet and the norm of the gradient.
 
     Returns:
-        ``x`` and ``logdet`` of the forward direction, ``gradient`` of the other; not a number where one is wrong.
+        ``x`` and ``logdet`` of the forward direction, ``gradient`` of the other; NaN if a result holds NaN.
     """
     if direction == "forward":
         return {
@@ -69,7 +69,7 @@ def distances(direction: Direction, got: Outcome, right: Expected) -> dict[str, 
 
 
 def disagreement(peer: Peer, found: dict[str, float], steps: int) -> str | None:
-    """Says what is too far from what is right, with so many steps, or returns None."""
+    """Says which error is too large for the given number of steps; returns None if none is."""
     allowed = IN_TF32 if peer.tf32 else SAME_STEPS
     if peer.own_steps:
         allowed = {name: error * max(1.0, 3 / steps) ** 4 for name, error in OWN_STEPS.items()}

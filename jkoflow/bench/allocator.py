@@ -1,4 +1,4 @@
-"""The C library's memory allocator, set for PyTorch: what is freed is kept instead of being mapped anew."""
+"""The C library's memory allocator, set for PyTorch so that freed memory is kept instead of being mapped anew."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> str:
-    """Tells glibc's allocator to keep what is freed, for the rest of the process.
+    """Tells glibc's allocator to keep freed memory, for the rest of the process.
 
-    Eager PyTorch allocates large temporaries in each operation. By glibc's defaults each is mapped anew and zeroed
-    page by page, which makes the peers up to three times slower; ours hardly allocates.
+    Eager PyTorch allocates large temporaries in each operation. By glibc's defaults each temporary is mapped anew and
+    zeroed page by page. This makes the peers up to three times slower; our code hardly allocates.
 
     Returns:
-        What was set, for the record.
+        A text for the record that says what was set.
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if platform.libc_ver()[0] != "glibc" or preloaded:

@@ -1,4 +1,4 @@
-"""What is measured: a peer builds a candidate for a case, and the candidate is checked and timed."""
+"""The peers and their candidates: a peer builds a candidate for a case, and the candidate is checked and timed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from jkoflow.bench.shapes import DIRECTIONS, Direction
 from jkoflow.bench.stopwatch import wall_clock
 
 Solve = Callable[[Tensor], Solution]
-"""From x (B, d) to x at t1 and logdet, differentiable with respect to the parameters of the case's velocity."""
+"""Function from x (B, d) to x at t1 and logdet, differentiable with respect to the parameters of the velocity."""
 
 Outcome = Solution | list[Tensor]
-"""What a run of a direction computes: the solution, or the gradient by each parameter."""
+"""Result of a run of a direction: the solution, or the gradient by each parameter."""
 
 
 class Candidate(ABC):
-    """Runs on one case, for which a peer has made it ready."""
+    """A solver that a peer has prepared for one case."""
 
     note: str | None = None
-    """What a reader of its figures has to know."""
+    """Note for readers of its figures; None if there is none."""
     evaluations: int | None = None
-    """How often it evaluates velocity and divergence in a solve, if it chooses its steps itself."""
+    """Number of evaluations of velocity and divergence in a solve; None if it does not choose its steps itself."""
 
     @abstractmethod
     def forward(self) -> Solution:
@@ -41,18 +41,18 @@ class Candidate(ABC):
 
     @abstractmethod
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Times ``repeats`` runs, in seconds."""
+        """Returns the seconds of ``repeats`` runs."""
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
-        """Frees what the candidate holds."""
+        """Frees the resources of the candidate."""
 
 
 class TorchCandidate(Candidate):
-    """Runs in this process on PyTorch tensors, on the device of the case.
+    """A candidate in this process on PyTorch tensors, on the device of the case.
 
     Arguments:
-        case: What to solve.
-        solve: How.
+        case: The case to solve.
+        solve: The solver.
     """
 
     def __init__(self, case: Case, solve: Solve) -> None:
@@ -73,7 +73,7 @@ class TorchCandidate(Candidate):
         return list(torch.autograd.grad(self.objective(x), self.case.parameters))
 
     def run(self, direction: Direction, x: Tensor) -> Outcome:
-        """Does a direction on a batch x (B, d)."""
+        """Runs a direction on a batch x (B, d) and returns its result."""
         return self.solution(x) if direction == "forward" else self.gradient_at(x)
 
     def forward(self) -> Solution:
@@ -85,42 +85,42 @@ class TorchCandidate(Candidate):
         return self.gradient_at(self.case.x)
 
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Times ``repeats`` runs by the clock on the wall, in seconds."""
+        """Returns the seconds of ``repeats`` runs by the wall clock."""
         return wall_clock(self.forward if direction == "forward" else self.gradient, repeats)
 
 
 class Work(NamedTuple):
-    """Says what of a peer's work is counted, and on which unit of the device it is done."""
+    """The work of a peer that is counted, and the unit of the device that does it."""
 
     fused: bool = False
-    """Whether value and gradient come from one pass, which does not compute the stages once more."""
+    """Whether value and gradient come from one pass, which does not compute the stages a second time."""
     unit: str = "fp32"
-    """The one of `jkoflow.bench.ceilings.UNITS` that its products run on."""
+    """Unit, one of `jkoflow.bench.ceilings.UNITS`, that the peer's products run on."""
     products: int = 1
-    """Products on this unit for each one of the algorithm."""
+    """Number of products on this unit for each product of the algorithm."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Describes somebody who is measured.
+    """A way to solve cases, by jkoflow or another library, that is measured.
 
     Arguments:
-        name: What tables call it.
-        library: What ``--peers`` calls it, together with others of the same library.
-        build: Prepares it for a case.
-        requires: Packages that it imports.
-        directions: What it does; a peer that trains alone has no forward direction of its own.
+        name: Name in tables.
+        library: Name for ``--peers``, which all peers of the same library share.
+        build: Function that prepares a candidate for a case.
+        requires: Packages that the peer imports.
+        directions: Directions that it can run; a peer for training only has no forward direction of its own.
         estimate: Whether its divergence is Hutchinson's estimate with the case's probe.
         own_steps: Whether it computes another discretisation of the same ODE or of its gradient, which then agrees
             with ours to the error of the discretisation, not to rounding.
         needs_cpu: Whether it runs on the CPU only.
-        optional: Why it is left out unless asked for, or None.
-        unavailable: Tells why this machine cannot run it, or None.
-        work: What its share of the device's rate is computed from, or None if it has no share.
+        optional: Reason for which it is left out unless asked for; None if it is not.
+        unavailable: Function that says why this machine cannot run it; it returns None if it can.
+        work: Work from which its share of the device's rate is computed; None if it has no share.
         tf32: Whether products round their factors to TF32, which allows larger errors.
         graph: Whether it is replayed from a CUDA graph.
-        compiling: Seconds that it may compile for its forward direction, and for the other one twice as many. On a GPU
-            it is not started with less time left, and given up after `PATIENCE` times as much.
+        compiling: Seconds that compiling may take for its forward direction; the other direction has twice as many. On
+            a GPU it is not started with less time left, and given up after `PATIENCE` times as much.
     """
 
     name: str
@@ -139,16 +139,19 @@ class Peer:
     compiling: float = 0.0
 
     def missing(self) -> tuple[str, ...]:
-        """Lists the packages that it needs and that are not installed."""
+        """Returns the packages that the peer needs and that are not installed."""
         return tuple(package for package in self.requires if find_spec(package) is None)
 
     def needed(self, direction: Direction) -> float:
-        """Tells how many seconds have to be left for a direction to be started."""
+        """Returns the seconds that have to be left for a direction to be started."""
         return max(LEAST, self.compiling * (1 if direction == "forward" else 2))
 
 
 def reference(peers: Iterable[Peer]) -> dict[Direction, str]:
-    """Names whom the others are compared with: the first of ours that solves, and the first with the fused loss."""
+    """Returns the names of our peers that others are compared with, one for each direction.
+
+    It is the first peer of ours that has the forward direction, and the first with the fused loss.
+    """
     ours = [peer for peer in peers if peer.library == "jkoflow"]
     return {
         "forward": next(peer.name for peer in ours if "forward" in peer.directions),

@@ -1,4 +1,4 @@
-"""One velocity and one batch, the same for everybody, with what they must compute."""
+"""One velocity and one batch that are the same for all peers, with the results that they must compute."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jkoflow.velocity import MLPVelocity
 
 SEED = 0
 BATCHES = 4
-"""Batches in rotation on a GPU, so that no run finds its own batch in the cache."""
+"""Number of batches in rotation on a GPU, so that no run finds its own batch in the cache."""
 
 
 class Solution(NamedTuple):
-    """Holds what a solver computes from a batch."""
+    """The result that a solver computes from a batch."""
 
     x: Tensor
     """x at t1, with shape (B, d)."""
     logdet: Tensor
-    """With shape (B,)."""
+    """Integral of the divergence, with shape (B,)."""
 
 
 def loss(solution: Solution) -> Tensor:
@@ -33,14 +33,14 @@ def loss(solution: Solution) -> Tensor:
 
 
 class Case:
-    """Holds a velocity, a batch and a probe of one shape.
+    """A velocity, a batch and a probe of one shape.
 
     The velocity has twice the weights that PyTorch starts with, which keeps a signal at its size through the layers
-    and so bends the paths about as much as training does; a solver with adaptive steps has something to adapt to.
+    and so bends the paths about as much as training does. A solver with adaptive steps then has to adapt to them.
 
     Arguments:
         shape: Sizes.
-        device: Where the tensors live.
+        device: Device of the tensors.
     """
 
     def __init__(self, shape: Shape, device: str | torch.device = "cpu") -> None:
@@ -57,12 +57,12 @@ class Case:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Lists weight and bias of each layer in turn."""
+        """Returns weight and bias of each layer in turn."""
         return list(self.velocity.parameters())
 
     @cached_property
     def probe(self) -> Tensor:
-        """Draws the probe (B, d) of Hutchinson's estimate, the same as a solver that starts with `seed_probe`."""
+        """Draws the probe (B, d) of Hutchinson's estimate, which a solver that calls `seed_probe` first draws, too."""
         self.seed_probe()
         return torch.randn_like(self.x)
 
@@ -72,7 +72,7 @@ class Case:
 
     @cached_property
     def batches(self) -> list[Tensor]:
-        """Holds the batch and `BATCHES` - 1 others of its size."""
+        """Returns the batch and `BATCHES` - 1 others of its size."""
         generator = torch.Generator().manual_seed(SEED + 1)
         others = (torch.randn(self.x.shape, generator=generator) for _ in range(BATCHES - 1))
         return [self.x, *(batch.to(self.x.device) for batch in others)]
@@ -80,7 +80,7 @@ class Case:
     def solve(
         self, estimate: bool, x: Tensor | None = None, backend: Backend = "auto", precision: Precision = "auto"
     ) -> Solution:
-        """Solves the batch or another x ourselves, with gradients: exactly, or estimated with `probe`."""
+        """Solves the batch or another x with jkoflow, with gradients: exactly, or estimated with `probe`."""
         x = self.x if x is None else x
         result = integrate(
             self.velocity,
@@ -95,7 +95,7 @@ class Case:
         return Solution(result.x, result.logdet)
 
     def converged(self, estimate: bool) -> Solution:
-        """Solves in float64 with 8 times the steps: next to that, the fixed steps have an error, too."""
+        """Solves in float64 with 8 times the steps; compared with that, the fixed steps have an error, too."""
         with torch.no_grad():
             return self._in_float64(copy.deepcopy(self.velocity).double(), estimate, 8 * self.shape.steps, "auto")
 

@@ -1,4 +1,4 @@
-"""The ceilings: the rates that a GPU reaches in a large matrix product on each of its units, in the hands of cuBLAS."""
+"""The ceilings: the rates that a GPU reaches in a large matrix product of cuBLAS on each of its units."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from jkoflow.bench.timing import median, rounds
 
 SIZE = 8192
 UNITS = ("fp32", "tf32")
-"""What a product of float32 matrices can run on: FMA, or tensor cores that round its factors to TF32."""
+"""Units that can run a product of float32 matrices: FMA, or tensor cores that round the factors to TF32."""
 
 ROUNDS, BUDGET = 7, 0.04
-"""Rounds of each product, and the seconds of one."""
+"""Number of rounds of each product, and seconds of a round."""
 
 
 def rates(device: torch.device, stopwatch: Stopwatch, size: int = SIZE) -> dict[str, float]:
     """Measures the product of two float32 matrices on each unit.
 
     Arguments:
-        device: Where the matrices lie.
-        stopwatch: What times work on this device.
-        size: Rows and columns of the matrices.
+        device: Device of the matrices.
+        stopwatch: Function that times work on this device.
+        size: Number of rows and of columns of the matrices.
 
     Returns:
         GFLOP/s by unit.

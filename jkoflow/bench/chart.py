@@ -16,7 +16,7 @@ OUR_COLOURS: dict[Direction, str] = {"forward": "#f4b98a", "forward+backward": "
 
 
 def has_figures(record: Mapping[str, Any]) -> bool:
-    """Tells whether there is anything to draw."""
+    """Tells whether a record has figures to draw."""
     return any(_bars(entry) for entry in record["shapes"])
 
 
@@ -24,7 +24,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draws one panel per shape with figures: the times of each peer as multiples of ours.
 
     Arguments:
-        record: What `jkoflow.bench.measure.measure` returned.
+        record: The record that `jkoflow.bench.measure.measure` returned.
         path: PNG file to write.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The time limit of a benchmark: when nothing more is started, and what is given up because it takes too long."""
+"""The time limit of a benchmark: the end of all starts, and the interruption of work that takes too long."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LEAST = 5.0
-"""Seconds that have to be left for anything to be started."""
+"""Seconds that have to be left for a measurement to be started."""
 
 PATIENCE = 1.5
-"""What is told to take some seconds is given up after so many times as many."""
+"""Multiple of the expected seconds after which work is given up."""
 
 
 class Overtime(BaseException):
-    """Says that the time of something is up. It is no Exception, because torch.compile goes on after one of those."""
+    """Raised if the time of some work is up; it is no Exception, because torch.compile goes on after an Exception."""
 
 
 class Deadline:
-    """Knows when a benchmark's time ends.
+    """The end of a benchmark's time.
 
     Arguments:
-        seconds: From now; None for a benchmark without a limit.
-        clock: Tells the time in seconds.
+        seconds: Seconds from now; None for a benchmark without a limit.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,13 +31,13 @@ class Deadline:
         self._end = float("inf") if seconds is None else clock() + seconds
 
     def allows(self, seconds: float = LEAST) -> bool:
-        """Tells whether so many seconds are left."""
+        """Tells whether the given number of seconds is left."""
         return self._end - self._clock() >= seconds
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `Overtime` in what takes longer and returns to Python now and then, as compiling does.
+    """Raises `Overtime` in work that takes longer and returns to Python now and then, as compiling does.
 
     It works in the main thread only, where Python handles signals.
     """

@@ -1,6 +1,6 @@
-"""The floor: the rate that this machine's CPU reaches in a large square product, in the hands of the faster library.
+"""The floor: the rate that this machine's CPU reaches in a large square product of the faster library.
 
-No vendor's library is fast on every vendor's processors, so more than one is asked.
+No vendor's library is fast on every vendor's processors, so more than one is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jkoflow.data import require
 
 SIZE = 2048
 FLOPS = 2 * SIZE**3
-"""Floating-point operations of one product."""
+"""Number of floating-point operations of one product."""
 
 
 def timers() -> dict[str, Timer]:
@@ -45,10 +45,10 @@ def _numpy_timer(a: torch.Tensor, b: torch.Tensor) -> Timer:
 
 
 def gflops(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> dict[str, float]:
-    """Computes the rate of each product from the seconds of everybody."""
+    """Computes the rate of each product from the seconds of all that was timed."""
     return {name: FLOPS / median(times[name]) / 1e9 for name in products}
 
 
 def fastest(times: Mapping[str, Rounds], products: Mapping[str, Timer]) -> Rounds:
-    """Picks the seconds of the faster product from those of everybody."""
+    """Returns the seconds of the faster product from the seconds of all that was timed."""
     return min((times[name] for name in products), key=median)

@@ -1,4 +1,4 @@
-"""A GPU as a benchmark uses it: what times its work, replays it from a graph and multiplies its matrices."""
+"""A GPU as a benchmark uses it: its stopwatch, its replays from CUDA graphs and its matrix products."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from jkoflow.ops.native import capabilities
 
 @dataclass(frozen=True)
 class Gpu:
-    """Holds what a benchmark needs of a GPU; tests make one of the CPU.
+    """The functions by which a benchmark uses a GPU; tests make one of the CPU.
 
     Arguments:
-        device: Where the tensors live.
-        peers: Everybody who is measured there.
-        description: What the record says of it.
-        stopwatch: Times its work.
-        replay: Makes replays of a run's CUDA graphs, one for each batch.
-        ceilings: Measures the GFLOP/s of its units in a large product.
-        use: Enters a context in which it is PyTorch's current device.
-        free: Gives back the memory that nobody uses any more.
+        device: Device of the tensors.
+        peers: All peers that are measured on it.
+        description: Entry of the record that describes it.
+        stopwatch: Function that times its work.
+        replay: Function that makes replays of a run's CUDA graphs, one for each batch.
+        ceilings: Function that measures the GFLOP/s of its units in a large product.
+        use: Function that enters a context in which it is PyTorch's current device.
+        free: Function that gives back the memory that is no longer used.
     """
 
     device: torch.device
@@ -46,13 +46,13 @@ class Gpu:
 
 
 def open_gpu(name: str) -> Gpu:
-    """Finds an NVIDIA GPU that the kernels can run on.
+    """Opens an NVIDIA GPU that the kernels can run on.
 
     Arguments:
         name: "cuda" for the first one, or "cuda:1".
 
     Raises:
-        ValueError: If there is none; it says what there is and what to do.
+        ValueError: If there is none; the message says what there is and what to do.
     """
     index = torch.device(name).index or 0
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""Replaying from a CUDA graph: one launch for all that a run puts on the GPU."""
+"""The replay of a run from a CUDA graph, with one launch for all that the run puts on the GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def replayed(run: Callable[[Tensor], Result], batches: Sequence[Tensor]) -> list
     """Captures a run on each batch in a CUDA graph of its own.
 
     Arguments:
-        run: What to capture. It is called before, because CUDA loads a kernel when it is first used.
+        run: The run to capture. It is called before the capture, because CUDA loads a kernel when it is first used.
         batches: Tensors (B, d) on the current GPU, which the graphs read again at every replay.
 
     Returns:
-        For each batch a function that replays its graph and returns the result, whose tensors the next replay of the
-        same graph overwrites.
+        For each batch, a function that replays its graph and returns the result. The next replay of the same graph
+        overwrites the tensors of the result.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""The whole benchmark: checks and times everybody at every shape and writes down what it found."""
+"""The whole benchmark: it checks and times all peers at every shape and records the results."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ def measure(
     """Runs the benchmark in this process, whose allocator and number of threads stay as it sets them.
 
     Arguments:
-        settings: What to measure.
-        progress: Is told what happens.
-        save: Is given the record as far as it is there: on the CPU after every shape, on a GPU after every measurement.
-        gpu: Where to measure; by default the settings' device.
+        settings: Settings of the benchmark.
+        progress: Receives the benchmark's news.
+        save: Function that is called with the record so far: on the CPU after every shape, on a GPU after every
+            measurement.
+        gpu: GPU to measure on; by default the settings' device.
 
     Returns:
-        The record, as JSON can hold it: ``format``, ``environment``, ``settings``, whom the others are compared with
-        (``reference``), ``shapes`` with the figures of each peer, and ``memory``.
+        The record, as JSON can hold it: ``format``, ``environment``, ``settings``, ``reference`` (the names of the
+        peers that others are compared with), ``shapes`` with the figures of each peer, and ``memory``.
 
     Raises:
-        ValueError: If the settings ask for a GPU that is not there.
+        ValueError: If the settings ask for a GPU that is not available.
     """
     if gpu is None and device_type(settings.device) == "cuda":
         gpu = open_gpu(settings.device)
@@ -78,7 +79,7 @@ def measure(
 
 
 def measure_memory(settings: Settings, deadline: Deadline, detail: Callable[[str], None]) -> dict[str, Any]:
-    """Measures the bytes per row of one training step by peer and shape, or says why there are none."""
+    """Measures the bytes per row of one training step by peer and shape, or says why they are not measured."""
     reason = memory.unsupported()
     if reason is None and not deadline.allows():
         reason = "no time left"

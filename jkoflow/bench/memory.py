@@ -1,4 +1,4 @@
-"""Peak memory of one training step per row of the batch, each way in a process of its own."""
+"""The peak memory of one training step per row of the batch, measured for each peer in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def unsupported() -> str | None:
-    """Says why memory cannot be measured on this system, or returns None."""
+    """Says why memory cannot be measured on this system; returns None if it can."""
     if not _STATUS.is_file() or "VmHWM" not in _STATUS.read_text(encoding="ascii", errors="replace"):
         return "peak memory is read from Linux's /proc"
     if not os.access(_RESET, os.W_OK):
@@ -42,8 +42,8 @@ def measure(name: str, shapes: Sequence[Shape], largest: int = LARGEST) -> list[
 
     Arguments:
         name: A peer that runs in this process, such as `jkoflow.bench.peers.MEASURED_MEMORY`.
-        shapes: Their batch is not used.
-        largest: Rows at which batches stop to grow.
+        shapes: Shapes, whose batch is not used.
+        largest: Number of rows at which batches stop to grow.
 
     Raises:
         RuntimeError: If the process that measures fails.
@@ -65,7 +65,7 @@ def measure(name: str, shapes: Sequence[Shape], largest: int = LARGEST) -> list[
 
 
 def bytes_per_row(name: str, shape: Shape, largest: int) -> float:
-    """Measures in this process, which must have been started as `measure` does it."""
+    """Measures the bytes per row in this process, which `measure` must have started."""
     batch = SMALLEST
     rise = _rise(name, shape._replace(batch=batch))
     while rise < ENOUGH and batch < largest:

@@ -1,4 +1,4 @@
-"""Measuring on a GPU: everybody alone, the most telling first, written down after each until the time is up."""
+"""The measurement on a GPU: one peer after the other, the most telling first, recorded one by one until time is up."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from jkoflow.bench.stopwatch import in_turn
 from jkoflow.bench.timing import rounds
 
 NOT_REACHED = "not reached"
-"""What stands beside everybody whose turn has not come; a benchmark that is killed leaves it."""
+"""Note in the entry of every peer whose turn has not come, which remains if a benchmark is killed."""
 
 SEVERITY = ("left out", "failed", "disagrees")
 
 Problems = dict[Direction, tuple[str, str]]
-"""What went wrong in the directions of a peer: its status, and why."""
+"""Problems of a peer by direction: a status and the reason."""
 
 
 def measure_shapes(
@@ -38,18 +38,18 @@ def measure_shapes(
     entries: list[dict[str, Any]],
     save: Callable[[], None],
 ) -> None:
-    """Measures what there is time for.
+    """Measures the peers at the shapes, as far as there is time.
 
     Arguments:
-        peers: Everybody, ours first.
-        settings: What to measure.
-        gpu: Where.
-        deadline: When nothing more is started.
-        progress: Is told what happens.
-        entries: Gets an entry for each shape, as those of `jkoflow.bench.paired.measure_shape` but for
-            ``ceilings_gflops``, the rates of the GPU's units in a large product, of which ``of_floor`` is the share;
-            ``errors`` are those against float64.
-        save: Is called whenever an entry has changed.
+        peers: All peers, ours first.
+        settings: Settings of the benchmark.
+        gpu: GPU to measure on.
+        deadline: End of the time in which measurements are started.
+        progress: Receives the benchmark's news.
+        entries: List to which an entry for each shape is added, as `jkoflow.bench.paired.measure_shape` returns it but
+            for two things. ``ceilings_gflops`` are the rates of the GPU's units in a large product, of which
+            ``of_floor`` is the share. ``errors`` are those against float64.
+        save: Function that is called whenever an entry has changed.
     """
     blank = [[record.blank(peer, settings) for peer in peers] for _ in settings.shapes]
     able = [peer for peer, result in zip(peers, blank[0], strict=True) if result["status"] == "measured"]
@@ -80,9 +80,10 @@ def measure_shapes(
 
 
 def order(shapes: int, peers: Sequence[Peer]) -> list[tuple[str, list[Peer], int]]:
-    """Lists the parts of a benchmark: what is measured, and at which of the shapes.
+    """Returns the parts of a benchmark: name, peers and index of the shape.
 
-    The quick ones come at the first shape, ours at all others, those who compile at the first, and then the rest.
+    Ours and the quick peers come first at the first shape, then ours at all other shapes, then the peers that compile
+    at the first shape, and then the rest.
     """
     ours = [peer for peer in peers if peer.library == "jkoflow"]
     slow = [peer for peer in peers if peer.compiling > 0]
@@ -94,7 +95,7 @@ def order(shapes: int, peers: Sequence[Peer]) -> list[tuple[str, list[Peer], int
 
 
 class _Part:
-    """Measures some peers at one shape."""
+    """The measurement of some peers at one shape."""
 
     def __init__(
         self,
@@ -119,17 +120,17 @@ class _Part:
 
     @cached_property
     def case(self) -> Case:
-        """Makes what everybody gets."""
+        """Makes the case that all peers get."""
         return Case(self.shape, self.gpu.device)
 
     @cached_property
     def exact(self) -> agreement.Expected:
-        """Computes what is right with the exact divergence, in float64."""
+        """Computes the right result with the exact divergence, in float64."""
         return agreement.exact(self.case, estimate=False)
 
     @cached_property
     def estimated(self) -> agreement.Expected:
-        """Computes what is right with Hutchinson's estimate, in float64."""
+        """Computes the right result with Hutchinson's estimate, in float64."""
         return agreement.exact(self.case, estimate=True)
 
     def measure(self, peers: Sequence[Peer]) -> None:
@@ -196,7 +197,7 @@ class _Part:
 
 
 def _conclude(peer: Peer, result: dict[str, Any], problems: Problems) -> None:
-    """Writes down how far a peer came, in its status and its note."""
+    """Records in the status and the note of a peer how far its measurement came."""
     reasons = {direction: why for direction, (_, why) in problems.items()}
     reasons |= {d: NOT_REACHED for d in peer.directions if d not in result and d not in problems}
     if not reasons:

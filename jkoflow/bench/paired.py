@@ -1,4 +1,4 @@
-"""Measuring on the CPU: at each shape everybody in the same rounds, beside the matrix products that are the floor."""
+"""The measurement on the CPU: at each shape all peers in the same rounds, beside the matrix products of the floor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measure_shape(
 
     Returns:
         ``shape``, ``floor_gflops`` (for each direction the rates of the products that were timed with it, the fastest
-        of which is the floor) and ``peers``: of each its name, its ``status`` (``measured``, ``not installed``,
+        of which is the floor) and ``peers``: for each peer its name, its ``status`` (``measured``, ``not installed``,
         ``left out``, ``failed`` or ``disagrees``), a ``note``, its ``evaluations`` in a solve (of a peer that chooses
         its own steps), its ``errors`` against ours, and for each direction the milliseconds ``ms`` (a median), the
         times ``of_ours`` it takes, the milliseconds of each round, and, for ours, the share ``of_floor``.
@@ -51,7 +51,7 @@ def _check_all(
     deadline: Deadline,
     detail: Callable[[str], None],
 ) -> None:
-    """Keeps those who compute what we do as candidates, and writes down what is wrong with the others."""
+    """Keeps the candidates that compute the same as ours, and records what is wrong with the others."""
     right: dict[bool, agreement.Expected] = {}
     for peer, result in zip(peers, entry["peers"], strict=True):
         detail(f"checking {peer.name}")
@@ -115,7 +115,7 @@ def _time(
 
 
 def _guarded(candidate: Candidate, direction: Direction, result: dict[str, Any]) -> Timer:
-    """Makes the candidate's timer; if it breaks, its status says so and the others go on."""
+    """Returns the candidate's timer; if a run fails, the status says so and the other candidates go on."""
 
     def timer(repeats: int) -> float:
         if result["status"] == "measured":

@@ -1,4 +1,4 @@
-"""Who is told how a benchmark goes on."""
+"""The protocol through which a benchmark tells what it is doing."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Is told what happens."""
+    """Receives a benchmark's news."""
 
     def start(self, parts: int) -> None:
-        """Hears that so many parts will be measured."""
+        """Receives the number of parts that will be measured."""
 
     def part(self, text: str) -> None:
-        """Hears which part begins."""
+        """Receives the name of the part that begins."""
 
     def detail(self, text: str) -> None:
-        """Hears what is being done now."""
+        """Receives a line about the present step of the measurement."""
 
     def measured(self, entry: dict[str, Any]) -> None:
-        """Gets the figures of a shape: its entry in the record, or one with the peers of this part alone."""
+        """Receives the figures of a shape: its entry in the record, or an entry with the peers of this part alone."""

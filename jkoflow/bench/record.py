@@ -1,4 +1,4 @@
-"""What a benchmark writes down: the entry of each peer at a shape, the surroundings, and what went wrong."""
+"""The record of a benchmark: the entry of each peer at a shape, the environment, and the failures."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from jkoflow.bench.shapes import Direction, Shape, flops
 from jkoflow.bench.timing import Rounds, median
 
 FORMAT = 2
-"""Version of the record."""
+"""Version of the record's format."""
 
 NO_TIME = "no time left"
 
 
 def blank(peer: Peer, settings: Settings) -> dict[str, Any]:
-    """Makes the entry of a peer that has not been measured yet: whether it can be, and if not, why."""
+    """Returns the entry of a peer that has not been measured yet, which says why if it cannot be measured."""
     status, note = _standing(peer, settings)
     return {"peer": peer.name, "status": status, "note": note, "evaluations": None, "errors": {}}
 
 
 def chosen(peers: Iterable[Peer], settings: Settings) -> list[Peer]:
-    """Picks the peers of the libraries that are asked for, and ours."""
+    """Returns the peers of the libraries that are asked for, and ours."""
     return [peer for peer in peers if peer.library in {*settings.libraries, "jkoflow"}]
 
 
 def figures(times: Rounds) -> dict[str, Any]:
-    """Gives the milliseconds of a direction, ``ms``, a median, and those of its rounds, ``rounds_ms``."""
+    """Returns the milliseconds of a direction: ``ms``, the median, and ``rounds_ms``, those of the rounds."""
     return {"ms": 1e3 * median(times), "rounds_ms": [t if t is None else 1e3 * t for t in times]}
 
 
 def work(peer: Peer, shape: Shape, direction: Direction) -> int | None:
-    """Counts the operations that a peer's unit does in one run, or returns None if they are not counted."""
+    """Counts the operations that a peer's unit does in one run; returns None if they are not counted."""
     if peer.work is None:
         return None
     return peer.work.products * flops(shape, direction, fused=peer.work.fused)
 
 
 def finite(errors: Mapping[str, float]) -> dict[str, float | None]:
-    """Makes errors such that JSON can hold them: None for one that is not a finite number."""
+    """Returns errors as JSON can hold them: None for an error that is not a finite number."""
     return {name: error if math.isfinite(error) else None for name, error in errors.items()}
 
 
 def broken(record: Mapping[str, Any]) -> list[str]:
-    """Lists peers that failed or that compute something else, one line each; nobody if all is well."""
+    """Returns one line for each peer that failed or computes something else; none if all is well."""
     lines = [
         f"{result['peer']} at {Shape(**entry['shape']).text} {result['status']}: {result['note']}"
         for entry in record["shapes"]
@@ -60,13 +60,13 @@ def broken(record: Mapping[str, Any]) -> list[str]:
 
 
 def packages() -> dict[str, str]:
-    """Finds the versions of what peers import, as far as it is installed."""
+    """Returns the versions of the packages that peers import, as far as they are installed."""
     names = sorted({name for peer in PEERS for name in peer.requires if not peer.missing()})
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def one_line(error: Exception) -> str:
-    """Puts an error into one line."""
+    """Returns the text of an error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
 

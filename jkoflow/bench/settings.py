@@ -1,4 +1,4 @@
-"""What a benchmark measures, on which device, and for how long."""
+"""The settings of a benchmark: what is measured, on which device, and for how long."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {},
     "cuda": {"shapes": CUDA_SHAPES, "budget": 0.02, "memory": False, "seconds": 480.0},
 }
-"""What is different from the defaults of `Settings` on each type of device, unless something else is asked for."""
+"""Defaults on each type of device that differ from the defaults of `Settings`."""
 
 QUICK: Mapping[str, Any] = {"rounds": 3, "budget": 0.02, "memory": False}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Says what to measure and for how long.
+    """The settings of a benchmark.
 
     Arguments:
-        shapes: Sizes.
-        libraries: Which of `jkoflow.bench.peers.LIBRARIES`; jkoflow is always among them.
-        threads: Threads of everybody.
-        rounds: Rounds of measurements; figures are medians.
+        shapes: Sizes that are measured.
+        libraries: Names of `jkoflow.bench.peers.LIBRARIES`; jkoflow is always among them.
+        threads: Number of threads of every peer.
+        rounds: Number of rounds of measurements; figures are medians.
         budget: Seconds of each candidate in a round.
-        compiled: Whether to compile what ``torch.compile`` can.
+        compiled: Whether to measure peers that ``torch.compile`` compiles.
         memory: Whether to measure the memory that training takes on the CPU.
-        device: Where the tensors live: "cpu", "cuda" or "cuda:1"; peers that need the CPU are left out elsewhere.
-        seconds: When to start nothing more; None for no limit.
+        device: Device of the tensors: "cpu", "cuda" or "cuda:1"; peers that need the CPU are left out on a GPU.
+        seconds: Seconds after which no measurement is started; None for no limit.
 
     Raises:
         ValueError: If a number is not positive, or a library or a device is not known.
@@ -63,15 +63,15 @@ class Settings:
 
     @classmethod
     def on(cls, device: str, quick: bool = False, **given: Any) -> Self:
-        """Makes the settings for a device.
+        """Returns the settings for a device.
 
         Arguments:
-            device: Which.
+            device: Name of the device.
             quick: Whether one shape and three short rounds are enough, unless something else is given.
-            given: What is different from the defaults.
+            given: Settings that differ from the defaults.
 
         Raises:
-            ValueError: As `Settings`.
+            ValueError: If `Settings` refuses a value.
         """
         defaults = dict(DEFAULTS[device_type(device)])
         if quick:
@@ -80,7 +80,7 @@ class Settings:
 
 
 def device_type(name: str) -> str:
-    """Finds the type of a device, "cpu" or "cuda".
+    """Returns the type of a device, "cpu" or "cuda".
 
     Raises:
         ValueError: If the name is not one that a benchmark can run on.

@@ -1,20 +1,20 @@
-"""The sizes that are measured, and the work in them."""
+"""The sizes that are measured, and the work of solving them."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Direction = Literal["forward", "forward+backward"]
-"""Solving a batch, or solving it and differentiating the loss with respect to every parameter."""
+"""Name of a direction: solving a batch, or solving it and differentiating the loss with respect to every parameter."""
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "forward+backward")
 
 STAGES = 4
-"""Evaluations of the velocity in a step of ``rk4``, the method of all measurements."""
+"""Number of evaluations of the velocity in a step of ``rk4``, the method of all measurements."""
 
 
 class Shape(NamedTuple):
-    """Sizes one case: d features, hidden layers of one width, rows of the batch, Runge-Kutta steps."""
+    """The sizes of one case: d features, hidden layers of one width, rows of the batch, Runge-Kutta steps."""
 
     dim: int
     width: int
@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Reads ``d = 2, H = 128 x 2, B = 2000``; the steps are named if they are not the usual 3."""
+        """Returns a text such as ``d = 2, H = 128 x 2, B = 2000``; the steps are named if they are not the usual 3."""
         steps = "" if self.steps == 3 else f", {self.steps} steps"
         return f"d = {self.dim}, H = {self.width} x {self.layers}, B = {self.batch}{steps}"
 
@@ -38,7 +38,7 @@ SHAPES = (
     Shape(6, 128, 2, 64, 3),
     Shape(2, 64, 2, 10000, 3),
 )
-"""What is measured on the CPU if nothing else is asked for."""
+"""Shapes that are measured on the CPU by default."""
 
 _NETWORKS = (
     Shape(6, 128, 2, 10_000, 3),
@@ -49,14 +49,14 @@ _NETWORKS = (
     Shape(2, 64, 2, 10_000, 3),
 )
 CUDA_SHAPES = (*_NETWORKS, *(shape._replace(batch=100_000) for shape in _NETWORKS), Shape(6, 128, 2, 250, 3))
-"""What is measured on a GPU: the goal's shape, the networks of the CPU at two sizes of batch, a training batch."""
+"""Shapes that are measured on a GPU by default: the goal's, the CPU's networks at two batch sizes, a training batch."""
 
 
 def parse_shapes(text: str) -> list[Shape]:
     """Reads shapes written as ``d,H,layers,B,steps``, with spaces between shapes.
 
     Raises:
-        ValueError: If one has other than five numbers, or one that is not positive.
+        ValueError: If a shape does not have five numbers, or has one that is not positive.
 
     Example:
         >>> parse_shapes("2,128,2,2000,3 6,128,2,64,3")[1].batch
@@ -95,10 +95,10 @@ def forward_flops(shape: Shape) -> int:
 
 
 def flops(shape: Shape, direction: Direction, fused: bool = False) -> int:
-    """Counts the products of a direction: differentiating one costs two more.
+    """Counts the operations of the products of a direction; differentiating a product costs two more products.
 
-    The backward pass of `jkoflow.integrate` keeps the positions only and computes the stages once more, which counts
-    as work, because that is what it saves its memory with: 4 times the forward products. The fused loss need not: 3.
+    The backward pass of `jkoflow.integrate` keeps the positions only and computes the stages a second time. That saves
+    memory and counts as work: 4 times the forward products in all. The fused loss need not do so: 3 times.
     """
     if direction == "forward":
         return forward_flops(shape)

@@ -1,4 +1,4 @@
-"""How long something takes: by the clock on the wall, or between two events on a GPU's stream."""
+"""The timing of calls: by the wall clock, or between two events on a GPU's stream."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 Stopwatch = Callable[[Callable[[], object], int], float]
-"""Calls something so many times and returns the seconds that it took."""
+"""Function that makes a call a number of times and returns the seconds that they took."""
 
 
 def wall_clock(run: Callable[[], object], repeats: int) -> float:
-    """Times what is done when its call returns, such as everything on the CPU."""
+    """Times calls whose work is done when they return, as all work on the CPU is."""
     start = time.perf_counter()
     for _ in range(repeats):
         run()
@@ -21,7 +21,7 @@ def wall_clock(run: Callable[[], object], repeats: int) -> float:
 
 
 def cuda_events(run: Callable[[], object], repeats: int) -> float:
-    """Times what the calls put on the current GPU's current stream, from its first launch to its end."""
+    """Times the work that calls put on the current GPU's current stream, from the first launch to the end."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
@@ -33,6 +33,6 @@ def cuda_events(run: Callable[[], object], repeats: int) -> float:
 
 
 def in_turn(runs: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """Makes one call of several: every time it is called, the next of them runs."""
+    """Returns a function that runs the next of several functions at every call."""
     endless = itertools.cycle(runs)
     return lambda: next(endless)()

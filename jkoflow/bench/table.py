@@ -1,4 +1,4 @@
-"""The figures of a record as tables in Markdown: README holds this module's output."""
+"""The figures of a record as tables in Markdown, which README holds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SHARES: tuple[tuple[str, Direction], ...] = (
     (SPLIT_FUSED, "forward+backward"),
     *((peer.name, direction) for peer in CUDA_PEERS if peer.work is not None for direction in peer.directions),
 )
-"""Whose shares are shown, and in which direction."""
+"""Peers whose shares are shown, and their directions."""
 
 TITLES: dict[Direction, str] = {"forward": "forward", "forward+backward": "forward + backward"}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Writes tables of times, of shares of the floor and of memory, and the notes to them.
+    """Returns tables of times, of shares of the floor and of memory, and their notes.
 
     Raises:
         ValueError: If the record has another format.
@@ -39,7 +39,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def times(record: Mapping[str, Any], direction: Direction) -> str:
-    """Writes milliseconds, in brackets the times ours, of each peer at each shape."""
+    """Returns the table of each peer's milliseconds at each shape, with their ratio to ours in brackets."""
     entries = record["shapes"]
     lack = {peer.name for peer in (*PEERS, *CUDA_PEERS) if direction not in peer.directions}
     rows = [
@@ -51,7 +51,7 @@ def times(record: Mapping[str, Any], direction: Direction) -> str:
 
 
 def cell(result: Mapping[str, Any], direction: Direction) -> str:
-    """Writes ``79.7 (4.3)``, or why there is no figure."""
+    """Returns a cell such as ``79.7 (4.3)``, or the reason for which there is no figure."""
     figures = result.get(direction)
     if figures is None:
         return result["status"]
@@ -61,7 +61,7 @@ def cell(result: Mapping[str, Any], direction: Direction) -> str:
 
 
 def shares(record: Mapping[str, Any]) -> str:
-    """Writes shares of the rate of a large matrix product."""
+    """Returns the table of shares of the rate of a large matrix product."""
     entries = record["shapes"]
     rows = []
     names = _names(entries)
@@ -75,7 +75,7 @@ def shares(record: Mapping[str, Any]) -> str:
 
 
 def memory(record: Mapping[str, Any]) -> str:
-    """Writes the peak memory per row of a training step."""
+    """Returns the table of the peak memory per row of a training step."""
     found = record["memory"]
     if found is None:
         return ""
@@ -86,7 +86,7 @@ def memory(record: Mapping[str, Any]) -> str:
 
 
 def notes(record: Mapping[str, Any]) -> str:
-    """Writes what stands behind single figures; equal notes share a line."""
+    """Returns the notes to single figures; equal notes share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name in _names(record["shapes"]):
@@ -110,12 +110,12 @@ def notes(record: Mapping[str, Any]) -> str:
 
 
 def references(record: Mapping[str, Any]) -> Mapping[Direction, str]:
-    """Names whom the others are compared with; records of earlier versions do not say it."""
+    """Returns the names of the peers that others are compared with; records of earlier versions do not hold them."""
     return record.get("reference", {"forward": OURS, "forward+backward": FUSED})
 
 
 def floor(record: Mapping[str, Any]) -> str:
-    """Writes what the shares are of: the products and the range of their rates."""
+    """Returns the sentence on the products that the shares refer to, with the range of their rates."""
     units = next((entry["ceilings_gflops"] for entry in record["shapes"] if "ceilings_gflops" in entry), None)
     if units is not None:
         return (
@@ -134,7 +134,7 @@ def floor(record: Mapping[str, Any]) -> str:
 
 
 def surroundings(record: Mapping[str, Any]) -> str:
-    """Writes the machine and the versions, in a sentence."""
+    """Returns the sentence on the machine and the versions."""
     environment = record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"jkoflow {environment['jkoflow']}, torch {environment['torch']}"
@@ -152,14 +152,14 @@ def surroundings(record: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Writes three digits or so: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
+    """Returns the text of a number with about three digits: ``0.53``, ``5.3``, ``22.6``, ``1348``."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
 def size(count: float) -> str:
-    """Writes bytes for a reader: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
+    """Returns the text of a number of bytes: ``72 B``, ``31 KiB``, ``2.7 MiB``."""
     for unit in ("B", "KiB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Whether PyTorch's matrix products on a GPU may round their factors to TF32."""
+"""The permission for PyTorch's matrix products on a GPU to round their factors to TF32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def products(tf32: bool) -> Iterator[None]:
-    """Allows or forbids TF32 to PyTorch's float32 products, and restores what was allowed before."""
+    """Allows or forbids TF32 in PyTorch's float32 products, and restores the former permission at the end."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:

@@ -1,4 +1,4 @@
-"""Timing in paired rounds: every round runs each candidate, so that a slow moment of the machine hits all alike."""
+"""Timing in paired rounds: every round runs each candidate, so that a slow moment of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 Timer = Callable[[int], float]
-"""Runs something so many times and returns the seconds that took."""
+"""Function that makes a number of runs and returns the seconds that they took."""
 
 Rounds = list[float | None]
-"""Seconds per run, one value a round; None in rounds that it sat out."""
+"""Seconds per run, one value a round; None in rounds that a candidate sat out."""
 
 FEWEST, FEWEST_SLOW = 3, 2
-"""Rounds that a slow one takes part in, and one that takes more than ten times its seconds in a round."""
+"""Smallest numbers of rounds of a slow candidate, and of one that takes more than ten times its seconds in a round."""
 
 PAUSE, LONGEST_PAUSE = 0.02, 0.3
-"""Seconds between two candidates, and at most, in which the last one's threads stop spinning. The clock of a process
-counts threads that run on other processors by ticks of the kernel, of up to 10 ms."""
+"""Seconds between two candidates, and their largest number, in which the threads of the last candidate stop spinning.
+The clock of a process counts threads that run on other processors by ticks of the kernel, of up to 10 ms."""
 
 
 def settle() -> None:
-    """Waits until no thread of this process computes: those of OpenBLAS spin for a tenth of a second."""
+    """Waits until no thread of this process computes; threads of OpenBLAS spin for a tenth of a second."""
     for _ in range(round(LONGEST_PAUSE / PAUSE)):
         before = time.process_time()
         time.sleep(PAUSE)
@@ -39,12 +39,13 @@ def rounds(
     """Times candidates in turn.
 
     Arguments:
-        timers: What to time, by name.
+        timers: Timers of the candidates, by name.
         count: Number of rounds.
-        budget: Seconds that each candidate gets in a round: it runs as often as fits, at least once. One that is
-            slower sits out rounds, evenly, until its rounds fit as well, or down to `FEWEST`.
-        advance: Told the name of each before it runs.
-        pause: Waits before each until the machine is at rest; None where nobody's threads are in the way, as on a GPU.
+        budget: Seconds that each candidate gets in a round: it runs as often as fits, at least once. A slower candidate
+            sits out rounds, evenly, until its rounds fit as well, or down to `FEWEST`.
+        advance: Function that is called with the name of each candidate before it runs.
+        pause: Function that waits, before each candidate, until the machine is at rest; None if no threads are in the
+            way, as on a GPU.
 
     Returns:
         Seconds per run, by name.
@@ -73,11 +74,11 @@ def rounds(
 
 
 def median(values: Rounds) -> float:
-    """Takes the median over the rounds that were run."""
+    """Returns the median over the rounds that were run."""
     return statistics.median(value for value in values if value is not None)
 
 
 def ratio(numerator: Sequence[float | None], denominator: Sequence[float | None]) -> float:
-    """Takes the median, over the rounds that both ran in, of the ratio within a round."""
+    """Returns the median of the ratio within a round, over the rounds in which both ran."""
     pairs = zip(numerator, denominator, strict=True)
     return statistics.median(a / b for a, b in pairs if a is not None and b is not None)

@@ -1,4 +1,4 @@
-"""Starts ``jkoflow`` and ``python -m jkoflow``."""
+"""The entry point of ``jkoflow`` and ``python -m jkoflow``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; without typer it says how to install it and exits with 2."""
+    """Runs the command line; if typer is missing, says how to install it and exits with 2."""
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -1,4 +1,4 @@
-"""What the progress bars of the commands share: they are drawn as long as a context lasts."""
+"""The base of the commands' progress bars, which are drawn as long as a ``with`` statement lasts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.progress import Progress, ProgressColumn, TextColumn
 
 
 class Bars:
-    """Draws bars with a description in front and news behind, as long as its context lasts.
+    """Progress bars with a description in front and news behind, drawn as long as a ``with`` statement lasts.
 
     Arguments:
         console: Where to draw.
-        columns: What stands between description and news.
-        options: Those of `rich.progress.Progress`.
+        columns: Columns between description and news.
+        options: Further arguments of `rich.progress.Progress`.
     """
 
     def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:

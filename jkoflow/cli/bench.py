@@ -1,4 +1,4 @@
-"""The command bench, and what it shows while it runs."""
+"""The command bench, with its progress and its tables."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def bench(
 
 
 def write_record(record: Mapping[str, Any], out: Path | None) -> None:
-    """Writes the record as far as it is there, if a directory is wanted; whoever reads the file finds all of one."""
+    """Writes the record so far into a directory, if one is given; a reader never finds a part of a file."""
     if out is None:
         return
     part = out / f"{RECORD_FILE}.part"
@@ -117,7 +117,7 @@ def write_record(record: Mapping[str, Any], out: Path | None) -> None:
 
 
 class BenchBars(Bars):
-    """Shows one bar on a terminal, lines elsewhere: a `jkoflow.bench.progress.Progress` and a context manager.
+    """One bar on a terminal, lines elsewhere: a `jkoflow.bench.progress.Progress` and a context manager.
 
     Arguments:
         screen: Where to draw.
@@ -145,14 +145,14 @@ class BenchBars(Bars):
         self._bars.update(self._task, total=parts)
 
     def part(self, text: str) -> None:
-        """Says what is measured next."""
+        """Shows the name of the part that is measured next."""
         self._bars.update(self._task, completed=self._begun, description=text, refresh=True)
         self._begun += 1
         if not self._live:
             print(f"{self._begun}/{self._parts}: {text}", flush=True)
 
     def detail(self, text: str) -> None:
-        """Shows what is done now."""
+        """Shows a line about the present step of the measurement."""
         now = time.monotonic()
         self._bars.update(self._task, news=text, refresh=now - self._drawn > REFRESH_SECONDS)
         if now - self._drawn > REFRESH_SECONDS:
@@ -175,7 +175,7 @@ def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
 
 
 def shape_table(entry: Mapping[str, Any]) -> Table:
-    """Lays out the figures of one shape: milliseconds, how many times ours, and the share of the floor's rate."""
+    """Returns the table of one shape: milliseconds, their ratio to ours, and the share of the floor's rate."""
     title = f"{Shape(**entry['shape']).text}{_rates(entry)}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
@@ -199,7 +199,7 @@ def shape_table(entry: Mapping[str, Any]) -> Table:
 
 
 def _rates(entry: Mapping[str, Any]) -> str:
-    """Says in brackets what the shares of a shape refer to."""
+    """Returns, in brackets, the rates that the shares of a shape refer to."""
     if units := entry.get("ceilings_gflops"):
         return f" (floor: {', '.join(f'{unit} {rate / 1e3:.1f} TFLOP/s' for unit, rate in units.items())})"
     rates = [pair for found in entry["floor_gflops"].values() for pair in found.items()]
@@ -210,7 +210,7 @@ def _rates(entry: Mapping[str, Any]) -> str:
 
 
 def show_memory(record: Mapping[str, Any]) -> None:
-    """Prints the memory that a training step takes per row."""
+    """Prints the memory per row that a training step takes."""
     used = record["memory"]
     if used is None:
         return

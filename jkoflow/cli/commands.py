@@ -1,4 +1,4 @@
-"""Defines the commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
+"""The commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 
 class OneLineErrors(TyperGroup):
-    """Turns errors of the commands into one line on stderr: exit code 2, 130 after Ctrl-C."""
+    """The command group, which turns errors into one line on stderr, with exit code 2, or 130 after Ctrl-C."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
@@ -283,7 +283,7 @@ app.command()(bench)
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Prints jkoflow's own warnings in one line, without the place in the source."""
+    """Prints jkoflow's own warnings in one line, without their place in the source."""
     with warnings.catch_warnings():
         for kind in (DataWarning, FallbackWarning):
             warnings.simplefilter("always", kind)
@@ -309,7 +309,7 @@ def _load_flow(run: Path) -> JKOFlow:
 
 
 def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
-    """Prints how well samples can be told from rows."""
+    """Prints how well a classifier and distances tell samples from rows."""
     if len(rows) < 20:
         raise DataError(f"--two-sample needs at least 20 rows, got {len(rows)}; leave it out, or give more rows")
     real, drawn = compared_samples(flow, rows, context)
@@ -332,7 +332,7 @@ def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str,
 
 
 def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names the columns that the flow was trained on, and those of its context: x0, ... if there is only its model."""
+    """Returns the names of the flow's columns and of its context columns; x0, ... without a run directory."""
     if not (run / PREVIEW_FILE).is_file():
         names = default_features(flow.dim + flow.context_dim)
         return names[: flow.dim], names[flow.dim :]
@@ -347,5 +347,5 @@ def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def _seed(run: Path) -> int:
-    """Finds the seed that split the run's data; without a run directory it is the default one."""
+    """Returns the seed that split the run's data; the default seed without a run directory."""
     return RunDirectory(run).settings().config.seed if run.is_dir() else TrainConfig().seed

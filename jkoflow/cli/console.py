@@ -1,4 +1,4 @@
-"""Shows what the command line has to say: progress bars, tables and one-line messages."""
+"""The output of the command line: progress bars, tables and one-line messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jkoflow.training.objectives import TERMS
 from jkoflow.training.rounds import FINETUNE
 
 LINE_SECONDS = 10.0
-"""Between two lines about the same block where there is no terminal to draw bars on."""
+"""Seconds between two lines about the same block if there is no terminal to draw bars on."""
 
 
 def error(text: str) -> None:
@@ -31,13 +31,13 @@ def note(text: str) -> None:
 
 
 def training_progress() -> TrainingBars | TrainingLines:
-    """Chooses bars on a terminal, plain lines in a file or a pipe."""
+    """Returns bars on a terminal, plain lines in a file or a pipe."""
     console = Console()
     return TrainingBars(console) if console.is_terminal else TrainingLines()
 
 
 class TrainingBars(Bars):
-    """Draws one bar per block: a `jkoflow.training.progress.Progress` and a context manager.
+    """One bar per block on a terminal: a `jkoflow.training.progress.Progress` and a context manager.
 
     Arguments:
         console: Where to draw.
@@ -56,26 +56,26 @@ class TrainingBars(Bars):
         )
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:
-        """Says which round begins, and gives it bars of its own."""
+        """Prints which round begins, and gives it bars of its own."""
         self._tasks.clear()
         self._kind = kind
         if number > 0:
             self._bars.console.print(round_text(number, kind, blocks), markup=False, highlight=False)
 
     def start_block(self, block: int, iterations: int) -> None:
-        """Draws a bar, or changes its length."""
+        """Draws the bar of a block, or changes its length."""
         if block in self._tasks:
             self._bars.update(self._tasks[block], total=iterations)
         else:
             self._tasks[block] = self._bars.add_task(fit_name(self._kind, block), total=iterations, news="")
 
     def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
-        """Moves the bar and shows the loss and its terms."""
+        """Moves the block's bar and shows the loss and its terms."""
         news = loss_text(terms, self._short)
         self._bars.update(self._tasks[block], completed=iteration, news=news)
 
     def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
-        """Fills the bar and shows what the block achieved."""
+        """Fills the block's bar and shows its result."""
         done = summary["iterations"]  # fewer than planned if the guard ended the block
         self._bars.update(self._tasks[block], total=done, completed=done, news=block_text(summary, self._short))
 
@@ -85,7 +85,7 @@ class TrainingBars(Bars):
 
 
 class TrainingLines:
-    """Prints the progress of a training as plain lines, a few per block; a context manager."""
+    """The progress of a training as plain lines, a few per block; a context manager."""
 
     def __init__(self) -> None:
         self._iterations: dict[int, int] = {}
@@ -101,27 +101,27 @@ class TrainingLines:
         pass
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:
-        """Says which round begins, after the first."""
+        """Prints which round begins, except for the first."""
         self._kind = kind
         if number > 0:
             self._say(round_text(number, kind, blocks))
 
     def start_block(self, block: int, iterations: int) -> None:
-        """Says how long the block will be."""
+        """Prints the number of iterations of the block."""
         self._iterations[block] = iterations
         self._say(f"{fit_name(self._kind, block)}: {iterations} iterations")
 
     def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
-        """Prints the loss and its terms, if the last line is some time ago."""
+        """Prints the loss and its terms, if `LINE_SECONDS` have passed since the last line."""
         if time.monotonic() - self._printed >= LINE_SECONDS:
             self._say(f"{fit_name(self._kind, block)}: {iteration}/{self._iterations[block]} {loss_text(terms)}")
 
     def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
-        """Says what the block achieved."""
+        """Prints the result of the block."""
         self._say(f"{fit_name(self._kind, block)}: {block_text(summary)}, {summary['seconds']:.1f} s")
 
     def message(self, text: str) -> None:
-        """Prints the text."""
+        """Prints a text in one line."""
         self._say(f"note: {text}")
 
     def _say(self, text: str) -> None:
@@ -130,25 +130,25 @@ class TrainingLines:
 
 
 def round_text(number: int, kind: str, blocks: int) -> str:
-    """Says what a round is about to do."""
+    """Returns the line that says which round begins and with how many blocks."""
     how = "together" if kind == FINETUNE else "again"
     return f"round {number + 1}, {kind}: {blocks} block{'' if blocks == 1 else 's'} to train {how}"
 
 
 def fit_name(kind: str, block: int) -> str:
-    """Names what is being trained in a round of a kind."""
+    """Returns the name of the block, or of all blocks, that a round of a kind trains."""
     return "all blocks" if kind == FINETUNE else f"block {block + 1}"
 
 
 def loss_text(terms: Mapping[str, float], short: bool = False) -> str:
-    """Writes the loss and the terms it is the sum of, in nats."""
+    """Returns the text of the loss and of the terms whose sum it is, in nats."""
     if short:
         return f"loss {terms['loss']:.3f}"
     return f"loss {terms['loss']:.3f} = " + " + ".join(f"{terms[name]:.3f} {name}" for name in TERMS)
 
 
 def block_text(summary: Mapping[str, Any], short: bool = False) -> str:
-    """Says what a finished block achieved, from its record in the history."""
+    """Returns the text about the result of a finished block, from its record in the history."""
     if short:
         return f"NLL {summary['val_nll']:.3f}"
     kind = "free" if summary["step_size"] is None else f"h {summary['step_size']:.3g}"
@@ -181,7 +181,7 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def show_environment(environment: Mapping[str, Any]) -> None:
-    """Prints what `jkoflow.environment.describe` found."""
+    """Prints an environment as `jkoflow.environment.describe` returns it."""
     kernels = environment["kernels"]
     rows = {name: str(value) for name, value in environment.items() if name != "kernels"}
     for backend in ("cpu", "cuda"):
@@ -225,7 +225,7 @@ def _bits(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the distances between data and samples that were measured, by what they are."""
+    """Returns the texts of the measured distances between data and samples, by the distances' names."""
     names = {
         "mmd_median": "MMD², median bandwidth",
         "mmd_fixed": "MMD², bandwidth 1",
@@ -240,7 +240,7 @@ def distances(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def published(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Returns an experiment's NLL beside the published ones, by what they are; nothing for other runs."""
+    """Returns the texts of an experiment's NLL and of the published ones, by their names; none for other runs."""
     if "experiment" not in metrics:
         return {}
     reproduced, paper = metrics["reproduced_nll"], metrics["paper_nll"]

@@ -1,4 +1,4 @@
-"""Defines the command reproduce, which measures an experiment beside the published figures."""
+"""The command reproduce, which compares an experiment with the published figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jkoflow.images import LATENTS_FILE, prepare_latents, show_samples
 from jkoflow.training.config import TrainConfig
 
 AUTOENCODER_SHARE = 1 / 3
-"""Of a time budget, for the autoencoder of an experiment with pictures."""
+"""Share of a time budget for the autoencoder of an experiment with pictures."""
 
 
 def reproduce(
@@ -95,7 +95,7 @@ def reproduce(
 def _latents(
     experiment: Experiment, pictures: PictureSet, run: Path, config: TrainConfig, started: float
 ) -> tuple[str, TrainConfig]:
-    """Trains the autoencoder; returns the file of the vectors, and the settings with what is left of the time."""
+    """Trains the autoencoder; returns the path of the vectors' file, and the settings with the time that is left."""
     assert experiment.autoencoder is not None
     if len(pictures.train) < config.batch_size:
         raise DataError(
@@ -113,7 +113,7 @@ def _latents(
 
 
 def _check_source(experiment: Experiment, run: Path, source: str) -> None:
-    """Makes sure that a run to resume is one of the experiment."""
+    """Refuses to resume a run that is not one of the experiment."""
     if experiment.autoencoder is not None:
         fits = Path(source).name == LATENTS_FILE
     elif experiment.needs_files:

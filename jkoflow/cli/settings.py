@@ -1,4 +1,4 @@
-"""Finds a run's settings: defaults, then a TOML file, then flags; or those of the run that is resumed."""
+"""The settings of a run: defaults, then a TOML file, then flags; or the settings of the run that is resumed."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from jkoflow.training.state import RunError
 
 
 class ConfigError(UserError, ValueError):
-    """A setting or a combination of arguments is wrong; the message is one line and tells the fix."""
+    """Raised if a setting or a combination of arguments is wrong; the message is one line and tells the fix."""
 
 
 class Source(NamedTuple):
-    """Says which data a run is on."""
+    """The data of a run."""
 
     data: str
-    """A built-in name or a path."""
+    """Name of built-in data, or a path."""
     context_columns: tuple[str, ...]
     """Names of the columns that the density is conditional on."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """Holds the settings that somebody chose, by flag or file."""
+    """The settings that the user chose, by flag or file."""
 
     values: dict[str, Any] = field(default_factory=dict)
     """Settings of a `TrainConfig` by name."""
     source: str | None = None
-    """The data that the file names."""
+    """Source of the data that the file names; None if it names none."""
     context_columns: tuple[str, ...] = ()
-    """The columns to condition on."""
+    """Names of the columns to condition on."""
     file: Path | None = None
     from_file: frozenset[str] = frozenset()
-    """Which of the values the file gave, and no flag."""
+    """Names of the values that the file gave and no flag."""
 
     def blame(self, error: ValueError) -> str:
-        """Returns the error's text, with the file if the setting that it begins with came from there."""
+        """Returns the error's text, with the file's name if the setting at the beginning of the text came from it."""
         return f"{error} ({self.file})" if str(error).partition(" ")[0] in self.from_file else str(error)
 
 
 def given(file: Path | None, flags: Mapping[str, Any], context_columns: str | None = None) -> Given:
-    """Puts the flags over the settings of a TOML file; names of context columns are separated by commas.
+    """Merges flags with the settings of a TOML file, which flags replace; commas separate names of context columns.
 
     Raises:
         ConfigError: If the file cannot be read or has a name that is not a setting.
@@ -84,7 +84,7 @@ def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, 
 
     Raises:
         ConfigError: If an argument is missing or a setting is out of its range.
-        RunError: If the directory holds a run or could not be made.
+        RunError: If the directory holds a run or cannot be made.
     """
     source = data or chosen.source
     if source is None:
@@ -104,10 +104,10 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
     """Resolves the arguments of a resumed run: ``train --resume RUN``, or the first command with ``--resume`` added.
 
     Returns:
-        The run's directory, the source of the data and the settings, both as the run has them.
+        The run's directory, and the source of the data and the settings that the run was started with.
 
     Raises:
-        ConfigError: If no run is named, or a setting given is not the run's.
+        ConfigError: If no run is named, or a given setting is not the run's.
         RunError: If there is no run to resume.
         CheckpointError: If the run's settings are damaged.
     """
@@ -134,7 +134,7 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
-    """Reads a TOML file of settings, under today's names."""
+    """Reads a TOML file of settings, under their present names."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -157,7 +157,7 @@ def _pop_columns(values: dict[str, Any], file: Path) -> tuple[str, ...]:
 
 
 def _check_directory(out: Path) -> None:
-    """Refuses a directory that could not be made or written to, before anything is done for it."""
+    """Refuses a directory that cannot be made or written to, before anything is computed for it."""
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise RunError(f"cannot write {out}: {existing} is a file; choose another --out")

@@ -1,4 +1,4 @@
-"""Takes a training run from its data to its printed results, for the commands train and reproduce."""
+"""A training run from its data to its printed results, for the commands train and reproduce."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jkoflow.training.run_directory import RunDirectory
 
 
 def require_for_run() -> None:
-    """Makes sure, before a run begins, of what it cannot end without.
+    """Checks, before a run begins, that the packages and kernels it needs at its end are available.
 
     Raises:
         MissingExtraError: If the package for the report is missing.
-        ConfigError: If the environment asks for kernels that are not there.
+        ConfigError: If the environment asks for kernels that are not available.
     """
     require("matplotlib", "the report")
     if extension.BAD_ISA is not None:
@@ -45,12 +45,12 @@ def train_and_report(
 
     Arguments:
         dataset: The data.
-        source: What the run notes as its data.
+        source: Source of the data, as the run records it.
         config: Settings.
         run: The run's directory.
-        resume: Whether to go on with the run there.
-        again: The command that goes on with it after an interruption.
-        more: Measures more of the finished flow, given its metrics; what it returns is added to them.
+        resume: Whether to go on with the run in that directory.
+        again: The command that resumes the run after an interruption.
+        more: Function of the finished flow and its metrics that returns further metrics.
     """
     print(
         f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "

@@ -44,7 +44,7 @@ BUILT_IN = (*SHAPES, "gasturbine")
 """Names that `load_dataset` knows without a file."""
 
 SHAPE_ROWS = (20_000, 4_000, 4_000)
-"""Training, validation and test rows of a two-dimensional shape."""
+"""Numbers of training, validation and test rows of a two-dimensional shape."""
 
 
 class _Shape(NamedTuple):
@@ -61,12 +61,12 @@ def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[st
     """Loads data to train on.
 
     Arguments:
-        source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for as many training rows and a tenth as many
-            to choose by and to report on; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the
+        source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for N training rows and N / 10
+            validation and test rows each; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the
             `BENCHMARKS`, see `jkoflow.data.benchmarks.read_benchmark`; or a file as in `read_table`. A file without
             parts of its own is split 80/10/10.
         seed: Seed of the points of a shape, and of the split of a file.
-        context_columns: Names of columns to condition on, see `Dataset.condition_on`; columns without names are
+        context_columns: Names of columns to condition on, see `Dataset.condition_on`. Columns without names are
             called x0, x1, ...
 
     Returns:
@@ -112,12 +112,12 @@ def load_rows(
     """Loads rows to score.
 
     Arguments:
-        source: As in `load_dataset`.
+        source: Source of the data, see `load_dataset`.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; None means the test part of data that come in
             parts, and every row, in the file's order, of a file that does not.
-        seed: As in `load_dataset`: with that of the training, the parts are the same.
-        features: Names of the columns wanted. A file with names of its own is looked up by them, in any order; one
-            without is taken in its order.
+        seed: Seed as in `load_dataset`; the seed of the training gives the parts of the training.
+        features: Names of the wanted columns. In a file with names they are found by name, in any order; in a file
+            without names they are taken in the file's order.
 
     Returns:
         Finite rows, float32, with shape (N, d).
@@ -157,7 +157,7 @@ def load_rows(
 
 
 def place(source: str | Path) -> str:
-    """What a run notes as its source: paths in it are made to hold from any working directory."""
+    """Returns a source as a run records it, with paths that hold from any working directory."""
     known = _known(source)
     if isinstance(known, _BenchmarkFiles):
         return f"{known.name}:{known.directory.resolve()}"
@@ -165,7 +165,7 @@ def place(source: str | Path) -> str:
 
 
 def _known(source: str | Path) -> str | _Shape | _BenchmarkFiles | Path:
-    """What a source means; anything unknown is an error that shows the way."""
+    """Returns what a source stands for; an unknown one raises an error that tells the known ones."""
     name, colon, rest = str(source).partition(":")
     if isinstance(source, str) and name in SHAPES:
         return _Shape(name, _shape_rows(name, rest) if colon else SHAPE_ROWS)
@@ -197,7 +197,7 @@ def _read(source: _BenchmarkFiles | Path) -> Table:
 
 
 def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str | Path) -> list[int]:
-    """Where the wanted columns are: by name where both sides have names, else by position."""
+    """Returns the indices of the wanted columns: by name if both sides have names, else by position."""
     if wanted is None:
         return list(range(len(have)))
     if set(wanted) <= set(have):  # default names too: context columns come last, wherever the file has them

@@ -1,4 +1,4 @@
-"""The tabular sets of the MAF benchmark, from its own files or UCI's, with its published preprocessing."""
+"""The tabular sets of the MAF benchmark, from the benchmark's files or UCI's, with the published preprocessing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from jkoflow.data.readers import PARTS, Table, one_line, read_table
 Rows = NDArray[Any]
 
 COLLECTION = "the benchmark's files are on Zenodo, DOI 10.5281/zenodo.1161203"
-"""Where Papamakarios et al. published the files that they had prepared."""
+"""Sentence that tells where Papamakarios et al. published their prepared files."""
 
 HEPMASS_ROWS = (700_000, 350_000)
-"""The benchmark takes the first tenth of UCI's training and test file; its own files hold no more."""
+"""Rows read from the start of UCI's training and test file, a tenth of each; the benchmark's files hold no more."""
 
 GAS_SHARE = 0.25
-"""Of the rows of UCI's file: those that the benchmark drew; which ones was not published."""
+"""Share of the rows of UCI's file that the benchmark drew; which rows was not published."""
 
 MANY_EQUAL = 5
-"""A column whose smallest value occurs more often is left out of HEPMASS."""
+"""Number of times that a column's smallest value may occur; HEPMASS leaves out columns in which it occurs more."""
 
 ALIKE = 0.98
-"""A column of GAS that correlates more than this with a later one is left out."""
+"""Largest correlation of a column of GAS with a later one; columns that correlate more are left out."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Benchmark:
     """One set of the benchmark."""
 
     read: Callable[[Path], dict[str, Rows]]
-    """From its directory to its three parts."""
+    """Function that reads the three parts of the set from its directory."""
     files: tuple[tuple[str, ...], ...]
-    """The files that it needs; of each, names in the order in which they are looked for."""
+    """Files of the set; of each, the possible names in the order in which they are looked for."""
     origin: str
-    """Where the files come from."""
+    """Sentence that tells where the files come from."""
     sizes: tuple[int, int, int]
-    """Rows that the published parts have."""
+    """Numbers of rows of the three published parts."""
 
 
 def read_benchmark(name: str, directory: str | Path) -> Table:
@@ -52,14 +52,14 @@ def read_benchmark(name: str, directory: str | Path) -> Table:
 
     Arguments:
         name: A key of `BENCHMARKS`.
-        directory: The directory of the files, or one that holds it under the name of the set (``power``, ``BSDS300``).
+        directory: The directory of the files, or one with a folder of the set's name (``power``, ``BSDS300``) for them.
 
     Returns:
         Three parts, float32, in the units in which the benchmark's likelihoods are reported: standardised, but for
         ``bsds300``. Parts of other sizes than the published ones are a `DataWarning`.
 
     Raises:
-        DataError: If a file is missing or is not what the benchmark has; the message says where it comes from.
+        DataError: If a file is missing or is not the benchmark's; the message says where the file comes from.
         MissingExtraError: If pandas (HEPMASS, GAS) or h5py (``BSDS300.hdf5``) is needed and not installed.
 
     References:
@@ -84,7 +84,7 @@ def read_benchmark(name: str, directory: str | Path) -> Table:
 
 
 def _power(place: Path) -> dict[str, Rows]:
-    """Household power consumption: two columns dropped, rounding undone by noise, with the benchmark's seed."""
+    """Reads household power consumption, without two columns, its rounding undone by noise of the benchmark's seed."""
     rows = np.array(_array(place / "data.npy"), dtype=np.float64)
     _require_columns(rows, 8, place / "data.npy")
     generator = np.random.RandomState(42)  # the old generator, so that rows and noise are the published ones
@@ -99,7 +99,7 @@ def _power(place: Path) -> dict[str, Rows]:
 
 
 def _gas(place: Path) -> dict[str, Rows]:
-    """Gas sensors: a quarter of the rows at random, no time and no concentrations, one of every two columns alike."""
+    """Reads gas sensors: a random quarter of the rows, no time, no concentrations, one of every two columns alike."""
     pandas = require("pandas", "reading ethylene_CO.txt")
     path = place / "ethylene_CO.txt"
     frame = _parse(path, lambda: pandas.read_csv(path, sep=r"\s+", skiprows=1, header=None, dtype=np.float64))
@@ -116,7 +116,7 @@ def _gas(place: Path) -> dict[str, Rows]:
 
 
 def _hepmass(place: Path) -> dict[str, Rows]:
-    """Particle collisions: signal only, columns with a pile of equal values left out."""
+    """Reads particle collisions: rows of the signal only, without columns that hold many equal values."""
     paths = (place / "1000_train.csv", place / "1000_test.csv")
     train, test = (_signal(path, limit) for path, limit in zip(paths, HEPMASS_ROWS, strict=True))
     if test.shape[1] not in (train.shape[1], train.shape[1] + 1):
@@ -133,7 +133,7 @@ def _hepmass(place: Path) -> dict[str, Rows]:
 
 
 def _signal(path: Path, limit: int) -> Rows:
-    """The features of the rows with label 1, out of the first ``limit`` rows."""
+    """Reads the features of the rows with label 1 among the first ``limit`` rows."""
     pandas = require("pandas", f"reading {path.name}")
 
     def read() -> Rows:
@@ -148,12 +148,12 @@ def _signal(path: Path, limit: int) -> Rows:
 
 
 def _miniboone(place: Path) -> dict[str, Rows]:
-    """Neutrino oscillations, as the benchmark's file has them."""
+    """Reads neutrino oscillations as the benchmark's file has them."""
     return _standardised(_tail_split(np.asarray(_array(place / "data.npy"), dtype=np.float64)))
 
 
 def _bsds300(place: Path) -> dict[str, Rows]:
-    """Patches of photographs, as they are: their likelihoods are reported in these units."""
+    """Reads patches of photographs without standardising them, since their likelihoods are reported in these units."""
     own = place / "BSDS300.hdf5"
     if not own.exists():
         table = read_table(place / "bsds300.npz")
@@ -187,7 +187,7 @@ def _require_columns(rows: Rows, columns: int, path: Path) -> None:
 
 
 def _tail_split(rows: Rows) -> dict[str, Rows]:
-    """The last tenth for the test, the last tenth of the rest for validation."""
+    """Splits rows: the last tenth is for the test, the last tenth of the rest for validation."""
     test = int(0.1 * len(rows))
     val = int(0.1 * (len(rows) - test))
     ends = [len(rows) - test - val, len(rows) - test]
@@ -195,7 +195,7 @@ def _tail_split(rows: Rows) -> dict[str, Rows]:
 
 
 def _standardised(parts: dict[str, Rows]) -> dict[str, Rows]:
-    """By the moments of training and validation rows together, as published."""
+    """Standardises the parts by the moments of training and validation rows together, as published."""
     known = np.concatenate([parts["train"], parts["val"]])
     if len(known) == 0:
         return parts
@@ -211,7 +211,7 @@ def _parse(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _place(name: str, directory: Path) -> Path:
-    """Where the files of a set are, or an error that says which is missing and where it comes from."""
+    """Returns the folder of a set's files; if one is missing, raises an error that says where it comes from."""
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory; give the one with the files of {name.upper()}")
     choices = [directory, *(directory / folder for folder in (name, name.upper()))]
@@ -264,4 +264,4 @@ BENCHMARKS: dict[str, Benchmark] = {
         (1_000_000, 50_000, 250_000),
     ),
 }
-"""The sets by name."""
+"""The sets of the benchmark by name."""

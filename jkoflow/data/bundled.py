@@ -16,7 +16,7 @@ GASTURBINE_ATTRIBUTION = (
 
 
 def gasturbine() -> Dataset:
-    """Eleven hourly sensor readings of a gas turbine, in their own units; the split is fixed."""
+    """Loads eleven hourly sensor readings of a gas turbine, in their own units, with a fixed split."""
     with np.load(Path(__file__).with_name("gasturbine.npz"), allow_pickle=False) as archive:
         mean, std = archive["mean"], archive["std"]
         train, val, test = (to_float32(archive[part] * std + mean) for part in ("train", "val", "test"))

@@ -1,4 +1,4 @@
-"""What can be wrong with a table of numbers, each said in one line that tells the fix."""
+"""Checks of a table of numbers, whose errors are one line that tells the fix."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 from jkoflow.errors import UserError
 
 LARGEST = 1e18
-"""Values beyond it overflow float32 when they are squared."""
+"""Largest absolute value; the square of a larger one may overflow float32."""
 
 FEW_VALUES = 20
-"""A column with no more distinct values than these is taken for a discrete one."""
+"""Largest number of distinct values with which a column is taken for a discrete one."""
 
 
 class DataError(UserError, ValueError):
-    """The data cannot be used; the message is one line and tells the fix."""
+    """Raised if data cannot be used; the message is one line and tells the fix."""
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but something about them deserves a look."""
+    """Warns of data that can be used but should be looked at."""
 
 
 def default_features(dim: int) -> tuple[str, ...]:
-    """Names for the columns of a table without any: x0, x1, ..."""
+    """Returns names for the columns of a table without names: x0, x1, ..."""
     return tuple(f"x{column}" for column in range(dim))
 
 
 def column_label(features: Sequence[str], column: int) -> str:
-    """How messages call a column: by name, or by number (from 0) where there are no names."""
+    """Returns what messages call a column: its name, or its number (from 0) if there are no names."""
     named = tuple(features) != default_features(len(features))
     return f"column {features[column]!r}" if named else f"column {column}"
 
@@ -46,7 +46,7 @@ def check_finite(rows: NDArray[Any], features: Sequence[str], part: str = "") ->
         part: The part of the data that the rows are, such as ``"train"``.
 
     Raises:
-        DataError: If there are such values; the first one's row (from 0) and column are named, all are counted.
+        DataError: If there are such values; the message names row (from 0) and column of the first, and counts all.
     """
     with np.errstate(invalid="ignore"):
         usable = np.abs(rows) <= LARGEST  # False for NaN
@@ -65,10 +65,10 @@ def check_finite(rows: NDArray[Any], features: Sequence[str], part: str = "") ->
 
 
 def check_varies(rows: NDArray[Any], features: Sequence[str], part: str = "") -> None:
-    """Refuses columns that hold one value only, also those that do so once they are stored in float32.
+    """Refuses columns that hold one value only, or do so once they are stored in float32.
 
     Raises:
-        DataError: If a column is constant; it is named.
+        DataError: If a column is constant; the message names it.
     """
     # float32 already for a Dataset: the second look finds what the conversion destroyed in a file's float64
     exact = (rows != rows[:1]).any(0)

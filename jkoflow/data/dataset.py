@@ -1,4 +1,4 @@
-"""What a flow is trained on: three parts of one table, checked."""
+"""The data that a flow is trained on: three parts of one table, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Dataset:
     """Rows to train on, to choose parameters by and to report on, in their own units.
 
     Arguments:
-        name: What reports call it.
+        name: Name of the data in reports.
         train: Rows to train on, float32, finite, no column constant, with shape (N, d).
         val: Rows to choose parameters by, with shape (N_val, d).
         test: Rows to report on, with shape (N_test, d).
@@ -26,8 +26,8 @@ class Dataset:
         context_features: Names of the c conditioning variables of a conditional density; none by default.
         train_context: Conditioning variables of the training rows, in their own units, with shape (N, c); None if there
             are none.
-        val_context: Those of the validation rows.
-        test_context: Those of the test rows.
+        val_context: Conditioning variables of the validation rows, with shape (N_val, c).
+        test_context: Conditioning variables of the test rows, with shape (N_test, c).
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -74,16 +74,16 @@ class Dataset:
 
     @property
     def dim(self) -> int:
-        """Number d of features."""
+        """Returns the number d of features."""
         return len(self.features)
 
     @property
     def context_dim(self) -> int:
-        """Number c of conditioning variables."""
+        """Returns the number c of conditioning variables."""
         return len(self.context_features)
 
     def condition_on(self, names: Sequence[str]) -> Dataset:
-        """The same rows with some columns as conditioning variables: data for the density of the rest given these.
+        """Returns data in which some columns are conditioning variables, for the density of the rest given these.
 
         Arguments:
             names: Names of the columns, in the order that the context is to have.
@@ -130,14 +130,14 @@ def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
 
 
 def require_batch(data: Dataset, batch_size: int) -> None:
-    """Makes sure that the training part fills a batch.
+    """Refuses data whose training part does not fill a batch.
 
     Arguments:
         data: The data to train on.
         batch_size: Rows in a batch.
 
     Raises:
-        DataError: If there are fewer training rows than that.
+        DataError: If there are fewer training rows than a batch has.
     """
     rows = data.train.shape[0]
     if rows < batch_size:

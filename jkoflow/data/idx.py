@@ -1,4 +1,4 @@
-"""Pictures in IDX files, the format of MNIST and Fashion-MNIST, packed with gzip or not."""
+"""Readers of pictures in IDX files, the format of MNIST and Fashion-MNIST, packed with gzip or not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jkoflow.data.checks import DataError
 from jkoflow.data.readers import one_line
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-"""The pictures of a set; the labels beside them are not used."""
+"""Names of the files with the pictures; the files of labels beside them are not used."""
 
 VAL_SHARE = 0.1
-"""Of the training pictures, the last ones: for validation."""
+"""Share of the training pictures, the last ones, that is for validation."""
 
 Pictures = NDArray[np.uint8]
 
@@ -59,7 +59,7 @@ def read_idx(path: Path) -> Pictures:
     """Reads one IDX file of pictures, packed if its name ends in ``.gz``, with shape (N, height, width).
 
     Raises:
-        DataError: If it is damaged or holds something else.
+        DataError: If the file is damaged or does not hold pictures.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""Imports the packages that only a part of jkoflow needs."""
+"""The import of packages that only a part of jkoflow needs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jkoflow.errors import UserError
 
 
 class MissingExtraError(UserError, ImportError):
-    """A package of an optional extra is not installed; the message is one line and tells how to install it."""
+    """Raised if a package of an optional extra is missing; the message is one line and tells how to install it."""
 
 
 def require(module: str, purpose: str, extra: str = "cli") -> ModuleType:
     """Imports an optional package.
 
     Arguments:
-        module: What to import.
-        purpose: What needs it, such as ``"reading .csv files"``.
-        extra: The extra of jkoflow that brings it.
+        module: Name of the module to import.
+        purpose: The action that needs the module, such as ``"reading .csv files"``.
+        extra: Name of jkoflow's extra that installs the package.
 
     Raises:
-        MissingExtraError: If it is not installed.
+        MissingExtraError: If the package is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Files of numbers: .npy, .npz, .csv and .parquet."""
+"""Readers of files of numbers: .npy, .npz, .csv and .parquet."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _DAMAGED += (OverflowError, zipfile.BadZipFile, zlib.error)
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds: one table, or three parts of one."""
+    """The content of a file: one table, or the three parts of one."""
 
     parts: dict[str, NDArray[Any]]
     """Real numbers with shape (N, d), under ``"all"`` or under ``"train"``, ``"val"`` and ``"test"``."""
     features: tuple[str, ...]
-    """Names of the d columns, x0, x1, ... if the file has none."""
+    """Names of the d columns; x0, x1, ... if the file has none."""
 
     @property
     def is_split(self) -> bool:
-        """Whether the file itself says which rows are for training."""
+        """Tells whether the file itself says which rows are for training."""
         return "all" not in self.parts
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads the numeric columns of a file; which others it had is a `DataWarning`.
+    """Reads the numeric columns of a file; a `DataWarning` names the other columns.
 
     Arguments:
         path: A ``.npy`` file with one array; a ``.npz`` file with one array, or with ``train``, ``val`` and ``test``
-            (and, if it likes, ``features``); a ``.csv`` file separated by comma, semicolon, tab or blanks, with or
+            (and perhaps ``features``); a ``.csv`` file separated by comma, semicolon, tab or blanks, with or
             without a header; a ``.parquet`` file.
 
     Raises:
@@ -73,7 +73,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """An exception's text without line breaks."""
+    """Returns the text of an exception without line breaks."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -150,7 +150,7 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _from_frame(frame: Any, path: Path, named: bool) -> Table:
-    """Keeps the numeric columns of a data frame and says which others it had."""
+    """Returns the numeric columns of a data frame, and warns of the other columns."""
     pandas = require("pandas", "reading tables")
     kept: dict[str, NDArray[Any]] = {}
     dropped: list[str] = []
@@ -175,7 +175,7 @@ def _from_frame(frame: Any, path: Path, named: bool) -> Table:
 
 
 def _check_text_column(column: Any, name: str) -> None:
-    """Refuses a column of numbers spoilt by a few cells of text, which would otherwise be left out as text."""
+    """Refuses a column of numbers with a few cells of text, which would otherwise be left out as text."""
     filled = column.dropna()
     texts = filled[filled.map(lambda cell: isinstance(cell, str))]
     spoilt = [(row, cell) for row, cell in texts.items() if not _is_number(cell)]
@@ -228,4 +228,4 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""The supported kinds of file by suffix."""
+"""Readers of the supported kinds of file by suffix."""

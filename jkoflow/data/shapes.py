@@ -1,4 +1,4 @@
-"""Two-dimensional densities drawn by formulas: what a flow is looked at with."""
+"""Two-dimensional densities drawn by formulas, on which a flow can be looked at."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(name: str, n: int, seed: int = 0) -> Tensor:
 
 
 def rose(n: int, rng: np.random.Generator) -> Points:
-    """A rose in bloom seen from above: petals with dark rims, each hiding a part of the ones behind it."""
+    """Draws a rose in bloom seen from above: petals with dark rims, each hiding a part of the petals behind it."""
     return _from_picture(_rose_picture(), 3.2, n, rng)
 
 
@@ -59,7 +59,7 @@ def _rose_picture(size: int = 480) -> Points:
 
 
 def fractal_tree(n: int, rng: np.random.Generator) -> Points:
-    """A tree whose every branch ends in two shorter and thinner ones."""
+    """Draws a tree whose every branch ends in two shorter and thinner branches."""
     starts, ends, widths = _tree_segments()
     lengths = np.linalg.norm(ends - starts, axis=1)
     mass = lengths * widths**0.75
@@ -88,7 +88,7 @@ def _tree_segments() -> tuple[Points, Points, Points]:
 
 
 def checkerboard(n: int, rng: np.random.Generator) -> Points:
-    """The black fields of a 4 by 4 board, uniform within each."""
+    """Draws the black fields of a 4 by 4 board, uniform within each."""
     field = rng.integers(0, 8, n)
     row = field // 2
     column = 2 * (field % 2) + row % 2
@@ -96,7 +96,7 @@ def checkerboard(n: int, rng: np.random.Generator) -> Points:
 
 
 def rings(n: int, rng: np.random.Generator) -> Points:
-    """Five interlaced rings, three above two."""
+    """Draws five interlaced rings, three above two."""
     centres = np.array([[-2.4, 0.55], [0.0, 0.55], [2.4, 0.55], [-1.2, -0.55], [1.2, -0.55]])
     angle = rng.uniform(0, 2 * np.pi, n)
     radius = 1.05 + rng.normal(0, 0.05, n)
@@ -104,7 +104,7 @@ def rings(n: int, rng: np.random.Generator) -> Points:
 
 
 def pinwheel(n: int, rng: np.random.Generator) -> Points:
-    """Five blades, each a long Gaussian bent further the farther out it lies."""
+    """Draws five blades, each a long Gaussian that bends more the farther out it lies."""
     outward = 1.6 + 0.55 * rng.normal(size=n)
     aside = 0.16 * rng.normal(size=n)
     blade = rng.integers(0, 5, n) * (2 * np.pi / 5)
@@ -113,14 +113,14 @@ def pinwheel(n: int, rng: np.random.Generator) -> Points:
 
 
 def spirals(n: int, rng: np.random.Generator) -> Points:
-    """Two interleaved arms of an Archimedean spiral, one turn and a half each."""
+    """Draws two interleaved arms of an Archimedean spiral, one turn and a half each."""
     turn = 3 * np.pi * np.sqrt(rng.random(n))  # the root spreads the points evenly along the arm
     arm = rng.integers(0, 2, n) * np.pi
     return _polar(turn / 3, turn + arm) + rng.normal(0, 0.1, (n, 2))
 
 
 def moons(n: int, rng: np.random.Generator) -> Points:
-    """Two half circles that reach into each other."""
+    """Draws two half circles that reach into each other."""
     angle = rng.uniform(0, np.pi, n)
     lower = rng.integers(0, 2, n)
     arc = _polar(np.full(n, 2.0), angle)
@@ -134,7 +134,7 @@ def _polar(radius: Points, angle: Points) -> Points:
 
 
 def _from_picture(tone: Points, scale: float, n: int, rng: np.random.Generator) -> Points:
-    """Points with density proportional to a square picture's tone, uniform within each pixel."""
+    """Draws points with density proportional to a square picture's tone, uniform within each pixel."""
     cumulative = np.cumsum(tone.ravel())
     pixel = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
     row, column = np.divmod(pixel, tone.shape[1])

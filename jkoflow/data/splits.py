@@ -1,4 +1,4 @@
-"""One table into training, validation and test rows."""
+"""The split of one table into training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jkoflow.data.checks import DataError, check_finite, check_varies, default_f
 from jkoflow.data.dataset import Dataset
 
 SHARE = 0.1
-"""Of the rows, for validation and again for the test."""
+"""Share of the rows for validation, and again for the test."""
 
 MIN_ROWS = 10
 
@@ -31,7 +31,7 @@ def split_rows(
     Arguments:
         rows: Finite numbers, no column constant, with shape (N, d), N at least 10.
         seed: Seed of the shuffle.
-        name: What reports call the data.
+        name: Name of the data in reports.
         features: Names of the d columns; x0, x1, ... if None.
         attribution: Source and licence.
         context: Conditioning variables of the rows, with shape (N, c), for a conditional density; their names are c0,
@@ -90,5 +90,5 @@ def _split_with_context(
 
 
 def to_float32(rows: NDArray[Any]) -> Tensor:
-    """A tensor that owns its memory, float32, with the shape of rows."""
+    """Returns rows as a float32 tensor of the same shape that owns its memory."""
     return torch.from_numpy(np.array(rows, dtype=np.float32))

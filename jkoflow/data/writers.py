@@ -1,4 +1,4 @@
-"""Results as files: .npy, .csv and .parquet by suffix, written whole or not at all."""
+"""Writers of results as files: .npy, .csv and .parquet by suffix, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SUFFIXES = (".npy", ".csv", ".parquet")
 
 
 def check_output(path: str | Path) -> None:
-    """Finds out whether `write_table` could write a file, before anything is computed for it.
+    """Checks that `write_table` can write a file, before anything is computed for it.
 
     Raises:
-        DataError: If the suffix is unknown or the place cannot be written to.
+        DataError: If the suffix is unknown or the directory cannot be written to.
         MissingExtraError: If pandas or pyarrow is needed and not installed.
     """
     path = Path(path)
@@ -49,7 +49,7 @@ def write_table(path: str | Path, rows: NDArray[Any], features: Sequence[str]) -
         features: Names of the d columns (a ``.npy`` file does not keep them).
 
     Raises:
-        DataError: As `check_output`.
+        DataError: If `check_output` refuses the file.
         OSError: If writing fails all the same, such as on a full disk.
     """
     check_output(path)

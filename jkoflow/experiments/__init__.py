@@ -1,4 +1,4 @@
-"""Reads experiments by name: data, settings and published figures, one TOML file each beside this one."""
+"""The experiments by name: data, settings and published figures, each in a TOML file beside this module."""
 
 from __future__ import annotations
 
@@ -16,57 +16,57 @@ from jkoflow.training.config import TrainConfig
 FOLDER = Path(__file__).parent
 
 OURS = "JKO-iFlow"
-"""The model whose published figure a run is measured against."""
+"""Name of the model whose published figure a run is compared with."""
 
 
 class ExperimentError(UserError, ValueError):
-    """The experiment is unknown, or what was asked of it does not fit; the message is one line and tells the fix."""
+    """Raised if an experiment is unknown or an argument does not fit it; the message is one line and tells the fix."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Holds a figure of the literature."""
+    """A figure from the literature."""
 
     model: str
     nll: float
     """Test NLL per row, in nats."""
     source: str
-    """Where it was published."""
+    """Source in which the figure was published."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Says what `jkoflow reproduce` does under one name."""
+    """The data, settings and published figures that `jkoflow reproduce` uses under one name."""
 
     name: str
     summary: str
-    """One line."""
+    """Description in one line."""
     data: str
-    """What `jkoflow.data.load_dataset` takes, ``{directory}`` standing for the directory of the files."""
+    """Source for `jkoflow.data.load_dataset`; ``{directory}`` stands for the directory of the files."""
     directory: str | None
-    """Where the files are looked for if nobody says."""
+    """Default directory of the files; None if there is no default."""
     settings: Mapping[str, Any]
     """Settings of a `TrainConfig`; the rest keeps its defaults."""
     units: str
-    """What the published figures, and the run's NLL beside them, are measured in."""
+    """Units of the published figures and of the run's NLL beside them."""
     comparable: bool
     """Whether the published figures were measured on the same rows."""
     remark: str
-    """What to know when comparing."""
+    """Remark for those who compare the figures."""
     published: tuple[Published, ...] = ()
     autoencoder: AutoencoderConfig | None = None
-    """For pictures: how to carry them to the vectors that the flow learns."""
+    """Settings of the autoencoder that carries pictures to the vectors that the flow learns; None without pictures."""
 
     @property
     def needs_files(self) -> bool:
-        """Tells whether there must be a directory of files."""
+        """Tells whether the experiment needs a directory of files."""
         return "{directory}" in self.data
 
     def source(self, directory: Path | None) -> str:
-        """Returns what to load, with a directory given or the default one.
+        """Returns the source of the data, with the given directory or the default one.
 
         Raises:
-            ExperimentError: If there is neither, or a directory where none is needed.
+            ExperimentError: If a needed directory is missing, or one is given that is not needed.
         """
         if not self.needs_files:
             if directory is not None:
@@ -81,12 +81,12 @@ class Experiment:
 
     @property
     def paper(self) -> Published | None:
-        """Finds the figure of the JKO-iFlow paper; None if it has none."""
+        """Returns the figure of the JKO-iFlow paper; None if the paper has none."""
         return next((figure for figure in self.published if figure.model == OURS), None)
 
 
 def names() -> list[str]:
-    """Lists the names of all experiments."""
+    """Returns the names of all experiments."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -94,7 +94,7 @@ def load(name: str) -> Experiment:
     """Reads an experiment.
 
     Raises:
-        ExperimentError: If there is none of that name.
+        ExperimentError: If there is no experiment of that name.
 
     Example:
         >>> load("rose").settings["hidden"]
@@ -130,16 +130,16 @@ def parse(name: str, content: dict[str, Any]) -> Experiment:
 
 
 def comparison(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run's metrics say about the published figures.
+    """Returns the comparison of a run's metrics with the published figures.
 
     Arguments:
         experiment: The experiment.
         metrics: The metrics of the finished run.
 
     Returns:
-        ``experiment``; ``paper_nll``, the figure of the JKO-iFlow paper, None if it has none; ``paper_nll_units``;
+        ``experiment``; ``paper_nll``, the figure of the JKO-iFlow paper, or None; ``paper_nll_units``;
         ``paper_nll_comparable``, whether it was measured on the same rows; ``paper_remark``; ``reproduced_nll`` and
-        ``reproduced_nll_stderr``, the step-converged test NLL in the same units; ``published``, all figures known.
+        ``reproduced_nll_stderr``, the step-converged test NLL in the same units; ``published``, all known figures.
     """
     paper = experiment.paper
     return {

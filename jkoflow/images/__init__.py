@@ -1,4 +1,4 @@
-"""Carries pictures to short vectors, for a flow to learn, and its samples back, by an autoencoder."""
+"""Carries pictures to short vectors that a flow can learn, and the flow's samples back, by an autoencoder."""
 
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 from jkoflow.images.autoencoder_training import train_autoencoder

@@ -17,7 +17,7 @@ KIND = "autoencoder"
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Holds the settings of an autoencoder and of its training.
+    """The settings of an autoencoder and of its training.
 
     Arguments:
         dim: Length d of the vectors that pictures are carried to.
@@ -25,10 +25,10 @@ class AutoencoderConfig:
         epochs: Passes over the training pictures.
         batch_size: Pictures per iteration.
         learning_rate: Peak learning rate of Adam, left along a cosine.
-        noise: Standard deviation of the noise that the decoder learns to bear, of a vector's components: what lies
-            between the training pictures' vectors then decodes to something like its neighbours.
-        weight: Of the vectors' mean square in the loss, against the squared error summed over a picture; it keeps the
-            vectors from growing until the noise is nothing.
+        noise: Standard deviation of the noise that is added to a vector's components in training. Points between the
+            vectors of training pictures then decode to pictures like their neighbours.
+        weight: Weight of the vectors' mean square in the loss, against the squared error summed over a picture. It
+            keeps the vectors from growing until the noise no longer matters.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -57,8 +57,8 @@ class Autoencoder(nn.Module):
     """Carries pictures to vectors and back.
 
     Arguments:
-        height: Of a picture; it and the width must be divisible by 2 once for every entry of ``channels``.
-        width: Of a picture.
+        height: Height of a picture; it and the width must be divisible by 2 once for every entry of ``channels``.
+        width: Width of a picture.
         dim: Length d of the vectors.
         channels: Channels after each convolution.
 
@@ -108,7 +108,7 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Autoencoder:
-        """Reads what `save` wrote.
+        """Reads an autoencoder that `save` wrote.
 
         Raises:
             jkoflow.checkpoint.CheckpointError: If the file is missing or damaged.

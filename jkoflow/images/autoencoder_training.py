@@ -1,4 +1,4 @@
-"""Trains an autoencoder, carries pictures to vectors with it and measures its error."""
+"""The training of an autoencoder, its use on many pictures and the measure of its error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jkoflow.environment import usable_device
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 
 CHUNK = 1000
-"""Pictures that are carried at a time when nothing is learned."""
+"""Number of pictures that are encoded or decoded at a time after training."""
 
 
 def train_autoencoder(
@@ -31,13 +31,13 @@ def train_autoencoder(
 
     Arguments:
         pictures: Pictures of 0 to 255 to train on, with shape (N, height, width).
-        val: Pictures to tell the error on.
+        val: Pictures to measure the error on.
         config: Settings.
         seed: Seed of the first weights, of the order of the pictures and of the noise.
-        seconds: Where to end: the learning rate's cosine then runs along the time, over as many epochs as there is time
-            for; None means ``config.epochs`` epochs.
+        seconds: Limit of time: the learning rate's cosine then runs along the time, over as many epochs as there is
+            time for. None means ``config.epochs`` epochs.
         device: Where to train.
-        report: Is told the error, epoch by epoch.
+        report: Function that is called after every epoch with a line of text about the error.
 
     Returns:
         The autoencoder, in evaluation mode.

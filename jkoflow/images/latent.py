@@ -1,4 +1,4 @@
-"""Writes what a run on pictures leaves beside the flow: the autoencoder, its vectors, and pictures of the samples."""
+"""Writes the files of a run on pictures beside the flow: the autoencoder, its vectors, and pictures of the samples."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LATENTS_FILE = "latents.npz"
 IMAGES_FILE = "images.png"
 
 COLUMNS = 16
-"""Pictures in a line of IMAGES_FILE."""
+"""Number of pictures in a line of IMAGES_FILE."""
 
 LINES = (2, 2, 4)
-"""Lines of real pictures, of what the autoencoder makes of them, and of samples."""
+"""Numbers of lines of real pictures, of their reconstructions by the autoencoder, and of samples."""
 
 
 def prepare_latents(
@@ -45,11 +45,11 @@ def prepare_latents(
     Arguments:
         pictures: The pictures.
         config: Settings of the autoencoder.
-        run: The directory; made if it is not there.
-        seed: See `train_autoencoder`.
-        seconds: See `train_autoencoder`.
-        device: See `train_autoencoder`.
-        report: See `train_autoencoder`.
+        run: Directory of the run; made if it does not exist.
+        seed: Seed of the training, see `train_autoencoder`.
+        seconds: Limit of time, see `train_autoencoder`.
+        device: Where to train.
+        report: Function that is called after every epoch, see `train_autoencoder`.
 
     Returns:
         The path of the vectors, a file for `jkoflow.data.load_dataset`.
@@ -72,7 +72,7 @@ def prepare_latents(
 
 
 def show_samples(pictures: PictureSet, flow: JKOFlow, run: Path, seed: int = 0) -> dict[str, float]:
-    """Writes RUN/images.png: real test pictures, what the autoencoder makes of them, and decoded samples of the flow.
+    """Writes RUN/images.png: real test pictures, their reconstructions, and decoded samples of the flow.
 
     Arguments:
         pictures: The pictures.

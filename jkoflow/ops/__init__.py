@@ -38,7 +38,7 @@ Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32"]
 
 
 class FallbackWarning(UserWarning):
-    """``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
+    """Warns that ``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
 
 
 class Integrated(NamedTuple):
@@ -139,7 +139,7 @@ def jko_loss(
     backend: Backend = "auto",
     precision: Precision = "auto",
 ) -> JKOTerms:
-    r"""The JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
+    r"""Computes the JKO objective of one block, for training: the same numbers as `integrate` followed by `jko_terms`.
 
     The fused kernel computes the value and the gradient in one pass over the batch, while the activations of a tile
     are still in the cache, where ``integrate`` and its backward pass have to compute them twice.
@@ -147,10 +147,10 @@ def jko_loss(
     .. math:: E\left[ \tfrac{1}{2} |y|^2 - \mathrm{logdet} + \tfrac{1}{2h} |y - x|^2 \right], \qquad y = x(t_1)
 
     Arguments:
-        velocity: As in `integrate`.
+        velocity: An `MLPVelocity` or any callable, see `integrate`.
         x: Pushed samples, with shape (B, d), B at least 1.
         jko_step: JKO step size h, positive; ``inf`` means no penalty.
-        context: As in `integrate`, like the rest.
+        context: Conditioning variables, with shape (B, c).
         t0: Start time.
         t1: End time.
         num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`).
@@ -158,7 +158,7 @@ def jko_loss(
         divergence: ``"exact"`` or ``"hutchinson"``.
         noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
-        precision: As in `integrate`.
+        precision: Precision of products, see `integrate`.
 
     Returns:
         The terms. Differentiate ``total``; with a kernel the other three are there to be looked at and carry no
@@ -195,7 +195,7 @@ def jko_loss(
 
 
 def _field(velocity: object) -> tuple[MLPField | None, str]:
-    """The numbers behind a velocity, once they are asked for, and why there are none."""
+    """Returns the weights of a velocity for the kernels, or None, and the reason if there are none."""
     if not isinstance(velocity, Velocity):
         return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
     field = velocity.field()

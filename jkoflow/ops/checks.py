@@ -1,4 +1,4 @@
-"""What `integrate` and `jko_loss` are asked for, and whether it can be had: each refusal names the argument."""
+"""The arguments of `integrate` and `jko_loss` as one request, and their checks, whose errors name the argument."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Request(NamedTuple):
     """The arguments of one integration."""
 
     field: MLPField | None
-    """The numbers behind the velocity; None if only a call of it tells its values."""
+    """Weights of the velocity; None if only a call of the velocity gives its values."""
     unfused: str
-    """Why there is no field."""
+    """Reason for which there is no field."""
     x: Tensor
     context: Tensor | None
     noise: Tensor | None
@@ -42,7 +42,7 @@ def check_request(request: Request) -> None:
     """Refuses arguments that do not fit each other, before anything is computed.
 
     Raises:
-        ValueError: If one has the wrong shape, dtype, device or value, a layer of the velocity included.
+        ValueError: If an argument or a layer of the velocity has the wrong shape, dtype, device or value.
     """
     _check_x(request.field, request.x)
     _check_context(request.field, request.x, request.context)

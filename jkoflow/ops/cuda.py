@@ -1,4 +1,4 @@
-"""The CUDA kernels: why they cannot run a request, and their launches on PyTorch's current stream."""
+"""The CUDA kernels: the reasons for which they cannot run a request, and their launches on PyTorch's current stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 
 @torch.compiler.assume_constant_result
 def missing() -> str | None:
-    """Why no CUDA kernel can run here, or None if they can."""
+    """Returns why no CUDA kernel can run here; None if they can."""
     if _C is None:
         return MISSING
     if not _C.has_cuda:
@@ -39,12 +39,12 @@ def missing() -> str | None:
 
 
 def architectures() -> list[str]:
-    """What the kernels are built for, in CMake's words: ``["80-real", "90-real", "90-virtual"]``."""
+    """Returns the architectures of the build, as CMake names them: ``["80-real", "90-real", "90-virtual"]``."""
     return _C.cuda_architectures.split() if _C is not None and _C.has_cuda else []
 
 
 def unsupported(field: MLPField, device: torch.device, float64: bool, divergence: str, precision: str) -> str | None:
-    """Why the CUDA kernels cannot integrate a field on a device, or None if they can."""
+    """Returns why the CUDA kernels cannot integrate a field on a device; None if they can."""
     return _unsupported(
         0 if device.index is None else device.index,
         float64,
@@ -96,7 +96,7 @@ def _cached_unsupported(
 
 
 def covers(built_for: list[str], capability: tuple[int, int]) -> bool:
-    """Whether a GPU can run what was built for CMake's CUDA architectures."""
+    """Tells whether a GPU can run kernels that were built for the given CUDA architectures, as CMake names them."""
     major, minor = capability
     for architecture in built_for:
         match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
@@ -114,7 +114,7 @@ def covers(built_for: list[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def resolve_precision(precision: str, index: int) -> str:
-    """What ``"auto"`` means on a GPU: the fastest of those that are about as accurate as float32."""
+    """Returns a precision with ``"auto"`` resolved on a GPU: the fastest that is about as accurate as float32."""
     if precision != "auto":
         return precision
     return "tf32x3" if torch.cuda.get_device_capability(index) in _FAST_TF32 else "fp32"
@@ -127,14 +127,14 @@ def _describe_launch(index: int, precision: str) -> Any:
 
 
 def launch(kernel: Kernel, device: torch.device, precision: str, problem: Any, *rest: Any) -> None:
-    """Puts a kernel behind what PyTorch has put on the device's current stream, and waits for nothing.
+    """Launches a kernel on PyTorch's current stream of the device, without waiting for it.
 
     Arguments:
-        kernel: Which one.
+        kernel: Name of the kernel.
         device: The GPU that holds all tensors.
         precision: How products are computed: ``"auto"``, ``"fp32"``, ``"tf32x3"`` or ``"tf32"``.
-        problem: Its description.
-        rest: Its other descriptions.
+        problem: Description of the integration.
+        rest: Further descriptions that the kernel takes.
     """
     settings = _describe_launch(device.index, precision)
     # PyTorch changes the device, not the extension: it knows on which devices it has begun, and starts no other one
@@ -149,7 +149,7 @@ def launch(kernel: Kernel, device: torch.device, precision: str, problem: Any, *
 
 
 def usual_plan() -> dict[str, Any] | None:
-    """Plans the loss of a usual problem: what ``jkoflow doctor`` shows of the kernels' layout, without using a GPU.
+    """Plans the loss of a usual problem, as ``jkoflow doctor`` shows it, without using a GPU.
 
     Returns:
         None without the extension, else the problem (``batch``, ``dim``, ``hidden``), ``gpu``: the name of the first

@@ -1,4 +1,4 @@
-"""The compiled extension, or why it cannot be used; settled at import, as constants that torch.compile can trace."""
+"""The compiled extension, or why it cannot be used, as constants that are set at import and torch.compile can trace."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from jkoflow.errors import UserError
 
 
 class KernelError(UserError, RuntimeError):
-    """Kernels that were asked for cannot be had."""
+    """Raised if kernels that were asked for are not available."""
 
 
 class UnsupportedError(KernelError):
-    """What was asked for by name cannot run a request."""
+    """Raised if a backend that was asked for by name cannot run a request."""
 
     def __init__(self, asked: str, reason: str) -> None:
         super().__init__(asked, reason)
         self.reason = reason
-        """Why, without what was asked for."""
+        """Reason, without the name of the backend."""
 
     def __str__(self) -> str:
         return f"{self.args[0]}: {self.reason}"
 
 
 C: Any = None
-"""The module; None if it cannot be loaded."""
+"""The compiled module; None if it cannot be loaded."""
 MISSING: str | None = None
-"""Why its CPU kernels cannot run; None if they can."""
+"""Reason for which the CPU kernels cannot run; None if they can."""
 BAD_ISA: str | None = None
-"""What is wrong with a wish in the environment variable JKOFLOW_ISA."""
+"""Error in the value of the environment variable JKOFLOW_ISA; None if there is none."""
 
 try:
     from jkoflow import _C  # pyright: ignore[reportAttributeAccessIssue]

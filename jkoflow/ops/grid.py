@@ -1,4 +1,4 @@
-"""How an integration steps, as one value: whoever asks for more or less accuracy asks a grid for another grid."""
+"""The grid of an integration, which says how it steps and returns finer and coarser grids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Fixed(NamedTuple):
-    """Equal steps, for all rows alike.
+    """A grid of equal steps that are the same for all rows.
 
     Arguments:
         num_steps: Number of Runge-Kutta steps, at least 1; `as_grid` checks it.
@@ -20,7 +20,7 @@ class Fixed(NamedTuple):
     num_steps: int
 
     def refined(self) -> Fixed:
-        """Returns the grid that tells by comparison how much a result depends on this one: twice the steps."""
+        """Returns the grid of twice the steps: a comparison shows how much a result depends on the grid."""
         return Fixed(2 * self.num_steps)
 
     def halved(self) -> Fixed:
@@ -28,7 +28,7 @@ class Fixed(NamedTuple):
         return Fixed(max(1, self.num_steps // 2))
 
     def split(self, parts: int) -> Fixed:
-        """Returns the grid for each of so many equal parts of the interval: its share of the steps, rounded up."""
+        """Returns the grid for each of ``parts`` equal parts of the interval: its share of the steps, rounded up."""
         return Fixed(-(-self.num_steps // parts))
 
     def scaled(self, share: int, whole: int) -> Fixed:
@@ -37,12 +37,12 @@ class Fixed(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """What an integration costs, in Runge-Kutta steps of every row."""
+        """Returns the cost of an integration, in Runge-Kutta steps of every row."""
         return self.num_steps
 
 
 Grid = Fixed
-"""How an integration steps."""
+"""The type of all grids."""
 
 
 def as_grid(steps: int | Grid) -> Grid:
@@ -58,5 +58,5 @@ def as_grid(steps: int | Grid) -> Grid:
 
 
 def finest(grids: Iterable[Grid]) -> Grid:
-    """Returns the grid that costs the most; one of a single step if there is none."""
+    """Returns the grid with the largest cost; a grid of a single step if none is given."""
     return max(grids, key=lambda grid: grid.cost, default=Fixed(1))

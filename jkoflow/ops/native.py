@@ -30,7 +30,7 @@ _NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # 
 
 
 def capabilities() -> dict[str, Any]:
-    """What this build can run on this machine, and why not: for `jkoflow doctor`.
+    """Returns what this build can run on this machine, and why it cannot run the rest, for `jkoflow doctor`.
 
     Returns:
         ``cpu`` and ``cuda`` (None if usable, else the reason), ``isa`` in use, ``isas`` available (best first),
@@ -56,15 +56,15 @@ def unsupported(
     """Says why no compiled kernel can run the request; None if one can.
 
     Arguments:
-        field: The numbers behind the velocity, or why there are none.
+        field: Weights of the velocity, or the reason for which there are none.
         x: Positions, with shape (B, d).
-        divergence: As in `jkoflow.integrate`, like the rest.
+        divergence: Kind of divergence, see `jkoflow.integrate`.
         noise: The probe of ``"hutchinson"``.
-        backend: Which kernels, if not ``"auto"``.
-        precision: Of the products.
+        backend: Kernels that were asked for by name, or ``"auto"``.
+        precision: Precision of products, see `jkoflow.integrate`.
 
     Raises:
-        jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not there.
+        jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not available.
     """
     device = x.device.type if backend == "auto" else backend
     if _BAD_ISA is not None and device == "cpu":
@@ -95,7 +95,7 @@ def unsupported(
 
 
 class Settings(NamedTuple):
-    """The numbers and names of one integration."""
+    """The settings of one integration that are not tensors."""
 
     divergence: str
     time: bool
@@ -110,7 +110,7 @@ class Settings(NamedTuple):
 def forward(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Integrates x (B, d): x at t1, logdet (B,), path (num_steps + 1, B, d), which is empty unless it is kept."""
+    """Integrates x (B, d); returns x at t1, logdet (B,) and path (num_steps + 1, B, d), empty unless ``keep_path``."""
     x, context, network, noise = _contiguous(x, context, network, noise)
     problem = _describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.grid, keep_path)
@@ -122,12 +122,12 @@ def forward(
 
 
 def dense_like(tensor: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor of the same shape, where empty_like would copy the strides."""
+    """Returns an uninitialised contiguous tensor of the same shape, where empty_like would copy the strides."""
     return tensor.new_empty(tensor.shape)
 
 
 def new_outputs(x: Tensor, grid: Grid, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised x at t1, logdet and path."""
+    """Returns uninitialised tensors for x at t1, logdet and path."""
     batch, dim = x.shape
     steps = grid.num_steps + 1 if keep_path else 0
     return x.new_empty((batch, dim)), x.new_empty((batch,)), x.new_empty((steps, batch, dim))
@@ -142,9 +142,9 @@ def backward(
     settings: Settings,
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x (B, d), context and parameters (`Network.new_gradient`).
+    """Returns the gradients of x (B, d), context and parameters (`Network.new_gradient`).
 
-    Given are those of x at t1, logdet and path; None is zero.
+    ``bars`` are the gradients of x at t1, logdet and path; None stands for zero.
     """
     path, context, network, noise = _contiguous(path, context, network, noise)
     if path.dim() != 3 or len(path) != settings.grid.num_steps + 1:
@@ -178,7 +178,7 @@ def jko_loss(
     x_wanted: bool,
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Terms (3,) of the JKO objective of x (B, d), float64, and the gradients of their sum as from `backward`."""
+    """Returns the JKO objective's terms (3,) for x (B, d), float64, and their sum's gradients, as from `backward`."""
     x, context, network, noise = _contiguous(x, context, network, noise)
     problem = _describe(x, context, network, noise, settings)
     terms = torch.empty(3, dtype=torch.float64, device=x.device)
@@ -201,7 +201,7 @@ def jko_loss(
 
 
 def _linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> Tensor:
-    """Its share of logdet: one number, or with noise one for each row."""
+    """Returns the linear term's share of logdet: one number, or with noise one for each row."""
     divergence = torch.trace(linear) if noise is None else ((noise @ linear.T) * noise).sum(1)
     return (settings.t1 - settings.t0) * divergence
 
@@ -209,7 +209,7 @@ def _linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> 
 def _add_linear_gradient(
     gradient: Tensor, network: Network, noise: Tensor | None, settings: Settings, logdet_bar: Tensor
 ) -> None:
-    """Adds to the gradient of the linear term, if there is one, what comes through its share of logdet."""
+    """Adds to the gradient of the linear term, if there is one, the part that comes from its share of logdet."""
     if network.linear is None:
         return
     linear = gradient[-network.linear.numel() :].view(network.linear.shape)
@@ -231,7 +231,7 @@ def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descrip
 
 @functools.lru_cache(maxsize=256)  # as many as operators._decode keeps
 def _prototype(settings: Settings) -> Any:
-    """A problem without sizes and tensors, to be copied: each attribute that is set takes a while."""
+    """Returns a description without sizes and tensors, which is copied, since setting every attribute takes a while."""
     as_grid(settings.grid)
     problem, tableau = _C.Problem(), TABLEAUX[settings.method]
     activation = parse_activation(settings.activation)
@@ -248,9 +248,9 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel takes it to have.
+    """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel assumes.
 
-    Kernels trust what they are told, so this is where foreign memory is kept from them: whoever calls an operator, and
+    Kernels check nothing. This check keeps them from foreign memory, by whatever code an operator is called and
     whatever has been done to a parameter since the forward pass.
     """
     if tensor is None:
@@ -281,7 +281,7 @@ def _dense(tensor: Any) -> Any:
 
 
 def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
-    """The kernel's description of the problem; the (contiguous) tensors must outlive it."""
+    """Returns the kernel's description of the problem; the (contiguous) tensors must outlive it."""
     problem, dtype, device = _C.Problem(_prototype(settings)), x.dtype, x.device
     if dtype is not torch.float32 and (dtype is not torch.float64 or problem.split):
         raise ValueError(f"x must be torch.float32 (or torch.float64, without bf16x3), got {dtype}")

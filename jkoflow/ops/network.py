@@ -1,4 +1,4 @@
-"""The tensors of a velocity network as the kernels take them, and what they must be so that no kernel leaves them."""
+"""The tensors of a velocity network as the kernels take them, and the checks that keep kernels within their memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jkoflow.velocity import MLPField
 
 
 class Network(NamedTuple):
-    """The tensors of an `MLPField`, or gradients of them."""
+    """The tensors of an `MLPField`, or their gradients."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -19,20 +19,20 @@ class Network(NamedTuple):
 
     @property
     def slots(self) -> list[Tensor]:
-        """Weight and bias of each layer in turn, then the linear term, if any."""
+        """Returns weight and bias of each layer in turn, then the linear term, if any."""
         layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
         return layers if self.linear is None else [*layers, self.linear]
 
     def new_gradient(self) -> Tensor:
-        """Returns uninitialised gradients of the slots one after the other in one tensor: allocated, scaled at once."""
+        """Returns one uninitialised tensor for the gradients of all slots: one allocation, one scaling."""
         return self.weights[0].new_empty((sum(slot.numel() for slot in self.slots),))
 
 
 def check_field(field: MLPField, x: Tensor) -> None:
-    """Refuses layers that do not chain from the columns of layer 1 to those of x, (B, d), or are not like x.
+    """Refuses layers whose shapes do not chain from layer 1 to the columns of x (B, d), or unlike x in dtype or device.
 
     Raises:
-        ValueError: If a tensor does not fit; the message names the layer, what it must be and what it is.
+        ValueError: If a tensor does not fit; the message names the layer, what was expected and what was found.
     """
     weights, biases, linear = field.weights, field.biases, field.linear
     columns = field.dim + int(field.time) + field.context_dim

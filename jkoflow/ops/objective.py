@@ -14,9 +14,9 @@ class JKOTerms(NamedTuple):
     """Means over a batch, each a tensor without axes; `total` is what a block minimises."""
 
     total: Tensor
-    """potential + divergence + movement."""
+    """Sum of potential, divergence and movement."""
     potential: Tensor
-    """Mean of abs(y)^2 / 2: minus the Gaussian's log-density, up to a constant."""
+    """Mean of abs(y)^2 / 2, minus the Gaussian's log-density up to a constant."""
     divergence: Tensor
     """Mean of -logdet."""
     movement: Tensor
@@ -25,7 +25,7 @@ class JKOTerms(NamedTuple):
 
 @accepts_former_names
 def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, jko_step: float) -> JKOTerms:
-    r"""The JKO objective of a map that carries x to y.
+    r"""Computes the JKO objective of a map that carries x to y.
 
     .. math:: E\left[ \tfrac{1}{2} |y|^2 - \mathrm{logdet} + \tfrac{1}{2h} |y - x|^2 \right]
 
@@ -33,8 +33,8 @@ def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, jko_step: float) -> JKOTerms
     sum is one proximal step of KL in Wasserstein distance.
 
     Arguments:
-        x: Where the block's samples start, with shape (B, d).
-        y: Where they end, with shape (B, d).
+        x: Samples that enter the block, with shape (B, d).
+        y: Images of the samples under the map, with shape (B, d).
         logdet: Log abs det of the map's Jacobian, with shape (B,).
         jko_step: JKO step size h, positive; ``inf`` means no penalty.
 
@@ -42,7 +42,7 @@ def jko_terms(x: Tensor, y: Tensor, logdet: Tensor, jko_step: float) -> JKOTerms
         The terms, in nats per sample.
 
     Raises:
-        ValueError: If the step size is not positive.
+        ValueError: If the JKO step size is not positive.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)

@@ -34,7 +34,7 @@ _GRADIENTS = "Tensor x_grad, Tensor context_grad, Tensor slots_grad"  # as of na
 def integrate_mlp(
     field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs the fused kernel: x at t1, logdet, and the path, which is empty unless it is kept."""
+    """Runs the fused kernel; returns x at t1, logdet, and the path, which is empty unless ``keep_path``."""
     tensors = (x, context, *_slots_of(field))
     arguments = *tensors, noise, _encode(settings), keep_path or _any_needs_gradient(tensors)
     if torch.compiler.is_compiling() or _recording():
@@ -50,7 +50,7 @@ def integrate_mlp(
 def jko_loss_mlp(
     field: MLPField, x: Tensor, context: Tensor | None, noise: Tensor | None, settings: Settings, jko_step: float
 ) -> JKOTerms:
-    """The terms by the fused loss. It computes the gradient at once, so only where one is needed."""
+    """Returns the terms of the fused loss, which computes the gradient at once and is for calls that need one."""
     slots = _slots_of(field)
     total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
         x, context, *slots, noise, _encode(settings), float(jko_step), x.requires_grad, _any_needs_gradient(slots)
@@ -59,12 +59,12 @@ def jko_loss_mlp(
 
 
 def needs_gradient(field: MLPField, x: Tensor, context: Tensor | None) -> bool:
-    """Whether autograd will want the gradient of something."""
+    """Tells whether autograd will want the gradient of x, the context or a parameter."""
     return _any_needs_gradient((x, context, *_slots_of(field)))
 
 
 def _recording() -> bool:
-    """Whether autograd records in either mode: without gradients there is nothing for it to do."""
+    """Tells whether autograd records in either mode; without gradients it has nothing to do."""
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
@@ -94,7 +94,7 @@ def _slots_of(field: MLPField) -> list[Tensor | None]:
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
-    """x, context, network, noise and settings from an operator's arguments, and what follows them."""
+    """Returns x, context, network, noise and settings from an operator's arguments, and the arguments after them."""
     x, context, *rest = arguments
     slots, (noise, settings, *scalars) = rest[:_SLOTS], rest[_SLOTS:]
     layers = [slot for slot in slots[:-1] if slot is not None]
@@ -102,7 +102,7 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network,
 
 
 def _pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
-    """Gradients as the operators' results."""
+    """Returns gradients as the operators return them: an empty tensor stands for None."""
     return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
 
 
@@ -110,7 +110,7 @@ _Place = tuple[torch.Size, tuple[int, ...], int]  # shape, strides and start of 
 
 
 def _places(slots: Iterable[Tensor | None]) -> list[_Place | None]:
-    """Where the gradient of each slot lies."""
+    """Returns the place of every slot's gradient in the one tensor of gradients."""
     places: list[_Place | None] = []
     start = 0
     for slot in slots:
@@ -126,7 +126,7 @@ def _places(slots: Iterable[Tensor | None]) -> list[_Place | None]:
 def _share_out(
     wanted: tuple[bool, ...], gradients: Iterable[Tensor], places: list[_Place | None]
 ) -> list[Tensor | None]:
-    """Gradients of x, context and the slots, where wanted, from an operator's results."""
+    """Returns the wanted gradients of x, context and the slots from an operator's results, None for the others."""
     x, context, slots = gradients
     return [
         x if wanted[0] else None,
@@ -139,7 +139,7 @@ def _share_out(
 
 
 def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """What torch.library.register_autograd does, without its search for defaults that our operators do not have."""
+    """Registers gradients as torch.library.register_autograd does, but without a search for defaults, which we lack."""
     operator = getattr(torch.ops.jkoflow, name).default
 
     def compute(*arguments: Any) -> Any:

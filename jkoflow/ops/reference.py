@@ -12,7 +12,7 @@ from jkoflow.ops.tableau import Tableau
 from jkoflow.velocity import MLPField
 
 RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""Maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
+"""Function that maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
 
 
 def integrate_steps(
@@ -47,7 +47,7 @@ def integrate_steps(
 
 
 def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
-    r"""Builds what the closed-form divergence needs of the weights, once per integration.
+    r"""Computes the trace matrix of the closed-form divergence (with one hidden layer a vector), once per integration.
 
     With one hidden layer :math:`c_a = \sum_i W^1_{ai} W^2_{ia}`, so that div = c . s_1, shape (H1,);
     with two :math:`M = W^2 \circ (W^1_x W^3)^T`, so that div = s_2^T M s_1, shape (H2, H1).
@@ -59,7 +59,7 @@ def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
-    """The velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
+    """Returns the velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
     sigma, weights, biases = field.activation, field.weights, field.biases
     first_x = weights[0][:, : field.dim]
     offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
@@ -104,7 +104,7 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
 def autograd_rhs(
     velocity: Callable[..., Tensor], context: Tensor | None, divergence: str, noise: Tensor | None
 ) -> RightHandSide:
-    """Any differentiable velocity(x, t, context) with the divergence by reverse-mode autograd: d products, or one."""
+    """Returns any differentiable velocity(x, t, context) with its divergence by autograd: d products, or one."""
 
     def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         if divergence == "none":

@@ -32,7 +32,7 @@ class Tableau:
 
     @property
     def stages(self) -> int:
-        """Evaluations of the velocity per step."""
+        """Returns the number of evaluations of the velocity per step."""
         return len(self.b)
 
 

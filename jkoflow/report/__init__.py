@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page about a finished run: what was learned, how well, how the training went."""
+"""The report of a finished run, one self-contained HTML page: the flow, its quality and the course of the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the density that every flow should beat: a Gaussian with the moments of the test rows."""
+"""The baseline that every flow should beat: a Gaussian with the moments of the test rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jkoflow.report.results import Results
 def gaussian_nll(run: Results) -> float | None:
     """Computes the NLL of a Gaussian with the moments of the test rows, in nats on standardised columns.
 
-    That of a conditional flow's rows is the Gaussian's given their context. None if the moments are degenerate.
+    For a conditional flow it is the Gaussian's NLL of the rows given their context. None if the moments are degenerate.
     """
     dim, count = run.flow.dim, run.flow.dim + run.flow.context_dim
     if len(run.data) <= 2 * count:

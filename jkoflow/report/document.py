@@ -1,4 +1,4 @@
-"""Puts the page of a report together, from its head to its last section."""
+"""The page of a report, from its head to its last section."""
 
 from __future__ import annotations
 

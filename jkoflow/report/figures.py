@@ -1,4 +1,4 @@
-"""Draws the figures of a report, as matplotlib `Figure` objects: no pyplot, no global state, no display.
+"""The figures of a report as matplotlib `Figure` objects, without pyplot, global state or display.
 
 Tensors and arrays of points have shape (n, d). Dense panels are rasterised inside the vector image. All colours but
 those of density maps come from the palette of `style`; the report exchanges them for the colours of the reader's theme.
@@ -75,7 +75,7 @@ def stages_figure(
     Arguments:
         flow: A flow of dimension 2.
         data: Points in the data's own units, with shape (n, 2).
-        max_stages: Columns of the figure; more stages than this are thinned to evenly spaced ones.
+        max_stages: Largest number of columns of the figure; of more stages, evenly spaced ones are drawn.
         seed: Seed of the noise that is carried back.
         context: Conditioning variables of the points, with shape (n, c); the densities are averaged over a few of them.
 
@@ -264,8 +264,8 @@ def noise_figure(z: Tensor) -> Figure:
         z: Data carried to the noise side, with shape (n, d).
 
     Returns:
-        A grid of panels as in `marginals_figure`; the last one holds the norms, which show dependence between columns
-        that the others cannot.
+        A grid of panels as in `marginals_figure`; the last panel holds the norms, which show dependence between columns
+        that the other panels cannot show.
     """
     rows = to_array(z)
     dim = rows.shape[1]
@@ -299,7 +299,7 @@ def _draw_norms(ax: Axes, norms: Array, dim: int) -> None:
 
 
 def pairs_figure(data: Tensor, samples: Tensor, features: Sequence[str], *, count: int = 6) -> Figure:
-    """Draws two-dimensional histograms of data over those of samples for the pairs of columns most worth a look.
+    """Draws two-dimensional histograms of data above those of samples for the most telling pairs of columns.
 
     Arguments:
         data: Points in their own units, with shape (n, d), d >= 2.

@@ -1,4 +1,4 @@
-"""Makes pieces of the report's page: sections, tables, figures, numbers, as HTML that needs nothing from outside."""
+"""The pieces of the report's page: sections, tables, figures and numbers, as HTML that needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def section(title: str, body: str) -> str:
 
 
 def details(title: str, body: str) -> str:
-    """Returns a part that opens on a click; ``body`` is HTML."""
+    """Returns a part of the page that opens on a click; ``body`` is HTML."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
@@ -39,7 +39,7 @@ def grid_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def figure(drawing: Figure, alt: str, caption: str) -> str:
-    """Returns a figure with what a reader who cannot see it is told, and its caption, both plain text."""
+    """Returns a figure with its alternative text for those who cannot see it, and its caption, both plain text."""
     return f"<figure>{svg(drawing, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -57,7 +57,7 @@ def svg(drawing: Figure, alt: str) -> str:
 
     Arguments:
         drawing: A figure of `jkoflow.report.figures`.
-        alt: What a reader who cannot see it is told.
+        alt: Alternative text for readers who cannot see the figure.
 
     Returns:
         One ``<svg>`` element without outside references.
@@ -94,7 +94,7 @@ def svg(drawing: Figure, alt: str) -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Lays nested tables out as rows with dotted names."""
+    """Returns nested tables as rows with dotted names."""
     rows: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -108,7 +108,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def number(value: object, digits: int | None = None) -> str:
-    """Writes a number with a true minus sign: ``digits`` decimals, or three significant ones."""
+    """Returns the text of a number with a true minus sign: ``digits`` decimals, or three significant digits if None."""
     if not isinstance(value, (int, float)):
         return "–"
     text = f"{value:,}" if isinstance(value, int) else _significant(value) if digits is None else f"{value:.{digits}f}"
@@ -127,14 +127,14 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def duration(value: float | None) -> str:
-    """Writes seconds in the unit that suits them."""
+    """Returns the text of a time in the unit that suits its length."""
     if value is None:
         return "–"
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def count(number: int, noun: str) -> str:
-    """Writes a number with its noun."""
+    """Returns the text of a number with its noun, singular or plural."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 

@@ -1,4 +1,4 @@
-"""Computes what the figures of a report show: stages, densities, samples of a flow, and which columns to draw."""
+"""The numbers that the figures of a report show: stages, densities, samples, and the choice of columns to draw."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Records = Sequence[Mapping[str, Any]]
 MAX_POINTS = 4000
 MAX_COLUMNS = 24
 MAX_CONTEXTS = 16
-"""Conditions over which the density of a conditional flow is averaged."""
+"""Number of conditions over which the density of a conditional flow is averaged."""
 WORK = 1e11
-"""Floating-point operations that one panel of a figure may spend: about a second on two cores."""
+"""Number of floating-point operations that one panel of a figure may take: about a second on two cores."""
 
 
 def chosen_stages(blocks: int, max_stages: int = 8) -> list[int]:
@@ -33,13 +33,13 @@ def chosen_stages(blocks: int, max_stages: int = 8) -> list[int]:
 
 
 def stage_names(count: int) -> list[str]:
-    """Names the stages along an axis, but those that would be too many."""
+    """Returns the names of the stages along an axis; names that would overlap are empty."""
     chosen = set(chosen_stages(count - 1, 7))
     return ["data", *(f"block {k}" if k in chosen else "" for k in range(1, count - 1)), "noise"][:count]
 
 
 def evaluation_grids(flow: JKOFlow) -> list[Grid]:
-    """Returns how each block is integrated for an evaluation."""
+    """Returns the grid of each block for an evaluation."""
     return [block.grid if flow.eval_num_steps is None else as_grid(flow.eval_num_steps) for block in flow.stack]
 
 
@@ -52,7 +52,7 @@ def point_work(flow: JKOFlow, grids: Sequence[Grid], start: int = 0) -> float:
 
 
 def affordable_points(flow: JKOFlow) -> int:
-    """Tells how many points may be carried through the whole flow for one figure."""
+    """Returns how many points may be carried through the whole flow for one figure."""
     return int(np.clip(WORK / max(point_work(flow, evaluation_grids(flow)), 1), 800, MAX_POINTS))
 
 
@@ -65,7 +65,7 @@ def noise_like(flow: JKOFlow, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | None = None) -> Tensor:
-    """Draws up to ``count`` seeded samples (n, d) in the data's own units; one for a row of context (N, c)."""
+    """Draws up to ``count`` seeded samples (n, d) in the data's own units; one sample per row of context (N, c)."""
     noise = noise_like(flow, count if context is None else min(count, len(context)), seed)
     return _finite(flow.inverse(noise, matching_context(flow, noise, context))[0])
 
@@ -74,7 +74,7 @@ def flow_samples(flow: JKOFlow, count: int, seed: int = 0, context: Tensor | Non
 def flow_stages(
     flow: JKOFlow, points: Tensor, stages: Sequence[int], *, inverse: bool = False, context: Tensor | None = None
 ) -> Array:
-    """Carries points to the chosen stages; returns where they are, in the blocks' units: (len(stages), n, d)."""
+    """Carries points to the chosen stages; returns their positions (len(stages), n, d) in the blocks' units."""
     count = affordable_points(flow) if context is None else min(affordable_points(flow), len(context))
     points = points[:count].to(flow.standardize.mean)
     path = flow.trajectory(points, matching_context(flow, points, context), inverse=inverse)
@@ -82,12 +82,12 @@ def flow_stages(
 
 
 def matching_context(flow: JKOFlow, points: Tensor, context: Tensor | None) -> Tensor | None:
-    """Returns the context of the first rows, in the flow's dtype."""
+    """Returns the context of as many first rows as there are points, in the flow's dtype."""
     return None if context is None else context[: len(points)].to(flow.standardize.mean)
 
 
 def shown_contexts(flow: JKOFlow, context: Tensor | None) -> list[Tensor | None]:
-    """Returns the conditions (1, c) that a drawn density is averaged over; just None for an unconditional flow."""
+    """Returns the conditions (1, c) that a drawn density is averaged over; only None for an unconditional flow."""
     return [None] if context is None else list(spread_rows(context, MAX_CONTEXTS).to(flow.standardize.mean).split(1))
 
 
@@ -97,7 +97,7 @@ def stage_log_density(
 ) -> Array:
     """Computes the log-density of the data as ``stage`` blocks leave them: (n,), at points (n, d) in the blocks' units.
 
-    That of a conditional flow is averaged over a few rows of the context (N, c).
+    The density of a conditional flow is averaged over a few rows of the context (N, c).
     """
     found = []
     for condition in shown_contexts(flow, context):
@@ -143,7 +143,7 @@ def ks_distance(a: Array, b: Array) -> float:
 
 
 def chance_ks(n: int, m: int) -> float:
-    """Returns what the distance between n and m values of one distribution exceeds in one case of twenty."""
+    """Returns the distance that n and m values of one distribution exceed in one case of twenty."""
     return 1.358 * math.sqrt((n + m) / (n * m))
 
 
@@ -153,7 +153,7 @@ def worst_columns(distances: Array, limit: int = MAX_COLUMNS) -> list[int]:
 
 
 def telling_pairs(rows: Array, count: int = 6, bins: int = 12) -> list[tuple[int, int]]:
-    """Chooses the pairs of columns most worth a look: by turns the most correlated, and those least Gaussian.
+    """Chooses the most telling pairs of columns: in turn the most correlated and the least Gaussian pair.
 
     Correlation is that of the ranks; "least Gaussian" is the mutual information of the ranks beyond what a Gaussian of
     that correlation has. A column appears in at most two pairs while others are left.
@@ -239,5 +239,5 @@ def running_quantiles(
 
 
 def or_nan(value: object) -> float:
-    """Returns the number, or NaN for what is none."""
+    """Returns the number, or NaN for None."""
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,4 +1,4 @@
-"""Reads a finished run back from its directory and checks its parts against each other."""
+"""The results of a finished run, read from its directory and checked against each other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jkoflow.training.run_directory import METRICS_FILE, PREVIEW_FILE, RunDirect
 
 @dataclass(frozen=True)
 class Results:
-    """Holds what a finished run left in its directory."""
+    """The parts of a finished run, as read from its directory."""
 
     path: Path
     flow: JKOFlow
     metrics: dict[str, Any]
-    """At least those under `jkoflow.training.run_files.COUNTS` and `jkoflow.training.run_files.MEASURES`."""
+    """Metrics, at least those under `jkoflow.training.run_files.COUNTS` and `jkoflow.training.run_files.MEASURES`."""
     history: list[dict[str, Any]]
     config: dict[str, Any]
     """The table of config.toml."""
@@ -40,7 +40,7 @@ def read_results(run_dir: str | Path) -> Results:
         run_dir: The directory of the run.
 
     Returns:
-        Its parts, checked against each other.
+        The parts of the run, checked against each other.
 
     Raises:
         CheckpointError: If a file of the run is missing or damaged, or two of them disagree.

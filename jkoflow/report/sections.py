@@ -1,4 +1,4 @@
-"""Makes the sections of a report, figures and tables with their captions, as HTML."""
+"""The sections of a report, figures and tables with their captions, as HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jkoflow.report.results import Results
 
 
 def images(run: Results) -> list[str]:
-    """Shows decoded samples of a run on pictures; nothing for other runs."""
+    """Returns the section of decoded samples of a run on pictures; none for other runs."""
     path = run.path / IMAGES_FILE
     if "reconstruction_error" not in run.metrics:
         return []
@@ -28,12 +28,12 @@ def images(run: Results) -> list[str]:
 
 
 def published(run: Results) -> list[str]:
-    """Shows the run beside published figures; nothing for a run that is no experiment."""
+    """Returns the section that compares the run with published figures; none for a run that is no experiment."""
     return [page.section("Beside published figures", tables.published(run))] if "experiment" in run.metrics else []
 
 
 def pictures(run: Results) -> list[str]:
-    """Shows the flow itself, in sections that its dimension decides on."""
+    """Returns the sections that show the flow itself, which depend on its dimension."""
     from jkoflow.report import figures
 
     flow, data, features = run.flow, run.data, run.features
@@ -101,7 +101,7 @@ def pictures(run: Results) -> list[str]:
 
 
 def training(run: Results) -> str:
-    """Shows how the training went: curves, blocks, rounds and what the guard did."""
+    """Returns the section about the training: curves, blocks, rounds and the guard's interventions."""
     from jkoflow.report import training_figures
 
     guards = probes.guard_records(run.history)
@@ -127,7 +127,7 @@ def training(run: Results) -> str:
 
 
 def _rounds(run: Results) -> str:
-    """Shows movements before and after every round, if there was more than one."""
+    """Returns the figure of movements before and after every round; an empty text for a single round."""
     from jkoflow.report import training_figures
 
     records = run.metrics.get("rounds", [])

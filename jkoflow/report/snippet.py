@@ -1,4 +1,4 @@
-"""Writes the lines of Python that load the model of a report."""
+"""The lines of Python that load the model of a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_snippet(path: Path, flow: JKOFlow) -> str:
 
 
 def _relative(path: Path) -> str:
-    """Names the run as seen from the working directory, or barely: a page that travels holds no machine's paths."""
+    """Returns a run's path relative to the working directory, or its bare name: a page holds no machine's paths."""
     try:
         return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Gives the figures what they have in common: palette, layout and the dress of their panels."""
+"""The common style of all figures: palette, layout and the look of panels."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def new_panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def name_axes(ax: Axes, x: str = "", y: str = "", size: float = 9) -> None:
-    """Names the axes; names come from the data and are no mathematics."""
+    """Labels the axes with names from the data, which are not read as mathematics."""
     ax.set_xlabel(shorten(x, 28), fontsize=size, color=MUTED, labelpad=2, parse_math=False)
     ax.set_ylabel(shorten(y, 28), fontsize=size, color=MUTED, labelpad=2, parse_math=False)
 
 
 def shorten(name: str, length: int) -> str:
-    """Cuts a name where it would run into its neighbour."""
+    """Returns a name cut to a length at which it does not run into its neighbour."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -58,12 +58,12 @@ def robust_span(values: Array) -> tuple[float, float]:
 
 
 def bin_edges(low: float, high: float, count: int) -> Array:
-    """Returns the edges of equal bins, as many as a histogram of ``count`` values can bear."""
+    """Returns the edges of equal bins, as many as suit a histogram of ``count`` values."""
     return np.linspace(low, high, int(np.clip(3 * max(count, 1) ** (1 / 3), 12, 50)) + 1)
 
 
 def dress_tile(ax: Axes, x: tuple[float, float], y: tuple[float, float], ticks: bool = False) -> None:
-    """Dresses a dark square panel with the given limits."""
+    """Styles a dark square panel with the given limits."""
     ax.set(xlim=x, ylim=y, facecolor=TILE, box_aspect=1)
     ax.spines[:].set_visible(False)
     ax.tick_params(labelsize=8, labelcolor=MUTED, color=FAINT, length=3)
@@ -74,7 +74,7 @@ def dress_tile(ax: Axes, x: tuple[float, float], y: tuple[float, float], ticks: 
 
 
 def dress_axes(ax: Axes) -> None:
-    """Dresses a panel of lines or bars."""
+    """Styles a panel of lines or bars."""
     ax.set_facecolor("none")
     ax.tick_params(labelsize=8, labelcolor=MUTED, color=FAINT, length=3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -82,7 +82,7 @@ def dress_axes(ax: Axes) -> None:
 
 
 def dress_panel(ax: Axes, name: str, note: str) -> None:
-    """Dresses a small histogram panel: name and note above, no vertical axis."""
+    """Styles a small histogram panel: name and note above, no vertical axis."""
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color(FAINT)
     ax.set(yticks=[], facecolor="none")
@@ -115,12 +115,12 @@ def draw_map(ax: Axes, values: Array, extent: tuple[float, ...], norm: Any, smoo
 
 
 def draw_filled(ax: Axes, values: Array, edges: Array, label: str = "test data") -> None:
-    """Draws a histogram of data."""
+    """Draws a filled histogram, of data."""
     ax.hist(values, list(edges), density=True, color=DATA, alpha=0.4, label=label, histtype="stepfilled")
 
 
 def draw_outline(ax: Axes, values: Array, edges: Array, label: str = "samples") -> None:
-    """Draws a histogram of samples over that of data."""
+    """Draws the outline of a histogram, of samples, over that of data."""
     ax.hist(values, list(edges), density=True, color=MODEL, lw=1.2, label=label, histtype="step")
 
 

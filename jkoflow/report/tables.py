@@ -1,4 +1,4 @@
-"""Makes the tables of a report: results, blocks, rounds, guard events, published figures, environment, as HTML."""
+"""The tables of a report as HTML: results, blocks, rounds, guard events, published figures, environment."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _bits(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _distances(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns the distances between test rows and samples; none for runs of versions that did not measure them."""
+    """Returns the rows of distances between test rows and samples; none for runs of versions without them."""
     return [
         (
             label,
@@ -103,7 +103,7 @@ def _distances(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _exact_inversion(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns the error of the exact inverse; nothing for runs of versions that did not measure it."""
+    """Returns the rows of the exact inverse's error; none for runs of versions that did not measure it."""
     if "inversion_error_exact_mean" not in m:
         return []
     mean, largest = m["inversion_error_exact_mean"], m["inversion_error_exact_max"]
@@ -113,7 +113,7 @@ def _exact_inversion(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def published(run: Results) -> str:
-    """Returns the table of an experiment's NLL beside the published ones, and whether they compare."""
+    """Returns the table of an experiment's NLL beside the published ones, and a note on whether they are comparable."""
     m = run.metrics
     error = page.number(m["reproduced_nll_stderr"], 3)
     rows = [("this run", f"{page.number(m['reproduced_nll'], 3)} ± {error}", "step-converged, test rows")]
@@ -143,7 +143,7 @@ def blocks(run: Results) -> str:
 def _block_row(
     name: int | str, jko_step: float, steps: int | None, movement: float | None, end: Mapping[str, Any]
 ) -> tuple[object, ...]:
-    """Puts together what is known of a block: from the flow, and from the record of its training if there is one."""
+    """Returns the row of a block, from the flow and from the record of the block's training if there is one."""
     return (
         name,
         "∞ (free)" if math.isinf(jko_step) else page.number(jko_step),

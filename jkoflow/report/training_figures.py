@@ -1,4 +1,4 @@
-"""Draws the figures of a report about the training: losses, movements and rounds, as matplotlib `Figure` objects."""
+"""The figures of a report about the training, as matplotlib `Figure` objects: losses, movements and rounds."""
 
 from __future__ import annotations
 
@@ -130,13 +130,13 @@ def blocks_figure(movements: Sequence[float], jko_steps: Sequence[float]) -> Fig
 
 
 def rounds_figure(rounds: Records) -> Figure:
-    """Draws the movement and the step size of every block, round by round.
+    """Draws the movement and the JKO step size of every block, round by round.
 
     Arguments:
         rounds: The records of the rounds, from metrics.json; of more than six, the first and the last five.
 
     Returns:
-        A figure with a column per round: movements above, step sizes below; free blocks have none.
+        A figure with a column per round: movements above, JKO step sizes below; free blocks have none.
     """
     shown = list(rounds) if len(rounds) <= 6 else [rounds[0], *rounds[-5:]]
     figure = new_figure(WIDTH, 3.7, gap=0.06)

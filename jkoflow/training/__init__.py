@@ -1,4 +1,4 @@
-"""Training a flow block by block, with a run directory to look at and to resume from."""
+"""Training of a flow, block by block, with a run directory that can be looked at and resumed from."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ def train(
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
 
-    The columns are standardised, then blocks are added: each is trained on its own, on the samples that the blocks
-    before it have pushed towards the noise, from the last one's parameters, for the JKO objective of its step size.
-    The chain ends when a block moves or gains too little, or at ``config.max_blocks`` (None: what a time budget is
-    enough for, at most 4); the last block is free of the movement penalty. Then come the rounds of reparametrisation
-    and refinement that the configuration asks for, and, if it does or a time budget is long enough, one of fine-tuning:
-    all blocks trained together on the likelihood. A round that does not improve the validation NLL is undone. At the
-    end the number of Runge-Kutta steps for evaluation is calibrated on the validation rows.
+    The columns are standardised, then blocks are added. Each block is trained on its own for the JKO objective of its
+    JKO step size h. It is trained on the samples that the blocks before it have pushed towards the noise, and starts
+    from the parameters of the block before it. The chain ends when a block moves or gains too little, or at
+    ``config.max_blocks`` (None: as many as a time budget is enough for, at most 4). The last block is free of the
+    movement penalty.
+
+    Then come the rounds of reparametrisation and refinement that the configuration asks for. If it asks for
+    fine-tuning, or if a time budget is long enough, a last round trains all blocks together on the likelihood. A round
+    that does not improve the validation NLL is undone. At the end the number of Runge-Kutta steps for evaluation is
+    calibrated on the validation rows.
 
     Arguments:
         data: A `Dataset`, or rows with shape (N, d) to be split 80/10/10 with the configuration's seed.
@@ -51,15 +54,15 @@ def train(
             nothing is written if None.
         resume: Whether to go on with the run in ``run_dir``. On the same machine with as many threads it ends with the
             same numbers as a run that was never interrupted (without a time budget). A finished run is only loaded.
-        progress: Is told what happens.
-        source: What config.toml names as the data; the dataset's name if None.
-        start: A flow whose blocks are trained again, each for its own step size, instead of building a new chain, such
-            as what `JKOFlow.reparametrize` or `JKOFlow.refine` return. Networks and Runge-Kutta steps are the flow's,
-            not the configuration's. It is not changed.
+        progress: Receives the run's news; None means that nothing is reported.
+        source: Name of the data for config.toml; the dataset's name if None.
+        start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
+            `JKOFlow.reparametrize` and `JKOFlow.refine` return such a flow. Networks and Runge-Kutta steps are the
+            flow's, not the configuration's. It is not changed.
         context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
             the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
-        clock: Tells the seconds that ``config.time_budget`` is measured by, such as ``time.process_time``; the time of
-            day, as it passes, if None.
+        clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
+            ``time.process_time``; elapsed real time if None.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated.

@@ -1,4 +1,4 @@
-"""Blocks in a row as one block: what a fit trains when it trains all of them together."""
+"""Several blocks in a row behind a block's interface, so that a fit can train all of them together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from jkoflow.ops.grid import Grid, as_grid, finest
 class Chain:
     """The map of several blocks one after the other, as `jkoflow.training.fit.Fit` sees a block.
 
-    Its grid is that of the block that takes the most steps; the others keep their proportion, and at least one step.
+    The chain's grid is that of the block that takes the most steps. The grids of the other blocks stay in proportion
+    to it and have at least one step.
 
     Arguments:
         blocks: The blocks, which are trained in place.
-        proportions: Grids whose costs are to be kept in proportion; those of the blocks if None.
+        proportions: Grids whose costs are to be kept in proportion; the grids of the blocks if None.
     """
 
     def __init__(self, blocks: Sequence[Block], proportions: Sequence[Grid] | None = None) -> None:
@@ -30,7 +31,7 @@ class Chain:
 
     @property
     def grid(self) -> Grid:
-        """The grid of the block that takes the most steps."""
+        """Returns the grid of the block that takes the most steps."""
         return finest(block.grid for block in self.blocks)
 
     @grid.setter
@@ -40,12 +41,12 @@ class Chain:
             block.grid = grid.scaled(share.cost, most)
 
     def _grids(self, grid: Grid | None) -> list[Grid]:
-        """Returns every block's grid where the block that takes the most steps has this one."""
+        """Returns the grids of all blocks, given the grid of the block that takes the most steps."""
         most = self.grid
         return [(grid or most).scaled(block.grid.cost, most.cost) for block in self.blocks]
 
     def __call__(self, x: Tensor, context: Tensor | None = None, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
-        """The image of x (B, d) under all blocks and the logdet of the way (B,)."""
+        """Returns the image of x (B, d) under all blocks and the sum of their logdets (B,)."""
         logdet = x.new_zeros(len(x))
         for block, own in zip(self.blocks, self._grids(grid), strict=True):
             x, increment = block(x, context, own)
@@ -55,14 +56,14 @@ class Chain:
     def carry(
         self, x: Tensor, context: Tensor | None = None, grid: Grid | None = None, inverse: bool = False
     ) -> Tensor:
-        """The image of x (B, d) alone, or its preimage."""
+        """Returns the image of x (B, d) under all blocks, or its preimage if ``inverse``, without the logdet."""
         way = list(zip(self.blocks, self._grids(grid), strict=True))
         for block, own in reversed(way) if inverse else way:
             x = block.carry(x, context, own, inverse)
         return x
 
     def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float = math.inf) -> JKOTerms:
-        """Returns the objective on a batch x (B, d) of what enters the first block.
+        """Returns the terms of the objective on a batch x (B, d) of samples that enter the first block.
 
         A chain has no JKO step of its own: without a penalty it is the negative log-likelihood, up to a constant.
 
@@ -82,13 +83,13 @@ class Chain:
         return JKOTerms(terms.total + divergence, terms.potential, terms.divergence + divergence, terms.movement)
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the parameters, as JSON values; `from_description` builds the chain again."""
+        """Returns everything but the parameters, as JSON values; `from_description` builds the chain again."""
         proportions = [grid.num_steps for grid in self._proportions]
         return {"blocks": [block.describe() for block in self.blocks], "proportions": proportions}
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """Builds a chain with fresh parameters."""
+        """Builds a chain with fresh parameters from what `describe` returned."""
         blocks = [Block.from_description(block) for block in description["blocks"]]
         return cls(blocks, [as_grid(num_steps) for num_steps in description["proportions"]])
 
@@ -104,4 +105,4 @@ class Chain:
 
 
 Trainable = Block | Chain
-"""What a fit trains."""
+"""A block, or a chain of blocks that a fit trains together."""

@@ -1,8 +1,8 @@
-"""Choosing the initial map from the data alone, in closed form.
+"""The choice of the initial map from the data alone, in closed form.
 
-Blocks do the rest as fast from standardised columns as from whitened ones or from a Gaussian copula (docs/sweep.md).
-What costs them long is a distance from the centre that spans orders of magnitude, as that of patches of photographs
-does: velocities of tanh units act on one scale at a time.
+Blocks train as fast on standardised columns as on whitened ones or on a Gaussian copula (docs/sweep.md). They train
+slowly where the distances from the centre span orders of magnitude, as those of patches of photographs do: velocities
+of tanh units act on one scale at a time.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from jkoflow.initial_map import InitialMap
 from jkoflow.metrics import spread_rows
 
 AUTO = "auto"
-"""The setting that asks for a choice."""
+"""Value of ``initial_map`` that lets `fit_map` choose the recipe."""
 
 RADIAL_GAIN = 0.25
 """Nats per column that a radial map must gain over whitening alone to be taken."""
 
 FIT_ROWS = 100_000
-"""Rows that a map is fitted to, at most: more do not move its quantiles."""
+"""Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
 
 
 def fit_map(rows: Tensor, recipe: str) -> InitialMap:
-    """The initial map of a recipe, or the one to choose, for standardised rows (N, d)."""
+    """Returns the initial map that a recipe, or the choice for `AUTO`, fits to standardised rows (N, d)."""
     rows = spread_rows(rows, FIT_ROWS)
     if recipe != AUTO:
         return InitialMap.fit(rows, recipe)
@@ -34,6 +34,6 @@ def fit_map(rows: Tensor, recipe: str) -> InitialMap:
 
 
 def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:
-    """Mean NLL of rows (N, d) in nats, if their images were standard Gaussian."""
+    """Returns the mean NLL of rows (N, d) in nats, as if their images under the map were standard Gaussian."""
     y, logdet = initial_map(rows)
     return -float((base_log_prob(y) + logdet).double().mean())

@@ -1,4 +1,4 @@
-"""Everything that decides how a flow is trained."""
+"""The settings of a training run, with their ranges and defaults."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DEFAULT_BLOCKS = 4
 
 
 class Range(NamedTuple):
-    """What a setting may be."""
+    """The range of values that a setting allows, in words and as a test."""
 
     words: str
-    """Ends the sentence "it must"."""
+    """End of the sentence that begins with "it must"."""
     holds: Callable[[Any], bool]
-    """Tells whether a value, not None, is allowed."""
+    """Function that tells whether a value, which is not None, is allowed."""
 
 
 AT_LEAST_ONE = Range("be at least 1", lambda value: value >= 1)
@@ -33,7 +33,7 @@ BELOW_ONE = Range("be at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
 def ranged(default: Any, allowed: Range) -> Any:
-    """Returns the field of a setting with a default and a range; None, where its type has it, is always allowed."""
+    """Returns the dataclass field of a setting; None is allowed beside the range if the setting's type has it."""
     return dataclasses.field(default=default, metadata={"range": allowed})
 
 
@@ -58,13 +58,13 @@ class TrainConfig:
             is too short for so many (`jkoflow.training.plan.blocks_within`).
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         jko_step: JKO step size h of the first block.
-        jko_step_growth: Factor from one block's step size to the next one's.
-        jko_step_max: Upper bound of the step sizes.
-        reparam_rounds: Rounds of reparametrisation after the first training: the step sizes are changed towards equal
+        jko_step_growth: Factor from one block's JKO step size to that of the next block.
+        jko_step_max: Upper bound of the JKO step sizes.
+        reparam_rounds: Rounds of reparametrisation after the first training: the JKO step sizes change towards equal
             movements, with ``jko_step_max`` as their bound, and all blocks are trained again from where they are.
-        reparam_damping: How far a round takes the step sizes towards those of equal movements, at most 1.
+        reparam_damping: How far a round takes the JKO step sizes towards those of equal movements, at most 1.
         refine: Number of blocks that every block is divided into at the end, each then trained again with its share of
-            the step size; 1 means none. A round that leaves the validation NLL no better is undone.
+            the JKO step size; 1 means none. A round that leaves the validation NLL no better is undone.
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
             undone like the others if it gains nothing. None means 0.8 under a time budget that is long enough to profit
@@ -82,14 +82,14 @@ class TrainConfig:
         beta2: Decay of Adam's mean of squared gradients.
         clip_norm: Gradients longer than this are scaled down to it.
         validate_every: Iterations between two looks at the validation loss, by which a block's parameters are chosen.
-        val_rows: Validation rows used for that, and for the calibration of the evaluation; all if there are fewer.
+        val_rows: Validation rows for the validation loss and the evaluation's calibration; all if there are fewer.
         guard: Whether to watch the integrator (see `jkoflow.training.guard`).
         guard_every: Iterations between two guard checks; every validation is preceded by one, too.
         guard_rows: Validation rows of a guard check.
         guard_nll: Mean absolute difference (nats) of a block's NLL between num_steps and twice as many that is allowed,
             for rows of up to ten columns; more for more (`jkoflow.training.guard.guard_tolerances`).
-        guard_round_trip: Mean distance (standardised units) between x and its way through a block and back that is
-            allowed, likewise.
+        guard_round_trip: Mean distance (standardised units) between x and the end of its way through a block and back
+            that is allowed for rows of up to ten columns; more for more, as with ``guard_nll``.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.
         save_seconds: Seconds between two saves of the state that a killed run resumes from.
 
@@ -167,7 +167,7 @@ class TrainConfig:
 
     @property
     def most_blocks(self) -> int:
-        """``max_blocks``, or what it stands for."""
+        """Returns ``max_blocks``, or `DEFAULT_BLOCKS` if it is None."""
         return DEFAULT_BLOCKS if self.max_blocks is None else self.max_blocks
 
     @classmethod
@@ -185,7 +185,7 @@ class TrainConfig:
         return cls(**settings)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Names and values as TOML and JSON can hold them; a setting that is None is left out."""
+        """Returns names and values as TOML and JSON can hold them; a setting that is None is left out."""
         values = dataclasses.asdict(self)
         values["hidden"] = list(self.hidden)
         return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The figures that a finished flow is reported with."""
+"""The evaluation of a finished flow: its calibration and the figures that are reported of it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training.plan import FEWEST_ROWS, Budget, EvaluationRows, evaluation_work, plan_evaluation
 
 INVERSION_ROWS = 10_000
-"""Test rows of the inversion error."""
+"""Largest number of test rows that the inversion error is measured on."""
 
 CALIBRATION_SHARE = 0.3
 """Share of the time left that the first two grids of the calibration may take; fewer validation rows are taken then."""
 
 TWO_SAMPLE_ROWS = 1000
-"""Test rows, and samples, of the distances between the two."""
+"""Largest number of test rows, and of samples, between which distances are computed."""
 
 EXACT_ROWS = 500
-"""Test rows of the exact inverse's error."""
+"""Largest number of test rows that the exact inverse's error is measured on."""
 
 
 def evaluate(
@@ -39,11 +39,12 @@ def evaluate(
     """Calibrates a flow on validation rows and measures it on the test rows.
 
     Arguments:
-        flow: The flow; its ``eval_num_steps`` is set to the number at which the NLL of both parts stands still.
+        flow: The flow; its ``eval_num_steps`` is set to the number at which the NLLs of the validation and of the test
+            rows stand still.
         data: The data; rows go to the flow's device.
         val_rows: Validation rows to calibrate on, at most.
-        budget: A limit of time: the grid is refined, and rows are looked at, as far as it has time for them.
-        tell: Is told, in one line each, what there was no time for.
+        budget: A limit of time: the grid is refined, and rows are evaluated, as far as there is time for them.
+        tell: Function that is called with one line of text for each thing that there was no time for.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -113,14 +114,14 @@ def evaluate(
 
 
 def wanted_rows(data: Dataset, val_rows: int) -> EvaluationRows:
-    """Returns the rows that every part of an evaluation would like to look at."""
+    """Returns the numbers of rows that the parts of an evaluation look at when time is not short."""
     available = len(data.test)
     parts = (available, INVERSION_ROWS, EXACT_ROWS, TWO_SAMPLE_ROWS)
     return EvaluationRows(min(val_rows, len(data.val)), *(min(rows, available) for rows in parts))
 
 
 class Pace:
-    """What an evaluation has time for, by how fast it has gone so far.
+    """Decides what an evaluation has time for, by how fast it has gone so far.
 
     Arguments:
         flow: The flow.
@@ -131,7 +132,7 @@ class Pace:
 
     def __init__(self, flow: JKOFlow, data: Dataset, val_rows: int, budget: Budget | None) -> None:
         self.rows = wanted_rows(data, val_rows)
-        """What is looked at."""
+        """Numbers of rows that the parts of the evaluation look at."""
         self._budget = budget
         if budget is None:
             return
@@ -147,7 +148,7 @@ class Pace:
             self.rows = self.rows._replace(val=min(self.rows.val, max(int(share * self.rows.val), FEWEST_ROWS)))
 
     def can_calibrate_on(self, grid: Grid) -> bool:
-        """Tells whether there is time to calibrate on a finer grid, and for the least that follows there."""
+        """Tells whether there is time to calibrate on a finer grid and to do the least that follows on that grid."""
         if self._budget is None:
             return True
         least = self.rows.scaled(0.0).calibrated()
@@ -155,7 +156,7 @@ class Pace:
         return self._row_step * work <= self._budget.left_with_slack()
 
     def plan_the_rest(self, num_steps: int) -> EvaluationRows:
-        """Returns the rows that there is time for, after a calibration that has ended at so many steps."""
+        """Returns the numbers of rows that there is time for after a calibration that has ended at ``num_steps``."""
         if self._budget is not None:
             left = self._budget.left()
             slack = self._budget.left_with_slack() - left
@@ -163,7 +164,7 @@ class Pace:
         return self.rows
 
     def can_score_on(self, grid: Grid) -> bool:
-        """Tells whether there is time to score the test rows on a finer grid, and for the rest."""
+        """Tells whether there is time to score the test rows on a finer grid and to do the rest of the evaluation."""
         if self._budget is None:
             return True
         rest = self.rows.scaled(0.0)._replace(val=0, test=0)
@@ -172,7 +173,7 @@ class Pace:
 
 
 def two_sample_distances(real: Tensor, drawn: Tensor) -> dict[str, float]:
-    """MMDs and energy distance between two samples (n, d), by name, with standard errors and thresholds.
+    """Returns MMDs and the energy distance between two samples (n, d), by name, with standard errors and thresholds.
 
     Samples that are not finite are infinitely far. Where most rows are equal there is no MMD with median bandwidth.
     """
@@ -198,18 +199,18 @@ def two_sample_distances(real: Tensor, drawn: Tensor) -> dict[str, float]:
 def compared_samples(
     flow: JKOFlow, rows: Tensor, context: Tensor | None, limit: int = TWO_SAMPLE_ROWS, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the data and samples of the flow to compare, as many of each and at most ``limit``.
+    """Returns rows of the data and equally many samples of the flow to compare, at most ``limit`` of each.
 
     Arguments:
         flow: The flow.
         rows: Data in their own units, with shape (N, d).
-        context: Their conditioning variables, with shape (N, c). Samples are drawn under those of every other row, the
-            rows between these stand for the data: both then have contexts of their own.
+        context: Conditioning variables of the rows, with shape (N, c). Samples are drawn under the context of every
+            second row, and the other rows stand for the data: no context is used for both.
         limit: Largest number of rows.
         seed: Seed of the samples.
 
     Returns:
-        Both on standardised columns, with shape (n, d), or (n, d + c) with the context beside them.
+        Rows and samples on standardised columns, with shape (n, d), or (n, d + c) with the context beside them.
     """
     generator = torch.Generator().manual_seed(seed)
     generator = generator if rows.device.type == "cpu" else torch.Generator(rows.device).manual_seed(seed)
@@ -231,6 +232,6 @@ def compared_samples(
 
 
 def spread(rows: Tensor, context: Tensor | None, limit: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """At most ``limit`` rows with their context, evenly spread, on a device."""
+    """Returns at most ``limit`` evenly spread rows and their context, on a device."""
     conditions = None if context is None else metrics.spread_rows(context, limit).to(device)
     return metrics.spread_rows(rows, limit).to(device), conditions

@@ -1,7 +1,7 @@
-"""Fine-tuning: the blocks of a finished chain trained together, end to end, on the likelihood.
+"""Fine-tuning: the blocks of a finished chain are trained together, end to end, on the likelihood.
 
-Each block was trained for what is best for itself, after blocks that did not know of it. Together they can do better,
-and they begin where an end-to-end flow from scratch takes long to come.
+Each block was trained for what is best for itself, after blocks that did not know of it. Trained together, the blocks
+can do better, and they begin at parameters that an end-to-end training from scratch takes long to reach.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from jkoflow.training.fit import Recipe, recipe_of_block
 from jkoflow.training.objectives import Likelihood
 
 RATE_SHARE = 0.5
-"""Peak learning rate, as a share of that of a block on its own."""
+"""Peak learning rate of the chain, as a share of the peak learning rate of a single block."""
 
 
 def recipe_of_chain(chain: Chain, config: TrainConfig, columns: int) -> Recipe:
-    """Returns how a chain is trained on the samples, of so many columns, that enter its first block.
+    """Returns the recipe by which a chain is trained on samples, with the given number of columns.
 
-    The chain as it comes is the first candidate, since the loop looks at it before the first iteration, and it is not
-    shortened: it was trained for these samples, and more steps are what it lacks if the guard refuses it.
+    The loop validates the chain before the first iteration, so that its present parameters are the first candidate. Its
+    velocities are not shortened: it was trained for these samples, and if the guard refuses it, it lacks steps.
     """
     of_block = recipe_of_block(chain.blocks[0], config, columns)
     share = config.finetune or 0.0  # without a time budget there is no such round unless it is set

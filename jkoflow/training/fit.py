@@ -1,4 +1,4 @@
-"""Training one block, or a chain of them: the loop of iterations and the choice of the best parameters."""
+"""The training of one block, or of a chain: the loop of iterations and the choice of the best parameters."""
 
 from __future__ import annotations
 
@@ -27,28 +27,29 @@ LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
 
 RELAX_BACKOFF = 4
-"""How many times longer the guard waits after a halving that was exploited: the velocity may be tamer then."""
+"""Factor by which the guard waits longer after a halving that was exploited; the velocity may be tamer later."""
 
 REPLAN_BEYOND = 0.02
 """Change of the number of iterations, as a share, below which a plan is kept."""
 
 
 class Recipe(NamedTuple):
-    """What depends on whether a block is trained by itself or blocks are trained together."""
+    """The settings of a fit that depend on whether it trains one block by itself or several blocks together."""
 
     objective: JKO
     peak_rate: float
     """Largest learning rate."""
     tolerances: Tolerances
-    """Of the guard."""
+    """Tolerances of the guard."""
     iterations: int
-    """Iterations where no time budget sets them."""
+    """Number of iterations without a time budget, which would set it."""
     alone: Block | None
-    """The block that is trained by itself: it may do nothing, and be shortened at the start. None for a chain."""
+    """The block that is trained by itself, which may do nothing and whose velocity may be shortened at the start; None
+    for a chain."""
 
 
 def recipe_of_block(block: Block, config: TrainConfig, columns: int) -> Recipe:
-    """Returns how a block is trained by itself on samples of so many columns."""
+    """Returns the recipe by which a block is trained by itself, on samples with the given number of columns."""
     rate = peak_learning_rate(columns) if config.learning_rate is None else config.learning_rate
     tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, columns)
     return Recipe(JKO(block.jko_step), rate, tolerances, config.iterations_per_block, block)
@@ -56,17 +57,17 @@ def recipe_of_block(block: Block, config: TrainConfig, columns: int) -> Recipe:
 
 @dataclass
 class FitHooks:
-    """What the loop calls outside itself."""
+    """The functions and objects outside of a fit that its loop calls."""
 
     world: World
-    """Has the clock."""
+    """The process that trains, with its clock."""
     record: Callable[[Mapping[str, Any]], None]
-    """Writes one line of the history."""
+    """Function that writes one line of the history."""
     save: Callable[[Fit], None]
-    """Called after every iteration; saves the state if it is time."""
+    """Function that is called after every iteration and saves the state if a save is due."""
     seconds: Callable[[FitCounters, Grid], float] | None
-    """Returns the seconds that this fit may take on a grid, its push included, given the times measured for it; None
-    without a time budget."""
+    """Function that returns the seconds that this fit may take on a grid, its push included, given the times measured
+    for it; None without a time budget."""
     progress: Progress
 
 
@@ -75,14 +76,14 @@ class Fit:
     """The training of one block, or of a chain, on pushed samples.
 
     Arguments:
-        index: Number of the block, from 0; that of a chain's first block.
-        block: What is trained, in place, with its first parameters.
-        samples: The pushed samples that enter it.
+        index: Number of the block, from 0; for a chain, number of its first block.
+        block: The block or chain, which is trained in place from its present parameters.
+        samples: The pushed samples that enter the block.
         config: Settings of the run.
-        recipe: How this kind of thing is trained.
-        hooks: What to call.
-        counters: Where to go on; a fresh start if they are new.
-        round_number: Number of the round, from 0: another one has other batches.
+        recipe: Settings that depend on whether a block or a chain is trained.
+        hooks: Functions and objects that the loop calls.
+        counters: Counters of the fit to resume; new counters begin a new fit.
+        round_number: Number of the round, from 0; every round has batches of its own.
     """
 
     index: int
@@ -114,16 +115,16 @@ class Fit:
             self._consider_identity(self.recipe.alone)
 
     def state(self) -> FitState:
-        """Returns what a resumed run goes on with."""
+        """Returns the state from which a resumed run goes on with this fit."""
         return FitState(self.block.describe(), self.counters, self.adam.state(), self.good, self.best)
 
     def restore(self, state: FitState) -> None:
-        """Goes on where a saved fit was; the block and the counters are those of the constructor."""
+        """Takes over the parameters and the optimiser of a saved fit; block and counters came with the constructor."""
         self.adam.restore(state.now)
         self.good, self.best = state.good.to(self.best.device), state.best.to(self.best.device)
 
     def _consider_identity(self, block: Block) -> None:
-        """Makes doing nothing the first candidate: a block is never worse than its absence on the validation rows."""
+        """Makes the identity the first candidate: on the validation rows, no block is worse than its absence."""
         present = self.adam.parameters.clone()
         block.velocity.scale_output(0.0)
         self.best = self.adam.parameters.clone()
@@ -131,7 +132,7 @@ class Fit:
         self.counters.best_loss = self.recipe.objective.of_identity(self.samples.val)
 
     def run(self) -> None:
-        """Trains until the plan is done or the guard ends the block; leaves the best parameters in it."""
+        """Trains until the plan is done or the guard ends the block, and leaves the best parameters in the block."""
         counters = self.counters
         self.prepare()
         if counters.iterations == 0:
@@ -149,7 +150,7 @@ class Fit:
         self.adam.release()
 
     def iterate(self) -> None:
-        """Does one iteration."""
+        """Does one iteration: a batch, its loss and an update of the parameters."""
         counters, config = self.counters, self.config
         rate = learning_rate(counters.iteration, counters.iterations, self.recipe.peak_rate, config.warmup)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
@@ -166,7 +167,7 @@ class Fit:
         counters.iteration += 1
 
     def look(self, last: bool = False) -> None:
-        """Does what is due between two iterations: the guard, then the validation of parameters that passed it."""
+        """Does the checks due between two iterations: the guard, then the validation of parameters that passed it."""
         iteration, config = self.counters.iteration, self.config
         validate = last or iteration % self.counters.validate_every == 0
         if config.guard and (validate or iteration % config.guard_every == 0) and not self._is_guarded():
@@ -187,7 +188,7 @@ class Fit:
         self._replan()
 
     def _validate(self) -> tuple[float, float]:
-        """Returns the loss of the validation rows and the NLL of the flow with this block, on a refined grid."""
+        """Returns the loss of the validation rows and their NLL under the flow with this block, on a refined grid."""
         y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
         terms = self.recipe.objective.validate(self.samples.val, y, logdet)
         past = self.samples.val_logdet.double().mean()
@@ -197,7 +198,7 @@ class Fit:
     # ---- What the guard says is done
 
     def _is_guarded(self) -> bool:
-        """Asks the guard and does what it says; True if there are parameters to validate."""
+        """Asks the guard and does what it says; returns True if there are parameters to validate."""
         while True:
             action, reading = self.guard.look(self.counters)
             self._act(action)
@@ -227,7 +228,7 @@ class Fit:
                 counters.stopped = True
 
     def _change_grid(self, grid: Grid) -> None:
-        """Takes another grid from now on; the iterations and what comes after them take another time, too."""
+        """Changes the block's grid, and with it the plan, since iterations and push now take another time."""
         counters = self.counters
         counters.steps_halved = grid.cost < self.block.grid.cost
         self.block.grid, counters.steps_changed = grid, counters.iteration
@@ -250,7 +251,7 @@ class Fit:
     # ---- Time
 
     def prepare(self) -> None:
-        """Begins, if that has not happened yet: measures, under a time budget, what everything takes."""
+        """Begins the fit unless it has begun: under a time budget, measures how long its parts take."""
         counters = self.counters
         if counters.iterations or counters.iteration_seconds:
             return
@@ -263,7 +264,7 @@ class Fit:
         counters.row_step, counters.row_carry = costs.row_step, costs.row_carry
 
     def _measure(self) -> Costs:
-        """Measures the time of everything that the fit does, which changes nothing."""
+        """Measures how long the parts of the fit take, without changing anything."""
         world, samples, config = self.hooks.world, self.samples, self.config
         batch, context = self.batches(0), self.batches.context(0)
 
@@ -282,7 +283,7 @@ class Fit:
         return Costs(iteration, validation, validation / row_steps, world.seconds(carry) / row_steps)
 
     def _plan(self) -> None:
-        """Sets the number of iterations."""
+        """Sets the number of iterations from the measured times."""
         counters = self.counters
         if self.hooks.seconds is None:
             counters.iterations = self.recipe.iterations
@@ -297,7 +298,7 @@ class Fit:
             )
 
     def _set_deadline(self) -> None:
-        """Sets when the iterations should end for the push, the later blocks and the evaluation to fit in."""
+        """Sets when the iterations should end, so that the push, the later blocks and the evaluation have time."""
         if self.hooks.seconds is None:
             return
         counters, samples, grid = self.counters, self.samples, self.block.grid
@@ -314,7 +315,7 @@ class Fit:
         counters.kept_rows, counters.deadline = push.kept_rows, counters.started + seconds - push.seconds
 
     def _start_session(self) -> None:
-        """Measures the speed from here on."""
+        """Begins a new measurement of the speed at the present iteration."""
         self._session = (self.hooks.world.elapsed(), self.counters.iteration)
 
     def _replan(self) -> None:

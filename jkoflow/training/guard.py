@@ -22,65 +22,65 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.state import FitCounters
 
 MAX_DAMPINGS = 4
-"""How often the guard halves a velocity that a block was warm-started with before it starts afresh."""
+"""Number of times that the guard halves a warm-started block's velocity before it starts the block afresh."""
 
 RELAX_BELOW = 1 / 16
-"""Share of its tolerances under which it tries half the steps: a method of fourth order errs 16 times as much there."""
+"""Share of its tolerances below which the guard tries half the steps: a fourth-order method then errs 16 times more."""
 
 
 class Action(StrEnum):
-    """What is to be done; the values are those of the history."""
+    """An action that the guard asks of the fit; the history holds the values."""
 
     KEEP = "kept"
-    """Nothing: the parameters are good."""
+    """Do nothing: the parameters are good."""
     HALVE = "halved"
-    """The parameters are good, and half the steps would do."""
+    """Take half the steps: the parameters are good, and half the steps are enough."""
     DOUBLE = "doubled"
     """Go back to the last good parameters, and take twice the steps."""
     DAMP = "damped"
-    """Halve the velocity that the block was warm-started with, and look again."""
+    """Halve the velocity that the block was warm-started with, and ask the guard again."""
     RESET = "reset"
     """Start the block afresh."""
     STOP = "stopped"
-    """End the block with its best parameters: it may not have more steps."""
+    """End the block with its best parameters, since it may not have more steps."""
 
 
 class GuardReading(NamedTuple):
-    """How much a block's result depends on its integrator."""
+    """Two measures of how much a block's result depends on its integrator."""
 
     nll_difference: float
     """Mean absolute difference of the samples' NLL between the block's grid and its refinement, in nats."""
     round_trip: float
-    """Mean Euclidean distance between x and its image under the block and back, in the units of x."""
+    """Mean Euclidean distance between x and the end of its way through the block and back, in the units of x."""
 
     def within(self, nll_tolerance: float, round_trip_tolerance: float) -> bool:
-        """Whether both are at most their tolerance; False if one is NaN or inf."""
+        """Tells whether both numbers are at most their tolerances; False if one is NaN or inf."""
         return self.nll_difference <= nll_tolerance and self.round_trip <= round_trip_tolerance
 
 
 class Tolerances(NamedTuple):
-    """What the guard allows, as it reads it."""
+    """The largest values of a `GuardReading` that the guard allows."""
 
     nll: float
-    """Difference of the NLL, in nats."""
+    """Largest mean absolute difference of the NLL, in nats."""
     round_trip: float
-    """Distance of the round trip, in standardised units."""
+    """Largest mean distance of the round trip, in standardised units."""
 
     def times(self, factor: float) -> Tolerances:
-        """Returns both times a number."""
+        """Returns both tolerances multiplied by a factor."""
         return Tolerances(self.nll * factor, self.round_trip * factor)
 
 
 @dataclass
 class Guard:
-    """Looks at a block on some samples and answers with what should be done; it changes nothing itself.
+    """Measures a block on some samples and answers what should be done; changes nothing itself.
 
     Arguments:
         block: The block, or several in a chain.
-        x: Samples that enter it, with shape (B, d).
-        context: Their standardised conditioning variables, with shape (B, c).
-        tolerances: What is allowed.
-        config: Settings: the steps that training begins with, and the most of them.
+        x: Samples that enter the block, with shape (B, d).
+        context: Standardised conditioning variables of the samples, with shape (B, c).
+        tolerances: The largest readings that are allowed.
+        config: Settings, of which the first and the largest number of steps are read.
         may_soften: Whether the velocity may be shortened before the first iteration, where it overshoots on samples
             that it has already moved.
     """
@@ -96,11 +96,11 @@ class Guard:
         self._dampings = 0
 
     def read(self) -> GuardReading:
-        """Reads how much the block's result depends on its grid."""
+        """Measures how much the block's result depends on its grid."""
         return read_guard(self.block, self.x, self.context)
 
     def look(self, counters: FitCounters) -> tuple[Action, GuardReading]:
-        """Returns what to do at this place of the fit, and the reading that says so."""
+        """Returns what to do at this point of the fit, and the reading that is the reason."""
         reading = self.read()
         if reading.within(*self.tolerances):
             finer = self._half_would_do(reading, counters)
@@ -112,7 +112,10 @@ class Guard:
         return (Action.DOUBLE if affordable else Action.STOP), reading
 
     def _half_would_do(self, reading: GuardReading, counters: FitCounters) -> GuardReading | None:
-        """Returns the reading at half the steps if they are enough: a velocity is wildest while the rate is high."""
+        """Returns the reading at half the steps if half are enough, else None.
+
+        A velocity is wildest while the learning rate is high, so that fewer steps may be enough later.
+        """
         grid = self.block.grid
         waited = counters.iteration - counters.steps_changed
         if grid.cost < Fixed(self.config.num_steps).refined().cost or waited < counters.relax_after:
@@ -126,7 +129,7 @@ class Guard:
 
 @contextmanager
 def tried_on(block: Trainable, grid: Grid) -> Iterator[None]:
-    """Gives a block another grid for a while."""
+    """Gives a block another grid inside a ``with`` statement."""
     before, block.grid = block.grid, grid
     try:
         yield
@@ -136,15 +139,15 @@ def tried_on(block: Trainable, grid: Grid) -> Iterator[None]:
 
 @torch.no_grad()
 def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> GuardReading:
-    """Compares a block on its grid with itself on the refinement.
+    """Compares a block's results on its grid with those on the refinement of the grid.
 
     Arguments:
         block: The block, or several in a chain.
-        x: Samples that enter it, with shape (B, d).
-        context: Their standardised conditioning variables, with shape (B, c).
+        x: Samples that enter the block, with shape (B, d).
+        context: Standardised conditioning variables of the samples, with shape (B, c).
 
     Returns:
-        The reading; NaN or inf where the block is so broken that a number overflows.
+        The reading, which holds NaN or inf if the block is so broken that a number overflows.
     """
     y, logdet = block(x, context)
     fine_y, fine_logdet = block(x, context, block.grid.refined())
@@ -155,17 +158,17 @@ def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> Gu
 
 
 def guard_tolerances(nll: float, round_trip: float, columns: int) -> Tolerances:
-    """Returns what the guard allows rows of many columns.
+    """Returns the guard's tolerances for rows with a given number of columns.
 
-    Errors of the NLL add up over columns, those of positions as squares.
+    Errors of the NLL add up over columns; errors of positions add up as squares.
 
     Arguments:
-        nll: What it allows the NLL of rows of up to ten columns, in nats.
-        round_trip: What it allows their way through a block and back, in standardised units.
+        nll: Tolerance of the NLL for rows of up to ten columns, in nats.
+        round_trip: Tolerance of the round trip for rows of up to ten columns, in standardised units.
         columns: Number of columns.
 
     Returns:
-        Both.
+        The tolerances of both.
 
     Example:
         >>> [tuple(guard_tolerances(0.02, 0.02, d)) for d in (2, 10, 40)]

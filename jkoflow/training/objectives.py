@@ -1,4 +1,4 @@
-"""What a fit minimises: the terms on a batch, the loss of the validation rows, and the names of both."""
+"""The objectives that a fit minimises: their terms on a batch and on the validation rows, and the terms' names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jkoflow.ops import JKOTerms, jko_terms
 from jkoflow.training.chain import Trainable
 
 TERMS = JKOTerms._fields[1:]
-"""Names of the terms whose sum is the loss, as progress and history have them."""
+"""Names, in progress and history, of the terms whose sum is the loss."""
 
 
 class JKO:
@@ -24,11 +24,11 @@ class JKO:
         self.jko_step = jko_step
 
     def terms(self, block: Trainable, batch: Tensor, context: Tensor | None) -> JKOTerms:
-        """Returns the loss and its terms on a batch (B, d) of what enters the block; the loss carries the gradient."""
+        """Returns the loss, which carries the gradient, and its terms on a batch (B, d) of samples for the block."""
         return block.jko_loss(batch, context, self.jko_step)
 
     def validate(self, x: Tensor, y: Tensor, logdet: Tensor) -> JKOTerms:
-        """Returns the same in float64 for rows x (N, d) that the block carries to y (N, d) with a logdet (N,)."""
+        """Returns the loss and its terms, in float64, for rows x (N, d) carried to y (N, d) with a logdet (N,)."""
         return jko_terms(x.double(), y.double(), logdet.double(), self.jko_step)
 
     def of_identity(self, x: Tensor) -> float:

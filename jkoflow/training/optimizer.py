@@ -1,4 +1,4 @@
-"""Adam on all parameters of a module at once, as one vector, and its learning rate from iteration to iteration."""
+"""Adam on one vector of all parameters of a module, and the learning rate of every iteration."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class AdamState(NamedTuple):
     mean: Tensor
     """Running mean of the gradients, with shape (P,)."""
     square: Tensor
-    """Running mean of their squares, with shape (P,)."""
+    """Running mean of the squared gradients, with shape (P,)."""
     updates: int
-    """Updates so far."""
+    """Number of updates so far."""
 
     def to(self, device: torch.device) -> AdamState:
-        """The same on a device."""
+        """Returns the state with its tensors on a device."""
         return AdamState(self.parameters.to(device), self.mean.to(device), self.square.to(device), self.updates)
 
 
 class HasParameters(Protocol):
-    """Something to train."""
+    """Protocol of a module whose parameters can be trained."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Returns the parameters, always in the same order."""
@@ -39,13 +39,13 @@ class HasParameters(Protocol):
 
 
 class Adam:
-    """Adam with gradient clipping, a few operations per update whatever the number of parameters.
+    """Adam with gradient clipping, in a few operations per update whatever the number of parameters.
 
     The module's parameters become views of one vector, and so do their gradients: clipping, updating, copying and
     saving are then operations on vectors.
 
     Arguments:
-        module: What to train; its parameters keep their values and are owned by the vector from now on.
+        module: The module to train; its parameters keep their values and become views of the vector.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
         clip_norm: Gradients longer than this are scaled down to it.
@@ -80,7 +80,7 @@ class Adam:
         """Descends along the gradient of the loss.
 
         Arguments:
-            loss: What to minimise, without axes, computed from the module's parameters.
+            loss: The number to minimise, a tensor without axes, computed from the module's parameters.
             learning_rate: Step length.
 
         Returns:
@@ -99,11 +99,11 @@ class Adam:
         return norm
 
     def state(self) -> AdamState:
-        """A copy of the parameters and of the optimiser's memory."""
+        """Returns a copy of the parameters and of the optimiser's memory."""
         return AdamState(self.parameters.clone(), self.mean.clone(), self.square.clone(), self.updates)
 
     def restore(self, state: AdamState) -> None:
-        """Goes back to a state; the module's parameters follow."""
+        """Restores a state, the module's parameters included."""
         self.load(state.parameters)
         self.mean.copy_(state.mean)
         self.square.copy_(state.square)
@@ -122,7 +122,9 @@ class Adam:
 
 
 def peak_learning_rate(columns: int) -> float:
-    """Peak learning rate for rows of so many columns: 5e-3 for up to ten, less for more, whose gradients are noisier.
+    """Returns the peak learning rate for rows with a given number of columns.
+
+    It is 5e-3 for up to ten columns, and less for more, whose gradients are noisier.
 
     Example:
         >>> [peak_learning_rate(d) for d in (2, 10, 40)]
@@ -132,7 +134,7 @@ def peak_learning_rate(columns: int) -> float:
 
 
 def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> float:
-    r"""Learning rate of an iteration: linear warm-up to the peak, then half a cosine down to 1 % of it.
+    r"""Returns the learning rate of an iteration: linear warm-up to the peak, then half a cosine down to 1 % of it.
 
     Arguments:
         iteration: Number of the iteration, from 0.

@@ -1,7 +1,7 @@
-"""What a time budget is spent on: numbers in, a plan out.
+"""The plans of how a time budget is spent, as functions of numbers.
 
-Nothing here measures, trains or remembers anything. A fit measures its `Costs`, the trainer tells the `Outlook`, and
-both act on the plans that come back.
+Nothing here measures, trains or remembers anything. A fit measures its `Costs`, the trainer describes the `Outlook`,
+and both act on the plans that are returned.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ EVALUATION_SHARE = 0.2
 """Share of a time budget that may be set aside to score more than `LEAST_TEST_ROWS` test rows."""
 
 MOST_RESERVED = 0.4
-"""Share of a time budget that is set aside for the evaluation at most: it can do with fewer rows, training cannot."""
+"""Largest share of a time budget that is set aside for the evaluation, which can use fewer rows as training cannot."""
 
 PLANS_SHARE = 0.02
-"""Share of a time budget that is kept free, since plans are kept to within about that much."""
+"""Share of a time budget that is kept free, since plans are off by about that much."""
 
 LEAST_TEST_ROWS = 10_000
-"""Test rows that time is always set aside for; all if there are fewer."""
+"""Number of test rows that time is always set aside for; all if there are fewer."""
 
 SLACK_SHARE, SLACK_SECONDS = 0.05, 1.0
 """Share of a time budget, and seconds, that an evaluation may take beyond it rather than look at fewer rows than
 `LEAST_TEST_ROWS` or stop before it has converged."""
 
 FEWEST_ROWS = 500
-"""Rows that every part of an evaluation looks at, however little time is left; all if there are fewer."""
+"""Smallest number of rows for every part of an evaluation, however little time is left; all if there are fewer."""
 
 PUSH_SHARE = 0.1
-"""Share of a block's time that the training rows' way through it may take; rows that do not fit are left behind."""
+"""Share of a block's time that pushing the training rows through it may take; other rows are left behind."""
 
 LEAST_PUSHED = 10_000
-"""Training rows that go on whatever the time: later blocks would learn fewer by heart."""
+"""Smallest number of training rows that are pushed on; later blocks would learn fewer rows by heart."""
 
 VALIDATION_SHARE = 0.05
-"""Share of a block's time that looks at the validation loss may take under a time budget; they become rarer."""
+"""Share of a block's time that validations may take under a time budget; if they take more, they become rarer."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Budget:
     """A limit of time for the whole of a run.
 
     Arguments:
-        clock: Tells the seconds into the run.
-        seconds: The limit.
+        clock: A function that returns the seconds into the run.
+        seconds: The limit, in seconds.
     """
 
     clock: Callable[[], float]
@@ -59,25 +59,25 @@ class Budget:
         return self.seconds - self.clock()
 
     def left_with_slack(self) -> float:
-        """Returns the seconds that an evaluation has at most."""
+        """Returns the seconds that are left, with the slack that only an evaluation may use."""
         return self.left() + SLACK_SHARE * self.seconds + SLACK_SECONDS
 
 
 class Costs(NamedTuple):
-    """What a fit has measured of itself, in seconds."""
+    """The times that a fit has measured of its own parts, in seconds."""
 
     iteration: float
-    """Of one iteration, with its share of the guard."""
+    """Seconds of one iteration, with its share of the guard's."""
     validation: float
-    """Of a look at the validation loss."""
+    """Seconds of one validation."""
     row_step: float
-    """Of one step of one row."""
+    """Seconds of one step of one row, logdet included."""
     row_carry: float
-    """The same without the logdet."""
+    """Seconds of one step of one row without the logdet."""
 
 
 class RunPlan(NamedTuple):
-    """What a run is made of."""
+    """The blocks of a run and the share of its fine-tuning."""
 
     blocks: int
     """Largest number of blocks."""
@@ -86,68 +86,68 @@ class RunPlan(NamedTuple):
 
 
 class FitPlan(NamedTuple):
-    """How a fit spends its share of the time."""
+    """The plan of how a fit spends its share of the time."""
 
     validate_every: int
     """Iterations between two looks at the validation loss."""
     iteration_seconds: float
-    """Expected time of an iteration, guard and validation included."""
+    """Expected seconds of an iteration, guard and validation included."""
 
 
 class PushPlan(NamedTuple):
-    """What becomes of a fit's samples at its end."""
+    """The plan of which samples a fit pushes on at its end."""
 
     kept_rows: int
-    """Training rows that go on."""
+    """Number of training rows that are pushed on."""
     seconds: float
-    """Expected time of their way through the block, and of the validation rows'."""
+    """Expected seconds to push these rows and the validation rows through the block."""
 
 
 class EvaluationRows(NamedTuple):
-    """How many rows each part of the evaluation looks at."""
+    """Number of rows for each part of the evaluation."""
 
     val: int
-    """Of the calibration."""
+    """Validation rows of the calibration."""
     test: int
-    """Of the test NLL."""
+    """Test rows of the test NLL."""
     inversion: int
-    """Of the inversion error."""
+    """Test rows of the inversion error."""
     exact: int
-    """Of the exact inverse's error."""
+    """Test rows of the exact inverse's error."""
     samples: int
-    """Samples to compare with test rows."""
+    """Number of samples that are compared with as many test rows."""
 
     def within(self, most: int) -> EvaluationRows:
-        """Returns at most so many test rows for every part; the calibration's are others."""
+        """Returns the numbers with at most ``most`` test rows for every part; the calibration has validation rows."""
         return EvaluationRows(self.val, *(min(rows, most) for rows in self[1:]))
 
     def scaled(self, share: float) -> EvaluationRows:
-        """Returns a share of the test rows for every part, and at least `FEWEST_ROWS`."""
+        """Returns the numbers with a share of the test rows for every part, at least `FEWEST_ROWS`."""
         return EvaluationRows(self.val, *(min(rows, max(int(share * rows), FEWEST_ROWS)) for rows in self[1:]))
 
     def calibrated(self) -> EvaluationRows:
-        """Returns what is left to look at after the calibration."""
+        """Returns the numbers that are left after the calibration, whose rows become 0."""
         return self._replace(val=0)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What there is to do from the beginning of a fit on, as the trainer sees it."""
+    """The work of a run from the beginning of a fit on, as the trainer describes it."""
 
     round_blocks: int
-    """Blocks of the present round; fine-tuning's chain is one."""
+    """Number of blocks of the present round; the chain of fine-tuning counts as one."""
     blocks_left: int
-    """Those of them that are still to train, this one included."""
+    """Number of blocks of the present round that are still to train, this one included."""
     later_rounds: int
-    """Rounds of single blocks after the present one."""
+    """Number of rounds of single blocks after the present one."""
     children: int
-    """Blocks that every block will be divided into."""
+    """Number of blocks that every block will be divided into."""
     grid: Grid
     """The finest grid of any block so far."""
     finetune: float
     """Share of the training for fine-tuning."""
     rows: EvaluationRows
-    """What the evaluation would like to look at."""
+    """Numbers of rows that the evaluation looks at when time is not short."""
 
 
 def plan_run(
@@ -156,8 +156,8 @@ def plan_run(
     """Plans blocks and fine-tuning from the measured speed of the first block.
 
     Arguments:
-        seconds: What the budget has left.
-        rounds: Rounds of single blocks that will share it.
+        seconds: Seconds that the budget has left.
+        rounds: Rounds of single blocks that will share them.
         iteration_seconds: Expected time of an iteration of the first block.
         most_blocks: Largest number of blocks.
         given_blocks: The number that was asked for; None if the plan may choose.
@@ -168,7 +168,7 @@ def plan_run(
 
 
 def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
-    """Plans how often a fit validates, given how often it should at least wait."""
+    """Plans how often a fit validates, at least ``validate_every`` iterations apart."""
     affordable = math.ceil((1 / VALIDATION_SHARE - 1) * costs.validation / costs.iteration)
     every = max(validate_every, affordable)
     return FitPlan(every, costs.iteration + costs.validation / every)
@@ -177,18 +177,18 @@ def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
 def plan_push(
     seconds: float, grid: Grid, row_step: float, row_carry: float, train_rows: int, val_rows: int, batch_size: int
 ) -> PushPlan:
-    """Plans which rows go on behind a block.
+    """Plans how many training rows are pushed through a finished block.
 
-    What a block cannot look at need not be carried through those before it.
+    Rows that a later block has no time to look at need not be carried to it.
 
     Arguments:
-        seconds: What the block may take.
-        grid: The block's.
+        seconds: Seconds that the block may take.
+        grid: The block's grid.
         row_step: Measured seconds of one step of one row.
-        row_carry: The same without the logdet.
-        train_rows: Training rows.
-        val_rows: Validation rows, all of which go on.
-        batch_size: Rows of a batch, fewer than which cannot go on.
+        row_carry: Measured seconds of one step of one row without the logdet.
+        train_rows: Number of training rows.
+        val_rows: Number of validation rows, all of which are pushed on.
+        batch_size: Rows of a batch, the smallest number of training rows that can be pushed on.
     """
     steps = grid.refined().cost
     affordable = int(PUSH_SHARE * seconds / max(steps * row_carry, 1e-12))
@@ -197,12 +197,12 @@ def plan_push(
 
 
 def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: float) -> float:
-    """Returns a fit's share of a time budget: every round gets as much as any other, every block of a round too.
+    """Returns a fit's share of a time budget: all rounds get equal parts, and so do all blocks of a round.
 
     Arguments:
         budget: Seconds for the whole run.
         started: Seconds into the run at which the fit began.
-        outlook: What there is to do from then on.
+        outlook: The work of the run from then on.
         row_step: Measured seconds of one step of one row.
     """
     blocks = outlook.round_blocks * outlook.children
@@ -221,7 +221,7 @@ def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: f
 
 
 def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left: int) -> float:
-    """Returns a block's share of what a time budget has left when it begins: equal parts for the blocks still to come.
+    """Returns a block's share of the time that is left when it begins: equal parts for the blocks still to train.
 
     Arguments:
         budget: Seconds for the whole run.
@@ -236,7 +236,7 @@ def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left
 
 
 def blocks_within(iterations: float, most: int) -> int:
-    r"""Returns the blocks that a time budget is enough for, :math:`\sqrt{N / 500}` for N iterations in all.
+    r"""Returns the number of blocks that a time budget is enough for, :math:`\sqrt{N / 500}` for N iterations in all.
 
     More time is thus spent on more blocks and on longer ones alike: the likelihood hardly depends on the number near
     the best one, but suffers from blocks of a few hundred iterations as from a chain of one or two (docs/sweep.md).
@@ -275,14 +275,14 @@ def finetune_share(iterations: float) -> float:
 
 
 def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:
-    """Returns the iterations that fit into a time, and never fewer than ``least``."""
+    """Returns the number of iterations that fit into a time, never fewer than ``least``."""
     return max(least, int(seconds / max(seconds_per_iteration, 1e-9)))
 
 
 def expected_grid(grid: Grid) -> Grid:
-    """Returns the grid that the evaluation is expected to need after a training that has arrived at another.
+    """Returns the grid that the evaluation is expected to need, given the finest grid of the training.
 
-    Step-converged numbers need about two refinements of it; some block will take four steps if none does yet.
+    Step-converged numbers need about two refinements of that grid, and some block will take four steps in the end.
     """
     return finest([grid, Fixed(4)]).refined().refined()
 
@@ -303,10 +303,10 @@ def plan_evaluation(rows: EvaluationRows, grid: Grid, seconds: float, slack: flo
     Time that is short costs test rows first, down to `LEAST_TEST_ROWS`, and then rows of every part.
 
     Arguments:
-        rows: What it would like to look at.
-        grid: Where the calibration has ended.
-        seconds: What is left.
-        slack: What it may take beyond that at most.
+        rows: Numbers of rows that it looks at when time is not short.
+        grid: The grid on which the calibration has ended.
+        seconds: Seconds that are left.
+        slack: Seconds that it may take beyond these at most.
         row_step: Measured seconds of one step of one row through all blocks.
     """
 

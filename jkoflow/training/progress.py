@@ -1,4 +1,4 @@
-"""How a training run tells what it is doing."""
+"""The protocol through which a training run tells what it is doing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ class Progress(Protocol):
     """Receives a training run's news; the command line draws bars from it."""
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:
-        """A round over all blocks begins, or goes on after a resume; see `jkoflow.training.rounds`."""
+        """Receives that a round over all blocks begins or, after a resume, goes on; see `jkoflow.training.rounds`."""
 
     def start_block(self, block: int, iterations: int) -> None:
-        """A block begins, or goes on after a resume, and has this many iterations; called again if the plan changes."""
+        """Receives that a block begins, or goes on, and its number of iterations; called again if the plan changes."""
 
     def update(self, block: int, iteration: int, terms: Mapping[str, float]) -> None:
-        """So many iterations of the block are done; terms hold the latest loss and its parts, in nats."""
+        """Receives the number of iterations of the block that are done, and the latest loss and its terms, in nats."""
 
     def end_block(self, block: int, summary: Mapping[str, Any]) -> None:
-        """A block has ended; the summary is its record in history.jsonl."""
+        """Receives that a block has ended; the summary is its record in history.jsonl."""
 
     def message(self, text: str) -> None:
-        """Something a person should read, in one line."""
+        """Receives something that a person should read, in one line."""
 
 
 class Silent:
-    """A `Progress` that says nothing."""
+    """A `Progress` that ignores all news."""
 
     def start_round(self, number: int, kind: str, blocks: int) -> None:  # noqa: D102 (the protocol says what it is)
         pass

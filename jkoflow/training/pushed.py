@@ -17,14 +17,16 @@ from jkoflow.training.chain import Trainable
 
 @dataclass
 class PushedSamples:
-    """Where the data are before the next block. Only the present positions are kept: memory does not grow with blocks.
+    """The positions of training and validation rows before the next block.
+
+    Only the present positions are kept, so that memory does not grow with the number of blocks.
 
     Arguments:
         train: Training rows, with shape (N, d).
         val: Validation rows, with shape (N_val, d).
-        val_logdet: Log abs det of the validation rows' way so far, standardisation not included, with shape (N_val,).
+        val_logdet: Logdet of the blocks so far for the validation rows, without standardisation, with shape (N_val,).
         train_context: Standardised conditioning variables of the training rows, with shape (N, c); None without.
-        val_context: Those of the validation rows.
+        val_context: Standardised conditioning variables of the validation rows, with shape (N_val, c); None without.
     """
 
     train: Tensor
@@ -46,14 +48,14 @@ class PushedSamples:
         return movement(before, self.train)
 
     def push_through(self, blocks: Sequence[Block]) -> list[float]:
-        """Carries the samples through finished blocks, leaves in each its movement and returns the standard errors."""
+        """Carries the samples through finished blocks, sets their movements and returns their standard errors."""
         moved = [self.push(block) for block in blocks]
         for block, measured in zip(blocks, moved, strict=True):
             block.movement = measured.value
         return [measured.stderr for measured in moved]
 
     def keep(self, count: int, *counters: int) -> None:
-        """Leaves a random choice of ``count`` training rows, a function of the counters."""
+        """Keeps a random choice of ``count`` training rows, the same for the same counters."""
         if count < len(self.train):
             chosen = torch.randperm(len(self.train), generator=generator(*counters))[:count].sort().values
             chosen = chosen.to(self.train.device)
@@ -61,34 +63,34 @@ class PushedSamples:
             self.train_context = None if self.train_context is None else self.train_context[chosen]
 
     def val_nll(self) -> float:
-        """NLL of the validation rows under the flow so far, in nats, on standardised columns."""
+        """Returns the NLL of the validation rows under the flow so far, in nats, on standardised columns."""
         return float((0.5 * self.val.square().sum(1) - self.val_logdet).double().mean()) + gaussian_constant(self.val)
 
 
 @torch.no_grad()
 def push_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images (N, d) and logdets (N,) of rows x (N, d), context (N, c), on the refinement of the block's grid."""
+    """Returns images (N, d) and logdets (N,) of rows x (N, d), context (N, c), on the block's refined grid."""
     parts = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
     return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 
 @torch.no_grad()
 def carry_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """The same images alone, which takes half the time."""
+    """Returns the images of `push_rows` without the logdets, which takes half the time."""
     return torch.cat([block.carry(*rows, block.grid.refined()) for rows in chunks(x, context)])
 
 
 def gaussian_constant(x: Tensor) -> float:
-    """The constant of the standard Gaussian's NLL for rows x (N, d), d/2 log(2 pi)."""
+    """Returns the constant of the standard Gaussian's NLL for rows x (N, d), d/2 log(2 pi)."""
     return 0.5 * x.shape[1] * math.log(2 * math.pi)
 
 
 class Batches:
-    """Batches of rows in a new order every epoch; any of them can be had again from its number alone.
+    """Batches of rows in a new order every epoch; the number of an iteration alone determines its batch.
 
     Arguments:
         rows: Rows, with shape (N, d).
-        batch_size: Rows per batch, at most N; what is left of an epoch is dropped.
+        batch_size: Rows per batch, at most N; rows at the end of an epoch that do not fill a batch are dropped.
         seed: Seed of the run.
         block: Number of the block.
         round_number: Number of the round: every round sees the rows in an order of its own.
@@ -113,17 +115,17 @@ class Batches:
         self._shuffled, self._shuffled_context = rows, context
 
     def __call__(self, iteration: int) -> Tensor:
-        """The batch (batch_size, d) of an iteration: a view, not a copy."""
+        """Returns the batch (batch_size, d) of an iteration: a view, not a copy."""
         place = self._place(iteration)  # first: it may shuffle anew
         return self._shuffled[place]
 
     def context(self, iteration: int) -> Tensor | None:
-        """The conditioning variables (batch_size, c) of an iteration's batch."""
+        """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
         place = self._place(iteration)
         return None if self._shuffled_context is None else self._shuffled_context[place]
 
     def _place(self, iteration: int) -> slice:
-        """Where in its shuffled epoch a batch is."""
+        """Returns the slice of the shuffled epoch that is the batch of an iteration."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(
@@ -136,6 +138,6 @@ class Batches:
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:
-    """A random generator on the CPU that is a function of a seed and counters."""
+    """Returns a random generator on the CPU whose seed is a function of a seed and counters."""
     mixed = np.random.SeedSequence([seed, *counters]).generate_state(2)
     return torch.Generator().manual_seed((int(mixed[0]) << 31) ^ int(mixed[1]))

@@ -1,4 +1,4 @@
-"""One round of a training run: its blocks trained one after the other, or together."""
+"""One round of a training run, in which blocks are trained one after the other or together."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from jkoflow.training.world import World
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all rounds of a run share."""
+    """The objects that all rounds of a run share."""
 
     data: Dataset
     config: TrainConfig
     world: World
     progress: Progress
     record: Callable[[Mapping[str, Any]], None]
-    """Writes one line of the history."""
+    """Function that writes one line of the history."""
     save: Callable[[Fit | None], None]
-    """Saves the state: of the fit in training after each of its iterations, or between two fits."""
+    """Function that saves the state, with the fit in training, or with None between two fits."""
 
     @property
     def budget(self) -> Budget | None:
-        """The limit of time, if there is one."""
+        """Returns the limit of time; None without a time budget."""
         seconds = self.config.time_budget
         return None if seconds is None else Budget(self.world.elapsed, seconds)
 
@@ -51,14 +51,14 @@ class RoundTrainer:
     """Trains the blocks of one round.
 
     Arguments:
-        run: What all rounds share.
+        run: The objects that all rounds share.
         number: Number of the round, from 0.
-        kind: Its kind, see `jkoflow.training.rounds`.
-        warm: The blocks that it begins with; none for a chain that is built.
-        flow: The flow that its blocks are put into, without any.
+        kind: Kind of the round, see `jkoflow.training.rounds`.
+        warm: The blocks that the round begins with; none for a chain that is built.
+        flow: The flow without blocks that the round's blocks are put into.
         samples: The samples that enter the first block.
         later_rounds: Rounds of single blocks that follow.
-        plan: What the run is made of under a time budget; None before that is planned, or without one.
+        plan: Plan of the run under a time budget; None before it is made, or without a time budget.
         started: Seconds into the run at which the round began.
     """
 
@@ -72,21 +72,21 @@ class RoundTrainer:
     plan: RunPlan | None
     started: float
     summaries: list[dict[str, Any]] = field(default_factory=list, init=False)
-    """The history's records of the blocks that are done."""
+    """Records, in the history, of the blocks of this round that are done."""
 
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
         self._saved_fit: FitState | None = None
 
     def go_on(self, blocks: Sequence[Block], summaries: list[dict[str, Any]], fit: FitState | None) -> None:
-        """Puts a resumed round where it was: these blocks were done, and this fit was in training."""
+        """Restores a resumed round: the given blocks are done, and the given fit is in training."""
         self.summaries, self._saved_fit = summaries, fit
         for block, summary in zip(blocks, summaries, strict=True):
             self.flow.blocks.append(block.to(self.samples.train.device))
             self._push(block, summary["train_rows"])  # the same operations as before, so the same bits
 
     def train(self) -> list[float]:
-        """Trains what is left of the round; returns the standard errors of the blocks' movements."""
+        """Trains the rest of the round; returns the standard errors of the blocks' movements."""
         together = self.kind == rounds.FINETUNE
         fit = None if together else self._next_fit()
         if self.run.budget is not None and self.plan is None and fit is not None:
@@ -109,7 +109,7 @@ class RoundTrainer:
         return rounds.next_jko_step(self.summaries, self.first_nll, self._most_blocks, self.run.config)
 
     def _next_fit(self) -> Fit | None:
-        """Returns the fit of the next block, or the one that a resumed run was in; None at the end of the round."""
+        """Returns the fit of the next block, or the fit that a resumed run was in; None at the end of the round."""
         jko_step, index = self._next_jko_step(), len(self.summaries)
         if jko_step is None:
             return None
@@ -125,7 +125,7 @@ class RoundTrainer:
         return self._fit(index, block, recipe_of_block(block, self.run.config, self._columns), state)
 
     def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
-        """Returns a fit, put where it was if it is a resumed one."""
+        """Returns a fit, restored from its saved state if there is one."""
         counters = FitCounters() if state is None else state.counters
         hooks = self._hooks(index)
         fit = Fit(index, block, self.samples, self.run.config, recipe, hooks, counters, self.number)
@@ -151,7 +151,7 @@ class RoundTrainer:
         self.run.save(None)
 
     def _train_together(self) -> list[float]:
-        """Fine-tunes the chain; returns the standard errors of its movements."""
+        """Fine-tunes the chain; returns the standard errors of its blocks' movements."""
         state, self._saved_fit = self._saved_fit, None
         chain = Chain(self.warm) if state is None else Chain.from_description(state.block)
         chain.to(self.samples.train.device)
@@ -165,7 +165,7 @@ class RoundTrainer:
         return errors
 
     def _end_fit(self, fit: Fit, moved: Movement) -> dict[str, Any]:
-        """Records and tells what a block, or a chain under the number of its first, has achieved."""
+        """Records and reports the result of a block, or of a chain under the number of its first block."""
         seconds = self.run.world.elapsed() - fit.counters.started
         summary = rounds.summary(self.number, fit, moved, self.samples.val_nll(), seconds)
         self.run.record(summary)
@@ -173,7 +173,7 @@ class RoundTrainer:
         return summary
 
     def _push(self, block: Block, rows: int) -> Movement:
-        """Carries the samples on to the next block, so many training rows of them."""
+        """Carries the given number of training rows, and the validation rows, through a finished block."""
         self._keep(rows)
         return self.samples.push(block)
 
@@ -188,11 +188,11 @@ class RoundTrainer:
 
     @property
     def _most_blocks(self) -> int:
-        """Largest number of blocks of a chain that is built."""
+        """Returns the largest number of blocks of a chain that is built."""
         return self.run.config.most_blocks if self.plan is None else self.plan.blocks
 
     def _plan(self, first: Fit) -> RunPlan:
-        """Plans the run from what its first fit measures."""
+        """Plans the run from the times that its first fit measures."""
         config = self.run.config
         first.prepare()
         assert config.time_budget is not None
@@ -201,7 +201,7 @@ class RoundTrainer:
         return plan_run(left, 1 + self.later_rounds, iteration, config.most_blocks, config.max_blocks)
 
     def outlook(self, index: int, grid: Grid) -> Outlook:
-        """Returns what there is to do from a fit on, whose block has this grid now."""
+        """Returns the work of the run from the fit of a block on, given the block's present grid."""
         config = self.run.config
         blocks = 1 if self.kind == rounds.FINETUNE else len(self.warm) or self._most_blocks  # a chain is one
         free = not self.warm and math.isinf(self._next_jko_step() or 1.0)
@@ -216,7 +216,7 @@ class RoundTrainer:
         )
 
     def _hooks(self, index: int) -> FitHooks:
-        """Returns what the fit of a block calls outside itself."""
+        """Returns the functions and objects that the fit of a block calls."""
         run, budget = self.run, self.run.config.time_budget
         if budget is None:
             return FitHooks(run.world, run.record, run.save, None, run.progress)

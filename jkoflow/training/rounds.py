@@ -1,4 +1,4 @@
-"""The rounds of a training run: the chain built block by block, then reparametrised, refined and fine-tuned.
+"""The rounds of a training run, which build a chain block by block, then reparametrise, refine and fine-tune it.
 
 A round trains all blocks of a chain once, one after the other or, to fine-tune them, together. The first adds blocks
 until the chain ends, or trains those of a given flow; every later one begins with the blocks of the best flow so far
@@ -21,17 +21,18 @@ from jkoflow.training.fit import Fit
 from jkoflow.training.plan import RunPlan
 
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
-"""Kinds of rounds: a given flow as it is, the chain built, trained again, with other step sizes, with more blocks."""
+"""Kinds of rounds: take a given flow as it is, build the chain, train its blocks again, train them again with other
+JKO step sizes, train more blocks."""
 
 FINETUNE = "finetune"
-"""The last kind: all blocks at once, on the likelihood."""
+"""The last kind of round: train all blocks at once, on the likelihood."""
 
 
 def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool) -> str | None:
-    """What the next round is, given the records of those that have ended; None at the end of the run.
+    """Returns the kind of the next round, given the records of the rounds that have ended; None at the end of the run.
 
-    A round of reparametrisation that gained nothing is the last of its kind: the next would have the same step sizes.
-    ``finetune`` tells whether a last round is to train all blocks at once.
+    A round of reparametrisation that gained nothing is the last of its kind, since the next would have the same
+    JKO step sizes. ``finetune`` tells whether a last round is to train all blocks at once.
     """
     if not rounds:
         return BUILD
@@ -106,19 +107,19 @@ def next_jko_step(
 
 
 def last_kept(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The record of the round that the best flow is from."""
+    """Returns the record of the round that the best flow is from."""
     return next(record for record in reversed(rounds) if record["kept"])
 
 
 def finetune_share(config: TrainConfig, plan: RunPlan | None) -> float:
-    """Returns the share of the training that goes to fine-tuning: what was asked for, or what was planned."""
+    """Returns the share of the training for fine-tuning: the setting if there is one, else the planned share."""
     if config.finetune is not None:
         return config.finetune
     return 0.0 if plan is None else plan.finetune
 
 
 def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> int:
-    """How many rounds of single blocks may follow the present one: what a time budget has to leave time for."""
+    """Returns how many rounds of single blocks may follow the present one, so that time is left for them."""
     if kind in (REFINE, FINETUNE):
         return 0
     done = sum(record["kind"] == REPARAMETRIZE for record in rounds) + (kind == REPARAMETRIZE)
@@ -126,7 +127,7 @@ def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainCo
 
 
 def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
-    """The blocks that a round other than the first begins with: copies, with the step sizes to train them for."""
+    """Returns the blocks that a round other than the first begins with: copies with the round's JKO step sizes."""
     if kind == REPARAMETRIZE:
         flow = flow.reparametrize(config.reparam_damping, config.jko_step_max)
     elif kind == REFINE:
@@ -143,14 +144,14 @@ def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
 
 
 def summary(number: int, fit: Fit, moved: Movement, val_nll: float, seconds: float) -> dict[str, Any]:
-    """Returns the history's record of a block that has ended, or of a chain under the number of its first.
+    """Returns the history's record of a block that has ended, or of a chain under the number of its first block.
 
     Arguments:
         number: Number of the round, from 0.
-        fit: Its training.
-        moved: Its movement over the training rows.
-        val_nll: Validation NLL with it, in nats on standardised columns.
-        seconds: What it took.
+        fit: The training of the block or chain.
+        moved: Movement of the training rows in the block or chain.
+        val_nll: Validation NLL with the block or chain, in nats on standardised columns.
+        seconds: Seconds that the fit took.
     """
     jko_step = fit.recipe.objective.jko_step
     return {
@@ -177,16 +178,16 @@ def record(
     best: float | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """The history's record of a round that has ended.
+    """Returns the history's record of a round that has ended.
 
     Arguments:
         number: Number of the round, from 0.
-        kind: Its kind.
-        blocks: The blocks that it left.
-        movements_stderr: Standard errors of their movements.
-        val_nll: Validation NLL with them, in nats on standardised columns.
-        best: That of the best flow before; None for the first round.
-        seconds: What the round took.
+        kind: Kind of the round.
+        blocks: The blocks at the end of the round.
+        movements_stderr: Standard errors of the blocks' movements.
+        val_nll: Validation NLL with these blocks, in nats on standardised columns.
+        best: Validation NLL of the best flow before; None for the first round.
+        seconds: Seconds that the round took.
 
     Returns:
         Names and values; ``kept`` is False if the flow before was no worse.
@@ -208,7 +209,7 @@ def record(
 
 
 def movement_spread(blocks: Sequence[Block]) -> float | None:
-    """Standard deviation of the penalised blocks' movements over their mean; None for fewer than two."""
+    """Returns the standard deviation of the penalised blocks' movements over their mean; None for fewer than two."""
     movements = [block.movement or 0.0 for block in blocks if not math.isinf(block.jko_step)]
     spread = schedule.relative_spread(movements)
     return spread if len(movements) > 1 and math.isfinite(spread) else None

@@ -1,4 +1,4 @@
-"""Writes and reads what a training run leaves on disk: the one place that knows the files of a run."""
+"""Writes and reads the files of a training run, whose names are defined here alone."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PREVIEW_FILE = "preview.npz"
 ENVIRONMENT_FILE = "environment.json"
 STATE_KIND = "training-state"
 PREVIEW_ROWS = 5000
-"""Most test rows that a run keeps for its report."""
+"""Largest number of test rows that a run keeps for its report."""
 
 
 class RunDirectory:
-    """Stands for a directory that holds one training run.
+    """A directory that holds one training run.
 
-    All that reads a file of it raises `jkoflow.checkpoint.CheckpointError` where the file is missing or damaged; the
+    Every method that reads a file raises `jkoflow.checkpoint.CheckpointError` if the file is missing or damaged. The
     message is one line that names the file and the fix.
 
     Arguments:
-        path: The directory; `create` makes it.
+        path: The directory, which `create` makes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,11 +50,11 @@ class RunDirectory:
         self._history: io.BufferedWriter | None = None
 
     def holds_run(self) -> bool:
-        """Tells whether a training run has been started here."""
+        """Tells whether a training run has been started in this directory."""
         return any((self.path / name).exists() for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE))
 
     def is_finished(self) -> bool:
-        """Tells whether the run here has ended and left its model."""
+        """Tells whether the run in this directory has ended and left its model."""
         there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
         return there and not (self.path / STATE_FILE).exists()
 
@@ -65,10 +65,10 @@ class RunDirectory:
         environment: Mapping[str, Any],
         context_columns: Sequence[str] = (),
     ) -> None:
-        """Makes the directory and writes what is known before training.
+        """Makes the directory and writes the configuration and the environment, which are known before training.
 
         Raises:
-            RunError: If there is a run already.
+            RunError: If the directory holds a run already.
             OSError: If the directory cannot be written.
         """
         if self.holds_run():
@@ -78,7 +78,7 @@ class RunDirectory:
         self.reopen(0, environment)
 
     def reopen(self, length: int, environment: Mapping[str, Any]) -> None:
-        """Gets ready to write: cuts the history back to a length in bytes, off what a killed run wrote after its save.
+        """Opens the history of a killed run for writing, cut back to its length in bytes when the state was saved.
 
         Raises:
             RunError: If the history is shorter than that.
@@ -101,7 +101,7 @@ class RunDirectory:
         self._history.write(json.dumps(finite(event)).encode() + b"\n")
 
     def flush(self) -> int:
-        """Puts the history on the disk; returns its length in bytes."""
+        """Flushes the history to the disk; returns its length in bytes."""
         assert self._history is not None
         self._history.flush()
         os.fsync(self._history.fileno())
@@ -114,11 +114,11 @@ class RunDirectory:
             self._history = None
 
     def save_state(self, state: RunState) -> None:
-        """Writes the state, atomically."""
+        """Writes the state of the run, atomically."""
         checkpoint.save(self.path / STATE_FILE, STATE_KIND, state.tensors(), state.describe())
 
     def load_state(self) -> RunState | None:
-        """Reads the state; None if the run was killed before it saved one.
+        """Reads the state of the run; returns None if the run was killed before it saved one.
 
         Raises:
             CheckpointError: If the file is damaged or of another version.
@@ -151,17 +151,17 @@ class RunDirectory:
         (self.path / STATE_FILE).unlink(missing_ok=True)
 
     def add_metrics(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds to the metrics of a finished run; returns all of them, as they are read back."""
+        """Adds metrics to those of a finished run; returns all of them, as they are read back."""
         metrics = {**self.metrics(), **finite(more)}
         self._write_json(METRICS_FILE, metrics)
         return metrics
 
     def table(self) -> dict[str, Any]:
-        """Reads config.toml as it stands there, under the names of the version that wrote it."""
+        """Reads the table of config.toml, under the names of the version that wrote it."""
         return self._read(CONFIG_FILE, run_files.parse_table)
 
     def settings(self) -> RunSettings:
-        """Reads what the run was started with."""
+        """Reads the data source, the context columns and the configuration that the run was started with."""
         path = self.path / CONFIG_FILE
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; restore it, or start a new run")
@@ -184,7 +184,7 @@ class RunDirectory:
         return self._read(PREVIEW_FILE, run_files.parse_preview)
 
     def environment(self) -> dict[str, Any]:
-        """Reads what the run began in (`jkoflow.environment.describe`)."""
+        """Reads the description of the environment in which the run began (`jkoflow.environment.describe`)."""
         return self._read(ENVIRONMENT_FILE, run_files.parse_object)
 
     def flow(self) -> JKOFlow:
@@ -218,7 +218,7 @@ class RunDirectory:
 
 
 def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str] = ()) -> bytes:
-    """Returns the text of config.toml: where the data came from, which of their columns are context, every setting."""
+    """Returns the text of config.toml: the source of the data, the names of the context columns and every setting."""
     data: dict[str, Any] = {"data": source}
     if context_columns:
         data["context_columns"] = list(context_columns)

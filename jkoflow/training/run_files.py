@@ -1,6 +1,6 @@
 """Turns the contents of a run's files into values and checks them; `jkoflow.training.run_directory` names the files.
 
-Every function raises ValueError or TypeError where the content is not what a run writes.
+Every function raises ValueError or TypeError if the content is not what a run writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEASURES = (
     "inversion_error_max",
     "train_seconds",
 )
-"""Metrics of every run that are numbers, or None where a figure was not finite."""
+"""Metrics of every run that are numbers, or None if a number was not finite."""
 
 _ROUND = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
 
@@ -41,35 +41,35 @@ _PLACE = {
 
 
 class RunSettings(NamedTuple):
-    """Holds what a run was started with."""
+    """The data source, the context columns and the configuration that a run was started with."""
 
     source: str
-    """The data: a built-in name or a path."""
+    """Source of the data: a built-in name or a path."""
     context_columns: tuple[str, ...]
     """Names of the columns that the density is conditional on."""
     config: TrainConfig
 
 
 class Preview(NamedTuple):
-    """Holds some of a run's test rows, in their own units, for its report."""
+    """Some of a run's test rows, in their own units, for its report."""
 
     data: Tensor
     """The rows, with shape (n, d)."""
     features: tuple[str, ...]
-    """Names of the d columns."""
+    """Names of the d columns of the rows."""
     context: Tensor | None
     """Conditioning variables of these rows, with shape (n, c); None for an unconditional flow."""
     context_features: tuple[str, ...]
-    """Names of the c columns."""
+    """Names of the c conditioning variables."""
 
 
 def parse_table(content: bytes) -> dict[str, Any]:
-    """Reads config.toml as it stands there."""
+    """Reads the table of config.toml, under the names of the version that wrote it."""
     return tomllib.loads(content.decode())
 
 
 def parse_settings(table: dict[str, Any]) -> RunSettings:
-    """Takes the settings out of the table of config.toml, under today's names or those of version 0.1."""
+    """Takes the settings out of the table of config.toml, under their present names or the names of version 0.1."""
     values = dict(table)
     source, columns = values.pop("data", None), values.pop("context_columns", [])
     if not isinstance(source, str):
@@ -88,7 +88,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def parse_metrics(content: bytes) -> dict[str, Any]:
-    """Reads metrics.json: whole numbers under `COUNTS`, numbers or None under `MEASURES`, and what else there is."""
+    """Reads metrics.json: whole numbers under `COUNTS`, numbers or None under `MEASURES`, and all other metrics."""
     metrics = parse_object(content)
     missing = [name for name in (*COUNTS, *MEASURES, "movements") if name not in metrics]
     if missing:
@@ -107,7 +107,7 @@ def parse_metrics(content: bytes) -> dict[str, Any]:
 
 
 def parse_history(content: bytes) -> list[dict[str, Any]]:
-    """Reads history.jsonl: its records, each with its event, and with its place where it has one."""
+    """Reads the records of history.jsonl, each with its event and, if it has one, its place in the run."""
     records: list[dict[str, Any]] = []
     for number, line in enumerate(content.decode().splitlines(), 1):
         try:
@@ -126,7 +126,7 @@ def parse_history(content: bytes) -> list[dict[str, Any]]:
 
 
 def parse_preview(content: bytes) -> Preview:
-    """Reads preview.npz."""
+    """Reads the test rows and column names of preview.npz."""
     arrays = _arrays(content)
     missing = {"data", "features", *(["context_features"] if "context" in arrays else [])} - arrays.keys()
     if missing:

@@ -1,4 +1,4 @@
-"""What training starts from: a flow without blocks, the samples that enter it, and new blocks."""
+"""The beginning of a training: a flow without blocks, the samples that enter its first block, and new blocks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
 
 
 def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
-    """Returns a copy of a flow to start from, made sure to be one that can be trained on the data.
+    """Returns a copy of a flow to start from, after checking that it can be trained on the data.
 
     Raises:
-        ValueError: If it has no blocks, other columns than the data or another dtype than float32.
+        ValueError: If the flow has no blocks, other columns than the data or another dtype than float32.
     """
     if not start.stack:
         raise ValueError("start must have at least one block to train, got none; leave it out to build a chain")
@@ -48,7 +48,7 @@ def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
 
 
 def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
-    """Returns the data as the flow's first block sees them, with at most so many validation rows."""
+    """Returns the data as they enter the flow's first block, with at most ``val_rows`` validation rows."""
     device = flow.standardize.mean.device
     with torch.no_grad():
         train, _ = flow.enter(data.train.to(device))
@@ -67,10 +67,10 @@ def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, b
     """Returns a block to train, on the CPU, with the parameters of the block before it.
 
     Arguments:
-        data: Says how many columns and conditioning variables there are.
-        config: Sizes and seed.
+        data: Data, of which the numbers of columns and of conditioning variables are read.
+        config: Settings, of which the network's sizes and the seed are read.
         index: Number of the block, from 0.
-        jko_step: JKO step size.
+        jko_step: JKO step size h of the new block.
         before: The block before it; None for the first one, which starts as the identity.
     """
     with torch.random.fork_rng(devices=[]):
@@ -90,6 +90,6 @@ def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: floa
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of every column (N, d), computed in float64, with shapes (d,)."""
+    """Returns mean and standard deviation of every column of rows (N, d), computed in float64, with shapes (d,)."""
     exact = rows.double()
     return exact.mean(0).float(), exact.std(0, correction=0).float()

@@ -1,4 +1,4 @@
-"""Everything of a run that is saved and read again: where it stands, and what it has to go on with."""
+"""The state of a run that is saved and read again: its progress and all that it needs to go on."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ RELAX_AFTER = 100
 
 
 class TrainingError(UserError, RuntimeError):
-    """Training cannot go on; the message tells why and what to change."""
+    """Raised if training cannot go on; the message tells why and what to change."""
 
 
 class RunError(UserError, ValueError):
-    """The run directory cannot be used as asked; the message is one line and tells the fix."""
+    """Raised if the run directory cannot be used as asked; the message is one line and tells the fix."""
 
 
 @dataclass
 class FitCounters:
-    """Where the training of a block stands, all that is not a tensor."""
+    """The part of a fit's state that is not a tensor: counts, times and the best loss."""
 
     iteration: int = 0
-    """Iterations done."""
+    """Number of iterations done."""
     iterations: int = 0
-    """Iterations planned; 0 before planning."""
+    """Number of iterations planned; 0 before planning."""
     validate_every: int = 0
     """Iterations between two looks at the validation loss."""
     best_loss: float = math.inf
@@ -48,7 +48,7 @@ class FitCounters:
     steps_changed: int = 0
     """Iteration at which the guard last changed the block's Runge-Kutta steps."""
     steps_halved: bool = False
-    """Whether that change was a halving."""
+    """Whether the guard's last change of the Runge-Kutta steps was a halving."""
     relax_after: int = RELAX_AFTER
     """Iterations to wait before the next halving; more after one that was exploited."""
     stopped: bool = False
@@ -62,17 +62,17 @@ class FitCounters:
     row_step: float = 0.0
     """Measured seconds of one Runge-Kutta step of one row."""
     row_carry: float = 0.0
-    """The same without the logdet."""
+    """Measured seconds of one Runge-Kutta step of one row without the logdet."""
     kept_rows: int = 0
-    """Training rows that go on to the next block: all of them, unless a time budget is short of that."""
+    """Number of training rows that are pushed on: all of them, unless a time budget is too short for that."""
 
 
 @dataclass
 class FitState:
-    """The block in training at one moment."""
+    """The state of a fit at one moment: the block in training, its optimiser and its best parameters."""
 
     block: dict[str, Any]
-    """The block's description."""
+    """Description of the block, as JSON values."""
     counters: FitCounters
     now: AdamState
     good: AdamState
@@ -83,10 +83,10 @@ class FitState:
 
 @dataclass
 class RunState:
-    """Everything that a run needs to go on as if it had never been interrupted."""
+    """The state of a run from which it can go on as if it had never been interrupted."""
 
     settings: dict[str, Any]
-    """The run's configuration."""
+    """Names and values of the run's configuration."""
     fingerprint: str
     """Hash of the data."""
     elapsed: float
@@ -95,24 +95,24 @@ class RunState:
     """Length of the history when the state was saved."""
     guard_events: int
     rounds: list[dict[str, Any]]
-    """The history's records of the rounds that have ended."""
+    """Records, in the history, of the rounds that have ended."""
     accepted: list[Block]
-    """The blocks of the best flow that those left; none in the first round."""
+    """The blocks of the best flow of the rounds that have ended; none in the first round."""
     round_started: float
     """Seconds into the run at which the present round began."""
     summaries: list[dict[str, Any]]
-    """The history's records of the blocks that the present round has finished."""
+    """Records, in the history, of the blocks that the present round has finished."""
     blocks: list[Block]
-    """Those blocks."""
+    """The blocks that the present round has finished."""
     fit: FitState | None
-    """The block in training; None between blocks."""
+    """State of the fit in training; None between two fits."""
     planned_blocks: int | None = None
-    """Largest number of blocks that the time budget was found to be enough for; None before that, or without one."""
+    """Largest number of blocks that the time budget is enough for; None before it is planned, or without a budget."""
     planned_finetune: float = 0.0
-    """Share of the time budget that was found best to fine-tune in; 0 before that, or without one."""
+    """Share of the time budget for fine-tuning; 0 before it is planned, or without a budget."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns everything but the tensors, as JSON values."""
+        """Returns all of the state but the tensors, as JSON values."""
         description: dict[str, Any] = {
             "settings": self.settings,
             "fingerprint": self.fingerprint,
@@ -138,7 +138,7 @@ class RunState:
         return description
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the tensors by name."""
+        """Returns the tensors of the state by name."""
         named: dict[str, Tensor] = {}
         for chain, blocks in (("accepted", self.accepted), ("blocks", self.blocks)):
             for index, block in enumerate(blocks):
@@ -163,7 +163,7 @@ class RunState:
         return cls(**rest, accepted=accepted, blocks=blocks, fit=fit)
 
     def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
-        """Makes sure that the run goes on with what it began with.
+        """Refuses to go on with another configuration, data or starting flow than the run began with.
 
         Raises:
             RunError: If the data, the flow to start from or a setting has changed.
@@ -182,7 +182,7 @@ class RunState:
 
 
 def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
-    """A hash of the rows of all three parts, and of the flow that training starts from."""
+    """Returns a hash of the rows of all three parts, and of the flow that training starts from."""
     digest = hashlib.sha256()
     if start is not None:
         digest.update(json.dumps([block.describe() for block in start.stack]).encode())

@@ -1,4 +1,4 @@
-"""The training run: one round after the other, what is kept of each, and the evaluation at the end."""
+"""The training run: the sequence of rounds, of which the best flow is kept, and the evaluation at the end."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from jkoflow.training.world import World
 
 
 class Trainer:
-    """Decides which round comes next, and keeps what has been reached.
+    """Runs one round after the other, keeps the best flow and evaluates it at the end.
 
     Arguments:
         data: The data.
         config: Settings.
         device: Where to train.
-        world: The process, with its clock.
-        directory: Where to leave the results; nowhere if None.
-        progress: Is told what happens.
+        world: The process that trains, with its clock.
+        directory: Directory for the results; nothing is written if None.
+        progress: Receives the run's news.
         start: The flow to begin with; a new chain is built if None.
-        state: Where to go on.
+        state: State of the run to resume; a new run begins if None.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Trainer:
         self._saved = world.elapsed()
 
     def run(self) -> JKOFlow:
-        """Trains what is left to train, and evaluates the result."""
+        """Trains the rounds that are left and evaluates the best flow."""
         while (kind := self._next_kind()) is not None:
             self._round = self._begin_round(kind)
             errors = self._round.train()
@@ -85,7 +85,7 @@ class Trainer:
         return entering(self.best, self.data, self.config.val_rows)
 
     def _begin_round(self, kind: str) -> RoundTrainer:
-        """Lays out a round; what a resumed run has trained of it is in there already."""
+        """Returns the trainer of a round, with the blocks and the fit that a resumed run has already trained in it."""
         state, self._state = self._state, None
         going_on = state is not None and (bool(state.summaries) or state.fit is not None)
         trainer = RoundTrainer(
@@ -104,7 +104,7 @@ class Trainer:
         return trainer
 
     def _end_round(self, trainer: RoundTrainer, errors: list[float]) -> None:
-        """Keeps or undoes what a round has trained, whose movements have these standard errors."""
+        """Keeps or undoes the result of a round; ``errors`` are the standard errors of its blocks' movements."""
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds, nll = self.world.elapsed() - trainer.started, trainer.samples.val_nll()
         record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, best, seconds)
@@ -119,7 +119,7 @@ class Trainer:
         self.rounds.append(record)
 
     def _measure_start(self) -> None:
-        """Takes the flow to begin with for a round of its own, for the next one to be compared with."""
+        """Records the flow to start from as a round of its own, with which the next round is compared."""
         blocks, samples = self.best.stack, self._enter()
         errors = samples.push_through(blocks)
         record = rounds.record(0, rounds.START, blocks, errors, samples.val_nll(), None, self.world.elapsed())
@@ -127,7 +127,7 @@ class Trainer:
         self.rounds.append(record)
 
     def _finish(self) -> JKOFlow:
-        """Evaluates the best flow and leaves the results."""
+        """Evaluates the best flow and writes the results."""
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
         results = evaluate(flow, self.data, self.config.val_rows, self._context.budget, self.progress.message)
@@ -153,7 +153,7 @@ class Trainer:
             self.directory.record({"event": event["event"], "round": len(self.rounds), **event})
 
     def _save_if_due(self, fit: Fit | None) -> None:
-        """Saves the state: between two fits in any case, in one if the last save is long ago."""
+        """Saves the state: always between two fits, and within a fit if the last save is long ago."""
         if fit is None or self.world.elapsed() - self._saved >= self.config.save_seconds:
             self._save(fit)
 
@@ -181,7 +181,7 @@ class Trainer:
         self.directory.save_state(state)
 
     def _restore(self, state: RunState, device: torch.device) -> None:
-        """Goes on where the state was saved; the round that was in training is laid out when it is its turn."""
+        """Restores the run from a saved state, except for the round in training, which `_begin_round` restores."""
         self.world.go_on_after(state.elapsed)
         self.rounds, self.guard_events = state.rounds, state.guard_events
         if state.planned_blocks is not None:

@@ -1,4 +1,4 @@
-"""Where training runs: the clock that every decision about time reads, and how long a call takes by it."""
+"""The process in which training runs: its clock, which every decision about time reads, and the timing of calls."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Tells the seconds since some moment that stays the same."""
+"""Function that returns the seconds since some fixed moment."""
 
 MEASURING_SECONDS = 0.02
-"""How long a call is repeated to be timed."""
+"""Seconds for which a call is repeated to be timed."""
 
 
 class World:
     """The process that trains, with its clock.
 
     Arguments:
-        clock: Tells the time; the machine's if None. The run begins now.
+        clock: A function that returns the time in seconds; the machine's clock if None. The run begins with this call.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -28,13 +28,13 @@ class World:
         return self._clock() - self._began
 
     def go_on_after(self, seconds: float) -> None:
-        """Counts the seconds that earlier sessions have taken, too."""
+        """Adds the seconds that earlier sessions of the run have taken."""
         self._began -= seconds
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Returns the mean time of a call that waits for its result, after a first one that is not counted.
 
-        A rough measure will do: plans are corrected while they are carried out, and short budgets have many blocks.
+        A rough measure is enough: plans are corrected while they are carried out, and short budgets have many blocks.
         """
         call()
         start, calls = self._clock(), 0

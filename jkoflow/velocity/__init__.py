@@ -19,8 +19,8 @@ def from_description(description: Mapping[str, Any]) -> Velocity:
     """Builds a velocity with fresh parameters from what `Velocity.describe` returned.
 
     Arguments:
-        description: The constructor's arguments by name and, under ``"kind"``, which of `KINDS`; ``"mlp"`` without one,
-            as in files of version 0.1.
+        description: The constructor's arguments by name and, under ``"kind"``, a name from `KINDS`; files of version
+            0.1 have no ``"kind"``, which means ``"mlp"``.
 
     Raises:
         ValueError: If the kind is not known, or an argument is out of its range.

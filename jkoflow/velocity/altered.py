@@ -1,4 +1,4 @@
-"""Whether calling a module still means what its class and its parameters say, which is all that a kernel is told."""
+"""Checks whether a call of a module still does what its class and its parameters say; kernels read nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def global_hook() -> str | None:
 
 
 def altered(module: nn.Module) -> str | None:
-    """Says, as what follows the module's name, what runs besides the forward of its class; None if nothing does."""
+    """Says, in words that follow the module's name, what a call runs besides the class's forward; None if nothing."""
     if type(module).__call__ is not _CALL:
         return f"is a {type(module).__name__}, which has a __call__ of its own"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -33,7 +33,7 @@ def altered(module: nn.Module) -> str | None:
 
 
 def altered_linear(layer: nn.Linear) -> str | None:
-    """Says in the same way what makes a linear layer something else than x W^T + b; None if nothing does."""
+    """Says why a linear layer is not x W^T + b, in words that follow the layer's name; None if it is."""
     kind = type(layer)
     if kind.forward is not _LINEAR:
         return f"is a {kind.__name__}, which has a forward of its own"
@@ -48,7 +48,7 @@ def altered_linear(layer: nn.Linear) -> str | None:
 
 
 def _computed(layer: nn.Linear, name: str) -> str | None:
-    """Says why a weight or bias that is read now may be another one when the layer is called; None if it is not."""
+    """Says why a weight or bias read now may differ from the one that a call of the layer uses; None if it cannot."""
     kind = type(layer)
     if kind.__getattr__ is not _LOOK_UP or kind.__getattribute__ is not object.__getattribute__:
         return f"is a {kind.__name__}, which looks its attributes up by itself"

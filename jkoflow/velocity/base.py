@@ -1,4 +1,4 @@
-"""What a block asks of its velocity, whatever the network behind it."""
+"""The protocol of a velocity, which a block asks of any network."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Velocity(nn.Module, ABC):
     dim: int
     """Number d of features of x."""
     context_dim: int
-    """Number c of conditioning variables; 0 without."""
+    """Number c of conditioning variables; 0 without context."""
 
     @abstractmethod
     def forward(self, x: Tensor, t: float | Tensor = 0.0, context: Tensor | None = None) -> Tensor:
         """Evaluates the velocity (*, d) at positions x (*, d), times t that broadcast to (*) and context (*, c)."""
 
     def field(self) -> MLPField | None:
-        """Returns the numbers behind the velocity for the fused kernels; None if only `forward` knows what it is.
+        """Returns the weights of the velocity for the fused kernels; None if only `forward` can evaluate it.
 
         Raises:
-            ValueError: If the velocity is no longer what it was built as.
+            ValueError: If the velocity has been changed since it was built.
         """
         return None
 
@@ -44,7 +44,7 @@ class Velocity(nn.Module, ABC):
 
     @abstractmethod
     def scale_output(self, factor: float) -> None:
-        """Multiplies the velocity by a number, in its last layer alone; the hidden layers keep their parameters."""
+        """Multiplies the velocity by a factor, in its last layer alone; the hidden layers keep their parameters."""
 
     @abstractmethod
     def work(self) -> float:

@@ -1,4 +1,4 @@
-"""The numbers behind a velocity that is an MLP: what the integration kernels read."""
+"""The weights of a velocity that is an MLP, as the integration kernels read them."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class MLPField(NamedTuple):
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Widths of the hidden layers."""
+        """Returns the widths of the hidden layers."""
         return tuple(w.shape[0] for w in self.weights[:-1])

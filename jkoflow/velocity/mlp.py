@@ -16,7 +16,7 @@ from jkoflow.velocity.field import MLPField
 
 
 class _Built(NamedTuple):
-    """What a velocity was built as, which its layers go by."""
+    """The sizes and the activation with which a velocity was built and which its layers must match."""
 
     dim: int
     time: bool
@@ -110,9 +110,9 @@ class MLPVelocity(Velocity):
         return v if self.linear is None else v + self.linear(x)
 
     def unfused(self) -> str | None:
-        """Says why only `forward` knows what the velocity is: something runs beside its parameters' arithmetic.
+        """Says why only `forward` can evaluate the velocity; None if its parameters say all.
 
-        That is a `forward` of a subclass, an instance or a layer, a hook, global ones included, or a weight that is
+        Reasons are a `forward` of a subclass, an instance or a layer, a hook, global ones included, or a weight that is
         computed by other means than `torch.nn.utils.parametrize`.
         """
         if type(self).forward is not _FORWARD:
@@ -186,7 +186,7 @@ class MLPVelocity(Velocity):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, as JSON values."""
+        """Returns the arguments of the constructor, as JSON values."""
         return {
             "dim": self.dim,
             "hidden": list(self.hidden),
@@ -198,7 +198,7 @@ class MLPVelocity(Velocity):
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
-        """Multiplies the last layer and the linear term by a number."""
+        """Multiplies the last layer and the linear term by a factor."""
         for parameter in self.layers[-1].parameters():
             parameter.mul_(factor)
         if self.linear is not None:
@@ -214,7 +214,7 @@ class MLPVelocity(Velocity):
         return 2.0 * (weights + divergence + 10 * sum(self.hidden))
 
     def extra_repr(self) -> str:
-        """Shows the arguments of the constructor."""
+        """Returns the arguments of the constructor for ``repr``."""
         return (
             f"dim={self.dim}, hidden={self.hidden}, activation={str(self.activation)!r}, time={self.time}, "
             f"context_dim={self.context_dim}, linear={self.linear is not None}"
@@ -225,7 +225,7 @@ _FORWARD = MLPVelocity.forward  # as it is defined here: a class may be patched 
 
 
 def _read(layer: nn.Linear, name: str) -> Any:
-    """A layer's weight or bias, computed once if it is parametrized; None if there is none."""
+    """Returns a layer's weight or bias, computed once if it is parametrized; None if there is none."""
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name, None)
 

@@ -20,7 +20,7 @@ OURS = "jkoflow"
 
 
 def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "auto", **settings: Any) -> Model:
-    """Builds one end-to-end flow of the blocks that block-wise training has, behind the same initial map."""
+    """Builds an end-to-end flow of the same blocks as block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
     return block_flow.end_to_end(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
@@ -57,8 +57,8 @@ def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
 PEERS: dict[str, Callable[..., Model]] = {
     "end_to_end": end_to_end, "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf,
 }  # fmt: skip
-"""Methods that share one training loop: name to a function of standardised training rows, seed, the default
-configuration and settings."""
+"""Builders of the methods that share one training loop, by name: functions of standardised training rows, seed, the
+default configuration and settings."""
 
 METHODS = (OURS, *PEERS)
 
@@ -78,12 +78,12 @@ def train(
     Arguments:
         name: One of `METHODS`.
         problem: The rows.
-        settings: Of `fixed_budget.settings.of`; ``learning_rate`` and what the method's function takes.
-        budget: Seconds.
+        settings: Settings from `fixed_budget.settings.of`: ``learning_rate`` and arguments of the method's function.
+        budget: Seconds of training.
         seed: Seed of parameters, batches and probes.
-        config: Sizes of networks and batches, Adam's constants.
-        members: Flows to mix; ours only.
-        clock: Tells the seconds of the budget; the machine's if None.
+        config: Configuration, with the sizes of networks and batches and Adam's constants.
+        members: Number of flows to mix; other than 1 for our method only.
+        clock: Function that returns the seconds by which the budget is measured; the machine's clock if None.
 
     Raises:
         ValueError: If the method is unknown, or a peer's flows are to be mixed.

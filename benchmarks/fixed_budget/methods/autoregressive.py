@@ -19,7 +19,7 @@ class Autoregressive(Model):
         seed: Seed of the parameters.
         kind: ``"MAF"`` or ``"NSF"``.
         transforms: Number of transformations.
-        hidden: Widths of their networks' hidden layers.
+        hidden: Widths of the hidden layers in the transformations' networks.
         bins: Bins of the splines; not used by MAF.
 
     References:
@@ -45,9 +45,9 @@ class Autoregressive(Model):
         self.flow = flows.MAF(**sizes) if kind == "MAF" else flows.NSF(bins=bins, **sizes)
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Carries x (B, d) in one pass."""
+        """Carries x (B, d) to the noise in one pass."""
         return self.flow().transform.call_and_ladj(x)
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
-        """Carries z (B, d) in d passes per transformation."""
+        """Carries z (B, d) to the data in d passes per transformation."""
         return self.flow().transform.inv(z)

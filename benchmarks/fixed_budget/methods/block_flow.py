@@ -13,7 +13,7 @@ from jkoflow.training import TrainConfig
 from jkoflow.training.start import block_of
 
 MOST_STEPS = 384
-"""Steps per block where levels end."""
+"""Largest number of steps per block, at which levels end."""
 
 
 class BlockFlow(GridModel):
@@ -22,7 +22,7 @@ class BlockFlow(GridModel):
     Arguments:
         flow: The flow, whose blocks are all integrated on the same grid.
         grid: The grid of every block at level 0.
-        finest_training: Cost of the grid where `refine` ends.
+        finest_training: Cost of the grid at which `refine` ends.
         kinetic: Weight of the kinetic energy, the sum of the blocks' squared movements, in `loss`.
     """
 
@@ -51,7 +51,7 @@ class BlockFlow(GridModel):
         return self.flow.inverse(z, num_steps=self.grid_at(level).num_steps)[0]
 
     def describe_level(self, level: int) -> str:
-        """Tells the level, like ``6 steps per block``."""
+        """Returns the text of a level, such as ``6 steps per block``."""
         return f"{self.grid_at(level).num_steps} steps per block"
 
     def refine(self) -> bool:
@@ -71,7 +71,7 @@ def end_to_end(
     kinetic: float = 0.0,
     blocks: int | None = None,
 ) -> BlockFlow:
-    """Returns blocks of the same networks as block-wise training has, to be trained jointly.
+    """Returns a flow with the same networks as block-wise training has, to be trained jointly.
 
     Every block starts as the identity, as the first one of block-wise training does.
 
@@ -79,8 +79,8 @@ def end_to_end(
         dim: Number d of columns.
         seed: Seed of the parameters.
         config: The blocks' settings.
-        initial_map: What comes before the blocks.
-        kinetic: See `BlockFlow`.
+        initial_map: The map before the blocks.
+        kinetic: Weight of the kinetic energy, see `BlockFlow`.
         blocks: Number of blocks; None means as many as block-wise training has at most.
     """
     torch.manual_seed(seed)

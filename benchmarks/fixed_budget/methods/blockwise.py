@@ -1,4 +1,4 @@
-"""The product: `jkoflow.train` within the budget, and its history as a curve."""
+"""The method of this package: `jkoflow.train` within the budget, and its history as a curve."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.world import Clock
 
 EVALUATION_ROWS = 8
-"""Test rows that training is shown: its own evaluation is not part of the comparison and should cost nothing."""
+"""Number of test rows for the evaluation in `jkoflow.train`, which the comparison does not use and which costs time."""
 
 
 def train_blocks(problem: Problem, config: TrainConfig, clock: Clock | None = None) -> Trained:
     """Trains block by block, with the time budget of the configuration.
 
-    The budget of `jkoflow.train` includes an evaluation; with `EVALUATION_ROWS` test rows next to nothing of it is
-    reserved, and what is spent on training is in the result.
+    The budget of `jkoflow.train` includes an evaluation. With `EVALUATION_ROWS` test rows, next to nothing is reserved
+    for it. The result holds the seconds that were spent on training.
     """
     names = tuple(f"x{column}" for column in range(problem.dim))
     data = Dataset(problem.name, problem.train, problem.val, problem.test[:EVALUATION_ROWS], names)

@@ -1,4 +1,4 @@
-"""Several flows with a part of the budget each, and the mean of their densities."""
+"""An ensemble: several flows, each trained in a part of the budget, and the mean of their densities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jkoflow.training.world import Clock
 
 
 class Mixture(Model):
-    """Flows in equal parts; it has a density, but no map.
+    """A mixture of flows with equal weights, which has a density, but no map.
 
     Arguments:
         members: The flows.
@@ -38,7 +38,7 @@ class Mixture(Model):
 
 
 def train_ensemble(problem: Problem, config: TrainConfig, members: int, clock: Clock | None = None) -> Trained:
-    """Trains flows with seeds of their own, one after the other, and mixes them; the budget is that of all together."""
+    """Trains flows with seeds of their own, one after the other, in one budget for all, and mixes them."""
     assert config.time_budget is not None
     budget, flows = config.time_budget / members, []
     for member in range(members):

@@ -17,7 +17,7 @@ from jkoflow.ops.reference import mlp_rhs
 from jkoflow.velocity import MLPVelocity
 
 TIGHTEST = 1e-6
-"""Tolerance below which float32 has no digits left to meet it with."""
+"""Smallest tolerance that float32 has enough digits to meet."""
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -30,8 +30,8 @@ class FFJORD(Model):
         seed: Seed of the parameters.
         hidden: Widths of the hidden layers.
         activation: The velocity's activation.
-        flows: Neural ODEs in a row, with parameters of their own.
-        tolerance: rtol and atol of training.
+        flows: Number of neural ODEs in a row, each with parameters of its own.
+        tolerance: Tolerances rtol and atol of training.
         adjoint: Whether gradients come from the continuous adjoint, as published, instead of through the solver.
 
     References:
@@ -62,11 +62,11 @@ class FFJORD(Model):
 
     @property
     def levels(self) -> int:  # type: ignore[override]
-        """As many tightenings as end at `TIGHTEST`."""
+        """Returns the number of levels: the tolerance of the last is `TIGHTEST`."""
         return 1 + round(torch.log10(torch.tensor(self.tolerance / TIGHTEST)).item())
 
     def describe_level(self, level: int) -> str:
-        """Tells the level, like ``dopri5, tolerance 1e-04``."""
+        """Returns the text of a level, such as ``dopri5, tolerance 1e-04``."""
         return f"dopri5, tolerance {self._tolerance(level):.0e}"
 
     def loss(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class FFJORD(Model):
         return 0.5 * z.square().sum(1).mean() + constant - logdet.mean()
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Carries x (B, d) with the exact divergence."""
+        """Carries x (B, d) to the noise, with the exact divergence."""
         z, logdet = x, x.new_zeros(x.shape[0])
         for velocity in self.fields:
             z, increment = self._solve(velocity, _exact(velocity), z, 0.0, 1.0, self._tolerance(level))

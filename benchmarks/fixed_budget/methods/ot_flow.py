@@ -1,9 +1,10 @@
-r"""OT-Flow: the velocity is minus the gradient of a potential, its divergence has a closed form.
+r"""OT-Flow: the velocity is minus the gradient of a potential, and its divergence has a closed form.
 
 .. math:: \Phi(s) = w^T N(s) + \tfrac{1}{2} |A s|^2 + b^T s, \quad s = (x, t)
 
 with a ResNet N of two layers. Training adds the transport cost and the violation of the Hamilton-Jacobi-Bellman
-equation. Written here because the library versions we found do not compute the gradient of their own potential.
+equation. It is written here because the library versions we found do not compute the gradient of their own
+potential.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from jkoflow.flow import base_log_prob
 from jkoflow.ops.grid import Fixed
 
 MOST_STEPS = 256
-"""Steps where levels end."""
+"""Largest number of steps, at which levels end."""
 
 
 class Derivatives(NamedTuple):
-    """Of the potential at (x, t)."""
+    """The derivatives of the potential at (x, t)."""
 
     space: Tensor
     """Gradient with respect to x, with shape (B, d)."""
@@ -41,7 +42,7 @@ class Potential(nn.Module):
     Arguments:
         dim: Number d of columns.
         width: Width m.
-        rank: Rows of A, at most; d + 1 if that is less.
+        rank: Largest number of rows of A; d + 1 if that is less.
     """
 
     def __init__(self, dim: int, width: int, rank: int = 10) -> None:
@@ -54,14 +55,14 @@ class Potential(nn.Module):
         self.slope = nn.Parameter(torch.zeros(dim + 1))
 
     def forward(self, x: Tensor, t: float) -> Tensor:
-        """Returns the potential itself, with shape (B,), for x (B, d)."""
+        """Returns the value of the potential, with shape (B,), for x (B, d)."""
         s = _with_time(x, t)
         u = _sigma(self.opening(s))
         n = u + _sigma(self.layer(u))
         return n @ self.weight + 0.5 * (s @ self.root.T).square().sum(1) + s @ self.slope
 
     def derivatives(self, x: Tensor, t: float) -> Derivatives:
-        """Returns all that a step needs, in one pass without automatic differentiation, for x (B, d)."""
+        """Returns the derivatives at x (B, d), in one pass without automatic differentiation."""
         s, K0, K1 = _with_time(x, t), self.opening.weight, self.layer.weight
         a = self.opening(s)
         first = torch.tanh(a)
@@ -77,7 +78,7 @@ class Potential(nn.Module):
         return Derivatives(gradient[:, :-1], gradient[:, -1], laplacian)
 
     def space_gradient(self, x: Tensor, t: float) -> Tensor:
-        """Returns the gradient with respect to x (B, d) alone, without the trace."""
+        """Returns the gradient with respect to x (B, d), without the trace."""
         s, K0, K1 = _with_time(x, t), self.opening.weight, self.layer.weight
         a = self.opening(s)
         z = self.weight + (torch.tanh(self.layer(_sigma(a))) * self.weight) @ K1
@@ -92,7 +93,7 @@ class OTFlow(GridModel):
         dim: Number d of columns.
         seed: Seed of the parameters.
         width: Width m of the potential's layers.
-        steps: Runge-Kutta steps of training.
+        steps: Number of Runge-Kutta steps in training.
         likelihood: Weight of the NLL against the transport cost, the published alpha_C.
         hjb: Weight of the HJB violation against the transport cost, the published alpha_R.
 
@@ -110,7 +111,7 @@ class OTFlow(GridModel):
         self.likelihood, self.hjb = likelihood, hjb
 
     def describe_level(self, level: int) -> str:
-        """Tells the level, like ``16 steps``."""
+        """Returns the text of a level, such as ``16 steps``."""
         return f"{self.grid_at(level).num_steps} steps"
 
     def loss(self, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class OTFlow(GridModel):
         return nll + (transport.mean() + self.hjb * violation.mean()) / self.likelihood
 
     def encode(self, x: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Carries x (B, d) along minus the gradient."""
+        """Carries x (B, d) to the noise, along minus the gradient."""
         return self._forward(x, self.grid_at(level).num_steps)[:2]
 
     def decode(self, z: Tensor, level: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everybody who is measured on the CPU, ours first; `jkoflow.bench.peers.on_gpu` has those of a GPU."""
+"""All peers that are measured on the CPU, ours first; `jkoflow.bench.peers.on_gpu` has the peers of a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLIT = "jkoflow, bf16x3"
 SPLIT_FUSED = "jkoflow, fused loss, bf16x3"
 
 COMPILES = "compiling takes minutes: ask with --compile"
-"""Why what is compiled is left out unless asked for."""
+"""Reason for which peers that compile are left out unless asked for."""
 
 PEERS: tuple[Peer, ...] = (
     Peer(FUSED, "jkoflow", ours.FusedLoss, directions=("forward+backward",), work=Work(fused=True)),
@@ -67,7 +67,7 @@ PEERS: tuple[Peer, ...] = (
 )
 
 LIBRARIES = tuple(dict.fromkeys(peer.library for peer in PEERS))
-"""What ``--peers`` chooses from."""
+"""Names of the libraries that ``--peers`` chooses from."""
 
 MEASURED_MEMORY = (FUSED, OURS, "closed form by hand, eager", "torchdiffeq, exact")
-"""Whose memory is measured in training."""
+"""Names of the peers whose memory in training is measured."""

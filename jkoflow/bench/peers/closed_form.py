@@ -1,4 +1,4 @@
-"""What an expert writes in plain PyTorch: the divergence in closed form, unrolled over the stages."""
+"""The solver that an expert writes in plain PyTorch: the divergence in closed form, unrolled over the stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def max_autotune(case: Case) -> Candidate:
 
 
 class _MaxAutotune(TorchCandidate):
-    """Runs what ``torch.compile`` replays from CUDA graphs of its own, which overwrite the results of earlier runs."""
+    """A candidate that ``torch.compile`` replays from CUDA graphs, which overwrite the results of earlier runs."""
 
     def __init__(self, case: Case) -> None:
         solve = unrolled(case.velocity, case.shape.steps)
@@ -55,7 +55,7 @@ def _compiled_for_speed(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]
 
 
 def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
-    """Writes the solver for tanh layers: one extra product for up to two of them, tangents of every column for more."""
+    """Returns the solver for tanh layers: one extra product for up to two layers, tangents of every column for more."""
     parameters = list(velocity.parameters())
     weights, biases = parameters[0::2], parameters[1::2]
     tableau = TABLEAUX["rk4"]

@@ -1,4 +1,4 @@
-"""JAX and diffrax, on the same weights and rows, in a process of their own: see `jkoflow.bench.peers.jax_worker`."""
+"""JAX and diffrax on the same weights and rows, in a process of their own, see `jkoflow.bench.peers.jax_worker`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ WORKER = Path(__file__).with_name("jax_worker.py")
 
 
 def closed_form(case: Case) -> Candidate:
-    """Builds the closed-form divergence, unrolled over the stages and compiled by ``jax.jit``."""
+    """Builds the solver with the closed-form divergence, unrolled over the stages and compiled by ``jax.jit``."""
     return _Remote(case, "jax")
 
 
 def diffrax(case: Case) -> Candidate:
-    """Builds the closed-form divergence in diffrax's solver, compiled by ``jax.jit``."""
+    """Builds diffrax's solver with the closed-form divergence, compiled by ``jax.jit``."""
     return _Remote(case, "diffrax")
 
 
 class _Remote(Candidate):
-    """Drives the worker's process, which is timed in its own clock, in the same rounds as everybody, while we wait."""
+    """A candidate in the worker's process, timed by its own clock in the same rounds as all peers, while we wait."""
 
     def __init__(self, case: Case, solver: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jkoflow-bench-")
@@ -73,11 +73,11 @@ class _Remote(Candidate):
         return self._result("forward+backward")
 
     def seconds(self, direction: Direction, repeats: int) -> float:
-        """Times ``repeats`` runs, in seconds."""
+        """Returns the seconds of ``repeats`` runs."""
         return self._ask(do="time", direction=direction, repeats=repeats)["seconds"]
 
     def close(self) -> None:
-        """Ends the process, which a closed input tells to stop."""
+        """Ends the process by closing its input."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):

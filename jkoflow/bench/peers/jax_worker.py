@@ -1,7 +1,7 @@
 """JAX and diffrax in their own process, which `jkoflow.bench.peers.jax_process` drives by standard input and output.
 
 It runs as a file, not as a module: it knows neither jkoflow nor torch, whose threads would compete with JAX's.
-Each line of its input is a JSON object that names what to do; each line of its output the JSON object that answers.
+Each line of its input is a JSON object with a request; each line of its output is the JSON object of the answer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 Arrays = list[Any]
 Solve = Callable[[Arrays, Any], tuple[Any, Any]]
-"""From the parameters (weight and bias of each layer in turn) and x (B, d) to x at t1 and logdet."""
+"""Function from the parameters (weight and bias of each layer in turn) and x (B, d) to x at t1 and logdet."""
 
 
 def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, Any]:
-    """Takes the closed form for tanh layers: one extra product for up to two, tangents of every column for more."""
+    """Returns velocity and divergence of tanh layers in closed form: one extra product for up to two, else tangents."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     weights, biases = parameters[0::2], parameters[1::2]
@@ -43,7 +43,7 @@ def velocity_and_divergence(parameters: Arrays, x: Any, t: Any) -> tuple[Any, An
 
 
 def unrolled(steps: int, tableau: dict[str, Any]) -> Solve:
-    """Puts every stage in one graph: JAX compiles this faster than a scan, and it runs faster, too."""
+    """Returns a solver with every stage in one graph, which JAX compiles and runs faster than a scan."""
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     def solve(parameters: Arrays, x: Any) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def unrolled(steps: int, tableau: dict[str, Any]) -> Solve:
 
 
 def with_diffrax(steps: int, tableau: dict[str, Any]) -> Solve:
-    """Solves by diffrax on constant steps with our tableau and its default adjoint, on the same right-hand side."""
+    """Returns diffrax's solver on constant steps with our tableau, its default adjoint and the same right-hand side."""
     import diffrax  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     import numpy as np
@@ -103,12 +103,12 @@ SOLVERS: dict[str, Callable[[int, dict[str, Any]], Solve]] = {"jax": unrolled, "
 
 
 class Worker:
-    """Holds a compiled solver, its gradient and their input.
+    """A compiled solver, its gradient and their input.
 
     Arguments:
         solver: One of `SOLVERS`.
-        steps: Runge-Kutta steps.
-        tableau: Its rows a, weights b and times c.
+        steps: Number of Runge-Kutta steps.
+        tableau: Rows a, weights b and times c of the Runge-Kutta method.
         arrays: Archive of the parameters p0, p1, ... and x.
     """
 
@@ -140,7 +140,7 @@ class Worker:
         return {}
 
     def time(self, direction: str, repeats: int) -> dict[str, Any]:
-        """Times some runs, in seconds."""
+        """Returns the seconds of ``repeats`` runs."""
         function = self._functions[direction]
         start = time.perf_counter()
         for _ in range(repeats):
@@ -149,7 +149,7 @@ class Worker:
 
 
 def limit_threads(threads: int) -> None:
-    """JAX makes as many threads as there are processors that it may run on."""
+    """Limits the processors of this process, since JAX makes as many threads as it has processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 

@@ -1,4 +1,4 @@
-"""Everybody who is measured on a GPU, ours first: each precision of the kernels, launched and replayed from a graph."""
+"""All peers of a GPU, ours first: each precision of the kernels, launched and replayed from a graph."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COMPILING = 60.0
 
 
 def peers(precisions: Sequence[Precision] = PRECISIONS, backend: Backend = "cuda") -> tuple[Peer, ...]:
-    """Lists everybody on a GPU, those first whom the others are compared with.
+    """Returns all peers of a GPU; those that others are compared with come first.
 
     Arguments:
-        precisions: Of our kernels; everybody is compared with the first.
-        backend: Who computes ours.
+        precisions: Precisions of our kernels; all peers are compared with the first.
+        backend: Backend of our peers.
     """
     others = [peer for peer in PEERS if peer.library in ("torchdiffeq", "zuko", "jax", "diffrax")]
     return (*_ours(precisions, backend), *_closed_form(), *_standing_for_torchdiffeq(), *others)
@@ -63,7 +63,7 @@ def _closed_form() -> Iterator[Peer]:
 
 
 def _standing_for_torchdiffeq() -> Iterator[Peer]:
-    """Lists what a bare machine measures in its place."""
+    """Yields the peers that a machine without torchdiffeq measures in its place."""
     yield Peer(
         "autograd on a fixed grid, exact",
         "torchdiffeq",

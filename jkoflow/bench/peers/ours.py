@@ -1,4 +1,4 @@
-"""jkoflow itself."""
+"""The peers of jkoflow itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jkoflow.ops.native import capabilities
 
 
 class Integrated(TorchCandidate):
-    """Runs `jkoflow.integrate` and its backward pass.
+    """A candidate that runs `jkoflow.integrate` and its backward pass.
 
     Arguments:
-        case: What to solve.
-        estimate: Whether with Hutchinson's estimate instead of the exact divergence.
-        precision: Of the products.
-        backend: Who computes; with "auto", `note` tells if no kernel can.
+        case: The case to solve.
+        estimate: Whether to use Hutchinson's estimate instead of the exact divergence.
+        precision: Precision of the products.
+        backend: Backend; with "auto", `note` tells if no kernel can compute the case.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Integrated(TorchCandidate):
 
 
 class FusedLoss(TorchCandidate):
-    """Runs `jkoflow.jko_loss`, the way that training goes. It has no forward direction.
+    """A candidate that runs `jkoflow.jko_loss`, as training does. It has no forward direction.
 
     Arguments:
-        case: What to solve.
-        estimate: Whether with Hutchinson's estimate instead of the exact divergence.
-        precision: Of the products.
-        backend: Who computes; with "auto", `note` tells if no kernel can.
+        case: The case to solve.
+        estimate: Whether to use Hutchinson's estimate instead of the exact divergence.
+        precision: Precision of the products.
+        backend: Backend; with "auto", `note` tells if no kernel can compute the case.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FusedLoss(TorchCandidate):
 
 
 def no_bf16x3() -> str | None:
-    """Says why precision="bf16x3" cannot be had, or returns None."""
+    """Says why precision="bf16x3" is not available; returns None if it is."""
     return capabilities()["bf16x3"]
 
 
@@ -72,7 +72,7 @@ def _refuse(x: Tensor) -> Solution:
 
 
 def _fallback(case: Case, estimate: bool) -> str | None:
-    """Tells if no kernel computes a case: no figure of the PyTorch reference shall pass for one of a kernel."""
+    """Says that no kernel computes a case, so that no figure of the PyTorch reference passes for one of a kernel."""
     with torch.no_grad():
         try:
             case.solve(estimate, backend="cuda" if case.x.is_cuda else "cpu")

@@ -1,4 +1,4 @@
-"""torchdiffeq's fixed grid with the divergence by autograd, as its users write it."""
+"""The peers of torchdiffeq: its fixed grid with the divergence by autograd, as its users write it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jkoflow.velocity import MLPVelocity
 
 
 class AutogradDivergence(nn.Module):
-    """Computes the right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe."""
+    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe."""
 
     def __init__(self, velocity: MLPVelocity, probe: Tensor | None) -> None:
         super().__init__()
@@ -41,32 +41,32 @@ class AutogradDivergence(nn.Module):
 
 
 def exact(case: Case) -> Candidate:
-    """Takes the exact divergence, and gradients by backpropagation through the steps."""
+    """Builds the solver with the exact divergence, and gradients by backpropagation through the steps."""
     return _candidate(case, None, "odeint")
 
 
 def exact_adjoint(case: Case) -> Candidate:
-    """Takes the exact divergence, and gradients by the continuous adjoint on the same grid."""
+    """Builds the solver with the exact divergence, and gradients by the continuous adjoint on the same grid."""
     return _candidate(case, None, "odeint_adjoint")
 
 
 def hutchinson(case: Case) -> Candidate:
-    """Takes Hutchinson's estimate, and gradients by backpropagation through the steps."""
+    """Builds the solver with Hutchinson's estimate, and gradients by backpropagation through the steps."""
     return _candidate(case, case.probe, "odeint")
 
 
 def like_exact(case: Case) -> Candidate:
-    """Does the same as `exact` without torchdiffeq, with its right-hand side on a fixed grid."""
+    """Builds the solver of `exact` without torchdiffeq, with its right-hand side on a fixed grid."""
     return _fixed_grid(case, None)
 
 
 def like_hutchinson(case: Case) -> Candidate:
-    """Does the same as `hutchinson` without torchdiffeq, with its right-hand side on a fixed grid."""
+    """Builds the solver of `hutchinson` without torchdiffeq, with its right-hand side on a fixed grid."""
     return _fixed_grid(case, case.probe)
 
 
 def needs_no_stand_in() -> str | None:
-    """Says why nothing has to stand for torchdiffeq, or returns None."""
+    """Says why no peer has to stand for torchdiffeq; returns None if one has to."""
     return None if find_spec("torchdiffeq") is None else "torchdiffeq itself is measured"
 
 

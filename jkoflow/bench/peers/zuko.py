@@ -1,4 +1,4 @@
-"""zuko's continuous flow: its transformation of an ODE, with its own adaptive solver and its checkpointed adjoint."""
+"""The peers of zuko's continuous flow: its ODE transformation, with its adaptive solver and checkpointed adjoint."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jkoflow.data import require
 
 TOLERANCES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 ROUNDING = 1e-5
-"""No solver in float32 is asked for a smaller error than this, relative to the largest value."""
+"""Smallest error, relative to the largest value, that a solver in float32 is asked for."""
 
 
 def exact(case: Case) -> Candidate:
-    """Takes the exact divergence, all rows of the Jacobian in one batched product."""
+    """Builds the solver with the exact divergence, all rows of the Jacobian in one batched product."""
     # the estimate's solves are cheap and need about the same tolerance: the search begins where theirs ends
     return _Adaptive(case, False, start=_Adaptive(case, True).tolerance)
 
 
 def hutchinson(case: Case) -> Candidate:
-    """Takes Hutchinson's estimate with the probe that it draws at every solve."""
+    """Builds the solver with Hutchinson's estimate, whose probe zuko draws at every solve."""
     return _Adaptive(case, True)
 
 
 class _Adaptive(TorchCandidate):
-    """Does the whole solve at the loosest of `TOLERANCES` that is as close to the ODE's solution as our steps are.
+    """A candidate at the loosest of `TOLERANCES` that is as close to the ODE's solution as our steps are.
 
-    The solver has no fixed steps: the same accuracy is what both can be asked for. `evaluations` tells how often the
+    The solver has no fixed steps, so that both are asked for the same accuracy. `evaluations` tells how often the
     tolerance made it evaluate velocity and divergence, where our steps take 4 evaluations each.
     """
 
