@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 from jkoflow.activation import parse_activation
 from jkoflow.former_names import accepts_former_names, attribute, under_present_names
 from jkoflow.initial_map import RECIPES
+from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.ops.tableau import TABLEAUX
 
 DEFAULT_BLOCKS = 4
@@ -164,6 +165,11 @@ class TrainConfig:
     step_size = attribute("jko_step")
     step_size_growth = attribute("jko_step_growth")
     step_size_max = attribute("jko_step_max")
+
+    @property
+    def grid(self) -> Grid:
+        """Grid that the training of a block begins with."""
+        return Fixed(self.num_steps)
 
     @property
     def most_blocks(self) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkoflow.ops.grid import Fixed, Grid
+from jkoflow.ops.grid import Grid
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.state import FitCounters
@@ -118,7 +118,7 @@ class Guard:
         """
         grid = self.block.grid
         waited = counters.iteration - counters.steps_changed
-        if grid.cost < Fixed(self.config.num_steps).refined().cost or waited < counters.relax_after:
+        if grid.cost < self.config.grid.refined().cost or waited < counters.relax_after:
             return None
         if not reading.within(*self.tolerances.times(RELAX_BELOW)):
             return None

@@ -86,7 +86,7 @@ def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, b
 def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
     """Returns a block with the configuration's network, whose parameters are drawn from PyTorch's generator."""
     velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
-    return Block(velocity, config.num_steps, config.method, jko_step=jko_step)
+    return Block(velocity, config.grid, config.method, jko_step=jko_step)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fixed_budget.model import GridModel
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import InitialMap
-from jkoflow.ops.grid import Fixed, Grid
+from jkoflow.ops.grid import Grid
 from jkoflow.training import TrainConfig
 from jkoflow.training.start import block_of
 
@@ -84,7 +84,7 @@ def end_to_end(
         blocks: Number of blocks; None means as many as block-wise training has at most.
     """
     torch.manual_seed(seed)
-    grid = Fixed(config.num_steps)
+    grid = config.grid
     stack = [block_of(config, dim) for _ in range(config.most_blocks if blocks is None else blocks)]
     for block in stack:
         block.velocity.scale_output(0.0)
