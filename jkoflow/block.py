@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from jkoflow import discrete as discrete_map
-from jkoflow.former_names import accepts_former_names, attribute
+from jkoflow.former_names import accepts_former_names, attribute, under_present_names
 from jkoflow.ops import JKOTerms, integrate, jko_loss
 from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.schedule import refined_jko_steps
@@ -52,7 +52,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.velocity = velocity
-        self.grid = as_grid(num_steps)
+        self._grid = as_grid(num_steps)
         self.method = method
         self.t0 = t0
         self.t1 = t1
@@ -60,13 +60,29 @@ class Block(nn.Module):
         self.movement = movement
 
     @property
+    def grid(self) -> Grid:
+        """Grid of the block, on which it is trained."""
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid: int | Grid) -> None:
+        self._grid = as_grid(grid)
+
+    @property
     def num_steps(self) -> int:
-        """Returns the number of Runge-Kutta steps of the block's grid."""
-        return self.grid.num_steps
+        """Runge-Kutta steps of the block's grid."""
+        return self._grid.num_steps
 
     @num_steps.setter
     def num_steps(self, num_steps: int) -> None:
-        self.grid = as_grid(num_steps)
+        self._grid = as_grid(num_steps)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled, in version 0.1, too."""
+        state = under_present_names(state)
+        if "num_steps" in state:
+            state["_grid"] = as_grid(state.pop("num_steps"))
+        super().__setstate__(state)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, discrete: bool = False
@@ -123,6 +139,7 @@ class Block(nn.Module):
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
         return self._integrate(x, context, num_steps, start, end, "none")[0]
 
+    @accepts_former_names
     def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float | None = None) -> JKOTerms:
         """Computes the objective of the block on a batch of pushed samples x (B, d), see `jkoflow.jko_loss`.
 
@@ -187,7 +204,12 @@ class Block(nn.Module):
         Returns:
             Blocks with copies of the velocity, equal parts of the interval and of the Runge-Kutta steps (rounded up),
             and the JKO step size h / count; their movement is not known.
+
+        Raises:
+            ValueError: If count is not an integer of at least 1.
         """
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"count must be an integer of at least 1, got {count!r}")
         times = [self.t0 + (self.t1 - self.t0) * part / count for part in range(count)] + [self.t1]
         intervals, jko_steps = itertools.pairwise(times), refined_jko_steps([self.jko_step], count)
         grid = self.grid.split(count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import check_context, check_points
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.standardize import Standardize
 
 
@@ -41,6 +41,7 @@ class Composition(nn.Module):
         super().__init__()
         self.dim = dim
         self.blocks = nn.ModuleList(blocks)
+        self._eval_num_steps: int | None = None
         self.eval_num_steps = eval_num_steps
         # Without a block this is PyTorch's default dtype and device.
         like = next(self.blocks.parameters(), torch.empty(0))
@@ -69,6 +70,22 @@ class Composition(nn.Module):
                 f"mean, std, the initial map and the parameters of every block must have one dtype, got "
                 f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled, in version 0.1, too, where a property of today was an attribute."""
+        state = dict(state)
+        if "eval_num_steps" in state:
+            state["_eval_num_steps"] = state.pop("eval_num_steps")
+        super().__setstate__(state)
+
+    @property
+    def eval_num_steps(self) -> int | None:
+        """Calibrated number of Runge-Kutta steps per block; None means that each block uses its own grid."""
+        return self._eval_num_steps
+
+    @eval_num_steps.setter
+    def eval_num_steps(self, num_steps: int | Grid | None) -> None:
+        self._eval_num_steps = None if num_steps is None else as_grid(num_steps).num_steps
 
     @property
     def context_dim(self) -> int:

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import jkoflow
 from jkoflow import Block, FallbackWarning, MLPVelocity
+from jkoflow.activation import Activation, parse_activation
 from jkoflow.ops import UnsupportedError, jko_loss, native
 from oracles import autograd_divergence, random_velocity
 
@@ -288,3 +290,45 @@ def test_compiled_velocities_and_other_callables_run_as_they_are():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.testing.assert_close(jkoflow.integrate(callable_velocity, X).x, expected)
+
+
+class Louder(Activation):
+    def value(self, z):
+        return 2 * super().value(z)
+
+
+class Doubling(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * out if func is nn.functional.linear else out
+
+
+def test_an_activation_of_its_own():
+    velocity = MLPVelocity(3, (8,), Louder("tanh"))
+    with pytest.warns(FallbackWarning, match="velocity.activation is a Louder"):
+        got = jkoflow.integrate(velocity, X, num_steps=1, method="euler")
+    torch.testing.assert_close(got.x, X + velocity(X))
+
+
+def test_an_activation_that_is_changed_to_another_is_computed():
+    velocity = velocity_to_change()
+    velocity.activation = parse_activation("silu")
+    assert velocity.unfused() is None
+    torch.testing.assert_close(jkoflow.integrate(velocity, X, num_steps=1, method="euler").x, X + velocity(X))
+
+
+def test_a_weight_that_computes_in_its_own_way():
+    velocity = velocity_to_change()
+    velocity.layers[0].weight = nn.Parameter(velocity.layers[0].weight.detach().as_subclass(Doubling))
+    with pytest.warns(FallbackWarning, match=r"velocity.layers\[0\] has a weight that is a Doubling"):
+        got = jkoflow.integrate(velocity, X, num_steps=1, method="euler")
+    torch.testing.assert_close(torch.Tensor(got.x), torch.Tensor(X + velocity(X)))
+
+
+def test_tools_of_torch_that_count_change_nothing():
+    velocity = velocity_to_change()
+    expected = jkoflow.integrate(velocity, X).x
+    with FlopCounterMode(display=False):
+        got = jkoflow.Block(velocity)(X)[0]
+    assert torch.equal(got, expected)

@@ -1,15 +1,18 @@
 """An evaluation is bounded by the time that a budget has left, and tells what there was no time for."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
 
-from jkoflow import Block, JKOFlow, MLPVelocity, metrics
+from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, metrics, train
 from jkoflow.data import split_rows
 from jkoflow.ops import Fixed
 from jkoflow.training.evaluation import Pace, evaluate
 from jkoflow.training.plan import Budget
+from jkoflow.training.progress import Silent
+from jkoflow.training.world import World
 
 DATA = split_rows(torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0)))
 
@@ -106,3 +109,52 @@ def test_doubling_ends_where_it_is_told_to():
     result = metrics.step_converged_nll(stiff_flow(), DATA.val, 1, affordable=affordable)
     assert asked == [4, 8, 16]
     assert (result.num_steps, result.converged, result.out_of_time) == (8, False, True)
+
+
+@pytest.mark.parametrize("tick", [0.0, 1.0])
+def test_a_coarse_clock_does_no_harm(tick):
+    """A clock that stands still, and one of whole seconds."""
+    begin = time.monotonic()
+    world = World(lambda: 0.0 if tick == 0 else float(int(time.monotonic() - begin)))
+    calls = []
+    assert world.seconds(lambda: calls.append(0)) >= 0
+    assert 1 <= len(calls) <= 1001
+    evaluate(stiff_flow(0.1), DATA, 500, Budget(world.elapsed, 2.0))
+
+
+def test_a_slow_call_is_timed_once():
+    now = [0.0]
+
+    def call():
+        now[0] += 5.0
+
+    assert World(lambda: now[0]).seconds(call) == 5.0
+    assert now[0] == 5.0
+
+
+class Messages(Silent):
+    def __init__(self):
+        self.texts = []
+
+    def message(self, text):
+        self.texts.append(text)
+
+
+def test_a_budget_that_is_over_before_it_begins_still_ends_in_a_flow_and_says_so():
+    now, told = [0.0], Messages()
+
+    def clock():
+        now[0] += 1.0
+        return now[0]
+
+    config = TrainConfig(hidden=(4,), max_blocks=2, time_budget=0.5, batch_size=100)
+    flow = train(torch.randn(500, 2), config, progress=told, clock=clock)
+    assert len(flow.stack) == 2
+    assert any("of a time budget of 0.5 s: that is too short" in text for text in told.texts)
+
+
+def test_a_given_flow_is_measured_within_the_budget():
+    start = train(torch.randn(500, 2), TrainConfig(hidden=(4,), max_blocks=2, iterations_per_block=5, batch_size=100))
+    start.stack[0].movement = None
+    flow = train(torch.randn(5000, 2), TrainConfig(time_budget=2.0, batch_size=100, hidden=(4,)), start=start)
+    assert all(block.movement is not None for block in flow.stack)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, jko_loss
-from jkoflow.former_names import under_present_names
+from jkoflow.former_names import PRESENT_NAMES, under_present_names
 from jkoflow.ops import jko_terms
 
 
@@ -43,3 +43,28 @@ def test_other_names_pass():
     assert under_present_names({"seed": 1, "step_size": 2}) == {"seed": 1, "jko_step": 2}
     with pytest.raises(TypeError, match="stepsize"):
         TrainConfig(stepsize=1.0)
+
+
+def test_settings_pickled_by_version_0_1_keep_their_values():
+    config = TrainConfig()
+    state = dict(config.__dict__)
+    for former, present in PRESENT_NAMES.items():
+        state[former] = 2 * state.pop(present)
+    loaded = TrainConfig.__new__(TrainConfig)
+    loaded.__setstate__(state)
+    assert (loaded.jko_step, loaded.jko_step_growth, loaded.jko_step_max) == (1.0, 3.0, 10.0)
+
+
+def test_modules_pickled_by_version_0_1_work():
+    flow = JKOFlow(2, [Block(MLPVelocity(2, (8,)), 5, jko_step=0.7)], eval_num_steps=6)
+    expected = flow.log_prob(torch.ones(3, 2))
+    block, velocity = flow.stack[0], flow.stack[0].velocity
+    states = [dict(module.__dict__) for module in (velocity, block, flow)]
+    del states[0]["_built"]
+    states[1]["num_steps"], states[1]["step_size"] = states[1].pop("_grid").num_steps, states[1].pop("jko_step")
+    states[2]["eval_num_steps"] = states[2].pop("_eval_num_steps")
+    for module, state in zip((velocity, block, flow), states, strict=True):
+        module.__dict__.clear()
+        module.__setstate__(state)
+    assert (block.grid.num_steps, block.jko_step, flow.eval_num_steps) == (5, 0.7, 6)
+    assert torch.equal(flow.log_prob(torch.ones(3, 2)), expected)

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jkoflow
-from jkoflow import Block, integrate
+from jkoflow import Block, JKOFlow, integrate
 from jkoflow.ops import Fixed
 from jkoflow.ops.grid import as_grid, finest
 from oracles import random_velocity
@@ -77,3 +78,23 @@ def test_nobody_doubles_or_halves_steps_by_hand():
         if BY_HAND.search(line)
     ]
     assert found == []
+
+
+def test_integers_of_numpy_are_integers_and_there_is_a_largest_number():
+    assert as_grid(np.int64(3)) == as_grid(Fixed(np.int32(3))) == Fixed(3)
+    assert type(as_grid(np.int64(3)).num_steps) is int
+    with pytest.raises(ValueError, match="num_steps must be at most 2147483647, got 3000000000"):
+        integrate(random_velocity(2), torch.randn(5, 2).double(), num_steps=3_000_000_000)
+
+
+def test_flows_and_blocks_hold_nothing_else_than_grids():
+    flow = JKOFlow(2, [Block(random_velocity(2), 2)])
+    flow.eval_num_steps = Fixed(4)
+    assert flow.eval_num_steps == 4
+    flow.stack[0].grid = 3
+    assert flow.stack[0].grid == Fixed(3)
+    for wrong in (0, "4", True):
+        with pytest.raises(ValueError, match="num_steps must be an integer of at least 1"):
+            flow.eval_num_steps = wrong
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, got 0"):
+        flow.stack[0].split(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+import sys
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from jkoflow.ops.network import check_field
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
+_LARGEST = sys.float_info.max  # and not inf: integers may be larger than any float
 _METHODS = tuple(TABLEAUX)
 _DIVERGENCES = ("exact", "hutchinson", "none")
 _BACKENDS = ("auto", "cpu", "cuda", "reference")
@@ -101,7 +102,8 @@ def _context_message(field: MLPField, x: Tensor, context: Tensor | None) -> str:
 
 def _check_choices(request: Request) -> None:
     x, t0, t1, backend, precision = request.x, request.t0, request.t1, request.backend, request.precision
-    if not (isinstance(t0, (int, float)) and isinstance(t1, (int, float)) and abs(t0) < inf and abs(t1) < inf):
+    numbers = isinstance(t0, (int, float)) and isinstance(t1, (int, float))
+    if not (numbers and abs(t0) <= _LARGEST and abs(t1) <= _LARGEST):
         raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
     if request.method not in _METHODS:
         raise ValueError(_choice("method", request.method, _METHODS))

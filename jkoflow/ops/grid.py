@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import NamedTuple
+
+MOST_STEPS = 2**31 - 1
+"""Largest number of steps that the kernels can count."""
 
 
 class Fixed(NamedTuple):
@@ -49,12 +53,20 @@ def as_grid(steps: int | Grid) -> Grid:
     """Returns the grid that a number of equal steps stands for, or the grid itself.
 
     Raises:
-        ValueError: If the number is not an integer of at least 1.
+        ValueError: If the number is not an integer of at least 1, or more than `MOST_STEPS`.
     """
     num_steps = steps.num_steps if isinstance(steps, Fixed) else steps
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+    if type(num_steps) is int and 1 <= num_steps <= MOST_STEPS:
+        return steps if isinstance(steps, Fixed) else Fixed(num_steps)
+    try:  # NumPy's integers are integers, too
+        count = 0 if isinstance(num_steps, bool) else operator.index(num_steps)
+    except TypeError:
+        count = 0
+    if count < 1:
         raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
-    return steps if isinstance(steps, Fixed) else Fixed(num_steps)
+    if count > MOST_STEPS:
+        raise ValueError(f"num_steps must be at most {MOST_STEPS}, got {num_steps!r}")
+    return Fixed(count)
 
 
 def finest(grids: Iterable[Grid]) -> Grid:

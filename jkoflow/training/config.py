@@ -162,6 +162,10 @@ class TrainConfig:
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled, in version 0.1, too."""
+        self.__dict__.update(under_present_names(state))
+
     step_size = attribute("jko_step")
     step_size_growth = attribute("jko_step_growth")
     step_size_max = attribute("jko_step_max")

@@ -69,6 +69,8 @@ class FitHooks:
     """Function that returns the seconds that this fit may take on a grid, its push included, given the times measured
     for it; None without a time budget."""
     progress: Progress
+    known: Costs | None = None
+    """Costs that the fit before this one has measured, for one that has no time left to measure its own."""
 
 
 @dataclass
@@ -110,6 +112,7 @@ class Fit:
         self.guard = Guard(self.block, rows, context, self.recipe.tolerances, config, may_soften=alone)
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
+        self.costs: Costs | None = None
         self.best: Tensor = self.adam.parameters.clone()
         if math.isinf(counters.best_loss) and self.recipe.alone is not None:
             self._consider_identity(self.recipe.alone)
@@ -258,7 +261,8 @@ class Fit:
         counters.started = self.hooks.world.elapsed()
         if self.hooks.seconds is None:
             return
-        costs = self._measure()
+        over = self.hooks.seconds(counters, self.block.grid) <= 0
+        self.costs = costs = self.hooks.known if over and self.hooks.known is not None else self._measure()
         plan = plan_fit(costs, self.config.validate_every)
         counters.validate_every, counters.iteration_seconds = plan.validate_every, plan.iteration_seconds
         counters.row_step, counters.row_carry = costs.row_step, costs.row_carry

@@ -29,6 +29,9 @@ SLACK_SHARE, SLACK_SECONDS = 0.05, 1.0
 """Share of a time budget, and seconds, that an evaluation may take beyond it rather than look at fewer rows than
 `LEAST_TEST_ROWS` or stop before it has converged."""
 
+TOLERATED_SHARE, TOLERATED_SECONDS = 0.1, 2.0
+"""Share of a time budget, and seconds, by which a run may exceed it without a word."""
+
 FEWEST_ROWS = 500
 """Smallest number of rows for every part of an evaluation, however little time is left; all if there are fewer."""
 
@@ -57,6 +60,10 @@ class Budget:
     def left(self) -> float:
         """Returns the seconds that are left; negative beyond the limit."""
         return self.seconds - self.clock()
+
+    def is_overrun(self) -> bool:
+        """Tells whether more than the limit has passed, by a tenth and two seconds."""
+        return -self.left() > TOLERATED_SHARE * self.seconds + TOLERATED_SECONDS
 
     def left_with_slack(self) -> float:
         """Returns the seconds that are left, with the slack that only an evaluation may use."""
@@ -162,14 +169,14 @@ def plan_run(
         most_blocks: Largest number of blocks.
         given_blocks: The number that was asked for; None if the plan may choose.
     """
-    iterations = seconds / rounds / iteration_seconds
+    iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
     blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
     return RunPlan(blocks, finetune_share(iterations))
 
 
 def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
     """Plans how often a fit validates, at least ``validate_every`` iterations apart."""
-    affordable = math.ceil((1 / VALIDATION_SHARE - 1) * costs.validation / costs.iteration)
+    affordable = math.ceil((1 / VALIDATION_SHARE - 1) * costs.validation / max(costs.iteration, 1e-9))
     every = max(validate_every, affordable)
     return FitPlan(every, costs.iteration + costs.validation / every)
 
@@ -320,4 +327,4 @@ def plan_evaluation(rows: EvaluationRows, grid: Grid, seconds: float, slack: flo
     if test >= LEAST_TEST_ROWS:
         return rows._replace(test=test)
     least = rows.within(LEAST_TEST_ROWS)
-    return least.scaled(min(1.0, max(seconds + slack, 0.0) / needed(least)))
+    return least.scaled(min(1.0, max(seconds + slack, 0.0) / max(needed(least), 1e-12)))

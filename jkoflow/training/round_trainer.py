@@ -18,7 +18,7 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
 from jkoflow.training.finetune import recipe_of_chain
 from jkoflow.training.fit import Fit, FitHooks, Recipe, recipe_of_block
-from jkoflow.training.plan import Budget, Outlook, RunPlan, plan_run, seconds_for_fit
+from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples
 from jkoflow.training.start import new_block
@@ -77,6 +77,7 @@ class RoundTrainer:
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
         self._saved_fit: FitState | None = None
+        self._costs: Costs | None = None  # of the last fit
 
     def go_on(self, blocks: Sequence[Block], summaries: list[dict[str, Any]], fit: FitState | None) -> None:
         """Restores a resumed round: the given blocks are done, and the given fit is in training."""
@@ -136,6 +137,7 @@ class RoundTrainer:
     def _train_block(self, fit: Fit) -> None:
         """Trains a block and carries the samples through it."""
         fit.run()
+        self._costs = fit.costs or self._costs
         block, kept = fit.block, fit.counters.kept_rows
         assert isinstance(block, Block)
         rows = len(self.samples.train)
@@ -224,4 +226,4 @@ class RoundTrainer:
         def seconds(measured: FitCounters, grid: Grid) -> float:
             return seconds_for_fit(budget, measured.started, self.outlook(index, grid), measured.row_step)
 
-        return FitHooks(run.world, run.record, run.save, seconds, run.progress)
+        return FitHooks(run.world, run.record, run.save, seconds, run.progress, self._costs)

@@ -13,9 +13,9 @@ from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
-from jkoflow.training.plan import RunPlan
+from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE, RunPlan
 from jkoflow.training.progress import Progress
-from jkoflow.training.pushed import PushedSamples
+from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import entering, plain_flow
@@ -121,6 +121,15 @@ class Trainer:
     def _measure_start(self) -> None:
         """Records the flow to start from as a round of its own, with which the next round is compared."""
         blocks, samples = self.best.stack, self._enter()
+        if (budget := self._context.budget) is not None:
+
+            def carry() -> None:
+                for block in blocks:
+                    carry_rows(block, samples.val, samples.val_context)
+
+            seconds = self.world.seconds(carry)
+            affordable = int(PUSH_SHARE * budget.seconds * len(samples.val) / max(seconds, 1e-12))
+            samples.keep(max(affordable, FEWEST_ROWS), self.config.seed, len(samples.train))
         errors = samples.push_through(blocks)
         record = rounds.record(0, rounds.START, blocks, errors, samples.val_nll(), None, self.world.elapsed())
         self._record(record)
@@ -130,7 +139,13 @@ class Trainer:
         """Evaluates the best flow and writes the results."""
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
-        results = evaluate(flow, self.data, self.config.val_rows, self._context.budget, self.progress.message)
+        budget = self._context.budget
+        results = evaluate(flow, self.data, self.config.val_rows, budget, self.progress.message)
+        if budget is not None and budget.is_overrun():
+            self.progress.message(
+                f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
+                "short for these data and settings; raise time_budget, or lower batch_size, hidden or max_blocks"
+            )
         results |= {
             "movements": [block.movement for block in flow.stack],
             "movements_stderr": rounds.last_kept(self.rounds)["movements_stderr"],

@@ -11,6 +11,12 @@ Clock = Callable[[], float]
 MEASURING_SECONDS = 0.02
 """Seconds for which a call is repeated to be timed."""
 
+MOST_CALLS = 1000
+"""Largest number of these calls: a clock may be coarse, or stand still."""
+
+SLOW_SECONDS = 0.2
+"""Seconds beyond which a first call counts and is not repeated: what it loads once is a small part of that."""
+
 
 class World:
     """The process that trains, with its clock.
@@ -36,9 +42,15 @@ class World:
 
         A rough measure is enough: plans are corrected while they are carried out, and short budgets have many blocks.
         """
+        began = self._clock()
         call()
-        start, calls = self._clock(), 0
-        while calls == 0 or self._clock() - start < MEASURING_SECONDS:
+        start = self._clock()
+        if start - began > SLOW_SECONDS:
+            return start - began
+        spent = 0.0
+        for calls in range(1, MOST_CALLS + 1):
             call()
-            calls += 1
-        return (self._clock() - start) / calls
+            spent = self._clock() - start
+            if spent >= MEASURING_SECONDS:
+                return spent / calls
+        return max(spent, 0.0) / MOST_CALLS

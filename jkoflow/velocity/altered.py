@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils import parametrize
 
 _HOOKS = {
@@ -13,19 +13,28 @@ _HOOKS = {
     "_backward_pre_hooks": "backward pre-hook",
 }
 # as they were defined: a class may be patched later
-_CALL = nn.Module.__call__
 _LOOK_UP = nn.Module.__getattr__
 _LINEAR = nn.Linear.forward
+_OPERATE = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+_DISABLED = nn.Parameter.__torch_function__
 
 
 def global_hook() -> str | None:
-    """Says that a hook watches every module of the process; None if none does."""
-    return "a global module hook is registered" if _has_any_global_hook() else None
+    """Says that somebody's hook watches the forward of every module; None if none does.
+
+    Those of torch's own tools, which count and measure, change nothing.
+    """
+    if not (_global_forward_hooks or _global_forward_pre_hooks):
+        return None
+    for hook in (*_global_forward_hooks.values(), *_global_forward_pre_hooks.values()):
+        if not str(getattr(hook, "__module__", "")).startswith("torch."):
+            return "a global module hook is registered"
+    return None
 
 
 def altered(module: nn.Module) -> str | None:
     """Says, in words that follow the module's name, what a call runs besides the class's forward; None if nothing."""
-    if type(module).__call__ is not _CALL:
+    if type(module).__call__ is not nn.Module.__call__:
         return f"is a {type(module).__name__}, which has a __call__ of its own"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return f"has a {' and a '.join(kind for name, kind in _HOOKS.items() if getattr(module, name))}"
@@ -44,7 +53,16 @@ def altered_linear(layer: nn.Linear) -> str | None:
         plain = kind is nn.Linear and name in parameters and name not in others
         if not plain and (reason := _computed(layer, name)):
             return reason
+        value = parameters.get(name)
+        if type(value) is not nn.Parameter and isinstance(value, Tensor) and _computes(type(value)):
+            return f"has a {name} that is a {type(value).__name__}, which computes in its own way"
     return None
+
+
+def _computes(kind: type[Tensor]) -> bool:
+    """Tells whether a class of tensors may change what an operation on them does."""
+    function = kind.__torch_function__
+    return getattr(function, "__func__", None) is not _OPERATE and function is not _DISABLED
 
 
 def _computed(layer: nn.Linear, name: str) -> str | None:

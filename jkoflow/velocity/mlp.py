@@ -16,12 +16,11 @@ from jkoflow.velocity.field import MLPField
 
 
 class _Built(NamedTuple):
-    """The sizes and the activation with which a velocity was built and which its layers must match."""
+    """The columns of layer 1 with which a velocity was built and which its layers must match."""
 
     dim: int
     time: bool
     context_dim: int
-    activation: Activation
 
 
 class MLPVelocity(Velocity):
@@ -75,7 +74,7 @@ class MLPVelocity(Velocity):
         self.linear = nn.Linear(dim, dim, bias=False) if linear else None
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
-        self._built = _Built(self.dim, self.time, self.context_dim, self.activation)
+        self._built = _Built(dim, time, context_dim)
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0, context: Tensor | None = None) -> Tensor:
         """Evaluates the velocity.
@@ -121,6 +120,11 @@ class MLPVelocity(Velocity):
             return reason
         if reason := altered(self):
             return f"the velocity {reason}"
+        activation = self.activation
+        if type(activation) is not Activation and isinstance(activation, Activation):
+            return f"velocity.activation is a {type(activation).__name__}, whose value and slope may be its own"
+        if isinstance(activation, Activation) and ("value" in activation.__dict__ or "slope" in activation.__dict__):
+            return "velocity.activation has a value or a slope of its own"
         layers = self._modules.get("layers")
         if type(layers) is not nn.ModuleList:
             return "velocity.layers is no ModuleList"
@@ -140,16 +144,23 @@ class MLPVelocity(Velocity):
         """Returns the plain parameters for the kernels; None if `unfused` has a reason.
 
         Raises:
-            ValueError: If ``dim``, ``time``, ``context_dim`` or ``activation`` is no longer what the velocity was built
-                with, or a layer has been replaced by something that is not linear.
+            ValueError: If ``dim``, ``time`` or ``context_dim`` is no longer what the velocity was built with, the
+                activation is none, or a layer has been replaced by something that is not linear.
         """
         if self.unfused() is not None:
             return None
-        dim, time, context_dim, activation = self._built
-        if not (
-            self.dim is dim and self.time is time and self.context_dim is context_dim and self.activation is activation
-        ):
+        built = self.__dict__.get("_built")
+        if built is None:
+            raise ValueError("velocity must be built by MLPVelocity.__init__; call super().__init__(...) in a subclass")
+        dim, time, context_dim = built
+        if not (self.dim is dim and self.time is time and self.context_dim is context_dim):
             self._refuse_changes()
+        activation = self.activation
+        if not isinstance(activation, Activation):
+            raise ValueError(
+                f"velocity.activation must be an Activation, got {activation!r}; read it with "
+                "jkoflow.activation.parse_activation"
+            )
         weights, biases = [], []
         for name, layer in self._modules["layers"]._modules.items():  # type: ignore[union-attr]
             if not isinstance(layer, nn.Linear):
@@ -189,12 +200,24 @@ class MLPVelocity(Velocity):
         """Returns the arguments of the constructor, as JSON values."""
         return {
             "dim": self.dim,
-            "hidden": list(self.hidden),
+            "hidden": self._widths(),
             "activation": str(self.activation),
             "time": self.time,
             "context_dim": self.context_dim,
             "linear": self.linear is not None,
         }
+
+    def _widths(self) -> list[int]:
+        """Returns the widths of the hidden layers as they are, in case somebody has replaced them."""
+        *hidden, _ = self.layers
+        known = all(isinstance(layer, nn.Linear) for layer in hidden)
+        return [int(layer.out_features) for layer in hidden] if known else list(self.hidden)  # type: ignore[arg-type]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled, in version 0.1, too, which did not note what a velocity was built with."""
+        super().__setstate__(state)
+        if "_built" not in self.__dict__:
+            self._built = _Built(self.dim, self.time, self.context_dim)
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
