@@ -70,7 +70,7 @@ def evaluate(
     if not (nll.converged and calibration.converged):
         out_of_time = nll.out_of_time or calibration.out_of_time
         fix = (
-            "raise time_budget, or score the rows with more steps"
+            "raise time_budget, or pass log_prob more num_steps"
             if out_of_time
             else "train with guard = true, more num_steps or a smaller learning_rate"
         )
