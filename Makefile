@@ -35,7 +35,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2-D density, write a report of each (6 minutes)
+demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2-D density, write a report of each (5 minutes)
 	rm -rf $(RUNS)
 	mkdir -p $(RUNS)
 	$(BIN)/jkoflow train rose --out $(RUNS)/rose --time-budget $(DEMO_SECONDS)
