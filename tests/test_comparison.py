@@ -291,7 +291,7 @@ def test_the_learning_rate_is_a_function_of_the_time():
 def test_all_decisions_about_time_read_one_clock(source, method):
     """With a clock that moves when it is asked, nothing depends on how fast the machine is."""
     problem, chosen = load(source), {} if method == OURS else {"learning_rate": 1e-2}
-    first, second = (train(method, problem, chosen, 3.0, 0, SMALL, clock=stepping_clock()) for _ in range(2))
+    first, second = (train(method, problem, chosen, 1.5, 0, SMALL, clock=stepping_clock()) for _ in range(2))
     assert first.batches == second.batches > 20
     assert (first.seconds, first.val_nll, first.curve) == (second.seconds, second.val_nll, second.curve)
 

@@ -568,7 +568,7 @@ def test_time_budget_is_kept_and_used(monkeypatch, tmp_path, num_steps):
 
 def test_a_short_budget_takes_fewer_blocks_unless_their_number_is_given(monkeypatch):
     counts = {}
-    for budget, given in ((8.0, None), (80.0, None), (8.0, 5)):
+    for budget, given in ((4.0, None), (16.0, None), (4.0, 5)):
         clock = SlowMachine(monkeypatch, 2e-6)
         begin = clock.now
         config = dataclasses.replace(
@@ -578,8 +578,8 @@ def test_a_short_budget_takes_fewer_blocks_unless_their_number_is_given(monkeypa
         counts[budget, given] = len(train(split_rows(correlated(1000)[0]), config, clock=clock).stack)
         assert clock.now - begin <= budget
         monkeypatch.undo()
-    assert 2 <= counts[8.0, None] < counts[80.0, None] <= TrainConfig().most_blocks
-    assert counts[8.0, 5] == 5
+    assert 2 <= counts[4.0, None] < counts[16.0, None] <= TrainConfig().most_blocks
+    assert counts[4.0, 5] == 5
 
 
 @pytest.mark.parametrize("share", [0.25, 0.6])
@@ -598,13 +598,15 @@ def test_fine_tuning_gets_its_share_of_a_time_budget(monkeypatch, share):
 
 
 def test_only_long_budgets_are_fine_tuned_unless_it_is_asked_for(monkeypatch):
+    """What is long is tested with the plan; here a thousand iterations are, so that the test is short."""
     kinds = {}
 
     class Listener(Silent):
         def start_round(self, number, kind, blocks):
             self.kinds.append(kind)
 
-    for budget in (8.0, 200.0):
+    for budget in (1.0, 8.0):
+        monkeypatch.setattr("jkoflow.training.plan.finetune_share", lambda iterations: 0.8 * (iterations > 1000))
         listener = Listener()
         listener.kinds = []
         config = dataclasses.replace(
@@ -613,7 +615,7 @@ def test_only_long_budgets_are_fine_tuned_unless_it_is_asked_for(monkeypatch):
         train(split_rows(correlated(1000)[0]), config, progress=listener, clock=SlowMachine(monkeypatch, 2e-6))
         kinds[budget] = listener.kinds
         monkeypatch.undo()
-    assert kinds == {8.0: ["build"], 200.0: ["build", "finetune"]}
+    assert kinds == {1.0: ["build"], 8.0: ["build", "finetune"]}
 
 
 @pytest.mark.parametrize("guess", [3, 1], ids=["all blocks", "the chain ends early"])
