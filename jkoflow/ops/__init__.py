@@ -224,10 +224,11 @@ def _settings(request: Request, field: MLPField) -> native.Settings:
 
 
 def _use_kernel(request: Request) -> bool:
-    field, unfused, x, _, noise, _, _, _, _, divergence, backend, precision = request
+    backend, precision = request.backend, request.precision
     if backend == "reference":
         return False
-    reason = native.unsupported(unfused if field is None else field, x, divergence, noise, backend, precision)
+    field = request.unfused if request.field is None else request.field
+    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
     if reason is not None and backend != "auto":
