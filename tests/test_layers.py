@@ -28,6 +28,7 @@ LAYERS = [
     "block",
     "standardize",
     "spline",
+    "masses",
     "initial_map",
     "inputs",
     "composition",
