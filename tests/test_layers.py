@@ -29,6 +29,7 @@ LAYERS = [
     "standardize",
     "spline",
     "initial_map",
+    "arrays",
     "inputs",
     "composition",
     "flow",
