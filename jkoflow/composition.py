@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
-from jkoflow.inputs import check_context, check_points
+from jkoflow.inputs import Rows, shaped, take_context, take_points
 from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.standardize import Standardize
 
@@ -116,13 +116,19 @@ class Composition(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        context: Tensor | None = None,
+        x: Rows,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         discrete: bool = False,
         validate: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Carries data to noise.
+
+        Wherever a flow takes points, they may be a tensor, an array, lists or a data frame, of any dtype of real
+        numbers, which is converted to the flow's. They may have any axes (..., d), such as (d,) for a single point;
+        results then have shape (..., d) and (...). With one column, (N,) are N points. Results are tensors of the
+        flow's dtype, on its device. Context comes in the same forms and axes; with one conditioning variable, (...)
+        will do, and one condition (c,) is that of all points.
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
@@ -135,20 +141,20 @@ class Composition(nn.Module):
             The noise z (B, d) and the log abs det of the whole map's Jacobian, standardisation included (B,).
 
         Raises:
-            ValueError: If the shape does not match or x holds NaN or inf (row and column are named).
+            jkoflow.arrays.InputError: If the shape does not match or x holds NaN or inf (row and column are named).
         """
-        check_points(x, self.dim, "x", validate)
-        context = self.standardized_context(context, x.shape[0], validate)
-        z, logdet = self.enter(x)
+        points, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
+        conditions = self.standardized_context(context, leading, validate)
+        z, logdet = self.enter(points)
         for block in self.stack:
-            z, increment = block(z, context, self._steps(num_steps), discrete)
+            z, increment = block(z, conditions, self._steps(num_steps), discrete)
             logdet = logdet + increment
-        return z, logdet
+        return shaped(z, leading), shaped(logdet, leading)
 
     def inverse(
         self,
-        z: Tensor,
-        context: Tensor | None = None,
+        z: Rows,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         exact: bool = False,
         validate: bool = True,
@@ -168,7 +174,7 @@ class Composition(nn.Module):
             The data x (B, d) and the inverse map's logdet (B,); if exact, minus the logdet of `forward` at x.
 
         Raises:
-            ValueError: If the shape does not match or z holds NaN or inf.
+            jkoflow.arrays.InputError: If the shape does not match or z holds NaN or inf.
             jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
 
         Example:
@@ -179,35 +185,35 @@ class Composition(nn.Module):
             >>> torch.allclose(back, x, atol=1e-5)
             True
         """
-        check_points(z, self.dim, "z", validate)
-        context = self.standardized_context(context, z.shape[0], validate)
-        x, logdet = z, z.new_zeros(z.shape[0])
+        x, leading = take_points(z, self.dim, "z", self.standardize.mean, validate)
+        conditions = self.standardized_context(context, leading, validate)
+        logdet = x.new_zeros(x.shape[0])
         for index, block in reversed(list(enumerate(self.stack))):
-            x, increment = block.inverse(x, context, self._steps(num_steps), exact, f"block {index}")
+            x, increment = block.inverse(x, conditions, self._steps(num_steps), exact, f"block {index}")
             logdet = logdet + increment
         x, increment = self.leave(x)
-        return x, logdet + increment
+        return shaped(x, leading), shaped(logdet + increment, leading)
 
     def carry(
         self,
-        x: Tensor,
-        context: Tensor | None = None,
+        x: Rows,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         inverse: bool = False,
         validate: bool = True,
     ) -> Tensor:
         """Returns the noise of data x (B, d), or the data of noise, for half of what `forward` and `inverse` cost."""
-        check_points(x, self.dim, "x", validate)
-        context = self.standardized_context(context, x.shape[0], validate)
-        point = x if inverse else self.enter(x)[0]
+        point, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
+        conditions = self.standardized_context(context, leading, validate)
+        point = point if inverse else self.enter(point)[0]
         for block in reversed(self.stack) if inverse else self.stack:
-            point = block.carry(point, context, self._steps(num_steps), inverse)
-        return self.leave(point)[0] if inverse else point
+            point = block.carry(point, conditions, self._steps(num_steps), inverse)
+        return shaped(self.leave(point)[0] if inverse else point, leading)
 
     def trajectory(
         self,
-        x: Tensor,
-        context: Tensor | None = None,
+        x: Rows,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         inverse: bool = False,
         validate: bool = True,
@@ -225,35 +231,40 @@ class Composition(nn.Module):
             Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
             and after the initial map.
         """
-        check_points(x, self.dim, "x", validate)
-        context = self.standardized_context(context, x.shape[0], validate)
-        point = x if inverse else self.enter(x)[0]
+        point, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
+        conditions = self.standardized_context(context, leading, validate)
+        point = point if inverse else self.enter(point)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
         for block in reversed(self.stack) if inverse else self.stack:
             step = block.inverse if inverse else block
-            point, increment = step(point, context, self._steps(num_steps))
+            point, increment = step(point, conditions, self._steps(num_steps))
             logdet = logdet + increment
             stages.append((point, logdet))
         if inverse:
             stages.reverse()
-        return Trajectory(torch.stack([p for p, _ in stages]), torch.stack([j for _, j in stages]))
+        positions, logdets = zip(*((shaped(p, leading), shaped(j, leading)) for p, j in stages), strict=True)
+        return Trajectory(torch.stack(positions), torch.stack(logdets))
 
-    def standardized_context(self, context: Tensor | None, rows: int, validate: bool = True) -> Tensor | None:
+    def standardized_context(
+        self, context: Rows | None, rows: int | torch.Size, validate: bool = True
+    ) -> Tensor | None:
         """Checks context and brings it into the units that the blocks were trained with.
 
         Arguments:
-            context: Conditioning variables in their own units, finite, with shape (rows, c); None for an unconditional
-                flow.
-            rows: Number of rows that context must have.
+            context: Conditioning variables in their own units, finite, in a form that `forward` takes; None for an
+                unconditional flow.
+            rows: Number of points, or the axes that they are in.
             validate: Whether to look for NaN and inf first, see `forward`.
 
         Returns:
-            Standardised conditioning variables, with shape (rows, c), or None.
+            Standardised conditioning variables of each point, with shape (rows, c), or None.
 
         Raises:
-            ValueError: If context is missing or superfluous, its shape does not match or it holds NaN or inf.
+            jkoflow.arrays.InputError: If context is missing or superfluous, its shape does not match or it holds NaN or
+                inf.
         """
-        check_context(context, rows, self.context_dim, validate)
+        leading = torch.Size((rows,)) if isinstance(rows, int) else rows
+        conditions = take_context(context, leading, self.context_dim, self.standardize.mean, validate)
         layer = self.standardize_context
-        return context if context is None or layer is None else layer(context)[0]
+        return conditions if conditions is None or layer is None else layer(conditions)[0]

@@ -15,6 +15,7 @@ from jkoflow.block import Block
 from jkoflow.composition import Composition, Trajectory
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
+from jkoflow.inputs import Rows
 from jkoflow.ops.grid import Grid, as_grid
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
@@ -51,8 +52,8 @@ class JKOFlow(Composition):
 
     def log_prob(
         self,
-        x: Tensor,
-        context: Tensor | None = None,
+        x: Rows,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         discrete: bool = False,
         validate: bool = True,
@@ -60,8 +61,9 @@ class JKOFlow(Composition):
         """Returns the log-density of x in nats, in the data's own units.
 
         Arguments:
-            x: Data in their own units, finite, with shape (B, d).
-            context: Conditioning variables, with shape (B, c).
+            x: Data in their own units, finite, with shape (B, d) or any other form that `forward` takes, such as a data
+                frame.
+            context: Conditioning variables, with shape (B, c) or any other form that `forward` takes.
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             discrete: Whether to take the log-determinant of the Runge-Kutta map itself, so that the density integrates
                 to one at any number of steps. It costs d passes forward and back, for small d, and has no gradients.
@@ -70,7 +72,7 @@ class JKOFlow(Composition):
                 Without it the call only queues work on a GPU. Shapes are checked always.
 
         Returns:
-            Log-densities, with shape (B,).
+            Log-densities, with shape (B,), in the flow's dtype.
         """
         z, logdet = self.forward(x, context, num_steps, discrete, validate)
         return base_log_prob(z) + logdet
@@ -78,7 +80,7 @@ class JKOFlow(Composition):
     def sample(
         self,
         n: int,
-        context: Tensor | None = None,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
@@ -86,7 +88,8 @@ class JKOFlow(Composition):
     ) -> Tensor:
         """Draws n points in the data's own units, with shape (n, d).
 
-        ``context`` has shape (n, c); the other arguments are those of `inverse`.
+        ``context`` has shape (n, c), or (c,) for the same condition in all rows; the other arguments are those of
+        `inverse`.
         """
         if exact:
             return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate)[0]
@@ -95,7 +98,7 @@ class JKOFlow(Composition):
     def sample_and_log_prob(
         self,
         n: int,
-        context: Tensor | None = None,
+        context: Rows | None = None,
         num_steps: int | Grid | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
@@ -114,7 +117,7 @@ class JKOFlow(Composition):
         mean = self.standardize.mean
         return torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
 
-    def measure_movements(self, x: Tensor, context: Tensor | None = None) -> list[float]:
+    def measure_movements(self, x: Rows, context: Rows | None = None) -> list[float]:
         """Measures how far every block moves data, and sets the blocks' movements; training does so by itself.
 
         Arguments:
@@ -125,7 +128,7 @@ class JKOFlow(Composition):
             Root mean square distances in the blocks' units, one per block.
         """
         with torch.no_grad():
-            path = self.trajectory(x, context).x
+            path = self.trajectory(x, context).x.flatten(1, -2)
         movements = (path[1:] - path[:-1]).double().square().sum(2).mean(1).sqrt().tolist()
         for block, movement in zip(self.stack, movements, strict=True):
             block.movement = movement
@@ -251,5 +254,5 @@ class JKOFlow(Composition):
 
 
 def base_log_prob(z: Tensor) -> Tensor:
-    """Returns the log-density of the standard Gaussian in nats, with shape (B,), for z (B, d)."""
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+    """Returns the log-density of the standard Gaussian in nats, with shape (...), for z (..., d)."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

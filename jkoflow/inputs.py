@@ -1,59 +1,144 @@
-"""Checks of the rows of data, noise and context that a flow is given, before anything is computed."""
+"""The rows of data, noise and context that a flow is given: brought into one form and checked before any computation.
+
+Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+from torch._C import _functorch as functorch
+
+from jkoflow.arrays import InputError, as_numbers
+
+Rows = Tensor | ArrayLike
+"""Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
 
 
-def check_points(x: Tensor, dim: int, name: str, validate: bool) -> None:
-    """Refuses points that a flow cannot carry.
+def take_points(x: Rows, dim: int, name: str, like: Tensor, validate: bool) -> tuple[Tensor, torch.Size]:
+    """Returns points in the form that a flow can carry, and the shape of their results.
 
     Arguments:
-        x: The points, which must have shape (B, d).
+        x: The points, with shape (..., d), such as (B, d), or (d,) for a single one; with one column (N,) are N points.
         dim: Number d of features.
         name: Name of the points in errors.
+        like: A tensor with the flow's dtype, and its device for what is not a tensor yet.
         validate: Whether to look for NaN and inf, too, which waits for the device.
 
+    Returns:
+        The points, with shape (B, d), and the axes (...), of which B is the product. Gradients flow through.
+
     Raises:
-        ValueError: If the shape does not match, or a value is not finite (row and column are named).
+        InputError: If the shape does not match, or a value is no number or not finite (row and column are named).
     """
-    if x.dim() != 2 or x.shape[1] != dim:
-        raise ValueError(f"{name} must have shape (B, {dim}) to match flow.dim, got {tuple(x.shape)}")
+    rows = x if isinstance(x, Tensor) and x.dtype == like.dtype else _to_tensor(x, name, like)
+    if dim == 1 and rows.dim() < 2:
+        rows = rows.unsqueeze(-1)
+    if rows.dim() < 1 or rows.shape[-1] != dim:
+        raise InputError(f"{name} must have shape (B, {dim}) to match flow.dim, got {tuple(rows.shape)}")
     if validate:
-        _check_finite(x, name)
+        _check_finite(rows, x, name)
+    leading = rows.shape[:-1]
+    return (rows if rows.dim() == 2 else rows.reshape(-1, dim)), leading
 
 
-def check_context(context: Tensor | None, rows: int, context_dim: int, validate: bool) -> None:
-    """Refuses conditioning variables that do not match the points.
+def take_context(
+    context: Rows | None, leading: torch.Size, context_dim: int, like: Tensor, validate: bool
+) -> Tensor | None:
+    """Returns conditioning variables in the form that a flow can read.
 
     Arguments:
-        context: The conditioning variables, which must have shape (rows, c); None for an unconditional flow.
-        rows: Number of points.
+        context: The conditioning variables, with shape (..., c), or (...) if c is 1; one condition (c,) is that of all
+            points; None for an unconditional flow.
+        leading: The axes (...) of the points, see `take_points`.
         context_dim: Number c of conditioning variables; 0 for an unconditional flow.
-        validate: Whether to look for NaN and inf, too, see `check_points`.
+        like: As for `take_points`.
+        validate: Whether to look for NaN and inf, too, see `take_points`.
+
+    Returns:
+        One row for each point, with shape (B, c), or None.
 
     Raises:
-        ValueError: If context is missing or superfluous, its shape does not match or a value is not finite.
+        InputError: If context is missing or superfluous, its shape does not match or a value is no number or not
+            finite.
     """
-    wanted = (rows, context_dim)
     if context is None:
         if context_dim:
-            raise ValueError(f"context must have shape {wanted} for this conditional flow, got None")
-        return
+            raise InputError(f"context must have shape {(*leading, context_dim)} for this conditional flow, got None")
+        return None
+    rows = (
+        context if isinstance(context, Tensor) and context.dtype == like.dtype else _to_tensor(context, "context", like)
+    )
     if not context_dim:
-        raise ValueError(f"context must be None for a flow without conditioning variables, got {tuple(context.shape)}")
-    if context.shape != wanted:
-        raise ValueError(f"context must have shape {wanted} to match x and the flow, got {tuple(context.shape)}")
+        raise InputError(f"context must be None for a flow without conditioning variables, got {tuple(rows.shape)}")
+    if rows.dim() != 2 or len(leading) != 1 or rows.shape[0] != leading[0] or rows.shape[1] != context_dim:
+        rows = _spread(rows, leading, context_dim)
     if validate:
-        _check_finite(context, "context")
+        _check_finite(rows, context, "context")
+    return rows
 
 
-def _check_finite(x: Tensor, name: str) -> None:
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        row, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name} must be finite, got {x[row, column].item()} in row {row}, column {column} "
-            f"({int((~finite).sum())} such values); drop or impute these rows"
+def shaped(rows: Tensor, leading: torch.Size) -> Tensor:
+    """Returns results (B,) or (B, d) under the axes of the points that they belong to, (...) or (..., d)."""
+    return rows if len(leading) == 1 else rows.reshape(*leading, *rows.shape[1:])
+
+
+def _to_tensor(data: Any, name: str, like: Tensor) -> Tensor:
+    if isinstance(data, list | tuple) and data and all(isinstance(row, Tensor) for row in data):
+        data = torch.stack([*data])
+    if not isinstance(data, Tensor):
+        return torch.tensor(as_numbers(data, name)).to(like)
+    if data.is_complex():
+        raise InputError(f"{name} must be real numbers, got {data.dtype}; pass real and imaginary parts as columns")
+    return data.to(like.dtype)
+
+
+def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
+    """Returns one row (B, c) of context for each point, from one for all of them, or in the shape of the points."""
+    wanted, given = torch.Size((*leading, context_dim)), rows.shape
+    if context_dim == 1 and (given == leading or not given):
+        rows = rows.unsqueeze(-1)
+    if rows.shape not in (wanted, wanted[-1:]):
+        raise InputError(f"context must have shape {tuple(wanted)} to match x and the flow, got {tuple(given)}")
+    return rows.expand(wanted).reshape(-1, context_dim)
+
+
+def _check_finite(rows: Tensor, given: Any, name: str) -> None:
+    finite = torch.isfinite(rows)
+    if torch.compiler.is_compiling():
+        if _exporting():  # a program without branches: it stops at this assertion
+            torch.ops.aten._assert_async.msg(
+                finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf"
+            )
+            return
+    elif functorch.is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
+        if not bool(_unwrapped(finite).all()):
+            raise InputError(f"{name} must be finite, got NaN or inf; drop or impute these rows")
+        return
+    if bool(finite.all()):
+        return
+    place = (~finite).nonzero()[0].tolist()
+    value, row, column = rows[tuple(place)].item(), place[:-1], place[-1]
+    where = f"row {row[0] if len(row) == 1 else tuple(row)}, column {column}" if row else f"column {column}"
+    count = f"{int((~finite).sum())} such values"
+    if isinstance(given, Tensor) and given.dtype != rows.dtype and bool(torch.isfinite(given).all()):
+        raise InputError(
+            f"{name} must be finite in the flow's {rows.dtype}, got values beyond it in {where} ({count}); rescale the "
+            "column, or use flow.double()"
         )
+    raise InputError(f"{name} must be finite, got {value} in {where} ({count}); drop or impute these rows")
+
+
+def _exporting() -> bool:
+    """Tells whether torch.export is tracing; versions of PyTorch that cannot tell refuse the check in their words."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and is_exporting()
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor

@@ -388,7 +388,7 @@ def test_values_are_looked_at_unless_told_otherwise(monkeypatch):
         assert reads == [], name  # each would wait for the device
         call(points, context)
         assert reads, name
-    for wrong in (points[:, :1], points[0]):
+    for wrong in (points[:, :1], points.flatten()):
         with pytest.raises(ValueError, match=r"x must have shape \(B, 2\)"):
             flow.log_prob(wrong, context, validate=False)
     with pytest.raises(ValueError, match=r"context must have shape \(6, 1\)"):

@@ -30,6 +30,7 @@ LAYERS = [
     "spline",
     "masses",
     "initial_map",
+    "arrays",
     "inputs",
     "composition",
     "flow",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,6 +86,21 @@ def train(
         >>> flow.sample(3).shape
         torch.Size([3, 2])
     """
+    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+        return _train(data, config, run_dir, resume, progress, source, start, context, clock)
+
+
+def _train(
+    data: Dataset | Tensor | NDArray[Any],
+    config: TrainConfig,
+    run_dir: str | Path | None,
+    resume: bool,
+    progress: Progress | None,
+    source: str | None,
+    start: JKOFlow | None,
+    context: Tensor | NDArray[Any] | None,
+    clock: Clock | None,
+) -> JKOFlow:
     world = World(clock)
     if not isinstance(data, Dataset):
         data = split_rows(data, seed=config.seed, context=context)

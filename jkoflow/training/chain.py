@@ -90,7 +90,7 @@ class Chain:
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
         """Builds a chain with fresh parameters from what `describe` returned."""
-        blocks = [Block.from_description(block) for block in description["blocks"]]
+        blocks = [Block.from_description(block).float() for block in description["blocks"]]
         return cls(blocks, [as_grid(num_steps) for num_steps in description["proportions"]])
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -116,7 +116,7 @@ class RoundTrainer:
             return None
         state, self._saved_fit = self._saved_fit, None
         if state is not None:
-            block = Block.from_description(state.block)
+            block = Block.from_description(state.block).float()
         elif self.warm:
             block = self.warm[index]
         else:

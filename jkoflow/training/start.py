@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -85,8 +87,20 @@ def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, b
 
 def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
     """Returns a block with the configuration's network, whose parameters are drawn from PyTorch's generator."""
-    velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
+    with _single_precision():
+        velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
     return Block(velocity, config.grid, config.method, jko_step=jko_step)
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Makes new parameters float32, as the data are, with the same numbers whatever PyTorch's default dtype is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,7 +196,7 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
 
 
 def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> list[Block]:
-    blocks = [Block.from_description(description) for description in descriptions]
+    blocks = [Block.from_description(description).float() for description in descriptions]
     for index, block in enumerate(blocks):
         block.load_state_dict({name: tensors[f"{chain}.{index}.{name}"] for name in block.state_dict()})
     return blocks

@@ -1,0 +1,84 @@
+"""Numbers out of what Python callers hold: arrays, lists, Series and data frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jkoflow.errors import UserError
+
+
+class InputError(UserError, ValueError):
+    """Raised if rows or conditions cannot be taken as numbers, or do not fit a flow; the message tells the fix."""
+
+
+def as_numbers(data: Any, name: str) -> NDArray[Any]:
+    """Returns numbers as an array of floats or integers of the same shape.
+
+    Arguments:
+        data: Real numbers or truth values: an array, nested lists, or a Series or data frame of pandas. Masked, missing
+            (None, NA) and undefined entries become NaN.
+        name: Name of the data in errors.
+
+    Returns:
+        The array, of a numpy dtype of kind f, i or u; true and false are 1.0 and 0.0.
+
+    Raises:
+        InputError: If an entry is no real number, or rows differ in length.
+    """
+    if is_pandas(data):
+        return _frame_numbers(data, name) if hasattr(data, "columns") else column_numbers(data, name)
+    return array_numbers(data, name)
+
+
+def is_pandas(data: object) -> bool:
+    """Tells whether an object is one of pandas, which need not be installed."""
+    return any(kind.__module__.partition(".")[0] == "pandas" for kind in type(data).__mro__)
+
+
+def array_numbers(data: Any, name: str) -> NDArray[Any]:
+    """Returns an array or nested lists as `as_numbers` does."""
+    try:
+        array = np.ma.asanyarray(data) if isinstance(data, np.ma.MaskedArray) else np.asarray(data)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors in lists with gradients
+        raise InputError(f"{name} must be an array of real numbers, one row per sample: {error}") from error
+    if array.dtype.kind == "O":
+        array = _object_numbers(array, name)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must be real numbers, got {array.dtype}; encode it as numbers, or leave it out")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        return array.astype(np.float64).filled(np.nan)
+    return np.asarray(array, np.float64 if array.dtype.kind == "b" else None)
+
+
+def column_numbers(column: Any, name: str) -> NDArray[Any]:
+    """Returns a Series of pandas as `as_numbers` does, with shape (N,)."""
+    kind = column.dtype.kind
+    if kind in "iu" and not column.hasnans:
+        return column.to_numpy(dtype=np.dtype(f"{kind}8"))
+    if kind in "fiub":
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if kind == "O":
+        return array_numbers(column.to_numpy(dtype=object, na_value=None), name)
+    raise InputError(f"{name} must be real numbers, got {column.dtype}; encode it as numbers, or leave it out")
+
+
+def _frame_numbers(frame: Any, name: str) -> NDArray[Any]:
+    columns = [
+        column_numbers(frame.iloc[:, position], f"column {str(label)!r} of {name}")
+        for position, label in enumerate(frame.columns)
+    ]
+    return np.stack(columns, 1) if columns else np.empty((len(frame), 0))
+
+
+def _object_numbers(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Returns an array of Python's numbers as float64; text is no number even if it reads as one."""
+    text = next((entry for entry in array.flat if isinstance(entry, str | bytes)), None)
+    if text is not None:
+        raise InputError(f"{name} must be real numbers, got {str(text)[:40]!r}; encode it as numbers, or leave it out")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be real numbers: {error}; encode it as numbers, or leave it out") from error
