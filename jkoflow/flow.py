@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -217,7 +218,11 @@ class JKOFlow(Composition):
         Raises:
             OSError: If the file cannot be written.
         """
-        description = {
+        checkpoint.save(path, "flow", self.state_dict(), self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the flow without its numbers, as JSON values; `from_description` builds it again."""
+        return {
             "dim": self.dim,
             "eval_num_steps": self.eval_num_steps,
             "context_dim": self.context_dim,
@@ -226,7 +231,22 @@ class JKOFlow(Composition):
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
-        checkpoint.save(path, "flow", self.state_dict(), description)
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> JKOFlow:
+        """Builds a flow from what `describe` returned; its numbers are still to be loaded.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError, RuntimeError: If something is missing or wrong.
+        """
+        blocks = [Block.from_description(block) for block in description["blocks"]]
+        context: tuple[Tensor | None, Tensor | None] = (None, None)
+        if description.get("standardize_context", False):  # files of earlier versions do not have it
+            context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
+        dim = description["dim"]
+        initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
+        flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
+        return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod
     def load(cls, path: str | Path) -> JKOFlow:
@@ -239,14 +259,7 @@ class JKOFlow(Composition):
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, "flow")
         try:
-            blocks = [Block.from_description(block) for block in description["blocks"]]
-            context: tuple[Tensor | None, Tensor | None] = (None, None)
-            if description.get("standardize_context", False):  # files of earlier versions do not have it
-                context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
-            dim = description["dim"]
-            initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
-            flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
-            flow = flow.to(getattr(torch, description["dtype"]))
+            flow = cls.from_description(description)
             flow.load_state_dict(tensors)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error

@@ -28,6 +28,8 @@ class Dataset:
             are none.
         val_context: Conditioning variables of the validation rows, with shape (N_val, c).
         test_context: Conditioning variables of the test rows, with shape (N_test, c).
+        prepared: Whether the conditioning variables are as a network takes them, such as indicators of states; they
+            are not brought to another scale then, and some may be constant.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -48,6 +50,7 @@ class Dataset:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
     test_context: Tensor | None = None
+    prepared: bool = False
 
     def __post_init__(self) -> None:
         if len(self.features) == 0:
@@ -69,7 +72,7 @@ class Dataset:
                 if context.shape[0] != rows.shape[0]:
                     raise DataError(f"{part}_context must have {rows.shape[0]} rows as {part}, got {context.shape[0]}")
         check_varies(self.train.detach().cpu().numpy(), self.features, "train")
-        if self.train_context is not None:
+        if self.train_context is not None and not self.prepared:
             check_varies(self.train_context.detach().cpu().numpy(), self.context_features, "train_context")
 
     @property

@@ -22,7 +22,7 @@ from jkoflow.velocity import MLPVelocity
 
 def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
     """Returns a flow without blocks: the standardisation and the initial map of the data."""
-    context = (None, None) if data.train_context is None else _moments(data.train_context)
+    context = _context_moments(data)
     flow = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
     flow.initial_map = fit_map(flow.standardize(data.train)[0], config.initial_map)
     return flow
@@ -101,6 +101,15 @@ def _single_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _context_moments(data: Dataset) -> tuple[Tensor | None, Tensor | None]:
+    """Returns mean and deviation of the conditioning variables, 0 and 1 if they are prepared; None without any."""
+    if data.train_context is None:
+        return None, None
+    if data.prepared:
+        return torch.zeros(data.context_dim), torch.ones(data.context_dim)
+    return _moments(data.train_context)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:

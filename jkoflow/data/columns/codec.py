@@ -229,19 +229,19 @@ class Lattice(Codec):
         return places
 
 
-def fit_lattice(values: Floats, first: float, step: float, natural: bool, most_knots: int = 400) -> Lattice:
-    """Fits the distribution of a lattice's cells.
+def fit_lattice(values: Floats, first: float, step: float, natural: bool) -> Lattice:
+    """Fits the distribution of a lattice's cells; cells of rare values share one of the distribution's bins.
 
     Arguments:
         values: Training values, with shape (N,).
         first: Smallest value of the lattice that has been seen anywhere.
         step: Distance between two neighbours.
         natural: Whether nothing lies below the first value, such as below 0 for counts.
-        most_knots: Largest number of knots; cells of rare values share one.
     """
     places, _ = lattice_places(values, first, step)
     seen, counts = np.unique(places, return_counts=True)
     edges = np.union1d(seen, seen + 1)
+    most_knots = min(max(len(values) // ROWS_PER_BIN, MOST_BINS[0]), MOST_BINS[1])
     if len(edges) > most_knots:  # every frequent value keeps a cell of its own
         frequent = seen[counts > 2 * len(values) / most_knots]
         spread = np.quantile(places, np.linspace(0, 1, most_knots // 2), method="nearest")
@@ -256,6 +256,13 @@ def fit_lattice(values: Floats, first: float, step: float, natural: bool, most_k
     excess = float((ordered[-few:] - ordered[-few]).mean()), float((ordered[few - 1] - ordered[:few]).mean())
     tails = (0.0 if natural else max(excess[1], 1.0), max(excess[0], 1.0))
     return Lattice(first, step, edges.astype(int).tolist(), cumulative.tolist(), tails)
+
+
+ROWS_PER_BIN = 100
+"""Rows for each bin of a lattice's distribution."""
+
+MOST_BINS = (32, 400)
+"""Bounds of the largest number of bins."""
 
 
 def lattice_places(values: Array, first: float, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

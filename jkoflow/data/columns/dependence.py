@@ -16,6 +16,9 @@ MOST_ROWS = 5000
 SPARE_ROWS = 10
 """Rows beyond two for every column without which a dependence may be chance."""
 
+MOST_DIGITS = 7
+"""Digits of coefficients up to which simpler ones are tried."""
+
 LEAST_COEFFICIENT = 1e-4
 """Share of a column's spread below which another column is taken for no part of it."""
 
@@ -67,10 +70,20 @@ def _affine(
         return None
     intercept, coefficients = fitted
     noise = precision[name] + sum(abs(a) * precision[other] for a, other in zip(coefficients, others, strict=True))
-    value = intercept + sum(a * exact[other] for a, other in zip(coefficients, others, strict=True))
-    worst = float(np.abs(exact[name] - value).max())
+
+    def worst_with(constant: float, factors: Floats) -> float:
+        value = constant + sum(a * exact[other] for a, other in zip(factors, others, strict=True))
+        return float(np.abs(exact[name] - value).max())
+
+    worst = worst_with(intercept, coefficients)
     if worst > noise:
         return None
+    for digits in range(1, MOST_DIGITS):  # rounding has moved the coefficients: simple ones may do as well
+        simple = np.array([float(f"{a:.{digits}g}") for a in coefficients])
+        constant = float(f"{intercept:.{digits}g}")
+        if worst_with(constant, simple) <= noise:
+            intercept, coefficients, worst = constant, simple, worst_with(constant, simple)
+            break
     kept = [k for k, other in enumerate(others) if abs(coefficients[k]) * _spread(exact[other]) > LEAST_COEFFICIENT * _spread(exact[name])]
     if not kept:
         return None

@@ -32,6 +32,9 @@ MOST_SPIKES = 8
 SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
 """A value is a spike from so many rows, such a share of them, and so many times more rows than other values on."""
 
+CLEAR = 20
+"""Steps that a fine lattice keeps away from an edge, so that its cells are narrow there, too."""
+
 UNITS = ("D", "h", "m", "s", "ms", "us")
 """Units of dates, the coarsest first."""
 
@@ -122,7 +125,8 @@ class _Decision:
         step = float(np.timedelta64(1, unit) / np.timedelta64(1, "D"))
         inner = self._numbers(days(self.values), days(self.fit), step if unit == "D" else None)
         assert inner.codec is not None
-        reason = f"dates from {ticks.min()} to {ticks.max()}"
+        shown = ticks.astype("datetime64[D]" if unit == "D" else "datetime64[s]")
+        reason = f"dates from {shown.min()} to {shown.max()}"
         return ColumnPlan(self.name, Date(inner.codec, unit), "date", reason, f"days: {inner.treatment}", inner.robust)
 
     # ---- Numbers
@@ -178,7 +182,7 @@ class _Decision:
         fine = spacing.fineness > FINE and len(spikes) <= MOST_SPIKES
         if fine:
             plan = self._real(values, fit, spikes, spacing)
-            if plan.codec is not None and isinstance(plan.codec, Real) and plan.codec.link["kind"] == "real":
+            if isinstance(plan.codec, Real) and _is_clear(plan.codec, values, spikes):
                 return self._mixed(ColumnPlan(self.name, plan.codec, kind, reason, plan.treatment, plan.robust), spikes)
         codec = fit_lattice(fit, spacing.first, spacing.step, natural)
         plan = ColumnPlan(self.name, codec, kind, reason, "cells filled with noise, the masses are integrals over them")
@@ -281,6 +285,13 @@ def plan_column(
 def label_of(features: tuple[str, ...], name: str) -> str:
     """Returns what messages call a column."""
     return column_label(features, features.index(name))
+
+
+def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:
+    """Tells whether no cell of a fine lattice is near an edge, where its width would matter."""
+    rest = values[~np.isin(values, spikes)]
+    gaps = [rest.min() - codec.link.get("lower", -np.inf), codec.link.get("upper", np.inf) - rest.max()]
+    return min(gaps) >= CLEAR * codec.step
 
 
 def _through(link: Link, values: Floats) -> Floats:
