@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jkoflow.errors import UserError
 
@@ -18,19 +20,37 @@ def as_numbers(data: Any, name: str) -> NDArray[Any]:
     """Returns numbers as an array of floats or integers of the same shape.
 
     Arguments:
-        data: Real numbers or truth values: an array, nested lists, or a Series or data frame of pandas. Masked, missing
-            (None, NA) and undefined entries become NaN.
+        data: Real numbers or truth values: an array, a tensor, nested lists, or a Series or data frame of pandas.
+            Masked and missing entries (None, NA) become NaN.
         name: Name of the data in errors.
 
     Returns:
-        The array, of a numpy dtype of kind f, i or u; true and false are 1.0 and 0.0.
+        The array, of a numpy dtype of kind f, of at least float32, i or u; true and false are 1.0 and 0.0.
 
     Raises:
         InputError: If an entry is no real number, or rows differ in length.
     """
     if is_pandas(data):
         return _frame_numbers(data, name) if hasattr(data, "columns") else column_numbers(data, name)
-    return array_numbers(data, name)
+    data = stacked(data)
+    return tensor_numbers(data, name) if isinstance(data, Tensor) else array_numbers(data, name)
+
+
+def stacked(data: Any) -> Any:
+    """Returns a list of tensors of one shape as one tensor, and everything else as it is."""
+    if isinstance(data, list | tuple) and data and all(isinstance(row, Tensor) for row in data):
+        return torch.stack([*data])
+    return data
+
+
+def tensor_numbers(tensor: Tensor, name: str) -> NDArray[Any]:
+    """Returns a tensor, on whatever device, as `as_numbers` does."""
+    if tensor.is_complex():
+        raise InputError(f"{name} must be real numbers, got {tensor.dtype}; pass real and imaginary parts as columns")
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bool or (tensor.is_floating_point() and tensor.element_size() < 4):
+        tensor = tensor.float()
+    return tensor.numpy()
 
 
 def is_pandas(data: object) -> bool:
@@ -41,7 +61,7 @@ def is_pandas(data: object) -> bool:
 def array_numbers(data: Any, name: str) -> NDArray[Any]:
     """Returns an array or nested lists as `as_numbers` does."""
     try:
-        array = np.ma.asanyarray(data) if isinstance(data, np.ma.MaskedArray) else np.asarray(data)
+        array = data if isinstance(data, np.ma.MaskedArray) else np.asarray(data)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors in lists with gradients
         raise InputError(f"{name} must be an array of real numbers, one row per sample: {error}") from error
     if array.dtype.kind == "O":
@@ -49,8 +69,8 @@ def array_numbers(data: Any, name: str) -> NDArray[Any]:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} must be real numbers, got {array.dtype}; encode it as numbers, or leave it out")
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-        return array.astype(np.float64).filled(np.nan)
-    return np.asarray(array, np.float64 if array.dtype.kind == "b" else None)
+        return np.ma.filled(array.astype(np.float64), np.nan)
+    return np.asarray(array, np.float64 if array.dtype.kind == "b" or array.dtype == np.float16 else None)
 
 
 def column_numbers(column: Any, name: str) -> NDArray[Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch._C import _functorch as functorch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from jkoflow.arrays import InputError, as_numbers
+from jkoflow.arrays import InputError, as_numbers, stacked
 
 Rows = Tensor | ArrayLike
 """Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
@@ -87,8 +87,7 @@ def shaped(rows: Tensor, leading: torch.Size) -> Tensor:
 
 
 def _to_tensor(data: Any, name: str, like: Tensor) -> Tensor:
-    if isinstance(data, list | tuple) and data and all(isinstance(row, Tensor) for row in data):
-        data = torch.stack([*data])
+    data = stacked(data)
     if not isinstance(data, Tensor):
         return torch.tensor(as_numbers(data, name)).to(like)
     if data.is_complex():
@@ -114,7 +113,7 @@ def _check_finite(rows: Tensor, given: Any, name: str) -> None:
                 finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf"
             )
             return
-    elif functorch.is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
+    elif is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
         if not bool(_unwrapped(finite).all()):
             raise InputError(f"{name} must be finite, got NaN or inf; drop or impute these rows")
         return
@@ -139,6 +138,6 @@ def _exporting() -> bool:
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
     return tensor

@@ -17,6 +17,7 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     "_version",
     "errors",
+    "callers",
     "former_names",
     "activation",
     "velocity",

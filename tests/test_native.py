@@ -250,12 +250,43 @@ def test_compiles_into_one_graph(dynamic):
             torch.testing.assert_close(a, b)
 
 
-def test_double_backward_is_refused():
-    velocity, x, _ = case(NETWORKS["two layers"], 4)
-    result = jkoflow.integrate(velocity, x.requires_grad_(), backend="cpu")
-    (gradient,) = torch.autograd.grad(result.logdet.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*backend='reference'"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("network", ["two layers", "context and linear"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+def test_second_and_third_derivatives(network, divergence):
+    velocity, x, context = case(NETWORKS[network], 4)
+    noise = torch.randn_like(x) if divergence == "hutchinson" else None
+    inputs = [x, *([] if context is None else [context]), *velocity.parameters()]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    found = []
+    for backend in ("cpu", "reference"):
+        result = jkoflow.integrate(
+            velocity, x, context=context, num_steps=2, divergence=divergence, noise=noise, backend=backend
+        )
+        value = result.x.sin().sum() + result.logdet.square().sum() + result.path[1].cos().sum()
+        for _ in range(2):
+            gradients = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+            value = sum(gradient.sin().sum() for gradient in gradients)
+        found.append(torch.autograd.grad(value, inputs, materialize_grads=True))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_second_derivatives_of_some_inputs():
+    velocity, x, context = case(NETWORKS["context and linear"], 4)
+    for wanted in ([x], [context], list(velocity.parameters())[1:2]):
+        velocity.requires_grad_(False)
+        found = []
+        for backend in ("cpu", "reference"):
+            for tensor in wanted:
+                tensor.requires_grad_()
+            result = jkoflow.integrate(velocity, x, context=context, backend=backend)
+            gradients = torch.autograd.grad(result.logdet.sum(), wanted, create_graph=True)
+            found.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), wanted))
+            for tensor in wanted:
+                tensor.requires_grad_(False)
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("trainable", ["x", "context", "parameters", "nothing"])

@@ -13,7 +13,8 @@ from torch import Tensor
 from jkoflow.data.benchmarks import BENCHMARKS, read_benchmark
 from jkoflow.data.bundled import gasturbine
 from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features, warn_about_columns
-from jkoflow.data.dataset import Dataset, require_batch
+from jkoflow.data.dataset import Dataset, require_batch, warn_once
+from jkoflow.data.memory import as_table
 from jkoflow.data.optional import MissingExtraError, require
 from jkoflow.data.readers import PARTS, READERS, Table, read_table
 from jkoflow.data.shapes import SHAPES, draw
@@ -27,6 +28,7 @@ __all__ = [
     "DataWarning",
     "Dataset",
     "MissingExtraError",
+    "as_table",
     "check_output",
     "default_features",
     "draw",
@@ -37,6 +39,7 @@ __all__ = [
     "require",
     "require_batch",
     "split_rows",
+    "warn_once",
     "write_table",
 ]
 
@@ -91,15 +94,13 @@ def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[st
     name = known.name if isinstance(known, _BenchmarkFiles) else known.stem
     try:
         if not table.is_split:
-            rows = table.parts["all"]
-            data = split_rows(rows, seed, name, table.features)
-        else:
-            for part, rows in table.parts.items():
-                check_finite(rows, table.features, part)
-            rows = table.parts["train"]
-            check_varies(rows, table.features, "train")
-            train, val, test = (to_float32(table.parts[part]) for part in PARTS)
-            data = Dataset(name, train, val, test, table.features)
+            return split_rows(table.parts["all"], seed, name, table.features)
+        for part, rows in table.parts.items():
+            check_finite(rows, table.features, part)
+        rows = table.parts["train"]
+        check_varies(rows, table.features, "train")
+        train, val, test = (to_float32(table.parts[part]) for part in PARTS)
+        data = Dataset(name, train, val, test, table.features, warned=True)
         warn_about_columns(rows, table.features)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jkoflow.callers import warn_caller
 from jkoflow.errors import UserError
 
 LARGEST = 1e18
@@ -116,4 +116,4 @@ def warn_about_columns(rows: NDArray[Any], features: Sequence[str]) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DataWarning, stacklevel=3)
+    warn_caller(text, DataWarning)

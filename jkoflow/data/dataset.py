@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jkoflow.data.checks import DataError, check_finite, check_varies
+from jkoflow.data.checks import DataError, check_finite, check_varies, warn_about_columns
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Dataset:
         test_context: Conditioning variables of the test rows, with shape (N_test, c).
         prepared: Whether the conditioning variables are as a network takes them, such as indicators of states; they
             are not brought to another scale then, and some may be constant.
+        warned: Whether columns that should be looked at have been pointed out already, as `split_rows` and
+            `load_dataset` do; else training does so.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -51,6 +53,7 @@ class Dataset:
     val_context: Tensor | None = None
     test_context: Tensor | None = None
     prepared: bool = False
+    warned: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.features) == 0:
@@ -118,6 +121,15 @@ class Dataset:
             **{part: rows[:, rest].contiguous() for part, rows in parts.items()},
             **{f"{part}_context": rows[:, context].contiguous() for part, rows in parts.items()},
         )
+
+
+def warn_once(data: Dataset) -> None:
+    """Gives the `DataWarning`s about the columns of the training rows, unless they have been given before."""
+    if data.warned:
+        return
+    warn_about_columns(data.train.detach().cpu().numpy(), data.features)
+    if data.train_context is not None:
+        warn_about_columns(data.train_context.detach().cpu().numpy(), data.context_features)
 
 
 def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:

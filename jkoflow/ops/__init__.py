@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkoflow.callers import warn_caller
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import native, operators, reference
 from jkoflow.ops.checks import Request, check_request
@@ -244,12 +243,4 @@ _warned: set[str] = set()
 def _warn_fallback(reason: str) -> None:
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
-        warnings.warn(f"using the PyTorch reference: {reason}", FallbackWarning, stacklevel=_levels_to_the_caller())
-
-
-def _levels_to_the_caller() -> int:
-    """Returns the ``stacklevel`` of a warning that is to point at the first code outside of jkoflow and torch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("jkoflow", "torch"):
-        level, frame = level + 1, frame.f_back
-    return level
+        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)

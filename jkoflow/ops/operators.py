@@ -1,4 +1,4 @@
-"""The kernels as torch custom operators: opaque to torch.compile, differentiable once.
+"""The kernels as torch custom operators: opaque to torch.compile, differentiable, the second time by PyTorch.
 
 Their arguments are few and flat, because autograd's machinery around Python operators takes longer than a small kernel
 does: layers arrive in a fixed number of optional slots rather than in lists, all settings in one string.
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from jkoflow.ops import native
+from jkoflow.ops.derivatives import Tensors, network_gradients
 from jkoflow.ops.grid import Fixed
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
@@ -222,14 +223,45 @@ def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     return *_share_out(wanted, gradients, _places(saved[2 : 2 + _SLOTS])), None, None, None
 
 
-def _refuse_double_backward(ctx: Any, *bars: Any) -> None:
-    raise RuntimeError(
-        "the fused kernels cannot be differentiated twice; pass backend='reference' for second derivatives"
-    )
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    settings = 3 + _SLOTS  # behind path, context, the slots and noise
+    ctx.set_materialize_grads(False)
+    ctx.settings = inputs[settings]
+    ctx.save_for_backward(*inputs[:settings], *inputs[settings + 1 : -1])
+
+
+def _double_backward(ctx: Any, x_bar: Tensor | None, context_bar: Tensor | None, slots_bar: Tensor | None) -> Any:
+    """Differentiates the gradients, which are functions of the start of the path, the network and their own bars."""
+    path, context, *rest = ctx.saved_tensors
+    slots, noise, bars = rest[:_SLOTS], rest[_SLOTS], rest[_SLOTS + 1 :]
+    names = ("end", "logdet", "path")
+    inputs = {"x": path[0], "context": context, **{f"slot {i}": slot for i, slot in enumerate(slots)}}
+    inputs |= dict(zip(names, bars, strict=True))
+    given: Tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    wanted: dict[str, Tensor | None] = {"x": x_bar, "context": None if context is None else context_bar}
+    if slots_bar is not None:
+        for i, place in enumerate(_places(slots)):
+            wanted[f"slot {i}"] = None if place is None else slots_bar.as_strided(*place)
+    cotangents: Tensors = {name: bar for name, bar in wanted.items() if bar is not None}
+
+    def network_of(tensors: Tensors) -> Network:
+        layers = [tensors[f"slot {i}"] for i in range(_SLOTS - 1) if f"slot {i}" in tensors]
+        return Network(layers[0::2], layers[1::2], tensors.get(f"slot {_SLOTS - 1}"))
+
+    def gradients(tensors: Tensors) -> Tensors:
+        own = {name: tensor for name, tensor in tensors.items() if name not in names}
+        found = network_gradients(own, [tensors.get(name) for name in names], network_of, noise, _decode(ctx.settings))
+        return {name: found[name] for name in cotangents}
+
+    pull_back = torch.func.vjp(gradients, given)[1]
+    found = pull_back(cotangents)[0]
+    start = torch.cat([found["x"].unsqueeze(0), torch.zeros_like(path[1:])])
+    slot_gradients = (found.get(f"slot {i}") for i in range(_SLOTS))
+    return start, found.get("context"), *slot_gradients, None, None, *(found.get(name) for name in names), None
 
 
 _register_autograd("integrate", _setup_context, _backward)
-_register_autograd("integrate_backward", lambda ctx, inputs, output: None, _refuse_double_backward)
+_register_autograd("integrate_backward", _setup_backward_context, _double_backward)
 
 
 # ---- The loss
@@ -267,7 +299,10 @@ def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # create_graph=True
-        _refuse_double_backward(ctx)
+        raise RuntimeError(
+            "the fused loss cannot be differentiated twice; for second derivatives pass jkoflow.jko_loss "
+            "backend='reference', or take jkoflow.ops.jko_terms of jkoflow.integrate"
+        )
     if total_bar is None:
         return (None,) * (2 + _SLOTS + ctx.others)
     wanted = ctx.needs_input_grad[: 2 + _SLOTS]

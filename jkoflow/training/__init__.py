@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from jkoflow.data import Dataset, require_batch, split_rows
+from jkoflow.data import Dataset, require_batch, split_rows, warn_once
 from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
+from jkoflow.inputs import Rows
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
@@ -24,7 +22,7 @@ __all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usa
 
 
 def train(
-    data: Dataset | Tensor | NDArray[Any],
+    data: Dataset | Rows,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     *,
     run_dir: str | Path | None = None,
@@ -32,7 +30,7 @@ def train(
     progress: Progress | None = None,
     source: str | None = None,
     start: JKOFlow | None = None,
-    context: Tensor | NDArray[Any] | None = None,
+    context: Rows | None = None,
     clock: Clock | None = None,
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
@@ -49,7 +47,9 @@ def train(
     calibrated on the validation rows.
 
     Arguments:
-        data: A `Dataset`, or rows with shape (N, d) to be split 80/10/10 with the configuration's seed.
+        data: A `Dataset`, or rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the
+            configuration's seed: an array, a tensor, nested lists, a Series or a data frame, see
+            `jkoflow.data.split_rows`.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
             nothing is written if None.
@@ -60,8 +60,9 @@ def train(
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
             `JKOFlow.reparametrize` and `JKOFlow.refine` return such a flow. Networks and Runge-Kutta steps are the
             flow's, not the configuration's. It is not changed.
-        context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
-            the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
+        context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, finite, in their own units: the
+            flow then learns the density of a row given its context. A `Dataset` brings its own, see
+            `Dataset.condition_on`.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
 
@@ -91,14 +92,14 @@ def train(
 
 
 def _train(
-    data: Dataset | Tensor | NDArray[Any],
+    data: Dataset | Rows,
     config: TrainConfig,
     run_dir: str | Path | None,
     resume: bool,
     progress: Progress | None,
     source: str | None,
     start: JKOFlow | None,
-    context: Tensor | NDArray[Any] | None,
+    context: Rows | None,
     clock: Clock | None,
 ) -> JKOFlow:
     world = World(clock)
@@ -107,6 +108,7 @@ def _train(
     elif context is not None:
         raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
     require_batch(data, config.batch_size)
+    warn_once(data)
     if start is not None:
         start = given_flow(start, data)
     progress = Silent() if progress is None else progress

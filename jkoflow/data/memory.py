@@ -1,0 +1,85 @@
+"""Tables in memory: arrays, tensors, lists, and the Series and data frames of pandas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from jkoflow.arrays import InputError, as_numbers, column_numbers, is_pandas
+from jkoflow.data.checks import DataError, default_features
+from jkoflow.data.table import Column, Table
+
+
+def as_table(data: Any, name: str = "rows") -> Table:
+    """Returns an object in memory as a table.
+
+    Arguments:
+        data: Rows with shape (N, d), or (N,) for one column: an array or a tensor of any dtype of real numbers or truth
+            values, nested lists, a Series or a data frame of pandas. What is masked or missing becomes NaN.
+        name: Name of the data in errors.
+
+    Returns:
+        The columns, under the names of a data frame or Series, or x0, x1, ...
+
+    Raises:
+        DataError: If the shape is another one, or an array holds other things than real numbers.
+    """
+    if is_pandas(data):
+        return _of_pandas(data, name)
+    try:
+        rows = as_numbers(data, name)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise DataError(f"{name} must be real numbers with shape (N, d), got {rows.dtype} with shape {rows.shape}")
+    return Table.of_array(rows, default_features(rows.shape[1]))
+
+
+def numbers_of(table: Table, part: str = "all") -> NDArray[Any]:
+    """Returns a part as one array (N, d) of numbers, in which true and false are 1 and 0.
+
+    Raises:
+        DataError: If a column holds anything else; the message names it.
+    """
+    others = [
+        f"{feature!r} ({values.dtype if values.dtype.kind != 'O' else 'text'})"
+        for feature, values in zip(table.features, table.parts[part], strict=True)
+        if values.dtype.kind not in "fiub"
+    ]
+    if others:
+        raise DataError(
+            f"the column{'s' if len(others) > 1 else ''} {', '.join(others)} must hold numbers; encode as numbers, or "
+            "leave out"
+        )
+    columns = [values.astype(float) if values.dtype.kind == "b" else values for values in table.parts[part]]
+    return Table({part: columns}, table.features).numbers(part)
+
+
+def _of_pandas(data: Any, name: str) -> Table:
+    if hasattr(data, "columns"):
+        named = not all(isinstance(label, int) for label in data.columns)
+        features = [str(label) for label in data.columns]
+        columns = [data.iloc[:, position] for position in range(len(features))]
+    else:
+        named, features, columns = data.name is not None, [str(data.name)], [data]
+    if not columns:
+        raise DataError(f"{name} must have at least one column, got none")
+    return Table(
+        {"all": [_column(column) for column in columns]},
+        tuple(features) if named else default_features(len(features)),
+    )
+
+
+def _column(column: Any) -> Column:
+    if column.dtype.kind == "b" and not column.hasnans:
+        return column.to_numpy(dtype=bool)
+    try:
+        return column_numbers(column, str(column.name))
+    except InputError:
+        values = column.to_numpy()
+        if values.dtype.kind != "M":
+            values = values.astype(object)
+            values[column.isna().to_numpy()] = None
+        return values

@@ -1,0 +1,56 @@
+"""Derivatives of the kernels' gradients, which the PyTorch reference computes: kernels differentiate once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from jkoflow.activation import parse_activation
+from jkoflow.ops.native import Settings
+from jkoflow.ops.network import Network
+from jkoflow.ops.reference import integrate_steps, mlp_rhs
+from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPField
+
+Tensors = dict[str, Tensor]
+"""Tensors by name: x, context, and the slots of the network by number. Those that do not exist are left out."""
+
+
+def network_gradients(
+    tensors: Tensors,
+    bars: Sequence[Tensor | None],
+    network_of: Callable[[Tensors], Network],
+    noise: Tensor | None,
+    settings: Settings,
+) -> Tensors:
+    """Returns the gradients of tensors, as the kernels compute them, in operations of PyTorch.
+
+    Arguments:
+        tensors: The tensors to differentiate with respect to.
+        bars: Gradients of x at t1 (B, d), logdet (B,) and path (num_steps + 1, B, d), None for zero.
+        network_of: Function that returns the network of the slots among the tensors.
+        noise: The probe of ``"hutchinson"``.
+        settings: Settings of the integration.
+
+    Returns:
+        Gradients under the names of the tensors. They are differentiable, any number of times.
+    """
+
+    def results(given: Tensors) -> tuple[Tensor, ...]:
+        found = _integrate(given["x"], given.get("context"), network_of(given), noise, settings)
+        return tuple(result for result, bar in zip(found, bars, strict=True) if bar is not None)
+
+    gradients_of = torch.func.vjp(results, tensors)[1]
+    return gradients_of(tuple(bar for bar in bars if bar is not None))[0]
+
+
+def _integrate(
+    x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    activation, columns = parse_activation(settings.activation), 0 if context is None else context.shape[1]
+    weights, biases = tuple(network.weights), tuple(network.biases)
+    field = MLPField(x.shape[1], columns, settings.time, activation, weights, biases, network.linear)
+    rhs = mlp_rhs(field, context, settings.divergence, noise)
+    return integrate_steps(rhs, x, settings.t0, settings.t1, settings.grid, TABLEAUX[settings.method])
