@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from jkoflow.data.columns.dependence import Found, find_dependences
 from jkoflow.data.columns.kinds import ColumnPlan, plan_column
 from jkoflow.data.columns.lattice import find_spacing
 from jkoflow.data.columns.numbers import Real
+from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.override import Override, parse_overrides
 from jkoflow.data.columns.schema import Coded, Dependence, Schema
 from jkoflow.data.dataset import Dataset
@@ -24,35 +25,10 @@ from jkoflow.data.splits import split_order, to_float32
 from jkoflow.data.table import PARTS, Table
 from jkoflow.links import Link
 
-MISSING = ("refuse", "indicator")
-"""What can be done with missing values: nothing, or a state of their own."""
-
 COPIES, ENOUGH_ROWS = 4, 20_000
 """Times, at most, that a training row is taken, each with noise of its own, until there are enough rows."""
 
 Columns = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user says about a table."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of columns by name, see `jkoflow.data.columns.override.KINDS`; the others are found."""
-    missing: str = "refuse"
-    """One of `MISSING`."""
-    context: Sequence[str] = ()
-    """Names of the columns to condition on."""
-    group: str | None = None
-    """Name of the column whose equal values stay in one part of the split; it is left out otherwise."""
-    split_by: str | None = None
-    """Name of the column by whose order the parts are split."""
-
-    def __post_init__(self) -> None:
-        if self.missing not in MISSING:
-            raise DataError(f"missing must be one of {', '.join(MISSING)}, got {self.missing!r}")
-        if self.group is not None and self.split_by is not None:
-            raise DataError("group and split_by were both given, and each tells how to split; give one of them")
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class Inspection:
     """Columns that are functions of others."""
 
 
-def inspect(table: Table, options: Options = Options()) -> Inspection:  # noqa: B008 (frozen)
+def inspect(table: Table, options: TableOptions = TableOptions()) -> Inspection:  # noqa: B008 (frozen)
     """Decides about every column of a table, without refusing any.
 
     Raises:
@@ -104,11 +80,11 @@ def inspect(table: Table, options: Options = Options()) -> Inspection:  # noqa: 
     plans = []
     for name in table.features:
         override = overrides.get(name)
-        if name in (options.group, options.split_by) and name not in overrides and name not in options.context:
+        if name in (options.group, options.split_by) and name not in overrides and name not in options.context_columns:
             override = Override("drop")
         label = column_label(table.features, table.features.index(name))
         plans.append(plan_column(name, label, values[name], fit, None if _is_dependent(override) else override))
-    kept = {plan.name: values[plan.name] for plan in plans if _has_numbers(plan) and plan.name not in options.context}
+    kept = {plan.name: values[plan.name] for plan in plans if _has_numbers(plan) and plan.name not in options.context_columns}
     full = {name: column for name, column in kept.items() if not missing(column).any()}
     found = find_dependences(full, {name: _rounding(column) for name, column in full.items()})
     for name, override in overrides.items():
@@ -117,7 +93,7 @@ def inspect(table: Table, options: Options = Options()) -> Inspection:  # noqa: 
     return Inspection(table, tuple(plans), {hit.name: hit for hit in found})
 
 
-def prepare(table: Table, name: str, seed: int, options: Options, frames: bool) -> Dataset | TableData:
+def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: bool) -> Dataset | TableData:
     """Prepares a table for training.
 
     Arguments:
@@ -136,8 +112,8 @@ def prepare(table: Table, name: str, seed: int, options: Options, frames: bool) 
     inspection = inspect(table, options)
     overrides = parse_overrides(options.columns, table.features)
     plans = [plan for plan in inspection.plans if plan.codec is not None]
-    context = [_plan_named(plans, column) for column in options.context]
-    own = [plan for plan in plans if plan.name not in options.context]
+    context = [_plan_named(plans, column) for column in options.context_columns]
+    own = [plan for plan in plans if plan.name not in options.context_columns]
     if not own:
         raise DataError("no column is left to have a density; not all columns can be context or left out")
     values = _joined(table)
@@ -215,13 +191,13 @@ def _check_possible(coded: Coded, part: str, count: int) -> None:
 # ---- What is refused
 
 
-def _check_names(table: Table, options: Options) -> None:
-    wanted = [*options.context, *(name for name in (options.group, options.split_by) if name is not None)]
+def _check_names(table: Table, options: TableOptions) -> None:
+    wanted = [*options.context_columns, *(name for name in (options.group, options.split_by) if name is not None)]
     unknown = [name for name in wanted if name not in table.features]
     if unknown:
         raise DataError(f"unknown column {', '.join(unknown)}; there are {', '.join(table.features)}")
-    if len(set(options.context)) != len(options.context):
-        raise DataError(f"the context columns must be different, got {', '.join(options.context)}")
+    if len(set(options.context_columns)) != len(options.context_columns):
+        raise DataError(f"the context columns must be different, got {', '.join(options.context_columns)}")
 
 
 def _check_sizes(table: Table) -> None:
@@ -283,7 +259,7 @@ def _refuse_constants(plans: Sequence[ColumnPlan], overrides: Mapping[str, Overr
 
 
 def _dependences(
-    inspection: Inspection, overrides: Mapping[str, Override], options: Options
+    inspection: Inspection, overrides: Mapping[str, Override], options: TableOptions
 ) -> dict[str, Dependence]:
     told: dict[str, Dependence] = {}
     for name, found in inspection.dependences.items():
@@ -305,7 +281,7 @@ def _as_told(name: str, kind: str) -> str:
 # ---- Parts
 
 
-def _parts(table: Table, options: Options, plans: Sequence[ColumnPlan], seed: int) -> dict[str, NDArray[np.int64]]:
+def _parts(table: Table, options: TableOptions, plans: Sequence[ColumnPlan], seed: int) -> dict[str, NDArray[np.int64]]:
     """Returns the numbers of the rows of each part, in the table whose parts are joined."""
     if table.is_split:
         ends = np.cumsum([table.rows(part) for part in PARTS])
