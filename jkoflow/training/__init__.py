@@ -32,6 +32,8 @@ def train(
     source: str | None = None,
     start: JKOFlow | None = None,
     context: Tensor | NDArray[Any] | None = None,
+    group: Tensor | NDArray[Any] | None = None,
+    split_by: Tensor | NDArray[Any] | None = None,
     clock: Clock | None = None,
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
@@ -48,7 +50,8 @@ def train(
     calibrated on the validation rows.
 
     Arguments:
-        data: A `Dataset`, or rows with shape (N, d) to be split 80/10/10 with the configuration's seed.
+        data: A `Dataset`, or rows with shape (N, d) to be split 80/10/10 with the configuration's seed; equal rows go
+            to the same part.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
             nothing is written if None.
@@ -61,6 +64,10 @@ def train(
             flow's, not the configuration's. It is not changed.
         context: Conditioning variables of the rows, with shape (N, c), finite, in their own units: the flow then learns
             the density of a row given its context. A `Dataset` brings its own, see `Dataset.condition_on`.
+        group: What each row belongs to, such as a person or a place, with shape (N,): all rows of a group go to the
+            same part of the split. Rows only; a `Dataset` is split already.
+        split_by: Numbers or dates to split by, such as a time, with shape (N,): the smallest 80 % are for training, the
+            largest 10 % for the test. Rows only, and not with ``group``.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
 
@@ -87,9 +94,11 @@ def train(
     """
     world = World(clock)
     if not isinstance(data, Dataset):
-        data = split_rows(data, seed=config.seed, context=context)
+        data = split_rows(data, seed=config.seed, context=context, group=group, split_by=split_by)
     elif context is not None:
         raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
+    elif group is not None or split_by is not None:
+        raise ValueError("group and split_by must be None with a Dataset, which is split already; see data.split_rows")
     require_batch(data, config.batch_size)
     if start is not None:
         start = given_flow(start, data)
