@@ -411,13 +411,14 @@ def test_a_bare_pickle_is_never_loaded(tmp_path):
 
 
 def test_dataset_checks_itself(rows):
-    table = torch.from_numpy(rows).float()
+    table, val, test = torch.from_numpy(rows).float().split([len(rows) - 20, 10, 10])
     names = ("a", "b", "c")
-    Dataset("ok", table, table, table, names)
-    assert "val" in error_of(Dataset, "d", table, table[:, :2], table, names)
-    assert "float32" in error_of(Dataset, "d", table.double(), table, table, names)
-    assert "test is empty" in error_of(Dataset, "d", table, table, table[:0], names)
-    assert "constant in train" in error_of(Dataset, "d", table[:1], table, table, names)
+    Dataset("ok", table, val, test, names)
+    assert "val" in error_of(Dataset, "d", table, val[:, :2], test, names)
+    assert "float32" in error_of(Dataset, "d", table.double(), val, test, names)
+    assert "float32 tensor" in error_of(Dataset, "d", table.numpy(), val, test, names)
+    assert "test is empty" in error_of(Dataset, "d", table, val, test[:0], names)
+    assert "constant in train" in error_of(Dataset, "d", table[:1], val, test, names)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((5, 2, 2)), np.zeros((5, 0)), np.zeros((5, 2), complex), np.array([["a"]])])

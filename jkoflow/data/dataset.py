@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from jkoflow.data.checks import DataError, check_finite, check_varies, warn_about_columns
+from jkoflow.data.checks import DataError, check_finite, check_unmasked, check_varies, warn_about_columns
+from jkoflow.data.repeats import warn_about_shared_rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Dataset:
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
 
+    Warns:
+        DataWarning: If rows of val or test are rows of train, too.
+
     Example:
         >>> rows = torch.randn(30, 2)
         >>> Dataset("noise", rows[:20], rows[20:25], rows[25:], ("a", "b")).dim
@@ -53,7 +59,8 @@ class Dataset:
     val_context: Tensor | None = None
     test_context: Tensor | None = None
     prepared: bool = False
-    warned: bool = dataclasses.field(default=False, repr=False, compare=False)
+    warned: bool = field(default=False, repr=False, compare=False)
+    _compared: bool = field(default=False, repr=False, compare=False)  # whether rows in two parts have been looked for
 
     def __post_init__(self) -> None:
         if len(self.features) == 0:
@@ -77,6 +84,10 @@ class Dataset:
         check_varies(self.train.detach().cpu().numpy(), self.features, "train")
         if self.train_context is not None and not self.prepared:
             check_varies(self.train_context.detach().cpu().numpy(), self.context_features, "train_context")
+        if not self._compared:
+            parts = ((self.train, self.train_context), (self.val, self.val_context), (self.test, self.test_context))
+            warn_about_shared_rows([_columns(*part) for part in parts])
+            object.__setattr__(self, "_compared", True)
 
     @property
     def dim(self) -> int:
@@ -132,8 +143,16 @@ def warn_once(data: Dataset) -> None:
         warn_about_columns(data.train_context.detach().cpu().numpy(), data.context_features)
 
 
+def _columns(rows: Tensor, context: Tensor | None) -> list[NDArray[Any]]:
+    tables = [rows] if context is None else [rows, context]
+    return [column for table in tables for column in table.detach().cpu().numpy().T]
+
+
 def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
     dim = len(features)
+    check_unmasked(rows, features, part)
+    if not isinstance(rows, Tensor):
+        raise DataError(f"{part} must be a float32 tensor with shape (N, {dim}), got a {type(rows).__name__}")
     if rows.dim() != 2 or rows.shape[1] != dim or rows.dtype != torch.float32:
         raise DataError(
             f"{part} must be float32 with shape (N, {dim}) to match the {dim} features, got {rows.dtype} "

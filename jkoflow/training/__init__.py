@@ -31,6 +31,8 @@ def train(
     source: str | None = None,
     start: JKOFlow | None = None,
     context: Rows | None = None,
+    group: Tensor | NDArray[Any] | None = None,
+    split_by: Tensor | NDArray[Any] | None = None,
     clock: Clock | None = None,
 ) -> JKOFlow:
     """Trains a flow on data, one JKO step after the other.
@@ -48,8 +50,8 @@ def train(
 
     Arguments:
         data: A `Dataset`, or rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the
-            configuration's seed: an array, a tensor, nested lists, a Series or a data frame, see
-            `jkoflow.data.split_rows`.
+            configuration's seed, equal rows into the same part: an array, a tensor, nested lists, a Series or a data
+            frame, see `jkoflow.data.split_rows`.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
             nothing is written if None.
@@ -63,6 +65,10 @@ def train(
         context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, finite, in their own units: the
             flow then learns the density of a row given its context. A `Dataset` brings its own, see
             `Dataset.condition_on`.
+        group: What each row belongs to, such as a person or a place, with shape (N,): all rows of a group go to the
+            same part of the split. Rows only; a `Dataset` is split already.
+        split_by: Numbers or dates to split by, such as a time, with shape (N,): the smallest 80 % are for training, the
+            largest 10 % for the test. Rows only, and not with ``group``.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
 
@@ -88,7 +94,7 @@ def train(
         torch.Size([3, 2])
     """
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        return _train(data, config, run_dir, resume, progress, source, start, context, clock)
+        return _train(data, config, run_dir, resume, progress, source, start, context, group, split_by, clock)
 
 
 def _train(
@@ -104,9 +110,11 @@ def _train(
 ) -> JKOFlow:
     world = World(clock)
     if not isinstance(data, Dataset):
-        data = split_rows(data, seed=config.seed, context=context)
+        data = split_rows(data, seed=config.seed, context=context, group=group, split_by=split_by)
     elif context is not None:
         raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
+    elif group is not None or split_by is not None:
+        raise ValueError("group and split_by must be None with a Dataset, which is split already; see data.split_rows")
     require_batch(data, config.batch_size)
     warn_once(data)
     if start is not None:
