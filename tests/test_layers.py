@@ -28,6 +28,7 @@ LAYERS = [
     "block",
     "standardize",
     "spline",
+    "knots",
     "initial_map",
     "inputs",
     "composition",
