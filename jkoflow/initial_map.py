@@ -13,19 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from jkoflow.knots import RESOLUTION, Tails, outer_secants, quantile_knots, with_tails
 from jkoflow.spline import MonotoneSpline
 
-KNOTS = 128
-"""Largest number of knots of a spline."""
-
-ROWS_PER_KNOT = 200
-"""Smallest number of rows per knot; fewer rows have fewer knots."""
-
-LEAST_GAP = 1e-3
-"""Least distance between two knots, as a share of a column's deviation; it bounds the density of repeated values."""
-
-LEAST_RISE = 1e-3
-"""Least distance between the images of two knots; it bounds from below the density of gaps without data."""
+LEAST_DISTANCE = 1e-6
+"""Distance from the centre, as a share of the median distance, below which a distance is rounding."""
 
 LEAST_VARIANCE = 1e-6
 """Least variance, as a share of the largest, of a direction that `Whiten` scales to variance 1."""
@@ -55,8 +47,16 @@ class Marginals(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Marginals:
-        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian."""
-        return cls(*_quantile_knots(rows, torch.special.ndtri))
+        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian.
+
+        Far outside the rows a column's slope is at most one Gaussian deviation per deviation of the column.
+        """
+        gap = RESOLUTION * rows.abs().amax(0)[:, None]
+        x, y, rise = quantile_knots(rows, torch.special.ndtri, gap)
+        steepest = 1 / rows.std(0)[:, None].clamp(min=1e-30)
+        slopes = outer_secants(x, y)
+        tails = Tails(slopes.clamp(max=steepest), rise, gap, math.inf)
+        return cls(*with_tails(x, y, tails))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
@@ -142,9 +142,18 @@ class Radial(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Radial:
-        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian."""
+        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian.
+
+        At the centre, and far outside the rows unless these have heavy tails, distances are multiplied by a constant.
+        """
         dim = rows.shape[1]
-        return cls(*_quantile_knots(_log_distance(rows), lambda levels: _log_gaussian_distance(levels, dim)))
+        distance = _log_distance(rows)
+        distance = distance.clamp(min=float(distance.median()) + math.log(LEAST_DISTANCE))
+        gap = RESOLUTION * distance.abs().amax(0)[:, None].clamp(min=1)
+        x, y, rise = quantile_knots(distance, lambda levels: _log_gaussian_distance(levels, dim), gap)
+        slopes = outer_secants(x, y).clamp(max=1)
+        slopes[:, 0] = 1
+        return cls(*with_tails(x, y, Tails(slopes, rise, gap, 1.0)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
@@ -248,30 +257,6 @@ class InitialMap(nn.Module):
                 knots = torch.arange(float(stage["knots"])).expand(dim if kind is Marginals else 1, -1)
                 stages.append(kind(knots, knots))
         return cls(stages)
-
-
-def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns knots (d, K) at quantiles of rows (N, d), evenly spread in Gaussian units, and the target's quantiles."""
-    count = len(rows)
-    knots = max(4, min(KNOTS, count // ROWS_PER_KNOT))
-    end = float(torch.special.ndtri(torch.tensor(1 - 0.5 / count, dtype=torch.float64)))
-    levels = torch.special.ndtr(torch.linspace(-end, end, knots, dtype=torch.float64, device=rows.device))
-    ordered = rows.sort(dim=0).values
-    place = (levels * count - 0.5).clamp(0, count - 1)
-    low = place.floor().long()
-    part = (place - low)[:, None]
-    x = torch.lerp(ordered[low], ordered[(low + 1).clamp(max=count - 1)], part).T
-    x = _spread_out(x, LEAST_GAP * rows.std(0)[:, None].clamp(min=1e-30))  # repeated values put knots at one place
-    ordered = ordered.T.contiguous()
-    ranks = torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)
-    y = target((ranks.to(rows.dtype) / (2 * count)).clamp(0.5 / count, 1 - 0.5 / count))
-    return x, _spread_out(y, torch.full_like(y[:, :1], LEAST_RISE))
-
-
-def _spread_out(knots: Tensor, gap: Tensor) -> Tensor:
-    """Returns knots (d, K) in order, each moved up until it is at least a gap (d, 1) beyond the knot before it."""
-    steps = gap * torch.arange(knots.shape[1], dtype=knots.dtype, device=knots.device)
-    return (knots - steps).cummax(1).values + steps
 
 
 def _log_distance(x: Tensor) -> Tensor:

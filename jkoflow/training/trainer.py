@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from jkoflow.data import Dataset
+from jkoflow.data import Dataset, require_batch
 from jkoflow.flow import JKOFlow
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
@@ -20,7 +20,10 @@ from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import entering, plain_flow
 from jkoflow.training.state import RunState, fingerprint
+from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
+
+_PARTS = ("train", "val", "test")
 
 
 class Trainer:
@@ -48,12 +51,14 @@ class Trainer:
         start: JKOFlow | None = None,
         state: RunState | None = None,
     ) -> None:
-        self.data, self.config, self.world, self.directory, self.progress = data, config, world, directory, progress
-        self._context = RunContext(data, config, world, progress, self._record, self._save_if_due)
+        self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
         if start is None:
             start = plain_flow(data, config)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
+        self.data, self._left_out = usable_rows(self.best, data)
+        require_batch(self.data, config.batch_size)
+        self._context = RunContext(self.data, config, world, progress, self._record, self._save_if_due)
         self.rounds: list[dict[str, Any]] = []
         self.guard_events = 0
         self._plan: RunPlan | None = None  # of a time budget
@@ -146,7 +151,9 @@ class Trainer:
                 f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
                 "short for these data and settings; raise time_budget, or lower batch_size, hidden or max_blocks"
             )
+        overflowing = results["rows_left_out"]
         results |= {
+            "rows_left_out": {part: self._left_out.get(part, 0) + overflowing.get(part, 0) for part in _PARTS},
             "movements": [block.movement for block in flow.stack],
             "movements_stderr": rounds.last_kept(self.rounds)["movements_stderr"],
             "guard_events": self.guard_events,
