@@ -267,6 +267,21 @@ class TableFlow(nn.Module):
         return found.requires_grad_(False).eval()
 
 
+Model = JKOFlow | TableFlow
+"""What training returns: the flow itself where all columns are plain numbers."""
+
+
+def load(path: str | Path) -> Model:
+    """Reads a trained model of either kind, on the CPU, from its file or from a run directory.
+
+    Raises:
+        jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+    """
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    return TableFlow.load(path) if checkpoint.kind_of(path) == KIND else JKOFlow.load(path)
+
+
 def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
     """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
 

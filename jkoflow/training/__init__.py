@@ -22,19 +22,22 @@ __all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usa
 
 
 def train(
-    data: Dataset | Rows,
+    data: Dataset | TableData | Any,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     source: str | None = None,
-    start: JKOFlow | None = None,
-    context: Rows | None = None,
-    group: Tensor | NDArray[Any] | None = None,
-    split_by: Tensor | NDArray[Any] | None = None,
+    start: Model | None = None,
+    context: Any = None,
+    columns: Mapping[str, str] | None = None,
+    missing: str = "refuse",
+    group: Labels | None = None,
+    split_by: Labels | None = None,
+    options: TableOptions | None = None,
     clock: Clock | None = None,
-) -> JKOFlow:
+) -> Any:
     """Trains a flow on data, one JKO step after the other.
 
     The columns are standardised, then blocks are added. Each block is trained on its own for the JKO objective of its
@@ -94,54 +97,70 @@ def train(
         torch.Size([3, 2])
     """
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        return _train(data, config, run_dir, resume, progress, source, start, context, group, split_by, clock)
+        world = World(clock)
+        if not isinstance(data, Dataset | TableData):
+            data, told = rows_in_memory(data, config.seed, context, columns, missing, group, split_by)
+            options = told if options is None else options
+        elif context is not None or columns or missing != "refuse" or group is not None or split_by is not None:
+            raise ValueError(
+                "context, columns, missing, group and split_by must be left out with a Dataset, which is prepared "
+                "already; see Dataset.condition_on"
+            )
+        return _train(data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options)
 
 
 def _train(
-    data: Dataset | Rows,
+    data: Dataset | TableData,
     config: TrainConfig,
+    world: World,
     run_dir: str | Path | None,
     resume: bool,
-    progress: Progress | None,
+    progress: Progress,
     source: str | None,
-    start: JKOFlow | None,
-    context: Rows | None,
-    clock: Clock | None,
-) -> JKOFlow:
-    world = World(clock)
-    if not isinstance(data, Dataset):
-        data = split_rows(data, seed=config.seed, context=context, group=group, split_by=split_by)
-    elif context is not None:
-        raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
-    elif group is not None or split_by is not None:
-        raise ValueError("group and split_by must be None with a Dataset, which is split already; see data.split_rows")
-    require_batch(data, config.batch_size)
-    warn_once(data)
-    if start is not None:
-        start = given_flow(start, data)
-    progress = Silent() if progress is None else progress
+    start: Model | None,
+    options: TableOptions | None,
+) -> Model:
+    rows = data if isinstance(data, Dataset) else data.numbers
+    require_batch(rows, config.batch_size)
+    warn_once(rows)
+    begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = usable_device(config.device)
+    run, state = None, None
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
-        return Trainer(data, config, device, world, None, progress, start).run()
-    run = RunDirectory(run_dir)
-    state = None
-    if resume:
-        if not run.holds_run():
-            raise RunError(f"{run.path} holds no run to resume; start one without resume")
-        state = run.load_state()
-        if state is not None:
-            state.check_matches(config, data, start, run.path)
-        elif run.is_finished():
-            progress.message(f"the run in {run.path} has already ended; nothing to resume")
-            return JKOFlow.load(run.path / MODEL_FILE).to(device)
-        else:
-            progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-        run.reopen(0 if state is None else state.history_bytes, describe())
     else:
-        run.create(config, data.name if source is None else source, describe(), data.context_features)
+        run = RunDirectory(run_dir)
+        if resume:
+            if not run.holds_run():
+                raise RunError(f"{run.path} holds no run to resume; start one without resume")
+            state = run.load_state()
+            if state is not None:
+                state.check_matches(config, rows, begin, run.path)
+            elif run.is_finished():
+                progress.message(f"the run in {run.path} has already ended; nothing to resume")
+                return run.model().to(device)
+            else:
+                progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
+            run.reopen(0 if state is None else state.history_bytes, describe())
+        else:
+            run.create(config, rows.name if source is None else source, describe(), _about(data, options))
     try:
-        return Trainer(data, config, device, world, run, progress, start, state).run()
+        complete = None
+        if isinstance(data, TableData):
+            masses = fit_masses(data, config.seed) if not isinstance(start, TableFlow) else start.masses
+            complete = completed(data, masses, config, progress.message)
+            config = settings_for(data, config)
+        return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
     finally:
-        run.close()
+        if run is not None:
+            run.close()
+
+
+def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:
+    """Returns what config.toml says about the data."""
+    if options is not None:
+        return options.to_mapping()
+    if isinstance(data, Dataset) and data.context_features:
+        return {"context_columns": list(data.context_features)}
+    return {}

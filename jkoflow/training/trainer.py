@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from jkoflow.data import Dataset, require_batch
 from jkoflow.flow import JKOFlow
+from jkoflow.table_flow import Model
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
@@ -26,6 +27,9 @@ from jkoflow.training.world import World
 _PARTS = ("train", "val", "test")
 
 
+Complete = Callable[[JKOFlow, dict[str, Any]], tuple[Model, dict[str, Any]]]
+
+
 class Trainer:
     """Runs one round after the other, keeps the best flow and evaluates it at the end.
 
@@ -38,6 +42,8 @@ class Trainer:
         progress: Receives the run's news.
         start: The flow to begin with; a new chain is built if None.
         state: State of the run to resume; a new run begins if None.
+        complete: Function that makes the model, and its results, of the best flow and its results; the flow itself is
+            the model if None.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Trainer:
         progress: Progress,
         start: JKOFlow | None = None,
         state: RunState | None = None,
+        complete: Complete | None = None,
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
@@ -64,14 +71,15 @@ class Trainer:
         self._plan: RunPlan | None = None  # of a time budget
         self._round: RoundTrainer | None = None
         self._state = state
+        self._complete = complete
         if state is not None:
             self._restore(state, device)
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
 
-    def run(self) -> JKOFlow:
-        """Trains the rounds that are left and evaluates the best flow."""
+    def run(self) -> Model:
+        """Trains the rounds that are left, evaluates the best flow and returns the model."""
         while (kind := self._next_kind()) is not None:
             self._round = self._begin_round(kind)
             errors = self._round.train()
@@ -140,7 +148,7 @@ class Trainer:
         self._record(record)
         self.rounds.append(record)
 
-    def _finish(self) -> JKOFlow:
+    def _finish(self) -> Model:
         """Evaluates the best flow and writes the results."""
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
@@ -162,9 +170,12 @@ class Trainer:
             "initial_map": flow.initial_map.recipe,
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
+        model: Model = flow
+        if self._complete is not None:
+            model, results = self._complete(flow, results)
         if self.directory is not None:
-            self.directory.finish(flow, results, self.data)
-        return flow
+            self.directory.finish(model, results, self.data)
+        return model
 
     # ---- What is kept
 
