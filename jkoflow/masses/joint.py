@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jkoflow.masses.column import Column
-from jkoflow.masses.networks import Rows
+from jkoflow.masses.learner import Rows
 
 FAR = 3.0
 """Distance from the median, in deviations, beyond which conditioning variables count by their logarithm."""
@@ -27,7 +27,7 @@ class Masses(nn.Module):
         context_dim: Number c of conditioning variables.
         hidden: Widths of the networks' hidden layers, at least one.
         parents: For each column the earlier columns that its table is for; none if left out.
-        networks: For each column whether it has networks; none has if left out.
+        learners: For each column which of "networks" and "trees" it has; none if left out.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,12 +53,12 @@ class Masses(nn.Module):
         context_dim: int = 0,
         hidden: Sequence[int] = (64,),
         parents: Sequence[Sequence[int]] | None = None,
-        networks: Sequence[bool] | None = None,
+        learners: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.levels, self.hidden, self.context_dim = tuple(levels), tuple(hidden), context_dim
         parents = [()] * len(self.levels) if parents is None else parents
-        networks = [False] * len(self.levels) if networks is None else networks
+        learners = [()] * len(self.levels) if learners is None else learners
         if min(self.levels, default=1) < 1:
             raise ValueError(f"levels must be at least 1 in every column, got {list(self.levels)}")
         if min(self.hidden, default=0) < 1:
@@ -68,8 +68,8 @@ class Masses(nn.Module):
         self.register_buffer("centre", torch.zeros(context_dim, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(context_dim, dtype=torch.float32))
         self.columns = nn.ModuleList(
-            Column(self.levels[: number + 1], context_dim, self.hidden, group, has_networks)
-            for number, (group, has_networks) in enumerate(zip(parents, networks, strict=True))
+            Column(self.levels[: number + 1], context_dim, self.hidden, group, names)
+            for number, (group, names) in enumerate(zip(parents, learners, strict=True))
         )
         self.requires_grad_(False).eval()
 
@@ -141,7 +141,7 @@ class Masses(nn.Module):
             "context_dim": self.context_dim,
             "hidden": list(self.hidden),
             "parents": [list(column.parents) for column in columns],
-            "networks": [column.networks is not None for column in columns],
+            "learners": [list(column.learners) for column in columns],
         }
 
     @classmethod

@@ -5,35 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MEMBERS = 4
-"""Networks of a column, whose masses are averaged."""
+from jkoflow.masses.learner import MEMBERS, Learner, Rows
 
-STEPS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, CHECKS = 1000, 60, 256, 0.01, 0.02, 25
-"""Training: at most so many steps and times that a row is seen, rows of a step, first learning rate, decay, and
+STEPS, EPOCHS, BATCH, LEARNING_RATE, CHECKS = 1000, 60, 256, 0.01, 25
+"""Training: at most so many steps and times that a row is seen, rows of a step, first learning rate, and
 comparisons on held-out rows, the best of which stays."""
 
 MOST_JUDGED = 4096
 """Rows of a comparison, at most."""
 
-CHUNK = 1 << 22
-"""Largest number of values in memory at once for a part of the rows."""
 
-
-class Rows(NamedTuple):
-    """States (N, k), int64, and conditioning variables (N, c), float32."""
-
-    states: Tensor
-    context: Tensor
-
-
-class Networks(nn.Module):
-    """Networks of one shape side by side; the first layer gives, beside its hidden units, a part of the logits directly.
+class Networks(Learner):
+    """Networks of one shape; the first layer gives, beside its hidden units, a part of the logits directly.
 
     Arguments:
         levels: Number of states of each earlier column.
@@ -45,7 +33,7 @@ class Networks(nn.Module):
     starts: Tensor
 
     def __init__(self, levels: Sequence[int], context_dim: int, hidden: Sequence[int], count: int) -> None:
-        super().__init__()
+        super().__init__(len(levels), MEMBERS * (sum(hidden) + 3 * count))
         self.inputs, self.count, first = sum(levels), count, hidden[0] + count
         starts = [sum(levels[:number]) for number in range(len(levels))]
         self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
@@ -57,14 +45,9 @@ class Networks(nn.Module):
         self.weights = nn.ParameterList(zeros(*shape) for shape in pairwise([*hidden, count]))
         self.biases = nn.ParameterList(zeros(1, width) for width in [*hidden, count])
 
-    @property
-    def width(self) -> int:
-        """Returns the number of values that a row needs at once."""
-        return MEMBERS * (sum(bias.shape[-1] for bias in self.biases) + self.count)
-
-    def start(self, log_shares: Tensor, generator: torch.Generator) -> None:
-        """Draws the hidden layers' numbers; the masses begin as the shares (K,) of the column's states."""
-        inputs, hidden = len(self.starts) + self.slope.shape[1], self.biases[0].shape[-1]
+    def _start(self, own: Tensor, generator: torch.Generator) -> None:
+        """Draws the hidden layers' numbers; the masses begin as the shares of the column's states (N,)."""
+        inputs, hidden = self.earlier + self.slope.shape[1], self.biases[0].shape[-1]
         with torch.no_grad():
             for weight in (self.embedding, self.slope):
                 weight[..., :hidden].normal_(0, inputs**-0.5, generator=generator)
@@ -72,20 +55,14 @@ class Networks(nn.Module):
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
             for bias in self.biases[:-1]:
                 bias.normal_(0, 0.5, generator=generator)
-            self.biases[-1].copy_(log_shares)
+            self.biases[-1].copy_((torch.bincount(own, minlength=self.count) + 0.5).div(len(own)).log())
 
     def forward(self, states: Tensor, context: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Returns log masses (M, B, K) of the M networks.
-
-        Arguments:
-            states: States (M, B, k), or (1, B, k) for all alike; k may include later columns.
-            context: Conditioning variables (M, B, c) or (1, B, c).
-            dtype: Precision of the computation.
-        """
+        """Returns log masses (M, B, K), see `Learner.forward`."""
         first = context.to(dtype) @ self.slope.to(dtype)
-        if len(self.starts) > 0:
+        if self.earlier > 0:
             member = torch.arange(MEMBERS, device=states.device)[:, None, None] * self.inputs
-            index = states[..., : len(self.starts)] + self.starts + member
+            index = states[..., : self.earlier] + self.starts + member
             table = self.embedding.flatten(0, 1)
             first = first + functional.embedding_bag(index.flatten(0, 1), table, mode="sum").view_as(first).to(dtype)
         x, direct = first.tensor_split([first.shape[-1] - self.count], -1)
@@ -94,15 +71,8 @@ class Networks(nn.Module):
         return (x + direct + self.biases[-1].to(dtype)).log_softmax(-1)
 
     def fit(self, rows: Rows, learnt: Tensor, judged: Rows, picked: Tensor, generator: torch.Generator) -> None:
-        """Trains the networks, each by itself; each keeps the numbers that are best on the rows that judge it.
-
-        Arguments:
-            rows: The rows of the data.
-            learnt: Numbers (M, n) of the rows that each network learns from.
-            judged: The rows that judge.
-            picked: Numbers (M, v) of those that judge each network.
-            generator: Source of the random numbers.
-        """
+        """Trains the networks on their log-likelihoods; each keeps the numbers that are best in the eyes of its judges."""
+        self._start(rows.states[:, self.earlier], generator)
         batch = min(BATCH, learnt.shape[1])
         steps = min(STEPS, EPOCHS * learnt.shape[1] // batch)
         picked = picked[:, :MOST_JUDGED]
@@ -123,13 +93,3 @@ class Networks(nn.Module):
         with torch.no_grad():
             for parameter, value in zip(self.parameters(), kept, strict=True):
                 parameter.copy_(value)
-
-    @torch.no_grad()
-    def judge(self, rows: Rows, picked: Tensor) -> Tensor:
-        """Returns the log masses (M, v) that each network gives to the column's states in the rows picked (M, v)."""
-        return torch.cat([self._own(rows, part) for part in picked.split(max(1, CHUNK // self.width), 1)], 1).double()
-
-    def _own(self, rows: Rows, picked: Tensor) -> Tensor:
-        states = rows.states[picked]
-        log_masses = self(states, rows.context[picked], torch.float32)
-        return log_masses.gather(-1, states[..., len(self.starts), None]).squeeze(-1)
