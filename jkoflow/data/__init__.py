@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,10 @@ from jkoflow.data.bundled import gasturbine
 from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features, warn_about_columns
 from jkoflow.data.dataset import Dataset, require_batch
 from jkoflow.data.optional import MissingExtraError, require
-from jkoflow.data.readers import PARTS, READERS, Table, read_table
+from jkoflow.data.readers import READERS, ReadOptions, columns_of, read_table, stem
 from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
+from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_output, write_table
 
 __all__ = [
@@ -27,11 +29,14 @@ __all__ = [
     "DataWarning",
     "Dataset",
     "MissingExtraError",
+    "ReadOptions",
     "check_output",
+    "columns_of",
     "default_features",
     "draw",
     "load_dataset",
     "load_rows",
+    "numeric_columns",
     "place",
     "read_table",
     "require",
@@ -88,17 +93,17 @@ def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[st
     if isinstance(known, str):
         return gasturbine()
     table = _read(known)
-    name = known.name if isinstance(known, _BenchmarkFiles) else known.stem
+    name = known.name if isinstance(known, _BenchmarkFiles) else stem(known)
     try:
         if not table.is_split:
-            rows = table.parts["all"]
+            rows = table.numbers("all")
             data = split_rows(rows, seed, name, table.features)
         else:
-            for part, rows in table.parts.items():
-                check_finite(rows, table.features, part)
-            rows = table.parts["train"]
+            for part in table.parts:
+                check_finite(table.numbers(part), table.features, part)
+            rows = table.numbers("train")
             check_varies(rows, table.features, "train")
-            train, val, test = (to_float32(table.parts[part]) for part in PARTS)
+            train, val, test = (to_float32(table.numbers(part)) for part in PARTS)
             data = Dataset(name, train, val, test, table.features)
         warn_about_columns(rows, table.features)
     except DataError as error:
@@ -134,22 +139,19 @@ def load_rows(
     known = _known(source)
     if isinstance(known, str | _Shape):
         data = load_dataset(source, seed)
-        table = Table({part: getattr(data, part).numpy() for part in PARTS}, data.features)
+        table = Table({part: list(getattr(data, part).numpy().T) for part in PARTS}, data.features)
     else:
         table = _read(known)
     columns = _columns(table.features, features, source)
     if split in PARTS and not table.is_split:
         return getattr(load_dataset(source, seed), split)[:, columns].contiguous()
-    if split == "all" or not table.is_split:
-        wanted = table.parts
-    else:
-        wanted = {part: table.parts[part] for part in [split or "test"]}
-    names = tuple(table.features[column] for column in columns)
+    wanted = list(table.parts) if split == "all" or not table.is_split else [split or "test"]
+    table = table.take(columns)
     found = []
-    for part, rows in wanted.items():
-        kept = rows[:, columns]
+    for part in wanted:
+        kept = table.numbers(part)
         try:
-            check_finite(kept, names, "" if part == "all" else part)
+            check_finite(kept, table.features, "" if part == "all" else part)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
         found.append(to_float32(kept))
@@ -193,7 +195,29 @@ def _shape_rows(name: str, text: str) -> tuple[int, int, int]:
 
 
 def _read(source: _BenchmarkFiles | Path) -> Table:
-    return read_benchmark(*source) if isinstance(source, _BenchmarkFiles) else read_table(source)
+    if isinstance(source, _BenchmarkFiles):
+        return read_benchmark(*source)
+    table = read_table(source)
+    try:
+        return numeric_columns(table)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def numeric_columns(table: Table) -> Table:
+    """Returns the columns of numbers of a table; a `DataWarning` names the others.
+
+    Raises:
+        DataError: If there are none.
+    """
+    first = next(iter(table.parts.values()))
+    kept = [place for place, values in enumerate(first) if values.dtype.kind in "fiu"]
+    others = ", ".join(repr(name) for place, name in enumerate(table.features) if place not in kept)
+    if not kept:
+        raise DataError(f"has no numeric columns (it has {others}); encode them as numbers")
+    if others:
+        warnings.warn(f"left out the columns that are not numbers: {others}", DataWarning, stacklevel=2)
+    return table.take(kept)
 
 
 def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str | Path) -> list[int]:
