@@ -210,6 +210,7 @@ def test_import_stays_light():
         "torchdiffeq",
         "sklearn",
         "h5py",
+        "astropy",
     ]
     code = f"import jkoflow, sys; print([name for name in {optional} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)

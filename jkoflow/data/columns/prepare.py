@@ -281,6 +281,12 @@ def _as_told(name: str, kind: str) -> str:
 # ---- Parts
 
 
+def split_table(table: Table, seed: int, options: TableOptions) -> dict[str, NDArray[np.int64]]:
+    """Returns the numbers of the rows of the three parts, as `prepare` splits the table."""
+    plans = [plan for plan in inspect(table, options).plans if plan.codec is not None]
+    return _parts(table, options, plans, seed)
+
+
 def _parts(table: Table, options: TableOptions, plans: Sequence[ColumnPlan], seed: int) -> dict[str, NDArray[np.int64]]:
     """Returns the numbers of the rows of each part, in the table whose parts are joined."""
     if table.is_split:
