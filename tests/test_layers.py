@@ -27,6 +27,7 @@ LAYERS = [
     "schedule",
     "block",
     "standardize",
+    "links",
     "spline",
     "initial_map",
     "inputs",
