@@ -17,6 +17,7 @@ from jkoflow.composition import Composition, Trajectory
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
+from jkoflow.links import Links
 from jkoflow.ops.grid import Grid, as_grid
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
@@ -25,21 +26,23 @@ MODEL_FILE = "model.safetensors"
 
 
 class JKOFlow(Composition):
-    r"""A normalizing flow: standardisation, an initial map, a stack of blocks, a standard Gaussian.
+    r"""A normalizing flow: links, standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
 
     Arguments:
         dim: Number d of features.
         blocks: Blocks from the data to the noise.
-        mean: Column means of the data, with shape (d,); zero if None.
-        std: Column standard deviations, with shape (d,); one if None.
+        mean: Column means of the data, behind their links, with shape (d,); zero if None.
+        std: Column standard deviations, behind the links, with shape (d,); one if None.
         eval_num_steps: Calibrated number of Runge-Kutta steps per block for densities and samples; None means
             that each block uses its own.
         context_mean: Column means of the context, with shape (c,), for a conditional flow that is given its context in
             units of its own.
         context_std: Column standard deviations of the context, with shape (c,).
         initial_map: Map of standardised rows before the first block; none if None.
+        links: Functions of the columns in their own units, before the standardisation; none if None.
+        context_links: Functions of the context's columns, before their standardisation; none if None.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -206,11 +209,21 @@ class JKOFlow(Composition):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """Returns a flow with the same standardisation and initial map and other blocks, which are not copied."""
+        """Returns a flow with the same links, standardisation and initial map, and other blocks, not copied."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
-        return JKOFlow(self.dim, blocks, first.mean, first.std, eval_num_steps, *context, self.initial_map)
+        return JKOFlow(
+            self.dim,
+            blocks,
+            first.mean,
+            first.std,
+            eval_num_steps,
+            *context,
+            self.initial_map,
+            self.links,
+            self.context_links,
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -222,7 +235,7 @@ class JKOFlow(Composition):
 
     def describe(self) -> dict[str, Any]:
         """Returns the flow without its numbers, as JSON values; `from_description` builds it again."""
-        return {
+        description: dict[str, Any] = {
             "dim": self.dim,
             "eval_num_steps": self.eval_num_steps,
             "context_dim": self.context_dim,
@@ -231,6 +244,10 @@ class JKOFlow(Composition):
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
+        for name, links in (("links", self.links), ("context_links", self.context_links)):
+            if links is not None:
+                description[name] = links.describe()
+        return description
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> JKOFlow:
@@ -245,7 +262,11 @@ class JKOFlow(Composition):
             context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
         dim = description["dim"]
         initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
-        flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
+        links = (
+            Links.from_description(description[name]) if name in description else None
+            for name in ("links", "context_links")
+        )
+        flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
         return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod

@@ -28,6 +28,7 @@ LAYERS = [
     "schedule",
     "block",
     "standardize",
+    "links",
     "spline",
     "masses",
     "knots",

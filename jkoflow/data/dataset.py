@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jkoflow.data.checks import DataError, check_finite, check_unmasked, check_varies, warn_about_columns
 from jkoflow.data.repeats import warn_about_shared_rows
+from jkoflow.links import Link
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Dataset:
             are not brought to another scale then, and some may be constant.
         warned: Whether columns that should be looked at have been pointed out already, as `split_rows` and
             `load_dataset` do; else training does so.
+        links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None lets
+            `jkoflow.data.continuous.choose_links` choose them.
+        context_links: The same for the conditioning variables.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -58,6 +62,8 @@ class Dataset:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
     test_context: Tensor | None = None
+    links: tuple[Link, ...] | None = None
+    context_links: tuple[Link, ...] | None = None
     prepared: bool = False
     warned: bool = field(default=False, repr=False, compare=False)
     _compared: bool = field(default=False, repr=False, compare=False)  # whether rows in two parts have been looked for
@@ -81,6 +87,12 @@ class Dataset:
                 _check_part(f"{part}_context", context, self.context_features)
                 if context.shape[0] != rows.shape[0]:
                     raise DataError(f"{part}_context must have {rows.shape[0]} rows as {part}, got {context.shape[0]}")
+        for name, links, columns in (
+            ("links", self.links, self.features),
+            ("context_links", self.context_links, self.context_features),
+        ):
+            if links is not None and len(links) != len(columns):
+                raise DataError(f"{name} must have a link for each of {len(columns)} columns, got {len(links)}")
         check_varies(self.train.detach().cpu().numpy(), self.features, "train")
         if self.train_context is not None and not self.prepared:
             check_varies(self.train_context.detach().cpu().numpy(), self.context_features, "train_context")
@@ -129,6 +141,8 @@ class Dataset:
             self,
             features=tuple(self.features[column] for column in rest),
             context_features=tuple(names),
+            links=None if self.links is None else tuple(self.links[column] for column in rest),
+            context_links=None if self.links is None else tuple(self.links[column] for column in context),
             **{part: rows[:, rest].contiguous() for part, rows in parts.items()},
             **{f"{part}_context": rows[:, context].contiguous() for part, rows in parts.items()},
         )
