@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -81,6 +82,17 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     if header.get("crc32") != _crc32(tensors):
         raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum; use another copy")
     return tensors, header["description"]
+
+
+def finite(value: Any) -> Any:
+    """Returns the value as JSON can hold it: NaN and inf become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

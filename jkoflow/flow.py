@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,26 @@ class JKOFlow(Composition):
         >>> flow.log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
+
+    _metrics: dict[str, Any] | None = None  # of the class: what was pickled before there were metrics has none
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """Results of the evaluation that ended the training: those of metrics.json, but for the seconds it took.
+
+        None for a flow that has not been evaluated as it is, such as one with other blocks or of version 0.1. What is
+        not finite is None, as in the file. A change of the parameters from outside does not change the metrics.
+        """
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, results: Mapping[str, Any] | None) -> None:
+        self._metrics = None if results is None else dict(checkpoint.finite(results))
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the NLLs of `metrics` stand still when the Runge-Kutta steps are doubled; None without metrics."""
+        return None if self.metrics is None else self.metrics.get("test_nll_converged")
 
     def log_prob(
         self,
@@ -226,11 +247,17 @@ class JKOFlow(Composition):
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
+        if self.metrics is not None:
+            description["metrics"] = self.metrics
         checkpoint.save(path, "flow", self.state_dict(), description)
 
     @classmethod
+    @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
     def load(cls, path: str | Path) -> JKOFlow:
         """Reads a flow, on the CPU, from the file that `save` wrote or from a run directory.
+
+        It is as `jkoflow.train` returns it: in evaluation mode, and its parameters need no gradient, so that densities
+        and samples keep no graph. To train it by other means than `jkoflow.train`, call ``flow.requires_grad_()``.
 
         Raises:
             jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
@@ -248,9 +275,10 @@ class JKOFlow(Composition):
             flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
             flow = flow.to(getattr(torch, description["dtype"]))
             flow.load_state_dict(tensors)
+            flow.metrics = description.get("metrics")  # nor this
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
-        return flow
+        return flow.requires_grad_(False).eval()
 
 
 def base_log_prob(z: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def evaluate(
     val_rows: int,
     budget: Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    doubt: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Calibrates a flow on validation rows and measures it on the test rows.
 
@@ -45,6 +46,7 @@ def evaluate(
         val_rows: Validation rows to calibrate on, at most.
         budget: A limit of time: the grid is refined, and rows are evaluated, as far as there is time for them.
         tell: Function that is called with one line of text for each thing that there was no time for.
+        doubt: Function that is called with one line of text if the NLL is not step-converged; ``tell`` if None.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -74,7 +76,7 @@ def evaluate(
             if out_of_time
             else "train with guard = true, more num_steps or a smaller learning_rate"
         )
-        tell(
+        (doubt or tell)(
             f"the NLL still moves at {flow.eval_num_steps} Runge-Kutta steps per block"
             f"{', and there was no time for more' if out_of_time else ''}: do not trust it; {fix}"
         )
