@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -96,6 +97,17 @@ def kind_of(path: str | Path) -> str | None:
         return None
     kind = header.get("kind") if isinstance(header, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def finite(value: Any) -> Any:
+    """Returns the value as JSON can hold it: NaN and inf become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

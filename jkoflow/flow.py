@@ -54,6 +54,26 @@ class JKOFlow(Composition):
         torch.Size([5])
     """
 
+    _metrics: dict[str, Any] | None = None  # of the class: what was pickled before there were metrics has none
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """Results of the evaluation that ended the training: those of metrics.json, but for the seconds it took.
+
+        None for a flow that has not been evaluated as it is, such as one with other blocks or of version 0.1. What is
+        not finite is None, as in the file. A change of the parameters from outside does not change the metrics.
+        """
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, results: Mapping[str, Any] | None) -> None:
+        self._metrics = None if results is None else dict(checkpoint.finite(results))
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the NLLs of `metrics` stand still when the Runge-Kutta steps are doubled; None without metrics."""
+        return None if self.metrics is None else self.metrics.get("test_nll_converged")
+
     def log_prob(
         self,
         x: Rows,
@@ -247,6 +267,8 @@ class JKOFlow(Composition):
         for name, links in (("links", self.links), ("context_links", self.context_links)):
             if links is not None:
                 description[name] = links.describe()
+        if self.metrics is not None:
+            description["metrics"] = self.metrics
         return description
 
     @classmethod
@@ -267,11 +289,16 @@ class JKOFlow(Composition):
             for name in ("links", "context_links")
         )
         flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
+        flow.metrics = description.get("metrics")  # nor this
         return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod
+    @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
     def load(cls, path: str | Path) -> JKOFlow:
         """Reads a flow, on the CPU, from the file that `save` wrote or from a run directory.
+
+        It is as `jkoflow.train` returns it: in evaluation mode, and its parameters need no gradient, so that densities
+        and samples keep no graph. To train it by other means than `jkoflow.train`, call ``flow.requires_grad_()``.
 
         Raises:
             jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
@@ -284,7 +311,7 @@ class JKOFlow(Composition):
             flow.load_state_dict(tensors)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
-        return flow
+        return flow.requires_grad_(False).eval()
 
 
 def base_log_prob(z: Tensor) -> Tensor:

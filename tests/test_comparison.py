@@ -26,11 +26,11 @@ from fixed_budget.table import markdown, spread
 from fixed_budget.trained import Point
 from fixed_budget.worker import CLOCKS, Job, run, thinned
 from jkoflow.block import Block
+from jkoflow.checkpoint import finite
 from jkoflow.flow import JKOFlow
 from jkoflow.metrics import step_converged_nll
 from jkoflow.ops.grid import Fixed
 from jkoflow.training import TrainConfig
-from jkoflow.training.run_directory import finite
 from jkoflow.velocity import MLPVelocity
 
 SMALL = TrainConfig(hidden=(16, 16), max_blocks=2, batch_size=100, validate_every=10, val_rows=100)

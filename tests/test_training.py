@@ -12,6 +12,7 @@ import torch
 
 import jkoflow
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, discrete, metrics, train
+from jkoflow.checkpoint import finite
 from jkoflow.data import DataError, Dataset, split_rows
 from jkoflow.ops import jko_terms
 from jkoflow.ops.grid import as_grid
@@ -20,7 +21,6 @@ from jkoflow.training.guard import GuardReading, read_guard
 from jkoflow.training.optimizer import Adam
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import Batches, PushedSamples, push_rows
-from jkoflow.training.run_directory import finite
 from jkoflow.training.state import FitCounters, TrainingError
 from jkoflow.training.world import World
 
@@ -757,10 +757,10 @@ def test_json_has_no_nan():
         (torch.full((500, 2), math.nan), "NaN in row 0"),
         (torch.randn(500, 2) * torch.tensor([1.0, 0.0]), "constant"),
         (torch.randn(50, 2), "fewer than a batch of 100"),
-        (torch.randn(500), "shape"),
+        (torch.randn(500, 2, 2), "shape"),
         (np.array([["a", "b"]] * 500), "real numbers"),
     ],
-    ids=["nan", "constant", "few rows", "one axis", "text"],
+    ids=["nan", "constant", "few rows", "three axes", "text"],
 )
 def test_bad_data_are_refused_before_anything_is_written(rows, message, tmp_path):
     with pytest.raises(DataError, match=message):

@@ -40,6 +40,7 @@ from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.metrics import CHUNK, bits_per_dim, chunks
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
+from jkoflow.training import ConvergenceWarning
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import compared_samples, two_sample_distances
 from jkoflow.training.run_directory import PREVIEW_FILE, RunDirectory
@@ -287,6 +288,7 @@ def _warnings_as_notes() -> Iterator[None]:
     with warnings.catch_warnings():
         for kind in (DataWarning, FallbackWarning):
             warnings.simplefilter("always", kind)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the progress of the training shows its text
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

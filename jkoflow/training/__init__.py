@@ -14,11 +14,11 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
 from jkoflow.training.start import given_flow
-from jkoflow.training.state import RunError, TrainingError
+from jkoflow.training.state import ConvergenceWarning, RunError, TrainingError
 from jkoflow.training.trainer import Trainer
 from jkoflow.training.world import Clock, World
 
-__all__ = ["Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
+__all__ = ["ConvergenceWarning", "Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
 
 
 def train(
@@ -76,7 +76,9 @@ def train(
             ``time.process_time``; elapsed real time if None.
 
     Returns:
-        The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated.
+        The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated and its ``metrics``, in evaluation
+        mode and with parameters that need no gradient, as `JKOFlow.load` returns it. If ``flow.converged`` is False, a
+        `ConvergenceWarning` tells what to do.
 
     Raises:
         jkoflow.data.DataError: If the data cannot be used: NaN or inf, a constant column, fewer rows than a batch.

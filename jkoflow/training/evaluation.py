@@ -36,6 +36,7 @@ def evaluate(
     val_rows: int,
     budget: Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    doubt: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Calibrates a flow on validation rows and measures it on the test rows.
 
@@ -46,6 +47,7 @@ def evaluate(
         val_rows: Validation rows to calibrate on, at most.
         budget: A limit of time: the grid is refined, and rows are evaluated, as far as there is time for them.
         tell: Function that is called with one line of text for each thing that there was no time for.
+        doubt: Function that is called with one line of text if the NLL is not step-converged; ``tell`` if None.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -75,7 +77,7 @@ def evaluate(
         ((nll, test_names), (calibration, val_names)), key=lambda pair: not pair[0].out_of_time
     ):
         if not result.converged and math.isfinite(result.nll):  # a warning has told if there is no row to take
-            tell(_not_converged(flow.eval_num_steps, result, names))
+            (doubt or tell)(_not_converged(flow.eval_num_steps, result, names))
             break
     if nll.left_out:
         finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context))

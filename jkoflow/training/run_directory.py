@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ class RunDirectory:
     def record(self, event: Mapping[str, Any]) -> None:
         """Adds one line to the history."""
         assert self._history is not None
-        self._history.write(json.dumps(finite(event)).encode() + b"\n")
+        self._history.write(json.dumps(checkpoint.finite(event)).encode() + b"\n")
 
     def flush(self) -> int:
         """Flushes the history to the disk; returns its length in bytes."""
@@ -153,7 +152,7 @@ class RunDirectory:
 
     def add_metrics(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """Adds metrics to those of a finished run; returns all of them, as they are read back."""
-        metrics = {**self.metrics(), **finite(more)}
+        metrics = {**self.metrics(), **checkpoint.finite(more)}
         self._write_json(METRICS_FILE, metrics)
         return metrics
 
@@ -215,20 +214,9 @@ class RunDirectory:
             raise CheckpointError(f"{path} is damaged: {error}; restore it, or train the run again") from error
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        checkpoint.write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
+        checkpoint.write_atomically(self.path / name, json.dumps(checkpoint.finite(content), indent=2).encode() + b"\n")
 
 
 def config_toml(config: TrainConfig, source: str, about: Mapping[str, Any] | None = None) -> bytes:
     """Returns the text of config.toml: the source of the data, what was said about them and every setting."""
-    return toml.dumps({"data": source, **config.to_mapping(), **(about or {})}).encode()
-
-
-def finite(value: Any) -> Any:
-    """Returns the value as JSON can hold it: NaN and inf become None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+    return toml.dumps({"data": source, **(about or {}), **config.to_mapping()}).encode()

@@ -29,6 +29,10 @@ class TrainingError(UserError, RuntimeError):
     """Raised if training cannot go on; the message tells why and what to change."""
 
 
+class ConvergenceWarning(UserWarning):
+    """Warns that the NLL of a trained flow still depends on the number of Runge-Kutta steps."""
+
+
 class RunError(UserError, ValueError):
     """Raised if the run directory cannot be used as asked; the message is one line and tells the fix."""
 

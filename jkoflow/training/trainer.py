@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from jkoflow.callers import warn_caller
 from jkoflow.data import Dataset, require_batch
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model
@@ -20,7 +21,7 @@ from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import entering, plain_flow
-from jkoflow.training.state import RunState, fingerprint
+from jkoflow.training.state import ConvergenceWarning, RunState, fingerprint
 from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
 
@@ -152,8 +153,8 @@ class Trainer:
         """Evaluates the best flow and writes the results."""
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
-        budget = self._context.budget
-        results = evaluate(flow, self.data, self.config.val_rows, budget, self.progress.message)
+        budget, doubts = self._context.budget, list[str]()
+        results = evaluate(flow, self.data, self.config.val_rows, budget, self.progress.message, doubts.append)
         if budget is not None and budget.is_overrun():
             self.progress.message(
                 f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
@@ -173,8 +174,12 @@ class Trainer:
         model: Model = flow
         if self._complete is not None:
             model, results = self._complete(flow, results)
+        model.metrics = without_times(results)
         if self.directory is not None:
             self.directory.finish(model, results, self.data)
+        for text in doubts:  # at last: a warning may be an error
+            self.progress.message(text)
+            warn_caller(text, ConvergenceWarning)
         return model
 
     # ---- What is kept
@@ -220,3 +225,9 @@ class Trainer:
         if state.planned_blocks is not None:
             self._plan = RunPlan(state.planned_blocks, state.planned_finetune)
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
+
+
+def without_times(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results of a run but for the seconds, which differ from run to run where nothing else does."""
+    rounds_of = [{name: value for name, value in record.items() if name != "seconds"} for record in results["rounds"]]
+    return {**{name: value for name, value in results.items() if name != "train_seconds"}, "rounds": rounds_of}
