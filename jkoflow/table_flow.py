@@ -64,6 +64,11 @@ class TableFlow(nn.Module):
         self.metrics: dict[str, Any] | None = None
 
     @property
+    def converged(self) -> bool | None:
+        """Returns whether the reported NLL is step-converged; None if the flow was never evaluated."""
+        return None if self.metrics is None else self.metrics.get("test_nll_converged")
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Returns the names of the columns that the flow has a density of."""
         return self.schema.features

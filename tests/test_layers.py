@@ -40,6 +40,7 @@ LAYERS = [
     "data",
     "left_out",
     "metrics",
+    "table_flow",
     "two_sample",
     "environment",
     "training",

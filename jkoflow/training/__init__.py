@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jkoflow.data import Dataset, require_batch, split_rows, warn_once
+from jkoflow.data import Dataset, TableData, TableOptions, require_batch, warn_once
 from jkoflow.environment import describe, usable_device
-from jkoflow.flow import JKOFlow
-from jkoflow.inputs import Rows
+from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.memory import Labels, rows_in_memory
 from jkoflow.training.progress import Progress, Silent
-from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
 from jkoflow.training.state import ConvergenceWarning, RunError, TrainingError
+from jkoflow.training.tables import completed, fit_masses, settings_for
 from jkoflow.training.trainer import Trainer
 from jkoflow.training.world import Clock, World
 
@@ -52,9 +55,10 @@ def train(
     calibrated on the validation rows.
 
     Arguments:
-        data: A `Dataset`, or rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the
-            configuration's seed, equal rows into the same part: an array, a tensor, nested lists, a Series or a data
-            frame, see `jkoflow.data.split_rows`.
+        data: Rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the configuration's seed, equal
+            rows into the same part: an array, a tensor, nested lists, a Series or a data frame of pandas, whose columns
+            may be numbers, text, true or false, and dates. Or data that are prepared: a `Dataset`, whose columns are
+            taken as real numbers, or what `jkoflow.data.load_dataset` makes of a file.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
             nothing is written if None.
@@ -65,13 +69,17 @@ def train(
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
             `JKOFlow.reparametrize` and `JKOFlow.refine` return such a flow. Networks and Runge-Kutta steps are the
             flow's, not the configuration's. It is not changed.
-        context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, finite, in their own units: the
-            flow then learns the density of a row given its context. A `Dataset` brings its own, see
+        context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, in their own units and of any
+            kind: the flow then learns the density of a row given its context. A `Dataset` brings its own, see
             `Dataset.condition_on`.
-        group: What each row belongs to, such as a person or a place, with shape (N,): all rows of a group go to the
-            same part of the split. Rows only; a `Dataset` is split already.
-        split_by: Numbers or dates to split by, such as a time, with shape (N,): the smallest 80 % are for training, the
-            largest 10 % for the test. Rows only, and not with ``group``.
+        columns: Kinds of columns by name, such as ``{"age": "integer", "income": "log"}``, see
+            `jkoflow.data.columns.override.KINDS`; those of the other columns are found, and told by a `DataWarning`.
+        missing: What is done with missing values: ``"refuse"``, or ``"indicator"`` to make them a state of their own.
+        group: What each row belongs to, such as a person or a place, with shape (N,), or the name of a column: all rows
+            of a group go to the same part of the split.
+        split_by: Numbers or dates to split by, such as a time, with shape (N,), or the name of a column: the smallest
+            80 % are for training, the largest 10 % for the test. Not with ``group``.
+        options: What config.toml is to say about the data, if they are prepared.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
 
