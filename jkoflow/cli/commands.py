@@ -37,7 +37,8 @@ from jkoflow.data import (
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.metrics import CHUNK, bits_per_dim, chunks
+from jkoflow.left_out import RowNames, warn_of_left_out
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_and_stderr
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training.config import TrainConfig
@@ -185,7 +186,7 @@ def score(
 ) -> None:
     """Write the log-density of every row, in nats and in the data's own units.
 
-    A conditional flow finds its context columns in the data, too.
+    A conditional flow finds its context columns in the data, too. The means are over the rows with a finite density.
     """
     check_output(out)
     if two_sample:
@@ -198,19 +199,12 @@ def score(
         log_prob = torch.cat([flow.log_prob(*part) for part in chunks(rows, context)])
     write_table(out, log_prob.numpy(), ["log_prob"])
     log_prob = log_prob.double()
-    mean = float(log_prob.mean())
-    error = f" ± {float(log_prob.std()) / len(log_prob) ** 0.5:.4f}" if len(log_prob) > 1 else ""
-    standardised = mean + float(flow.standardize.std.double().log().sum())
-    print(f"rows: {len(log_prob)}")
-    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
-    print(f"on standardised columns: {standardised:.4f}{error} nats")
-    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
+    finite = torch.isfinite(log_prob)
+    _show_scores(flow, log_prob[finite], len(log_prob))
     if two_sample:
-        _compare(flow, rows, context)
+        _compare(flow, rows[finite], None if context is None else context[finite])
     print(f"written: {out}")
-    beyond = int((~torch.isfinite(log_prob)).sum())
-    if beyond:
-        console.note(f"{beyond} of the log-densities are not finite: these rows lie too far from the training data")
+    warn_of_left_out(flow, rows, finite, RowNames(f"rows of {out}"))
 
 
 @app.command()
@@ -306,6 +300,20 @@ def _load_flow(run: Path) -> JKOFlow:
             raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
         raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
     return RunDirectory(run).flow() if run.is_dir() else JKOFlow.load(run)
+
+
+def _show_scores(flow: JKOFlow, log_prob: Tensor, rows: int) -> None:
+    """Prints the means of finite log-densities (n,), of so many rows."""
+    print(f"rows: {rows}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < rows else ""))
+    if len(log_prob) == 0:
+        print("mean log-likelihood: not finite")
+        return
+    mean, stderr = mean_and_stderr(log_prob)
+    error = f" ± {stderr:.4f}" if len(log_prob) > 1 else ""
+    standardised = mean + float(flow.standardize.std.double().log().sum())
+    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
+    print(f"on standardised columns: {standardised:.4f}{error} nats")
+    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
 
 
 def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
