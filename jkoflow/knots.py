@@ -23,8 +23,11 @@ RESOLUTION = 1e-6
 LEAST_RISE = 1e-3
 """Least distance between the images of two knots; it bounds from below the density of gaps without data."""
 
-TAIL_PIECES = 8
+TAIL_PIECES = 4
 """Number of pieces beyond the outermost rows over which the slope changes to that of the straight line behind them."""
+
+TAIL_START, TAIL_STEP = 2.0, 0.5
+"""Gaussian deviations beyond the outermost rows at which the slope begins to change, and that each piece then takes."""
 
 
 class Tails(NamedTuple):
@@ -75,9 +78,9 @@ def outer_secants(x: Tensor, y: Tensor) -> Tensor:
 def with_tails(x: Tensor, y: Tensor, tails: Tails) -> tuple[Tensor, Tensor]:
     """Returns knots (d, K) with further ones on both sides, which bring the slope to that of the lines behind them.
 
-    The outermost pieces go on for two Gaussian deviations, where rows and samples may still be. Then the slope
-    changes by one factor from piece to piece. A crowded edge would else go on with the slope that it ends with, and
-    put what lies a little outside at distances that overflow.
+    The outermost pieces first go on as they are, where rows and samples may still be. Then the slope changes by one
+    factor from piece to piece, within a short way, so that what lies outside is not far from what blocks are trained
+    on. A crowded edge would else go on with the slope that it ends with, and distances a little outside overflow.
     """
     x_above, y_above = _tail(x, y, tails, 1)
     x_below, y_below = (-knots.flip(1) for knots in _tail(-x.flip(1), -y.flip(1), tails, 0))
@@ -89,7 +92,7 @@ def _tail(x: Tensor, y: Tensor, tails: Tails, side: int) -> tuple[Tensor, Tensor
     secant = outer_secants(x, y)[:, 1:]
     steps = torch.arange(TAIL_PIECES + 1, dtype=x.dtype, device=x.device)
     slopes = secant * (tails.slopes[:, side, None] / secant) ** (steps / TAIL_PIECES)
-    rises = tails.rise[side] * torch.where(steps == 0, 2.0, 1.0)
+    rises = tails.rise[side] * torch.where(steps == 0, TAIL_START, TAIL_STEP)
     widths = torch.maximum((rises / slopes).clamp(max=tails.widest), tails.narrowest)
     return x[:, -1:] + widths.cumsum(1), y[:, -1:] + (widths * slopes).cumsum(1)
 

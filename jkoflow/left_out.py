@@ -53,22 +53,23 @@ def warn_of_left_out(flow: JKOFlow, x: Tensor, finite: Tensor, names: RowNames) 
         return
     entering = finite.clone()
     entering[~finite] = has_finite_length(flow.enter(x[~finite])[0])
+    means = "the means are over the other rows; " if bool(finite.any()) else ""
     if not bool(entering.all()):
         _warn(
-            f"no finite density for {names.some(~entering)}: too far outside the training data; the means are over the "
-            "other rows; drop such rows, or see whether they are in the units of the training data"
+            f"no finite density for {names.some(~entering)}: too far outside the training data; {means}drop "
+            "such rows, or see whether they are in the units of the training data"
         )
     overflowing = entering & ~finite
     count = int(overflowing.sum())
     if count > DIVERGED_SHARE * len(x):
         _warn(
-            f"no finite density for {names.some(overflowing)}: the blocks overflow, so training has diverged; the "
-            "means are over the other rows; train with guard = true, more num_steps or a smaller learning_rate"
+            f"no finite density for {names.some(overflowing)}: the blocks overflow, so training has diverged; {means}"
+            "train with guard = true, more num_steps or a smaller learning_rate"
         )
     elif count:
         _warn(
-            f"no finite density for {names.some(overflowing)}: the blocks overflow there; the means are over the other "
-            "rows; drop such rows, or train with rows like them"
+            f"no finite density for {names.some(overflowing)}: the blocks overflow there; {means}"
+            "drop such rows, or train with rows like them"
         )
 
 
@@ -78,4 +79,4 @@ def has_finite_length(x: Tensor) -> Tensor:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DataWarning, stacklevel=4)
+    warnings.warn(text, DataWarning, stacklevel=5)

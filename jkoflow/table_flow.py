@@ -100,8 +100,12 @@ class TableFlow(nn.Module):
         """
         columns, conditions = self._rows(x, context)
         parts = [
-            self._log_prob({name: values[begin : begin + CHUNK] for name, values in columns.items()},
-                           conditions[begin : begin + CHUNK], num_steps, points)
+            self._log_prob(
+                {name: values[begin : begin + CHUNK] for name, values in columns.items()},
+                conditions[begin : begin + CHUNK],
+                num_steps,
+                points,
+            )
             for begin in range(0, len(conditions), CHUNK)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)

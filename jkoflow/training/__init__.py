@@ -116,7 +116,9 @@ def train(
                 "context, columns, missing, group and split_by must be left out with a Dataset, which is prepared "
                 "already; see Dataset.condition_on"
             )
-        return _train(data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options)
+        return _train(
+            data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options
+        )
 
 
 def _train(

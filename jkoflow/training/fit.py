@@ -112,6 +112,7 @@ class Fit:
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None
+        self._overflowed = False
         self.best: Tensor = self.adam.parameters.clone()
         if math.isinf(counters.best_loss) and self.recipe.alone is not None:
             self._consider_identity(self.recipe.alone)
@@ -187,6 +188,12 @@ class Fit:
         if loss < self.counters.best_loss:
             self.counters.best_loss = loss
             self.best = self.adam.parameters.clone()
+        if not (math.isfinite(loss) or self._overflowed):
+            self._overflowed = True
+            self.hooks.progress.message(
+                f"block {self.index} overflows on validation rows after {iteration} iterations: these parameters "
+                "cannot be taken; set guard = true, or lower learning_rate"
+            )
         self._replan()
 
     def _validate(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from jkoflow.arrays import is_pandas
-from jkoflow.data import DataError, Dataset, default_features
+from jkoflow.data import DataError, Dataset
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
 from jkoflow.data.memory import as_table
@@ -52,7 +52,9 @@ def _joined(table: Table, context: Table) -> tuple[Table, tuple[str, ...]]:
         names = tuple(f"c{column}" for column in range(len(names)))
     shared = [name for name in names if name in table.features]
     if shared:
-        raise DataError(f"rows and context must be different columns, got {', '.join(shared)} in both; drop one of each")
+        raise DataError(
+            f"rows and context must be different columns, got {', '.join(shared)} in both; drop one of each"
+        )
     return Table({"all": [*table.parts["all"], *context.parts["all"]]}, (*table.features, *names)), names
 
 
@@ -66,7 +68,9 @@ def _with_labels(table: Table, labels: Labels | None, name: str) -> tuple[Table,
         values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
         values = values.astype(object) if values.dtype.kind in "US" else values
     if values.shape != (table.rows("all"),):
-        raise DataError(f"{name} must have one value for each of the {table.rows('all')} rows, got shape {values.shape}")
+        raise DataError(
+            f"{name} must have one value for each of the {table.rows('all')} rows, got shape {values.shape}"
+        )
     if name in table.features:
         raise DataError(f"the rows have a column {name!r} already; give {name} as the name of a column, or rename it")
     return Table({"all": [*table.parts["all"], values]}, (*table.features, name)), name

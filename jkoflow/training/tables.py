@@ -44,7 +44,13 @@ def settings_for(data: TableData, config: TrainConfig) -> TrainConfig:
     if data.schema.numeric:
         return config
     return dataclasses.replace(
-        config, max_blocks=1, iterations_per_block=1, time_budget=None, finetune=0.0, reparam_rounds=0, refine=1,
+        config,
+        max_blocks=1,
+        iterations_per_block=1,
+        time_budget=None,
+        finetune=0.0,
+        reparam_rounds=0,
+        refine=1,
         batch_size=min(config.batch_size, len(data.numbers.train)),
     )
 

@@ -13,7 +13,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
 from jkoflow.metrics import chunks
 
-FAR = 10.0
+FAR = 3.0
 """Distance from the centre, as a multiple of that of the farthest training row, beyond which a row is far outside."""
 
 
@@ -61,9 +61,9 @@ def usable_rows(flow: JKOFlow, data: Dataset) -> tuple[Dataset, dict[str, int]]:
 
 @torch.no_grad()
 def _distances(flow: JKOFlow, rows: Tensor) -> Tensor:
-    """Returns the distances (N,) from the origin at which rows (N, d) enter the first block, inf or NaN included."""
+    """Returns the distances (N,) from the origin at which rows (N, d) enter the first block, inf on overflow."""
     device = flow.standardize.mean.device
-    return torch.cat([flow.enter(part.to(device))[0].norm(dim=1).cpu() for part, _ in chunks(rows, None)])
+    return torch.cat([flow.enter(part.to(device))[0].square().sum(1).sqrt().cpu() for part, _ in chunks(rows, None)])
 
 
 def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
@@ -79,4 +79,4 @@ def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
 
 def _warn(rows: Tensor, name: str, text: str) -> None:
     if bool(rows.any()):
-        warnings.warn(f"{RowNames(name).some(rows)}: {text}", DataWarning, stacklevel=3)
+        warnings.warn(f"{RowNames(name).some(rows)}: {text}", DataWarning, stacklevel=5)

@@ -84,7 +84,11 @@ def _affine(
         if worst_with(constant, simple) <= noise:
             intercept, coefficients, worst = constant, simple, worst_with(constant, simple)
             break
-    kept = [k for k, other in enumerate(others) if abs(coefficients[k]) * _spread(exact[other]) > LEAST_COEFFICIENT * _spread(exact[name])]
+    kept = [
+        k
+        for k, other in enumerate(others)
+        if abs(coefficients[k]) * _spread(exact[other]) > LEAST_COEFFICIENT * _spread(exact[name])
+    ]
     if not kept:
         return None
     sources, numbers = [others[k] for k in kept], [float(coefficients[k]) for k in kept]
@@ -112,7 +116,9 @@ def _monotone(name: str, others: list[str], exact: Mapping[str, Floats], rows: A
     for other in others:
         order = np.argsort(exact[other][rows], kind="stable")
         steps = np.diff(values[order])
-        if len(np.unique(exact[other][rows])) >= len(values) // 2 and (bool((steps >= 0).all()) or bool((steps <= 0).all())):
+        if len(np.unique(exact[other][rows])) >= len(values) // 2 and (
+            bool((steps >= 0).all()) or bool((steps <= 0).all())
+        ):
             return Found(name, f"a function of {other}, {'in' if steps.sum() > 0 else 'de'}creasing", None)
     return None
 

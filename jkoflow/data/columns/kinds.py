@@ -109,7 +109,9 @@ class _Decision:
     def _text(self, kind: str | None) -> ColumnPlan:
         levels = factorise(self.values)[0]
         if kind is not None:
-            raise DataError(f"{self.label} is text, such as {levels[0]!r}, which cannot be {kind}; correct it or drop it")
+            raise DataError(
+                f"{self.label} is text, such as {levels[0]!r}, which cannot be {kind}; correct it or drop it"
+            )
         if set(map(type, levels)) == {bool}:
             return self._category("true or false", "boolean")
         if len(levels) > min(MOST_LEVELS, max(2, len(self.values) // 2)):
@@ -121,7 +123,9 @@ class _Decision:
         if kind not in (None, "date"):
             raise DataError(f"{self.label} holds dates, which cannot be {kind}; make numbers of them or drop it")
         ticks = self.values.astype("datetime64[us]")
-        unit = next(unit for unit in UNITS if unit == "us" or bool((ticks.astype(f"datetime64[{unit}]") == ticks).all()))
+        unit = next(
+            unit for unit in UNITS if unit == "us" or bool((ticks.astype(f"datetime64[{unit}]") == ticks).all())
+        )
         step = float(np.timedelta64(1, unit) / np.timedelta64(1, "D"))
         inner = self._numbers(days(self.values), days(self.fit), step if unit == "D" else None)
         assert inner.codec is not None
@@ -144,7 +148,9 @@ class _Decision:
         given = override.arguments[0] if override is not None and override.arguments else None
         spacing = find_spacing(values, self.dtype, given if kind == "grid" else step)
         if kind == "integer" and (spacing is None or not spacing.whole):
-            raise DataError(f"{self.label} has values that are not whole, such as {_first_broken(distinct):g}; give grid or real")
+            raise DataError(
+                f"{self.label} has values that are not whole, such as {_first_broken(distinct):g}; give grid or real"
+            )
         if kind == "grid" and spacing is None:
             raise DataError(f"{self.label} is not a grid: its values are no multiples of {given or 'a common step'}")
         if kind is None and spacing is not None and not self._matters(values, distinct, spacing):
@@ -221,7 +227,9 @@ class _Decision:
         if override.kind == "log":
             edge = override.arguments[0] if override.arguments else (found.lower if found.kind == "log" else 0.0)
             if not low > edge:
-                raise DataError(f"{self.label} has values down to {low:g}, not above the edge {edge:g}; give log:EDGE or real")
+                raise DataError(
+                    f"{self.label} has values down to {low:g}, not above the edge {edge:g}; give log:EDGE or real"
+                )
             return Link("log", lower=edge)
         if override.kind == "logit":
             edges = override.arguments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import LARGEST, DataError, DataWarning, column_label
 from jkoflow.data.columns.codec import Array, Floats, missing
 from jkoflow.data.columns.dependence import Found, find_dependences
@@ -21,12 +21,16 @@ from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.override import Override, parse_overrides
 from jkoflow.data.columns.schema import Coded, Dependence, Schema
 from jkoflow.data.dataset import Dataset
+from jkoflow.data.repeats import warn_about_shared_rows
 from jkoflow.data.splits import split_order, to_float32
 from jkoflow.data.table import PARTS, Table
 from jkoflow.links import Link
 
 COPIES, ENOUGH_ROWS = 4, 20_000
 """Times, at most, that a training row is taken, each with noise of its own, until there are enough rows."""
+
+MOST_TOLD = 8
+"""Columns whose kinds are told in a line each."""
 
 Columns = dict[str, Array]
 
@@ -66,7 +70,7 @@ class Inspection:
     """Columns that are functions of others."""
 
 
-def inspect(table: Table, options: TableOptions = TableOptions()) -> Inspection:  # noqa: B008 (frozen)
+def inspect_table(table: Table, options: TableOptions = TableOptions()) -> Inspection:  # noqa: B008 (frozen)
     """Decides about every column of a table, without refusing any.
 
     Raises:
@@ -84,12 +88,18 @@ def inspect(table: Table, options: TableOptions = TableOptions()) -> Inspection:
             override = Override("drop")
         label = column_label(table.features, table.features.index(name))
         plans.append(plan_column(name, label, values[name], fit, None if _is_dependent(override) else override))
-    kept = {plan.name: values[plan.name] for plan in plans if _has_numbers(plan) and plan.name not in options.context_columns}
+    kept = {
+        plan.name: values[plan.name]
+        for plan in plans
+        if _has_numbers(plan) and plan.name not in options.context_columns
+    }
     full = {name: column for name, column in kept.items() if not missing(column).any()}
     found = find_dependences(full, {name: _rounding(column) for name, column in full.items()})
     for name, override in overrides.items():
         if _is_dependent(override) and name not in {hit.name for hit in found if hit.dependence is not None}:
-            raise DataError(f"column {name!r} is no affine function of the columns before it; leave its kind out, or drop it")
+            raise DataError(
+                f"column {name!r} is no affine function of the columns before it; leave its kind out, or drop it"
+            )
     return Inspection(table, tuple(plans), {hit.name: hit for hit in found})
 
 
@@ -109,7 +119,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     Raises:
         DataError: If the data cannot be used; the message tells the fix.
     """
-    inspection = inspect(table, options)
+    inspection = inspect_table(table, options)
     overrides = parse_overrides(options.columns, table.features)
     plans = [plan for plan in inspection.plans if plan.codec is not None]
     context = [_plan_named(plans, column) for column in options.context_columns]
@@ -126,11 +136,12 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
         if plan.codec is None and plan.reason != "as told" and plan.name not in (options.group, options.split_by):
             _warn(f"{column_label(table.features, table.features.index(plan.name))} is {plan.reason}: {plan.treatment}")
     if not dependences and all(_is_plain(plan, values[plan.name]) for plan in plans):
-        return _plain_dataset(name, own, context, values, parts, overrides)
-    for plan in plans:
-        if plan.kind not in ("real", "log", "logit") and plan.name not in overrides:
-            label = column_label(table.features, table.features.index(plan.name))
-            _warn(f"{label} is taken for {plan.kind}: {plan.reason}; {plan.treatment}")
+        return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split)
+    _tell([plan for plan in plans if plan.kind not in ("real", "log", "logit") and plan.name not in overrides], table)
+    if table.is_split:
+        warn_about_shared_rows(
+            [table.take([table.features.index(plan.name) for plan in plans]).parts[part] for part in PARTS]
+        )
     schema = Schema(
         tuple(plan.name for plan in own),
         tuple(None if plan.name in dependences else plan.codec for plan in own),
@@ -138,7 +149,9 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
         tuple(plan.codec for plan in context if plan.codec is not None),
         dependences,
     )
-    return encode_table(name, schema, (*own, *context), {part: _take(values, rows) for part, rows in parts.items()}, seed, frames)
+    return encode_table(
+        name, schema, (*own, *context), {part: _take(values, rows) for part, rows in parts.items()}, seed, frames
+    )
 
 
 def encode_table(
@@ -167,7 +180,9 @@ def encode_table(
             del tensors[f"{part}_context"]
         width = 0
     given_names = tuple(f"given{place}" for place in range(width))
-    numbers = Dataset(name, features=features, context_features=given_names, prepared=True, **tensors)
+    numbers = Dataset(
+        name, features=features, context_features=given_names, prepared=True, warned=True, _compared=True, **tensors
+    )
     return TableData(name, numbers, schema, plans, columns, states, conditions, frames)
 
 
@@ -186,6 +201,16 @@ def _check_possible(coded: Coded, part: str, count: int) -> None:
             f"row {row} of {part} (counting from 0) has density zero under the kinds of its columns "
             f"({int(impossible.sum())} of {count} such rows); give other kinds, or drop these rows"
         )
+
+
+def _tell(plans: Sequence[ColumnPlan], table: Table) -> None:
+    """Warns of the kinds that were found, column by column, and of many columns in one line."""
+    for plan in plans[:MOST_TOLD]:
+        label = column_label(table.features, table.features.index(plan.name))
+        _warn(f"{label} is taken for {plan.kind}: {plan.reason}; {plan.treatment}")
+    if len(plans) > MOST_TOLD:
+        rest = ", ".join(f"{plan.name} ({plan.kind})" for plan in plans[MOST_TOLD:])
+        _warn(f"{len(plans) - MOST_TOLD} more columns are taken for other kinds than real: {rest}")
 
 
 # ---- What is refused
@@ -283,7 +308,7 @@ def _as_told(name: str, kind: str) -> str:
 
 def split_table(table: Table, seed: int, options: TableOptions) -> dict[str, NDArray[np.int64]]:
     """Returns the numbers of the rows of the three parts, as `prepare` splits the table."""
-    plans = [plan for plan in inspect(table, options).plans if plan.codec is not None]
+    plans = [plan for plan in inspect_table(table, options).plans if plan.codec is not None]
     return _parts(table, options, plans, seed)
 
 
@@ -293,8 +318,13 @@ def _parts(table: Table, options: TableOptions, plans: Sequence[ColumnPlan], see
         ends = np.cumsum([table.rows(part) for part in PARTS])
         return dict(zip(PARTS, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
     values = _joined(table)
-    named = {name: None if column is None else values[column] for name, column in (("group", options.group), ("by", options.split_by))}
-    if all(plan.codec is not None and not plan.codec.numeric for plan in plans) and not any(v is not None for v in named.values()):
+    named = {
+        name: None if column is None else values[column]
+        for name, column in (("group", options.group), ("by", options.split_by))
+    }
+    if all(plan.codec is not None and not plan.codec.numeric for plan in plans) and not any(
+        v is not None for v in named.values()
+    ):
         count = table.rows("all")  # rows of discrete columns repeat by their nature
         named["group"] = np.arange(count)
     order = split_order([values[plan.name] for plan in plans], seed, **named)
@@ -340,6 +370,7 @@ def _plain_dataset(
     values: Columns,
     parts: Mapping[str, NDArray[np.int64]],
     overrides: Mapping[str, Override],
+    compared: bool,
 ) -> Dataset:
     arrays: dict[str, Any] = {}
     for part, rows in parts.items():
@@ -351,7 +382,15 @@ def _plain_dataset(
     if any(plan.name in overrides for plan in own):
         links = tuple(Link(**plan.codec.link) for plan in own if isinstance(plan.codec, Real))
     features, context_features = (tuple(plan.name for plan in chosen) for chosen in (own, context))
-    return Dataset(name, features=features, context_features=context_features, links=links, **arrays)
+    return Dataset(
+        name,
+        features=features,
+        context_features=context_features,
+        links=links,
+        warned=True,
+        _compared=compared,
+        **arrays,
+    )
 
 
 def _has_numbers(plan: ColumnPlan) -> bool:
@@ -368,8 +407,10 @@ def _rounding(values: Array) -> float:
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
     digits = 8 * float(np.finfo(dtype).eps) * float(np.abs(exact).max())
     spacing = find_spacing(exact, values.dtype)
-    return digits + (0.5 * spacing.step if spacing is not None and values.dtype.kind == "f" and not spacing.whole else 0.0)
+    return digits + (
+        0.5 * spacing.step if spacing is not None and values.dtype.kind == "f" and not spacing.whole else 0.0
+    )
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DataWarning, stacklevel=3)
+    warn_caller(text, DataWarning)
