@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jkoflow.data.checks import DataError, check_finite, check_varies, default_features, warn_about_columns
 from jkoflow.data.dataset import Dataset
-from jkoflow.data.memory import as_table, numbers_of
+from jkoflow.data.memory import as_table, check_paired, numbers_of
 from jkoflow.inputs import Rows
 
 SHARE = 0.1
@@ -78,6 +78,7 @@ def _split_with_context(
     features: tuple[str, ...] | None,
     attribution: str,
 ) -> Dataset:
+    check_paired(rows, context)
     given, given_context = as_table(rows), as_table(context, "context")
     table, conditions = numbers_of(given), numbers_of(given_context)
     if len(table) != len(conditions):
