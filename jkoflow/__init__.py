@@ -6,6 +6,7 @@ from jkoflow._version import __version__
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
 from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss
+from jkoflow.table_flow import TableFlow, load
 from jkoflow.training import TrainConfig, train
 from jkoflow.velocity import MLPVelocity
 
@@ -16,9 +17,11 @@ __all__ = [
     "JKOFlow",
     "JKOTerms",
     "MLPVelocity",
+    "TableFlow",
     "TrainConfig",
     "__version__",
     "integrate",
     "jko_loss",
+    "load",
     "train",
 ]

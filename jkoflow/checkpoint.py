@@ -20,6 +20,9 @@ from jkoflow.errors import UserError
 
 FORMAT_VERSION = 1
 
+MODELS = ("flow", "table-flow")
+"""Kinds of content that are models."""
+
 
 class CheckpointError(UserError, ValueError):
     """Raised if a file is missing, damaged, of another kind or of an unknown version."""
@@ -76,12 +79,24 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
             "load it with the jkoflow release that wrote it, or upgrade jkoflow"
         )
     if header.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}")
+        hint = "; read it with jkoflow.load" if kind in MODELS and header.get("kind") in MODELS else ""
+        raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}{hint}")
     if not isinstance(header.get("description"), dict):
         raise CheckpointError(f"{path} is damaged: it has no description")
     if header.get("crc32") != _crc32(tensors):
         raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum; use another copy")
     return tensors, header["description"]
+
+
+def kind_of(path: str | Path) -> str | None:
+    """Returns the kind of a checkpoint's content, or None if the file is none, which `load` tells why."""
+    try:
+        with safetensors.safe_open(Path(path), framework="pt", device="cpu") as file:
+            header = json.loads((file.metadata() or {}).get("jkoflow", "{}"))
+    except (OSError, safetensors.SafetensorError, ValueError, RecursionError):
+        return None
+    kind = header.get("kind") if isinstance(header, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def finite(value: Any) -> Any:

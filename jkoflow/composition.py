@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows, shaped, take_context, take_points
+from jkoflow.links import Links
 from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.standardize import Standardize
 
@@ -37,6 +38,8 @@ class Composition(nn.Module):
         context_mean: Tensor | None = None,
         context_std: Tensor | None = None,
         initial_map: InitialMap | None = None,
+        links: Links | None = None,
+        context_links: Links | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -51,12 +54,17 @@ class Composition(nn.Module):
         )
         if self.standardize.mean.shape != (dim,):
             raise ValueError(f"mean must have shape ({dim},), got {tuple(self.standardize.mean.shape)}")
+        self.links = links
         self.initial_map = InitialMap() if initial_map is None else initial_map
         if (context_mean is None) != (context_std is None):
             raise ValueError("context_mean and context_std must be given together")
         self.standardize_context: Standardize | None = None
         if context_mean is not None and context_std is not None:
             self.standardize_context = Standardize(context_mean, context_std)
+        self.context_links = context_links
+        for name, layer, columns in (("links", links, dim), ("context_links", context_links, self.context_dim)):
+            if layer is not None and len(layer.columns) != columns:
+                raise ValueError(f"{name} must have a link for each of {columns} columns, got {len(layer.columns)}")
         for block in self.stack:
             if block.velocity.dim != dim:
                 raise ValueError(f"every block must have velocity.dim {dim}, got {block.velocity.dim}")
@@ -77,6 +85,9 @@ class Composition(nn.Module):
         if "eval_num_steps" in state:
             state["_eval_num_steps"] = state.pop("eval_num_steps")
         super().__setstate__(state)
+        for name in ("links", "context_links"):  # which the flows of earlier versions do not have
+            if name not in self._modules and name not in self.__dict__:
+                setattr(self, name, None)
 
     @property
     def eval_num_steps(self) -> int | None:
@@ -102,9 +113,20 @@ class Composition(nn.Module):
     def _steps(self, num_steps: int | Grid | None) -> int | Grid | None:
         return self.eval_num_steps if num_steps is None else num_steps
 
+    def standardized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies the links and the standardisation to data x (B, d); returns the result and the logdet of both (B,).
+
+        These are the units that distances and likelihoods "on standardised columns" are told in.
+        """
+        if self.links is None:
+            return self.standardize(x)
+        point, logdet = self.links(x)
+        point, increment = self.standardize(point)
+        return point, logdet + increment
+
     def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardises data x (B, d) and applies the initial map; returns the result and the logdet of both (B,)."""
-        point, logdet = self.standardize(x)
+        point, logdet = self.standardized(x)
         point, increment = self.initial_map(point)
         return point, logdet + increment
 
@@ -112,7 +134,10 @@ class Composition(nn.Module):
         """Inverts `enter`; returns data x (B, d) and the logdet of the inverse (B,)."""
         point, logdet = self.initial_map.inverse(point)
         x, increment = self.standardize.inverse(point)
-        return x, logdet + increment
+        if self.links is None:
+            return x, logdet + increment
+        x, links = self.links.inverse(x)
+        return x, logdet + increment + links
 
     def forward(
         self,
@@ -266,5 +291,7 @@ class Composition(nn.Module):
         """
         leading = torch.Size((rows,)) if isinstance(rows, int) else rows
         conditions = take_context(context, leading, self.context_dim, self.standardize.mean, validate)
+        if conditions is not None and self.context_links is not None:
+            conditions = self.context_links(conditions)[0]
         layer = self.standardize_context
         return conditions if conditions is None or layer is None else layer(conditions)[0]

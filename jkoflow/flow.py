@@ -17,6 +17,7 @@ from jkoflow.composition import Composition, Trajectory
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
+from jkoflow.links import Links
 from jkoflow.ops.grid import Grid, as_grid
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
@@ -25,21 +26,23 @@ MODEL_FILE = "model.safetensors"
 
 
 class JKOFlow(Composition):
-    r"""A normalizing flow: standardisation, an initial map, a stack of blocks, a standard Gaussian.
+    r"""A normalizing flow: links, standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
 
     Arguments:
         dim: Number d of features.
         blocks: Blocks from the data to the noise.
-        mean: Column means of the data, with shape (d,); zero if None.
-        std: Column standard deviations, with shape (d,); one if None.
+        mean: Column means of the data, behind their links, with shape (d,); zero if None.
+        std: Column standard deviations, behind the links, with shape (d,); one if None.
         eval_num_steps: Calibrated number of Runge-Kutta steps per block for densities and samples; None means
             that each block uses its own.
         context_mean: Column means of the context, with shape (c,), for a conditional flow that is given its context in
             units of its own.
         context_std: Column standard deviations of the context, with shape (c,).
         initial_map: Map of standardised rows before the first block; none if None.
+        links: Functions of the columns in their own units, before the standardisation; none if None.
+        context_links: Functions of the context's columns, before their standardisation; none if None.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -226,11 +229,21 @@ class JKOFlow(Composition):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """Returns a flow with the same standardisation and initial map and other blocks, which are not copied."""
+        """Returns a flow with the same links, standardisation and initial map, and other blocks, not copied."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
-        return JKOFlow(self.dim, blocks, first.mean, first.std, eval_num_steps, *context, self.initial_map)
+        return JKOFlow(
+            self.dim,
+            blocks,
+            first.mean,
+            first.std,
+            eval_num_steps,
+            *context,
+            self.initial_map,
+            self.links,
+            self.context_links,
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -238,7 +251,11 @@ class JKOFlow(Composition):
         Raises:
             OSError: If the file cannot be written.
         """
-        description = {
+        checkpoint.save(path, "flow", self.state_dict(), self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the flow without its numbers, as JSON values; `from_description` builds it again."""
+        description: dict[str, Any] = {
             "dim": self.dim,
             "eval_num_steps": self.eval_num_steps,
             "context_dim": self.context_dim,
@@ -247,9 +264,33 @@ class JKOFlow(Composition):
             "dtype": str(self.standardize.mean.dtype).removeprefix("torch."),
             "blocks": [block.describe() for block in self.stack],
         }
+        for name, links in (("links", self.links), ("context_links", self.context_links)):
+            if links is not None:
+                description[name] = links.describe()
         if self.metrics is not None:
             description["metrics"] = self.metrics
-        checkpoint.save(path, "flow", self.state_dict(), description)
+        return description
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> JKOFlow:
+        """Builds a flow from what `describe` returned; its numbers are still to be loaded.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError, RuntimeError: If something is missing or wrong.
+        """
+        blocks = [Block.from_description(block) for block in description["blocks"]]
+        context: tuple[Tensor | None, Tensor | None] = (None, None)
+        if description.get("standardize_context", False):  # files of earlier versions do not have it
+            context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
+        dim = description["dim"]
+        initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
+        links = (
+            Links.from_description(description[name]) if name in description else None
+            for name in ("links", "context_links")
+        )
+        flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
+        flow.metrics = description.get("metrics")  # nor this
+        return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod
     @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
@@ -266,16 +307,8 @@ class JKOFlow(Composition):
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, "flow")
         try:
-            blocks = [Block.from_description(block) for block in description["blocks"]]
-            context: tuple[Tensor | None, Tensor | None] = (None, None)
-            if description.get("standardize_context", False):  # files of earlier versions do not have it
-                context = (torch.zeros(description["context_dim"]), torch.ones(description["context_dim"]))
-            dim = description["dim"]
-            initial_map = InitialMap.from_description(description.get("initial_map", ()), dim)
-            flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map)
-            flow = flow.to(getattr(torch, description["dtype"]))
+            flow = cls.from_description(description)
             flow.load_state_dict(tensors)
-            flow.metrics = description.get("metrics")  # nor this
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
         return flow.requires_grad_(False).eval()

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
+from jkoflow.knots import RESOLUTION, Tails, outer_secants, quantile_knots, with_tails
 from jkoflow.spline import MonotoneSpline
 
-KNOTS = 128
-"""Largest number of knots of a spline."""
+LEAST_DISTANCE = 1e-6
+"""Distance from the centre, as a share of the median distance, below which a distance is rounding."""
 
-ROWS_PER_KNOT = 200
-"""Smallest number of rows per knot; fewer rows have fewer knots."""
+FAR_RISE = 1.0
+"""Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
-LEAST_GAP = 1e-3
-"""Least distance between two knots, as a share of a column's deviation; it bounds the density of repeated values."""
-
-LEAST_RISE = 1e-3
-"""Least distance between the images of two knots; it bounds from below the density of gaps without data."""
+FAR_SLOPE = 2.0
+"""Largest slope dx/dy beyond the rows, in deviations, where no farther values are known of."""
 
 LEAST_VARIANCE = 1e-6
 """Least variance, as a share of the largest, of a direction that `Whiten` scales to variance 1."""
@@ -47,26 +45,55 @@ class Marginals(nn.Module):
     Arguments:
         x: Knots in the columns' units, with shape (d, K).
         y: Images of the knots, with shape (d, K).
+        columns: Numbers of the d columns that are mapped, the others stay as they are; None maps all.
     """
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    columns: tuple[int, ...] | None = None  # for the maps that version 0.1 pickled, too
+
+    def __init__(self, x: Tensor, y: Tensor, columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.spline = MonotoneSpline(x, y)
+        self.columns = None if columns is None else tuple(columns)
 
     @classmethod
-    def fit(cls, rows: Tensor) -> Marginals:
-        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian."""
-        return cls(*_quantile_knots(rows, torch.special.ndtri))
+    def fit(cls, rows: Tensor, columns: Sequence[int] | None = None, reach: Tensor | None = None) -> Marginals:
+        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian.
+
+        Far outside the rows a column's slope is at most one Gaussian deviation per deviation of the column.
+
+        Arguments:
+            rows: The rows, with shape (N, D).
+            columns: Numbers of the d columns to map; None means all.
+            reach: Least and largest value of every column to map, with shape (2, d). Values that far beyond the rows are
+                brought within `FAR_RISE` of the rows' images, so that no value is too far out to be compared.
+        """
+        rows = rows if columns is None else rows[:, list(columns)]
+        gap = RESOLUTION * rows.abs().amax(0)[:, None]
+        x, y, rise = quantile_knots(rows, torch.special.ndtri, gap)
+        if reach is not None:
+            x, y = _reaching(x, y, reach.to(x))
+        steepest = 1 / rows.std(0)[:, None].clamp(min=1e-30)
+        slopes = outer_secants(x, y)
+        tails = Tails(slopes.clamp(max=steepest), rise, gap, math.inf)
+        return cls(*with_tails(x, y, tails), columns)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
-        y, log_derivative = self.spline(x)
-        return y, log_derivative.sum(1)
+        return self._map(x, self.spline.forward)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
-        x, log_derivative = self.spline.inverse(y)
-        return x, log_derivative.sum(1)
+        return self._map(y, self.spline.inverse)
+
+    def _map(self, x: Tensor, spline: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if self.columns is None:
+            y, log_derivative = spline(x)
+            return y, log_derivative.sum(1)
+        mapped, log_derivative = spline(x[:, list(self.columns)])
+        values = list(x.unbind(1))
+        for column, value in zip(self.columns, mapped.unbind(1), strict=True):
+            values[column] = value
+        return torch.stack(values, 1), log_derivative.sum(1)
 
 
 class Whiten(nn.Module):
@@ -142,9 +169,18 @@ class Radial(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Radial:
-        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian."""
+        """Fits a map that carries the quantiles of the rows' (N, d) distances to those of a standard Gaussian.
+
+        At the centre, and far outside the rows unless these have heavy tails, distances are multiplied by a constant.
+        """
         dim = rows.shape[1]
-        return cls(*_quantile_knots(_log_distance(rows), lambda levels: _log_gaussian_distance(levels, dim)))
+        distance = _log_distance(rows)
+        distance = distance.clamp(min=float(distance.median()) + math.log(LEAST_DISTANCE))
+        gap = RESOLUTION * distance.abs().amax(0)[:, None].clamp(min=1)
+        x, y, rise = quantile_knots(distance, lambda levels: _log_gaussian_distance(levels, dim), gap)
+        slopes = outer_secants(x, y).clamp(max=1)
+        slopes[:, 0] = 1
+        return cls(*with_tails(x, y, Tails(slopes, rise, gap, 1.0)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
@@ -222,8 +258,9 @@ class InitialMap(nn.Module):
 
     @property
     def recipe(self) -> str:
-        """Returns the name of the recipe."""
-        return "+".join(self._names) or "none"
+        """Returns the name of the recipe; a quantile map of some columns alone belongs to these columns, not to it."""
+        named = zip(self._names, self._stack, strict=True)
+        return "+".join(name for name, stage in named if not is_partial(stage)) or "none"
 
     @property
     def _names(self) -> list[str]:
@@ -232,7 +269,9 @@ class InitialMap(nn.Module):
     def describe(self) -> list[dict[str, Any]]:
         """Returns the stages without their numbers, as JSON values; `from_description` builds them again."""
         return [
-            {"stage": name} if isinstance(stage, Whiten) else {"stage": name, "knots": stage.spline.x.shape[1]}
+            {"stage": name}
+            | ({} if isinstance(stage, Whiten) else {"knots": stage.spline.x.shape[1]})
+            | ({"columns": list(stage.columns or ())} if is_partial(stage) else {})
             for name, stage in zip(self._names, self._stack, strict=True)
         ]
 
@@ -243,35 +282,29 @@ class InitialMap(nn.Module):
         for stage in description:
             if stage["stage"] == "whiten":
                 stages.append(Whiten(torch.zeros(dim), torch.eye(dim)))
+                continue
+            columns = stage.get("columns")
+            knots = torch.arange(float(stage["knots"]))
+            if {"marginals": Marginals, "radial": Radial}[stage["stage"]] is Radial:
+                stages.append(Radial(knots[None], knots[None]))
             else:
-                kind = {"marginals": Marginals, "radial": Radial}[stage["stage"]]
-                knots = torch.arange(float(stage["knots"])).expand(dim if kind is Marginals else 1, -1)
-                stages.append(kind(knots, knots))
+                knots = knots.expand(dim if columns is None else len(columns), -1)
+                stages.append(Marginals(knots, knots, columns))
         return cls(stages)
 
 
-def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns knots (d, K) at quantiles of rows (N, d), evenly spread in Gaussian units, and the target's quantiles."""
-    count = len(rows)
-    knots = max(4, min(KNOTS, count // ROWS_PER_KNOT))
-    end = float(torch.special.ndtri(torch.tensor(1 - 0.5 / count, dtype=torch.float64)))
-    levels = torch.special.ndtr(torch.linspace(-end, end, knots, dtype=torch.float64, device=rows.device))
-    ordered = rows.sort(dim=0).values
-    place = (levels * count - 0.5).clamp(0, count - 1)
-    low = place.floor().long()
-    part = (place - low)[:, None]
-    x = torch.lerp(ordered[low], ordered[(low + 1).clamp(max=count - 1)], part).T
-    x = _spread_out(x, LEAST_GAP * rows.std(0)[:, None].clamp(min=1e-30))  # repeated values put knots at one place
-    ordered = ordered.T.contiguous()
-    ranks = torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)
-    y = target((ranks.to(rows.dtype) / (2 * count)).clamp(0.5 / count, 1 - 0.5 / count))
-    return x, _spread_out(y, torch.full_like(y[:, :1], LEAST_RISE))
+def is_partial(stage: nn.Module) -> TypeGuard[Marginals]:
+    """Tells whether a stage maps the quantiles of some of the columns alone."""
+    return isinstance(stage, Marginals) and stage.columns is not None
 
 
-def _spread_out(knots: Tensor, gap: Tensor) -> Tensor:
-    """Returns knots (d, K) in order, each moved up until it is at least a gap (d, 1) beyond the knot before it."""
-    steps = gap * torch.arange(knots.shape[1], dtype=knots.dtype, device=knots.device)
-    return (knots - steps).cummax(1).values + steps
+def _reaching(x: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds a knot at both ends of knots (d, K): at the farthest values (2, d), or where the end pieces lead to."""
+    slope = x.diff() / y.diff()
+    low = torch.minimum(reach[0], x[:, 0] - FAR_RISE * slope[:, 0].clamp(max=FAR_SLOPE))
+    high = torch.maximum(reach[1], x[:, -1] + FAR_RISE * slope[:, -1].clamp(max=FAR_SLOPE))
+    x = torch.cat([low[:, None], x, high[:, None]], 1)
+    return x, torch.cat([y[:, :1] - FAR_RISE, y, y[:, -1:] + FAR_RISE], 1)
 
 
 def _log_distance(x: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from jkoflow.flow import JKOFlow
+from jkoflow.left_out import RowNames, warn_of_left_out
 from jkoflow.ops.grid import Fixed, Grid, as_grid, finest
+
+ROUNDING = 64
+"""Units of rounding, as a multiple of a row's NLL, by which the NLL may change without an effect of the steps."""
 
 CHUNK = 10_000
 """Number of rows that go through a flow at once, which bounds the memory whatever the size of the data."""
@@ -20,7 +24,7 @@ class ConvergedNLL(NamedTuple):
     """A negative log-likelihood that no longer depends on the integrator."""
 
     nll: float
-    """Mean NLL of the rows in nats, in the data's own units."""
+    """Mean NLL of the rows in nats, in the data's own units; NaN if no row has a finite density."""
     stderr: float
     """Standard error of the mean."""
     num_steps: int
@@ -31,6 +35,10 @@ class ConvergedNLL(NamedTuple):
     """Change of the NLL under the last doubling of num_steps, in nats."""
     out_of_time: bool = False
     """Whether doubling ended because there was no time for a finer grid."""
+    left_out: int = 0
+    """Number of rows that the mean leaves out, since their density is not finite."""
+    decisive: int | None = None
+    """Index of the row that alone makes most of the last change; None if there is none."""
 
 
 class InversionError(NamedTuple):
@@ -54,10 +62,17 @@ class Movement(NamedTuple):
 
 
 @torch.no_grad()
+def row_nll(flow: JKOFlow, x: Tensor, num_steps: int | Grid | None = None, context: Tensor | None = None) -> Tensor:
+    """Returns the negative log-likelihood of every row in nats, as float64 with shape (N,), see `mean_nll`."""
+    return torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)])
+
+
 def mean_nll(
     flow: JKOFlow, x: Tensor, num_steps: int | Grid | None = None, context: Tensor | None = None
 ) -> tuple[float, float]:
     """Computes the mean negative log-likelihood and its standard error, at a given number of Runge-Kutta steps.
+
+    Rows without a finite density are left out, with a `jkoflow.data.DataWarning` that names them.
 
     Arguments:
         flow: The flow.
@@ -68,9 +83,16 @@ def mean_nll(
     Returns:
         The mean in nats and its standard error (NaN for a single row), accumulated in float64.
     """
-    nll = torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)])
-    spread = float(nll.std()) if len(nll) > 1 else math.nan
-    return float(nll.mean()), spread / math.sqrt(len(nll))
+    nll = row_nll(flow, x, num_steps, context)
+    finite = torch.isfinite(nll)
+    warn_of_left_out(flow, x, finite, RowNames())
+    return mean_and_stderr(nll[finite])
+
+
+def mean_and_stderr(values: Tensor) -> tuple[float, float]:
+    """Returns the mean of values (N,) and its standard error, NaN where there are too few values."""
+    spread = float(values.std()) if len(values) > 1 else math.nan
+    return (float(values.mean()) if len(values) else math.nan), spread / math.sqrt(max(len(values), 1))
 
 
 def step_converged_nll(
@@ -81,10 +103,12 @@ def step_converged_nll(
     max_num_steps: int = 384,
     context: Tensor | None = None,
     affordable: Callable[[Grid], bool] | None = None,
+    names: RowNames = RowNames(),  # noqa: B008 (immutable)
 ) -> ConvergedNLL:
     """Computes the mean negative log-likelihood on finer and finer grids until it stands still.
 
-    A fixed-step integrator can flatter the likelihood by any amount; at twice the steps the flattery shows.
+    A fixed-step integrator can flatter the likelihood by any amount; at twice the steps the flattery shows. Rows
+    without a finite density are left out, with a `jkoflow.data.DataWarning` that names them.
 
     Arguments:
         flow: The flow.
@@ -94,6 +118,7 @@ def step_converged_nll(
         max_num_steps: Largest number of steps.
         context: Conditioning variables, with shape (N, c).
         affordable: Function that tells whether there is time for a grid beyond the first two; None if there always is.
+        names: What the rows are called in warnings.
 
     Returns:
         The mean on the finer of the last two grids; check ``converged``.
@@ -111,18 +136,44 @@ def step_converged_nll(
     if num_steps is None:
         num_steps = training_grid(flow) if flow.eval_num_steps is None else Fixed(flow.eval_num_steps).halved()
     grid = as_grid(num_steps)
-    coarse, _ = mean_nll(flow, x, grid, context)
+    coarse = row_nll(flow, x, grid, context)
     while True:
         grid = grid.refined()
-        fine, stderr = mean_nll(flow, x, grid, context)
-        change = abs(fine - coarse)
+        fine = row_nll(flow, x, grid, context)
+        change, decisive = _change(coarse, fine, tolerance, float(torch.finfo(x.dtype).eps))
         converged = change < tolerance  # False for NaN
         finer = grid.refined()
-        if converged or finer.cost > max_num_steps:
-            return ConvergedNLL(fine, stderr, grid.num_steps, converged, change)
-        if affordable is not None and not affordable(finer):
-            return ConvergedNLL(fine, stderr, grid.num_steps, converged, change, out_of_time=True)
+        too_fine = finer.cost > max_num_steps
+        out_of_time = not converged and not too_fine and affordable is not None and not affordable(finer)
+        if converged or too_fine or out_of_time:
+            break
         coarse = fine
+    finite = torch.isfinite(fine)
+    warn_of_left_out(flow, x, finite, names)
+    nll, stderr = mean_and_stderr(fine[finite])
+    left_out = len(x) - int(finite.sum())
+    return ConvergedNLL(nll, stderr, grid.num_steps, converged, change, out_of_time, left_out, decisive)
+
+
+def _change(coarse: Tensor, fine: Tensor, tolerance: float, eps: float) -> tuple[float, int | None]:
+    """Returns the change of the mean of NLLs (N,), and the index of the row that alone makes most of it, if one does.
+
+    Rows that are finite on neither grid do not count; one that is finite on one grid only has moved without bound. Rows
+    so far out that their rounding alone would move the mean by more than the tolerance count beyond their rounding.
+    """
+    finite = torch.isfinite(fine)
+    moved = torch.where(finite == torch.isfinite(coarse), fine - coarse, math.inf)
+    moved = torch.where(finite | torch.isfinite(coarse), moved, 0.0)
+    rounding = ROUNDING * eps * fine.abs()
+    unresolved = finite & (rounding > tolerance * len(fine)) & (moved.abs() <= rounding)
+    moved = torch.where(unresolved, 0.0, moved)
+    if not bool(finite.any()):
+        return math.nan, None
+    change = abs(float(moved.sum()) / int(finite.sum()))
+    sizes = moved.abs().nan_to_num(posinf=1e300)  # several of these are no single row
+    largest = int(sizes.argmax())
+    alone = len(fine) > 1 and float(sizes[largest]) > float(sizes.sum() - sizes[largest])
+    return change, largest if alone else None
 
 
 def training_grid(flow: JKOFlow) -> Grid:
@@ -136,6 +187,7 @@ def calibrate(
     tolerance: float = 1e-3,
     context: Tensor | None = None,
     affordable: Callable[[Grid], bool] | None = None,
+    names: RowNames = RowNames(),  # noqa: B008 (immutable)
 ) -> ConvergedNLL:
     """Sets ``flow.eval_num_steps`` to the number of steps at which the NLL of x (N, d) stands still.
 
@@ -145,12 +197,13 @@ def calibrate(
         tolerance: Nats by which the last doubling may move the mean.
         context: Conditioning variables, with shape (N, c).
         affordable: Function that tells whether there is time for a grid, see `step_converged_nll`.
+        names: What the rows are called in warnings.
 
     Returns:
         The step-converged NLL of x.
     """
     grid = training_grid(flow)
-    result = step_converged_nll(flow, x, grid, tolerance, context=context, affordable=affordable)
+    result = step_converged_nll(flow, x, grid, tolerance, context=context, affordable=affordable, names=names)
     flow.eval_num_steps = result.num_steps
     return result
 
@@ -203,7 +256,14 @@ def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | Non
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
     """Returns at most ``limit`` evenly spread rows of x (N, d); in sorted files the first rows would mislead."""
-    return x if len(x) <= limit else x[torch.linspace(0, len(x) - 1, limit, dtype=torch.float64).long()]
+    return x if len(x) <= limit else x[spread_numbers(len(x), limit)]
+
+
+def spread_numbers(count: int, limit: int) -> Tensor:
+    """Returns at most ``limit`` evenly spread numbers from 0 to ``count`` - 1, as integers."""
+    if count <= limit:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, limit, dtype=torch.float64).long()
 
 
 def movement(x: Tensor, y: Tensor) -> Movement:

@@ -14,7 +14,8 @@ RNG = np.random.default_rng(7)
 
 def read(name, directory):
     with pytest.warns(DataWarning, match="do not compare"):
-        return read_benchmark(name, directory).parts
+        table = read_benchmark(name, directory)
+    return {part: table.numbers(part) for part in table.parts}
 
 
 def power_file(path, rows=1000):

@@ -320,11 +320,26 @@ def test_score_one_row_and_a_bare_model_file(work, tmp_path):
     assert np.load(tmp_path / "s.npy").shape == (1,)
 
 
-def test_score_points_out_densities_that_are_not_finite(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x, context: torch.full((len(x),), -torch.inf))
+@pytest.mark.parametrize(
+    ("bad", "first"),
+    [([0, 1, 2], "3 of 3 rows of"), ([2], "(row 2, counting from 0)"), ([1, 2], "(the first is row 1,")],
+)
+def test_score_leaves_densities_that_are_not_finite_out_of_the_mean_and_names_them(
+    work, tmp_path, monkeypatch, bad, first
+):
+    density = torch.full((3,), -1.5)
+    density[bad] = -torch.inf
+    monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x, context, num_steps=None: density)
     np.save(tmp_path / "far.npy", np.zeros((3, 2)))
     result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy")
-    assert "note: 3 of the log-densities are not finite" in result.stderr
+    assert result.exit_code == 0, result.output
+    assert "note: no finite density for " in result.stderr
+    assert first in " ".join(result.stderr.split())
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), density.numpy())
+    assert f"rows: 3, {3 - len(bad)} of them with a finite density" in result.stdout
+    mean = "not finite" if len(bad) == 3 else "-1.5000"
+    assert f"mean log-likelihood: {mean}" in result.stdout
+    assert "nan" not in result.stdout.lower()
 
 
 def test_sample_is_seeded_and_in_data_units(work, tmp_path):

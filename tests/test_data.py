@@ -200,7 +200,7 @@ def test_csv_separators_with_and_without_header(tmp_path, rows, separator, heade
     path.write_text("\n".join(lines) + "\n")
     table = read_table(path)
     assert table.features == (("a", "b", "c") if header else ("x0", "x1", "x2"))
-    np.testing.assert_allclose(table.parts["all"], rows, atol=1e-6)
+    np.testing.assert_allclose(table.numbers("all"), rows, atol=1e-6)
 
 
 def test_columns_that_are_not_numbers_are_left_out_by_name(tmp_path, rows):
@@ -323,9 +323,9 @@ def test_discrete_column_is_pointed_out(tmp_path, rows):
 
 def test_a_number_spoilt_by_text_is_an_error_not_a_lost_column(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("a,b\n" + "\n".join(f"{i}.5,{i * i if i != 7 else '?'}" for i in range(20)))
+    path.write_text("a,b\n" + "\n".join(f"{i}.5,{i * i if i != 7 else 'x'}" for i in range(20)))
     message = error_of(load_dataset, path)
-    assert "'?' in row 7 (counting from 0), column 'b'" in message
+    assert "'x' in row 7 (counting from 0), column 'b'" in message
 
 
 def test_too_few_rows(tmp_path, rows):
@@ -411,13 +411,14 @@ def test_a_bare_pickle_is_never_loaded(tmp_path):
 
 
 def test_dataset_checks_itself(rows):
-    table = torch.from_numpy(rows).float()
+    table, val, test = torch.from_numpy(rows).float().split([len(rows) - 20, 10, 10])
     names = ("a", "b", "c")
-    Dataset("ok", table, table, table, names)
-    assert "val" in error_of(Dataset, "d", table, table[:, :2], table, names)
-    assert "float32" in error_of(Dataset, "d", table.double(), table, table, names)
-    assert "test is empty" in error_of(Dataset, "d", table, table, table[:0], names)
-    assert "constant in train" in error_of(Dataset, "d", table[:1], table, table, names)
+    Dataset("ok", table, val, test, names)
+    assert "val" in error_of(Dataset, "d", table, val[:, :2], test, names)
+    assert "float32" in error_of(Dataset, "d", table.double(), val, test, names)
+    assert "float32 tensor" in error_of(Dataset, "d", table.numpy(), val, test, names)
+    assert "test is empty" in error_of(Dataset, "d", table, val, test[:0], names)
+    assert "constant in train" in error_of(Dataset, "d", table[:1], val, test, names)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((5, 2, 2)), np.zeros((5, 0)), np.zeros((5, 2), complex), np.array([["a"]])])
@@ -482,7 +483,7 @@ def test_written_tables_read_back(tmp_path, rows, suffix):
     path = tmp_path / f"out{suffix}"
     write_table(path, rows.astype(np.float32), ("a", "b", "c"))
     table = read_table(path)
-    np.testing.assert_allclose(table.parts["all"], rows.astype(np.float32), rtol=1e-7)
+    np.testing.assert_allclose(table.numbers("all"), rows.astype(np.float32), rtol=1e-7)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

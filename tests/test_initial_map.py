@@ -9,7 +9,9 @@ import torch
 
 from jkoflow import JKOFlow, metrics
 from jkoflow.data import split_rows
+from jkoflow.flow import base_log_prob
 from jkoflow.initial_map import RECIPES, InitialMap, Marginals, Radial, Whiten
+from jkoflow.knots import TAIL_PIECES
 from jkoflow.spline import MonotoneSpline
 from jkoflow.training import TrainConfig, train
 
@@ -150,6 +152,140 @@ def test_the_centre_has_a_finite_image():
     initial_map = InitialMap.fit(torch.randn(1000, 2), "whiten+radial")
     y, logdet = initial_map(initial_map.inverse(torch.zeros(1, 2))[0])
     assert bool(torch.isfinite(y).all() and torch.isfinite(logdet).all())
+
+
+# -------------------------------------------------------------------------------------------------- outside the rows
+
+
+def on_a_shell(rows, dim, spread):
+    """Directions spread evenly, at distances of 1 and a Gaussian spread."""
+    x = torch.randn(rows, dim)
+    return x / x.norm(dim=1, keepdim=True) * (1 + spread * torch.randn(rows, 1))
+
+
+def sparse(rows):
+    """Nine values of ten are 0."""
+    return torch.randn(rows, 2) * (torch.rand(rows, 2) < 0.1)
+
+
+CROWDED = {
+    **{f"ring of spread {spread:g}": lambda n, s=spread: on_a_shell(n, 2, s) for spread in (0.1, 1e-2, 1e-3, 1e-4)},
+    **{f"directions in {dim} columns": lambda n, d=dim: on_a_shell(n, d, 0.0) for dim in (2, 10, 64)},
+    "shell": lambda n: on_a_shell(n, 10, 1e-3),
+    "two shells": lambda n: on_a_shell(n, 5, 1e-3) * (1 + torch.randint(0, 2, (n, 1))),
+    "uniform": lambda n: torch.rand(n, 2),
+    "one column": lambda n: torch.rand(n, 1),
+    "exponential": lambda n: torch.empty(n, 3).exponential_(),
+    "beta": lambda n: torch.distributions.Beta(0.3, 0.3).sample((n, 2)),
+    "rounded": lambda n: torch.randn(n, 2).mul(10).round() / 10,
+    "zeros": sparse,
+    "lattice": lambda n: torch.randint(-2, 3, (n, 2)).float(),
+    "corners": lambda n: torch.randint(0, 2, (n, 3)).float(),
+    "heavy tails": lambda n: torch.randn(n, 3) / torch.randn(n, 1),
+    "many columns": lambda n: torch.rand(n, 100),
+}
+
+
+def rays(dim, count=8):
+    """Points on rays from the centre, from 1e-6 to 1e6 deviations, with shape (count, points, dim)."""
+    towards = torch.randn(count, dim)
+    towards = towards / towards.norm(dim=1, keepdim=True)
+    return towards[:, None] * torch.logspace(-6, 6, 300)[None, :, None]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("kind", CROWDED)
+def test_densities_are_finite_everywhere_and_the_way_back_exists(kind, recipe):
+    torch.manual_seed(1)
+    rows = CROWDED[kind](2500)
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    initial_map = InitialMap.fit(rows, recipe)
+    dim = rows.shape[1]
+    x = torch.cat([rays(dim).reshape(-1, dim), torch.zeros(1, dim)]).requires_grad_(True)
+    y, logdet = initial_map(x)
+    log_prob = base_log_prob(y) + logdet
+    assert bool(torch.isfinite(log_prob).all())
+    assert float(y.detach().abs().max()) < 1e9  # blocks have room before they overflow
+    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
+    assert bool(torch.isfinite(gradient).all())
+    back, inverse_logdet = initial_map.inverse(y)
+    assert bool(torch.isfinite(inverse_logdet).all())
+    distance = (back - x).detach().norm(dim=1)
+    assert float((distance / (x.detach().norm(dim=1) + 1)).max()) < 1e-3
+
+
+@pytest.mark.parametrize("kind", CROWDED)
+def test_distances_and_columns_keep_their_order_outside_the_rows(kind):
+    torch.manual_seed(2)
+    rows = CROWDED[kind](2500)
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    away = rays(rows.shape[1], 4)
+    radial = Radial.fit(rows.double()).float()
+    for ray in away:
+        assert bool((radial(ray)[0].norm(dim=1).diff() > 0).all())
+    marginals = Marginals.fit(rows.double()).float()
+    line = torch.logspace(-2, 6, 300)
+    line = torch.cat([-line.flip(0), line])[:, None].expand(-1, rows.shape[1])
+    assert bool((marginals(line)[0].diff(dim=0) > 0).all())
+
+
+def test_the_tails_change_nothing_where_rows_are():
+    """Between the outermost knots the splines are those that the quantiles alone give."""
+    torch.manual_seed(0)
+    rows = torch.empty(4000, 2, dtype=torch.float64).exponential_()
+    spline = Marginals.fit(rows).spline
+    tail = slice(TAIL_PIECES + 1, -TAIL_PIECES - 1)
+    alone = MonotoneSpline(spline.x[:, tail], spline.y[:, tail])
+    inside = rows[((rows >= alone.x[:, 0]) & (rows <= alone.x[:, -1])).all(1)]
+    assert len(inside) > 3990
+    for found, expected in zip(spline(inside), alone(inside), strict=True):
+        assert torch.allclose(found, expected, atol=1e-9)
+    # a little outside nearly so
+    just_below = alone.x[:, 0] - 1 / alone.slope[:, 0]
+    assert torch.allclose(spline(just_below[None])[0], alone(just_below[None])[0], atol=0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_slopes_far_outside_are_those_of_the_scale(scale):
+    torch.manual_seed(0)
+    rows = torch.rand(3000, 2, dtype=torch.float64) * scale
+    far = torch.tensor([[-1e3, 1e3], [-2e3, 2e3]], dtype=torch.float64) * rows.std(0)
+    y, log_derivative = Marginals.fit(rows).spline(far)
+    assert torch.allclose(log_derivative.exp() * rows.std(0), torch.ones(2, 2, dtype=torch.float64))
+    assert torch.allclose(y.diff(dim=0).abs(), torch.full((1, 2), 1e3, dtype=torch.float64))
+
+
+def test_a_radial_map_is_linear_at_the_centre_and_far_away():
+    torch.manual_seed(0)
+    for dim in (1, 2, 30, 100):
+        radial = Radial.fit(on_a_shell(3000, dim, 1e-2).double())
+        towards = torch.ones(1, dim, dtype=torch.float64)
+        for near, far in ((0.0, 1e-9), (1e-12, 1e-6), (1e3, 1e6)):
+            images, logdets = radial(torch.cat([near * towards, far * towards]))
+            assert float(logdets[0]) == pytest.approx(float(logdets[1]), abs=1e-6)
+            if near:
+                assert torch.allclose(images[1] / far, images[0] / near, rtol=1e-9)
+
+
+def test_rows_at_the_centre_do_not_decide_the_scale_of_the_distances():
+    torch.manual_seed(0)
+    rows = torch.randint(-1, 2, (3000, 2)).double()  # one of nine at the centre
+    radial = Radial.fit(rows)
+    y, logdet = radial(rows)
+    assert bool(torch.isfinite(base_log_prob(y) + logdet).all())
+    assert torch.allclose(radial.inverse(y)[0], rows, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_trained_flow_has_finite_densities_far_outside(recipe):
+    torch.manual_seed(0)
+    rows = on_a_shell(3000, 2, 1e-3)
+    flow = train(rows, dataclasses.replace(TINY, initial_map=recipe))
+    with torch.no_grad():
+        log_prob = flow.log_prob(rays(2).reshape(-1, 2))
+    assert bool(torch.isfinite(log_prob).all())
+    along = torch.tensor([[r, 0.0] for r in (1.0, 1.05, 1.1, 1.2, 2.0, 10.0, 1e3, 1e6)])
+    assert bool((flow.log_prob(along).diff()[1:] < 0).all())
 
 
 def test_an_unknown_recipe_is_named():

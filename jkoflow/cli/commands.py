@@ -18,13 +18,15 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.cli import console, settings, training_run
+from jkoflow.cli import console, settings, table_options, training_run
 from jkoflow.cli.bench import bench
+from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import (
     DataError,
     DataWarning,
+    TableData,
     check_output,
     default_features,
     load_dataset,
@@ -37,7 +39,8 @@ from jkoflow.data import (
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.metrics import CHUNK, bits_per_dim, chunks
+from jkoflow.left_out import RowNames, warn_of_left_out
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_and_stderr
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import ConvergenceWarning
@@ -104,7 +107,7 @@ def train(
         str | None,
         typer.Argument(
             help="A built-in name (rose, fractal_tree, checkerboard, rings, pinwheel, spirals, moons, gasturbine) or a "
-            ".npy, .npz, .csv or .parquet file; rose:100000 for another number of rows; power:DIRECTORY (gas, hepmass, "
+            "file of a table (.csv, .tsv, .txt, also packed; .parquet, .feather, .npy, .npz, .mat, .fits); rose:100000 for another number of rows; power:DIRECTORY (gas, hepmass, "
             "miniboone, bsds300) for the MAF benchmark's files. With --resume and without --out: the run to resume.",
             show_default=False,
         ),
@@ -122,10 +125,15 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the data's split and of the training.", show_default=False)
     ] = None,
-    context_columns: Annotated[
-        str | None,
-        typer.Option(help="Columns, as a,b: learn the density of the others given these.", show_default=False),
-    ] = None,
+    context_columns: table_options.ContextColumns = None,
+    columns: table_options.Columns = None,
+    missing: table_options.Missing = None,
+    group: table_options.Group = None,
+    split_by: table_options.SplitBy = None,
+    header: table_options.Header = None,
+    sep: table_options.Separator = None,
+    decimal: table_options.Decimal = None,
+    index_column: table_options.IndexColumn = None,
     reparam_rounds: Annotated[
         int | None,
         typer.Option(min=0, help="Rounds that even out the blocks' movements and train again.", show_default=False),
@@ -154,15 +162,28 @@ def train(
         "finetune": finetune,
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
-    given = settings.given(config, chosen, context_columns)
+    told = table_options.mapping(
+        context_columns=context_columns,
+        columns=columns,
+        missing=missing,
+        group=group,
+        split_by=split_by,
+        header=header,
+        sep=sep,
+        decimal=decimal,
+        index_column=index_column,
+    )
+    given = settings.given(config, chosen, told)
     if resume:
         run, source, resolved = settings.for_resume(data, out, given)
     else:
         run, source, resolved = settings.for_start(data, out, given)
-    dataset = load_dataset(source.data, resolved.seed, source.context_columns)
-    require_batch(dataset, resolved.batch_size)
+    dataset = load_dataset(source.data, resolved.seed, options=source.options)
+    require_batch(dataset.numbers if isinstance(dataset, TableData) else dataset, resolved.batch_size)
     again = f"jkoflow train --resume {shlex.quote(str(run))}"
-    training_run.train_and_report(dataset, place(source.data), resolved, run, resume=resume, again=again)
+    training_run.train_and_report(
+        dataset, place(source.data), resolved, run, resume=resume, again=again, options=source.options
+    )
 
 
 @app.command()
@@ -186,7 +207,7 @@ def score(
 ) -> None:
     """Write the log-density of every row, in nats and in the data's own units.
 
-    A conditional flow finds its context columns in the data, too.
+    A conditional flow finds its context columns in the data, too. The means are over the rows with a finite density.
     """
     check_output(out)
     if two_sample:
@@ -199,19 +220,12 @@ def score(
         log_prob = torch.cat([flow.log_prob(*part) for part in chunks(rows, context)])
     write_table(out, log_prob.numpy(), ["log_prob"])
     log_prob = log_prob.double()
-    mean = float(log_prob.mean())
-    error = f" ± {float(log_prob.std()) / len(log_prob) ** 0.5:.4f}" if len(log_prob) > 1 else ""
-    standardised = mean + float(flow.standardize.std.double().log().sum())
-    print(f"rows: {len(log_prob)}")
-    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
-    print(f"on standardised columns: {standardised:.4f}{error} nats")
-    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
+    finite = torch.isfinite(log_prob)
+    _show_scores(flow, log_prob[finite], len(log_prob))
     if two_sample:
-        _compare(flow, rows, context)
+        _compare(flow, rows[finite], None if context is None else context[finite])
     print(f"written: {out}")
-    beyond = int((~torch.isfinite(log_prob)).sum())
-    if beyond:
-        console.note(f"{beyond} of the log-densities are not finite: these rows lie too far from the training data")
+    warn_of_left_out(flow, rows, finite, RowNames(f"rows of {out}"))
 
 
 @app.command()
@@ -278,6 +292,7 @@ def doctor(
         console.show_environment(environment)
 
 
+app.command()(inspect)
 app.command()(reproduce)
 app.command()(bench)
 
@@ -308,6 +323,20 @@ def _load_flow(run: Path) -> JKOFlow:
             raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
         raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
     return RunDirectory(run).flow() if run.is_dir() else JKOFlow.load(run)
+
+
+def _show_scores(flow: JKOFlow, log_prob: Tensor, rows: int) -> None:
+    """Prints the means of finite log-densities (n,), of so many rows."""
+    print(f"rows: {rows}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < rows else ""))
+    if len(log_prob) == 0:
+        print("mean log-likelihood: not finite")
+        return
+    mean, stderr = mean_and_stderr(log_prob)
+    error = f" ± {stderr:.4f}" if len(log_prob) > 1 else ""
+    standardised = mean + float(flow.standardize.std.double().log().sum())
+    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
+    print(f"on standardised columns: {standardised:.4f}{error} nats")
+    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
 
 
 def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:

@@ -171,12 +171,18 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         "movements": " ".join(f"{movement:.3f}" for movement in metrics["movements"]),
         "guard events": str(metrics["guard_events"]),
         **({"test rows": str(metrics["n_test"])} if "n_test" in metrics else {}),
+        **_left_out(metrics),
         "training": f"{metrics['train_seconds']:.1f} s on {metrics['n_train']} rows of {metrics['dim']} columns",
     }
     rows |= published(metrics)
     if len(metrics.get("rounds", [])) > 1:
         rows["rounds"] = "; ".join(_round_result(record) for record in metrics["rounds"])
     _show_table(rows)
+    if metrics["test_nll"] is None:
+        note(
+            "the flow has no finite density on any test row: do not trust it; train with guard = true, or give test "
+            "rows in the units of the training rows"
+        )
 
 
 def show_environment(environment: Mapping[str, Any]) -> None:
@@ -214,6 +220,13 @@ def _show_table(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _left_out(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the text about rows that were left out, by its name; none if there are none."""
+    counts = {part: count for part, count in metrics.get("rows_left_out", {}).items() if count}
+    text = ", ".join(f"{count} of {part}" for part, count in counts.items())
+    return {"rows left out": text} if counts else {}
 
 
 def _bits(metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -67,8 +67,10 @@ def reproduce(
         raise ConfigError(f"name the run's directory: jkoflow reproduce {name} --out RUN")
     flags = {"time_budget": time_budget, "seed": seed}
     given = settings.given(config, {key: value for key, value in flags.items() if value is not None})
-    if given.source is not None or given.context_columns:
-        raise ConfigError(f"{config} must not name data or context_columns: those are the experiment's")
+    if given.source is not None or given.table:
+        raise ConfigError(
+            f"{config} must not name data, nor say anything about their columns: those are the experiment's"
+        )
     where = experiment.source(data)
     pictures = None if experiment.autoencoder is None else read_pictures(where)
     if resume:

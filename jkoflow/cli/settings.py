@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jkoflow.data import DataError, TableOptions
+from jkoflow.data.columns.options import NAMES
 from jkoflow.errors import UserError
 from jkoflow.former_names import under_present_names
 from jkoflow.training.config import TrainConfig
@@ -28,8 +30,8 @@ class Source(NamedTuple):
 
     data: str
     """Name of built-in data, or a path."""
-    context_columns: tuple[str, ...]
-    """Names of the columns that the density is conditional on."""
+    options: TableOptions
+    """What was said about the table."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Given:
     """Settings of a `TrainConfig` by name."""
     source: str | None = None
     """Source of the data that the file names; None if it names none."""
-    context_columns: tuple[str, ...] = ()
-    """Names of the columns to condition on."""
+    table: dict[str, Any] = field(default_factory=dict)
+    """What the user said about the table, under the names of `TableOptions`."""
     file: Path | None = None
     from_file: frozenset[str] = frozenset()
     """Names of the values that the file gave and no flag."""
@@ -51,29 +53,31 @@ class Given:
         return f"{error} ({self.file})" if str(error).partition(" ")[0] in self.from_file else str(error)
 
 
-def given(file: Path | None, flags: Mapping[str, Any], context_columns: str | None = None) -> Given:
-    """Merges flags with the settings of a TOML file, which flags replace; commas separate names of context columns.
+def given(file: Path | None, flags: Mapping[str, Any], table: Mapping[str, Any] | None = None) -> Given:
+    """Merges flags with the settings of a TOML file, which flags replace; ``table`` are flags about the table.
 
     Raises:
         ConfigError: If the file cannot be read or has a name that is not a setting.
     """
-    columns = tuple(name.strip() for name in (context_columns or "").split(",") if name.strip())
-    if context_columns is not None and not columns:
-        raise ConfigError(f"--context-columns must name columns, separated by commas, got {context_columns!r}")
+    told = dict(table or {})
     if file is None:
-        return Given(dict(flags), context_columns=columns)
+        return Given(dict(flags), table=told)
     values = _read_settings(file)
-    columns = columns or _pop_columns(values, file)
+    in_file = {name: values.pop(name) for name in NAMES if name in values}
+    try:
+        TableOptions.from_mapping(in_file)
+    except DataError as error:
+        raise ConfigError(f"{error} ({file})") from error
     source = values.pop("data", None)
     if source is not None and not isinstance(source, str):
         raise ConfigError(f"data in {file} must be a name or a path, got {source!r}")
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
+            near = difflib.get_close_matches(name, (*known, *NAMES), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join((*known, *NAMES))}"
             raise ConfigError(f"unknown setting {name!r} in {file}; {hint}")
-    return Given({**values, **flags}, source, columns, file, frozenset(values) - frozenset(flags))
+    return Given({**values, **flags}, source, {**in_file, **told}, file, frozenset(values) - frozenset(flags))
 
 
 def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, Source, TrainConfig]:
@@ -95,7 +99,7 @@ def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, 
         raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     _check_directory(out)
     try:
-        return out, Source(source, chosen.context_columns), TrainConfig.from_mapping(chosen.values)
+        return out, Source(source, TableOptions.from_mapping(chosen.table)), TrainConfig.from_mapping(chosen.values)
     except ValueError as error:
         raise ConfigError(chosen.blame(error)) from error
 
@@ -118,10 +122,10 @@ def for_resume(data: str | None, out: Path | None, chosen: Given) -> tuple[Path,
         raise RunError(
             f"{run} holds no run to resume; start one with: jkoflow train DATA --out {shlex.quote(str(run))}"
         )
-    data_source, context_columns, config = RunDirectory(run).settings()
-    source = Source(data_source, context_columns)
-    has = {"context_columns": source.context_columns, **config.to_mapping()}
-    asked = {"context_columns": chosen.context_columns} if chosen.context_columns else {}
+    data_source, options, config = RunDirectory(run).settings()
+    source = Source(data_source, options)
+    has = {**options.to_mapping(), **config.to_mapping()}
+    asked = TableOptions.from_mapping(chosen.table).to_mapping()
     for name, value in {**asked, **chosen.values}.items():
         if has.get(name) != value:
             raise ConfigError(
@@ -147,13 +151,6 @@ def _read_settings(file: Path) -> dict[str, Any]:
         return under_present_names(values)
     except ValueError as error:
         raise ConfigError(f"{error} ({file})") from error
-
-
-def _pop_columns(values: dict[str, Any], file: Path) -> tuple[str, ...]:
-    columns = values.pop("context_columns", [])
-    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise ConfigError(f"context_columns in {file} must be a list of names, got {columns!r}")
-    return tuple(columns)
 
 
 def _check_directory(out: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from jkoflow.cli import console
 from jkoflow.cli.settings import ConfigError
-from jkoflow.data import Dataset, require
+from jkoflow.data import Dataset, TableData, TableOptions, require
 from jkoflow.flow import JKOFlow
 from jkoflow.ops import extension
 from jkoflow.report import write_report
@@ -32,13 +32,14 @@ def require_for_run() -> None:
 
 
 def train_and_report(
-    dataset: Dataset,
+    dataset: Dataset | TableData,
     source: str,
     config: TrainConfig,
     run: Path,
     *,
     resume: bool,
     again: str,
+    options: TableOptions | None = None,
     more: Callable[[JKOFlow, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> None:
     """Trains, writes the report and prints the results.
@@ -50,19 +51,25 @@ def train_and_report(
         run: The run's directory.
         resume: Whether to go on with the run in that directory.
         again: The command that resumes the run after an interruption.
+        options: What the run records about the data beside their source.
         more: Function of the finished flow and its metrics that returns further metrics.
     """
+    rows = dataset.numbers if isinstance(dataset, TableData) else dataset
+    columns = dataset.schema.features if isinstance(dataset, TableData) else rows.features
+    given = dataset.schema.context_features if isinstance(dataset, TableData) else rows.context_features
+    count = len(dataset.states["train"]) if isinstance(dataset, TableData) else len(rows.train)
     print(
-        f"{dataset.name}: {dataset.train.shape[0]} rows to train on, {dataset.val.shape[0]} to choose by, "
-        f"{dataset.test.shape[0]} to report on, {dataset.dim} column{'s' if dataset.dim > 1 else ''}"
-        + (f" given {', '.join(dataset.context_features)}" if dataset.context_features else "")
+        f"{rows.name}: {count} rows to train on, {len(rows.val)} to choose by, {len(rows.test)} to report on, "
+        f"{len(columns)} column{'s' if len(columns) > 1 else ''}" + (f" given {', '.join(given)}" if given else "")
     )
-    if dataset.attribution:
-        print(dataset.attribution)
+    if rows.attribution:
+        print(rows.attribution)
     directory = RunDirectory(run)
     try:
         with console.training_progress() as progress:
-            flow = train_flow(dataset, config, run_dir=run, resume=resume, progress=progress, source=source)
+            flow = train_flow(
+                dataset, config, run_dir=run, resume=resume, progress=progress, source=source, options=options
+            )
         metrics = directory.metrics()
         if more is not None:
             metrics = directory.add_metrics(more(flow, metrics))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from jkoflow.data.benchmarks import BENCHMARKS, read_benchmark
 from jkoflow.data.bundled import gasturbine
-from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features, warn_about_columns
+from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features
+from jkoflow.data.columns.options import TableOptions
+from jkoflow.data.columns.prepare import TableData, prepare, split_table
 from jkoflow.data.dataset import Dataset, require_batch, warn_once
-from jkoflow.data.memory import as_table
+from jkoflow.data.memory import as_table, numbers_of
 from jkoflow.data.optional import MissingExtraError, require
-from jkoflow.data.readers import PARTS, READERS, Table, read_table
+from jkoflow.data.readers import READERS, ReadOptions, columns_of, read_table, stem
 from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
+from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_output, write_table
 
 __all__ = [
@@ -28,8 +33,12 @@ __all__ = [
     "DataWarning",
     "Dataset",
     "MissingExtraError",
+    "ReadOptions",
+    "TableData",
+    "TableOptions",
     "as_table",
     "check_output",
+    "columns_of",
     "default_features",
     "draw",
     "load_dataset",
@@ -60,63 +69,95 @@ class _BenchmarkFiles(NamedTuple):
     directory: Path
 
 
-def load_dataset(source: str | Path, seed: int = 0, context_columns: Sequence[str] = ()) -> Dataset:
+def load_dataset(
+    source: str | Path, seed: int = 0, context_columns: Sequence[str] = (), options: TableOptions | None = None
+) -> Dataset | TableData:
     """Loads data to train on.
 
     Arguments:
         source: One of `BUILT_IN`; ``SHAPE:N``, such as ``rose:500000``, for N training rows and N / 10
             validation and test rows each; ``NAME:DIRECTORY``, such as ``power:downloads``, for one of the
             `BENCHMARKS`, see `jkoflow.data.benchmarks.read_benchmark`; or a file as in `read_table`. A file without
-            parts of its own is split 80/10/10.
+            parts of its own is split 80/10/10, see `jkoflow.data.splits.split_order`.
         seed: Seed of the points of a shape, and of the split of a file.
         context_columns: Names of columns to condition on, see `Dataset.condition_on`. Columns without names are
             called x0, x1, ...
+        options: What is known of a file and its columns; the rest is found out.
 
     Returns:
-        The data in their own units.
+        The data in their own units: a `Dataset` if all columns are plain numbers, else a `TableData`.
 
     Raises:
         DataError: If the name or the file is unknown or the data cannot be used; the message tells the fix.
-        MissingExtraError: If pandas or pyarrow is needed and not installed.
+        MissingExtraError: If a package is needed and not installed.
 
     Example:
         >>> load_dataset("moons").train.shape
         torch.Size([20000, 2])
     """
+    options = TableOptions() if options is None else options
     if context_columns:
-        return load_dataset(source, seed).condition_on(context_columns)
+        options = dataclasses.replace(options, context_columns=tuple(context_columns))
     known = _known(source)
-    if isinstance(known, _Shape):
-        return _draw_parts(known, seed)
-    if isinstance(known, str):
-        return gasturbine()
-    table = _read(known)
-    name = known.name if isinstance(known, _BenchmarkFiles) else known.stem
-    try:
-        if not table.is_split:
-            return split_rows(table.parts["all"], seed, name, table.features)
-        for part, rows in table.parts.items():
-            check_finite(rows, table.features, part)
-        rows = table.parts["train"]
-        check_varies(rows, table.features, "train")
-        train, val, test = (to_float32(table.parts[part]) for part in PARTS)
-        data = Dataset(name, train, val, test, table.features, warned=True)
-        warn_about_columns(rows, table.features)
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from error
-    return data
+    if isinstance(known, Path):
+        try:
+            return prepare(read_table(known, options.reading), stem(known), seed, options, frames=True)
+        except DataError as error:
+            raise DataError(_from(source, error)) from error
+    _refuse_options(source, options)
+    data = _built_in(source, known, seed)
+    return data.condition_on(options.context_columns) if options.context_columns else data
 
 
-def load_rows(
-    source: str | Path, split: str | None = None, seed: int = 0, features: tuple[str, ...] | None = None
-) -> Tensor:
-    """Loads rows to score.
+def load_table(
+    source: str | Path, split: str | None = None, seed: int = 0, options: TableOptions | None = None
+) -> Table:
+    """Loads rows to score, in the types that they come in.
 
     Arguments:
         source: Source of the data, see `load_dataset`.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; None means the test part of data that come in
             parts, and every row, in the file's order, of a file that does not.
         seed: Seed as in `load_dataset`; the seed of the training gives the parts of the training.
+        options: What was said about the data of the training.
+
+    Returns:
+        All columns, in one part.
+
+    Raises:
+        DataError: If the data cannot be read.
+    """
+    if split not in (None, "all", *PARTS):
+        raise DataError(f"split must be one of {', '.join(PARTS)}, all, got {split!r}")
+    options = TableOptions() if options is None else options
+    known = _known(source)
+    if isinstance(known, Path):
+        try:
+            table = read_table(known, options.reading)
+        except DataError as error:
+            raise DataError(_from(source, error)) from error
+    else:
+        data = _built_in(source, known, seed)
+        table = Table({part: list(getattr(data, part).numpy().T) for part in PARTS}, data.features)
+    if not table.is_split and split in PARTS:
+        rows = split_table(table, seed, options)[split]
+        return Table({"all": [values[rows] for values in table.parts["all"]]}, table.features)
+    wanted = list(table.parts) if split == "all" or not table.is_split else [split or "test"]
+    parts = [table.parts[part] for part in wanted]
+    return Table({"all": [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]}, table.features)
+
+
+def load_rows(
+    source: str | Path,
+    split: str | None = None,
+    seed: int = 0,
+    features: tuple[str, ...] | None = None,
+    options: TableOptions | None = None,
+) -> Tensor:
+    """Loads rows of numbers to score.
+
+    Arguments:
+        source, split, seed, options: As for `load_table`.
         features: Names of the wanted columns. In a file with names they are found by name, in any order; in a file
             without names they are taken in the file's order.
 
@@ -130,31 +171,70 @@ def load_rows(
         >>> load_rows("moons").shape
         torch.Size([4000, 2])
     """
-    if split not in (None, "all", *PARTS):
-        raise DataError(f"split must be one of {', '.join(PARTS)}, all, got {split!r}")
-    known = _known(source)
-    if isinstance(known, str | _Shape):
-        data = load_dataset(source, seed)
-        table = Table({part: getattr(data, part).numpy() for part in PARTS}, data.features)
-    else:
-        table = _read(known)
-    columns = _columns(table.features, features, source)
-    if split in PARTS and not table.is_split:
-        return getattr(load_dataset(source, seed), split)[:, columns].contiguous()
-    if split == "all" or not table.is_split:
-        wanted = table.parts
-    else:
-        wanted = {part: table.parts[part] for part in [split or "test"]}
-    names = tuple(table.features[column] for column in columns)
-    found = []
-    for part, rows in wanted.items():
-        kept = rows[:, columns]
-        try:
-            check_finite(kept, names, "" if part == "all" else part)
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from error
-        found.append(to_float32(kept))
-    return torch.cat(found)
+    table = load_table(source, split, seed, options)
+    if features is not None:
+        table = chosen_columns(table, features, str(source))
+    try:
+        rows = numbers_of(table)
+        check_finite(rows, table.features)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    return to_float32(rows)
+
+
+def chosen_columns(table: Table, wanted: tuple[str, ...], source: str) -> Table:
+    """Returns some columns of a table under the wanted names: by name if both have names, else by position.
+
+    Raises:
+        DataError: If a column is missing.
+    """
+    have = table.features
+    if set(wanted) <= set(have):  # default names too: context columns come last, wherever the file has them
+        return table.take([have.index(name) for name in wanted])
+    if table.is_named and default_features(len(wanted)) != wanted:
+        missing = [name for name in wanted if name not in have]
+        near = difflib.get_close_matches(missing[0], have, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{source} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+            f"it has {', '.join(have)}{hint}"
+        )
+    if len(have) != len(wanted):
+        raise DataError(
+            f"{source} has {len(have)} column{'s' if len(have) > 1 else ''}, expected {len(wanted)} "
+            f"({', '.join(wanted)}); give the columns that the flow was trained on"
+        )
+    return Table(table.parts, wanted)
+
+
+def _built_in(source: str | Path, known: str | _Shape | _BenchmarkFiles, seed: int) -> Dataset:
+    """Returns data that need no options: shapes, bundled data and benchmarks."""
+    if isinstance(known, _Shape):
+        return _draw_parts(known, seed)
+    if isinstance(known, str):
+        return gasturbine()
+    table = read_benchmark(*known)
+    try:
+        if not table.is_split:
+            return split_rows(table.numbers("all"), seed, known.name, table.features)
+        for part in PARTS:
+            check_finite(table.numbers(part), table.features, part)
+        check_varies(table.numbers("train"), table.features, "train")
+        train, val, test = (to_float32(table.numbers(part)) for part in PARTS)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    return Dataset(known.name, train, val, test, table.features)
+
+
+def _refuse_options(source: str | Path, options: TableOptions) -> None:
+    told = [name for name in options.to_mapping() if name != "context_columns"]
+    if told:
+        raise DataError(f"{source} is built in, and its columns are real numbers: leave out {', '.join(told)}")
+
+
+def _from(source: str | Path, error: DataError) -> str:
+    text = str(error)
+    return text if text.startswith(str(source)) else f"{source}: {text}"
 
 
 def place(source: str | Path) -> str:
@@ -191,32 +271,6 @@ def _shape_rows(name: str, text: str) -> tuple[int, int, int]:
         raise DataError(f"the rows after {name}: must be a whole number of at least 10, got {text!r}; as {name}:500000")
     rows = int(text)
     return rows, rows // 10, rows // 10
-
-
-def _read(source: _BenchmarkFiles | Path) -> Table:
-    return read_benchmark(*source) if isinstance(source, _BenchmarkFiles) else read_table(source)
-
-
-def _columns(have: tuple[str, ...], wanted: tuple[str, ...] | None, source: str | Path) -> list[int]:
-    """Returns the indices of the wanted columns: by name if both sides have names, else by position."""
-    if wanted is None:
-        return list(range(len(have)))
-    if set(wanted) <= set(have):  # default names too: context columns come last, wherever the file has them
-        return [have.index(name) for name in wanted]
-    if default_features(len(have)) != have and default_features(len(wanted)) != wanted:
-        missing = [name for name in wanted if name not in have]
-        if missing:
-            raise DataError(
-                f"{source} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
-                f"it has {', '.join(have)}"
-            )
-        return [have.index(name) for name in wanted]
-    if len(have) != len(wanted):
-        raise DataError(
-            f"{source} has {len(have)} column{'s' if len(have) > 1 else ''}, expected {len(wanted)} "
-            f"({', '.join(wanted)}); give the columns that the flow was trained on"
-        )
-    return list(range(len(have)))
 
 
 def _draw_parts(shape: _Shape, seed: int) -> Dataset:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError, DataWarning, default_features
 from jkoflow.data.optional import require
-from jkoflow.data.readers import PARTS, Table, one_line, read_table
+from jkoflow.data.readers import ReadOptions, one_line, read_table
+from jkoflow.data.readers.options import KEEP
+from jkoflow.data.table import PARTS, Table
 
 Rows = NDArray[Any]
 
@@ -80,7 +82,7 @@ def read_benchmark(name: str, directory: str | Path) -> Table:
             stacklevel=2,
         )
     parts = {part: parts[part].astype(np.float32) for part in PARTS}
-    return Table(parts, default_features(parts["train"].shape[1]))
+    return Table({part: list(rows.T) for part, rows in parts.items()}, default_features(parts["train"].shape[1]))
 
 
 def _power(place: Path) -> dict[str, Rows]:
@@ -159,7 +161,7 @@ def _bsds300(place: Path) -> dict[str, Rows]:
         table = read_table(place / "bsds300.npz")
         if not table.is_split:
             raise DataError(f"{place / 'bsds300.npz'} must hold the arrays train, val and test")
-        return table.parts
+        return {part: table.numbers(part) for part in PARTS}
     h5py = require("h5py", "reading BSDS300.hdf5", "hdf5")
 
     def read() -> dict[str, Rows]:
@@ -175,10 +177,10 @@ def _bsds300(place: Path) -> dict[str, Rows]:
 
 
 def _array(path: Path) -> Rows:
-    table = read_table(path)
+    table = read_table(path, ReadOptions(index_column=KEEP))
     if table.is_split:
         raise DataError(f"{path} must hold one array of rows")
-    return table.parts["all"]
+    return table.numbers("all")
 
 
 def _require_columns(rows: Rows, columns: int, path: Path) -> None:

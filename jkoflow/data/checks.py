@@ -64,6 +64,27 @@ def check_finite(rows: NDArray[Any], features: Sequence[str], part: str = "") ->
     )
 
 
+def check_unmasked(rows: Any, features: Sequence[str], part: str = "") -> None:
+    """Refuses a masked array in which something is masked.
+
+    Arguments:
+        rows: Anything with shape (N, d); other than a masked array it is let pass.
+        features: Names of the d columns.
+        part: The part of the data that the rows are, such as ``"train"``.
+
+    Raises:
+        DataError: If a value is masked; the message names row (from 0) and column of the first, and counts all.
+    """
+    if not isinstance(rows, np.ma.MaskedArray) or not (mask := np.ma.getmaskarray(rows)).any():
+        return
+    row, column = np.argwhere(mask)[0].tolist()
+    count = int(mask.sum())
+    raise DataError(
+        f"the value in row {row}{f' of {part}' if part else ''} (counting from 0), {column_label(features, column)} is "
+        f"masked ({count} such value{'s' if count > 1 else ''}); drop or impute these rows"
+    )
+
+
 def check_varies(rows: NDArray[Any], features: Sequence[str], part: str = "") -> None:
     """Refuses columns that hold one value only, or do so once they are stored in float32.
 
@@ -107,12 +128,18 @@ def warn_about_columns(rows: NDArray[Any], features: Sequence[str]) -> None:
                     f"{label} takes only {distinct} distinct values: its density is unbounded and the likelihood "
                     "will say little; remove it, or add noise of its rounding step"
                 )
-        spacing = float(np.spacing(np.float32(np.abs(values).max())))
-        if float(values.std()) < 100 * spacing:
-            _warn(
-                f"{label} loses digits in float32: values near {np.abs(values).max():g} are stored in steps of "
-                f"{spacing:.1g}, its spread is {float(values.std()):.1g}; subtract a constant from it"
-            )
+        warn_about_digits(values, label)
+
+
+def warn_about_digits(values: NDArray[Any], label: str) -> None:
+    """Warns of a column (N,) that loses its digits in float32."""
+    largest, spread = np.abs(values).max(), float(values.std())
+    spacing = float(np.spacing(np.float32(largest)))
+    if spread < 100 * spacing:
+        _warn(
+            f"{label} loses digits in float32: values near {largest:g} are stored in steps of {spacing:.1g}, its "
+            f"spread is {spread:.1g}; subtract a constant from it"
+        )
 
 
 def _warn(text: str) -> None:

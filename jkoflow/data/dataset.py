@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from jkoflow.data.checks import DataError, check_finite, check_varies, warn_about_columns
+from jkoflow.data.checks import DataError, check_finite, check_unmasked, check_varies, warn_about_columns
+from jkoflow.data.repeats import warn_about_shared_rows
+from jkoflow.links import Link
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,19 @@ class Dataset:
             are none.
         val_context: Conditioning variables of the validation rows, with shape (N_val, c).
         test_context: Conditioning variables of the test rows, with shape (N_test, c).
+        prepared: Whether the conditioning variables are as a network takes them, such as indicators of states; they
+            are not brought to another scale then, and some may be constant.
         warned: Whether columns that should be looked at have been pointed out already, as `split_rows` and
             `load_dataset` do; else training does so.
+        links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None lets
+            `jkoflow.data.continuous.choose_links` choose them.
+        context_links: The same for the conditioning variables.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
+
+    Warns:
+        DataWarning: If rows of val or test are rows of train, too.
 
     Example:
         >>> rows = torch.randn(30, 2)
@@ -50,7 +62,11 @@ class Dataset:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
     test_context: Tensor | None = None
-    warned: bool = dataclasses.field(default=False, repr=False, compare=False)
+    links: tuple[Link, ...] | None = None
+    context_links: tuple[Link, ...] | None = None
+    prepared: bool = False
+    warned: bool = field(default=False, repr=False, compare=False)
+    _compared: bool = field(default=False, repr=False, compare=False)  # whether rows in two parts have been looked for
 
     def __post_init__(self) -> None:
         if len(self.features) == 0:
@@ -71,9 +87,19 @@ class Dataset:
                 _check_part(f"{part}_context", context, self.context_features)
                 if context.shape[0] != rows.shape[0]:
                     raise DataError(f"{part}_context must have {rows.shape[0]} rows as {part}, got {context.shape[0]}")
+        for name, links, columns in (
+            ("links", self.links, self.features),
+            ("context_links", self.context_links, self.context_features),
+        ):
+            if links is not None and len(links) != len(columns):
+                raise DataError(f"{name} must have a link for each of {len(columns)} columns, got {len(links)}")
         check_varies(self.train.detach().cpu().numpy(), self.features, "train")
-        if self.train_context is not None:
+        if self.train_context is not None and not self.prepared:
             check_varies(self.train_context.detach().cpu().numpy(), self.context_features, "train_context")
+        if not self._compared:
+            parts = ((self.train, self.train_context), (self.val, self.val_context), (self.test, self.test_context))
+            warn_about_shared_rows([_columns(*part) for part in parts])
+            object.__setattr__(self, "_compared", True)
 
     @property
     def dim(self) -> int:
@@ -115,6 +141,8 @@ class Dataset:
             self,
             features=tuple(self.features[column] for column in rest),
             context_features=tuple(names),
+            links=None if self.links is None else tuple(self.links[column] for column in rest),
+            context_links=None if self.links is None else tuple(self.links[column] for column in context),
             **{part: rows[:, rest].contiguous() for part, rows in parts.items()},
             **{f"{part}_context": rows[:, context].contiguous() for part, rows in parts.items()},
         )
@@ -129,8 +157,16 @@ def warn_once(data: Dataset) -> None:
         warn_about_columns(data.train_context.detach().cpu().numpy(), data.context_features)
 
 
+def _columns(rows: Tensor, context: Tensor | None) -> list[NDArray[Any]]:
+    tables = [rows] if context is None else [rows, context]
+    return [column for table in tables for column in table.detach().cpu().numpy().T]
+
+
 def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
     dim = len(features)
+    check_unmasked(rows, features, part)
+    if not isinstance(rows, Tensor):
+        raise DataError(f"{part} must be a float32 tensor with shape (N, {dim}), got a {type(rows).__name__}")
     if rows.dim() != 2 or rows.shape[1] != dim or rows.dtype != torch.float32:
         raise DataError(
             f"{part} must be float32 with shape (N, {dim}) to match the {dim} features, got {rows.dtype} "

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.readers import one_line
+from jkoflow.data.readers.damage import one_line
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 """Names of the files with the pictures; the files of labels beside them are not used."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from jkoflow.arrays import InputError, as_numbers, column_numbers, is_pandas
+from jkoflow.arrays import InputError, as_numbers, is_pandas
 from jkoflow.data.checks import DataError, default_features
-from jkoflow.data.table import Column, Table
+from jkoflow.data.readers.frames import columns_of
+from jkoflow.data.table import Table
 
 
 def as_table(data: Any, name: str = "rows") -> Table:
@@ -71,28 +72,12 @@ def check_paired(rows: Any, context: Any) -> None:
 
 
 def _of_pandas(data: Any, name: str) -> Table:
-    if hasattr(data, "columns"):
-        named = not all(isinstance(label, int) for label in data.columns)
-        features = [str(label) for label in data.columns]
-        columns = [data.iloc[:, position] for position in range(len(features))]
-    else:
-        named, features, columns = data.name is not None, [str(data.name)], [data]
-    if not columns:
+    labels = list(data.columns) if hasattr(data, "columns") else [data.name]
+    if not labels:
         raise DataError(f"{name} must have at least one column, got none")
-    return Table(
-        {"all": [_column(column) for column in columns]},
-        tuple(features) if named else default_features(len(features)),
-    )
-
-
-def _column(column: Any) -> Column:
-    if column.dtype.kind == "b" and not column.hasnans:
-        return column.to_numpy(dtype=bool)
     try:
-        return column_numbers(column, str(column.name))
-    except InputError:
-        values = column.to_numpy()
-        if values.dtype.kind != "M":
-            values = values.astype(object)
-            values[column.isna().to_numpy()] = None
-        return values
+        table = columns_of(data)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    named = not all(isinstance(label, int) or label is None for label in labels)
+    return table if named else Table(table.parts, default_features(len(table.features)))

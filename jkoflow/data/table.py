@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jkoflow.data.checks import default_features
+
 Column = NDArray[Any]
 """The values of a column, with shape (N,). Numbers have a numpy dtype of kind f, i or u, and NaN where one is missing;
 true and false have dtype bool; dates have dtype datetime64, and NaT where one is missing; text, and true or false with
@@ -31,6 +33,11 @@ class Table:
     def is_split(self) -> bool:
         """Tells whether the source itself says which rows are for training."""
         return "all" not in self.parts
+
+    @property
+    def is_named(self) -> bool:
+        """Tells whether the columns have names of their own."""
+        return self.features != default_features(len(self.features))
 
     def rows(self, part: str) -> int:
         """Returns the number of rows of a part."""

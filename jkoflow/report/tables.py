@@ -74,11 +74,26 @@ def results(run: Results) -> str:
         ("Parameters", f"{parameters:,}", ""),
         ("Training rows", f"{m['n_train']:,}", f"{m['dim']} columns"),
         *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
+        *_left_out(m),
         ("Training time", page.duration(m["train_seconds"]), ""),
         ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
         ("Seed", str(m["seed"]), ""),
     ]
     return page.grid_table(("", "value", "unit"), rows)
+
+
+def _left_out(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the rows about data that were left out; none if all were taken."""
+    names = {"train": "Training", "val": "Validation", "test": "Test"}
+    return [
+        (
+            f"{names[part]} rows left out",
+            f"{count:,}",
+            "too far outside the training data, or the blocks overflow there",
+        )
+        for part, count in m.get("rows_left_out", {}).items()
+        if count
+    ]
 
 
 def _bits(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:

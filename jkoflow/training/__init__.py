@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jkoflow.data import Dataset, require_batch, split_rows, warn_once
+from jkoflow.data import Dataset, TableData, TableOptions, require_batch, warn_once
 from jkoflow.environment import describe, usable_device
-from jkoflow.flow import JKOFlow
-from jkoflow.inputs import Rows
+from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.memory import Labels, rows_in_memory
 from jkoflow.training.progress import Progress, Silent
-from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
 from jkoflow.training.state import ConvergenceWarning, RunError, TrainingError
+from jkoflow.training.tables import completed, fit_masses, settings_for
 from jkoflow.training.trainer import Trainer
 from jkoflow.training.world import Clock, World
 
@@ -22,17 +25,22 @@ __all__ = ["ConvergenceWarning", "Progress", "RunError", "TrainConfig", "Trainin
 
 
 def train(
-    data: Dataset | Rows,
+    data: Dataset | TableData | Any,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     source: str | None = None,
-    start: JKOFlow | None = None,
-    context: Rows | None = None,
+    start: Model | None = None,
+    context: Any = None,
+    columns: Mapping[str, str] | None = None,
+    missing: str = "refuse",
+    group: Labels | None = None,
+    split_by: Labels | None = None,
+    options: TableOptions | None = None,
     clock: Clock | None = None,
-) -> JKOFlow:
+) -> Any:
     """Trains a flow on data, one JKO step after the other.
 
     The columns are standardised, then blocks are added. Each block is trained on its own for the JKO objective of its
@@ -47,9 +55,10 @@ def train(
     calibrated on the validation rows.
 
     Arguments:
-        data: A `Dataset`, or rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the
-            configuration's seed: an array, a tensor, nested lists, a Series or a data frame, see
-            `jkoflow.data.split_rows`.
+        data: Rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the configuration's seed, equal
+            rows into the same part: an array, a tensor, nested lists, a Series or a data frame of pandas, whose columns
+            may be numbers, text, true or false, and dates. Or data that are prepared: a `Dataset`, whose columns are
+            taken as real numbers, or what `jkoflow.data.load_dataset` makes of a file.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
             nothing is written if None.
@@ -60,9 +69,17 @@ def train(
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
             `JKOFlow.reparametrize` and `JKOFlow.refine` return such a flow. Networks and Runge-Kutta steps are the
             flow's, not the configuration's. It is not changed.
-        context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, finite, in their own units: the
-            flow then learns the density of a row given its context. A `Dataset` brings its own, see
+        context: Conditioning variables of the rows, with shape (N, c), or (N,) for one, in their own units and of any
+            kind: the flow then learns the density of a row given its context. A `Dataset` brings its own, see
             `Dataset.condition_on`.
+        columns: Kinds of columns by name, such as ``{"age": "integer", "income": "log"}``, see
+            `jkoflow.data.columns.override.KINDS`; those of the other columns are found, and told by a `DataWarning`.
+        missing: What is done with missing values: ``"refuse"``, or ``"indicator"`` to make them a state of their own.
+        group: What each row belongs to, such as a person or a place, with shape (N,), or the name of a column: all rows
+            of a group go to the same part of the split.
+        split_by: Numbers or dates to split by, such as a time, with shape (N,), or the name of a column: the smallest
+            80 % are for training, the largest 10 % for the test. Not with ``group``.
+        options: What config.toml is to say about the data, if they are prepared.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
 
@@ -90,52 +107,72 @@ def train(
         torch.Size([3, 2])
     """
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        return _train(data, config, run_dir, resume, progress, source, start, context, clock)
+        world = World(clock)
+        if not isinstance(data, Dataset | TableData):
+            data, told = rows_in_memory(data, config.seed, context, columns, missing, group, split_by)
+            options = told if options is None else options
+        elif context is not None or columns or missing != "refuse" or group is not None or split_by is not None:
+            raise ValueError(
+                "context must be None with a Dataset, which brings its own, see Dataset.condition_on; columns, missing, "
+                "group and split_by must be left out: it is prepared and split already"
+            )
+        return _train(
+            data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options
+        )
 
 
 def _train(
-    data: Dataset | Rows,
+    data: Dataset | TableData,
     config: TrainConfig,
+    world: World,
     run_dir: str | Path | None,
     resume: bool,
-    progress: Progress | None,
+    progress: Progress,
     source: str | None,
-    start: JKOFlow | None,
-    context: Rows | None,
-    clock: Clock | None,
-) -> JKOFlow:
-    world = World(clock)
-    if not isinstance(data, Dataset):
-        data = split_rows(data, seed=config.seed, context=context)
-    elif context is not None:
-        raise ValueError("context must be None with a Dataset, which brings its own; see Dataset.condition_on")
-    require_batch(data, config.batch_size)
-    warn_once(data)
-    if start is not None:
-        start = given_flow(start, data)
-    progress = Silent() if progress is None else progress
+    start: Model | None,
+    options: TableOptions | None,
+) -> Model:
+    rows = data if isinstance(data, Dataset) else data.numbers
+    require_batch(rows, config.batch_size)
+    warn_once(rows)
+    begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = usable_device(config.device)
+    run, state = None, None
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
-        return Trainer(data, config, device, world, None, progress, start).run()
-    run = RunDirectory(run_dir)
-    state = None
-    if resume:
-        if not run.holds_run():
-            raise RunError(f"{run.path} holds no run to resume; start one without resume")
-        state = run.load_state()
-        if state is not None:
-            state.check_matches(config, data, start, run.path)
-        elif run.is_finished():
-            progress.message(f"the run in {run.path} has already ended; nothing to resume")
-            return JKOFlow.load(run.path / MODEL_FILE).to(device)
-        else:
-            progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-        run.reopen(0 if state is None else state.history_bytes, describe())
     else:
-        run.create(config, data.name if source is None else source, describe(), data.context_features)
+        run = RunDirectory(run_dir)
+        if resume:
+            if not run.holds_run():
+                raise RunError(f"{run.path} holds no run to resume; start one without resume")
+            state = run.load_state()
+            if state is not None:
+                state.check_matches(config, rows, begin, run.path)
+            elif run.is_finished():
+                progress.message(f"the run in {run.path} has already ended; nothing to resume")
+                return run.model().to(device)
+            else:
+                progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
+            run.reopen(0 if state is None else state.history_bytes, describe())
+        else:
+            run.create(config, rows.name if source is None else source, describe(), _about(data, options))
     try:
-        return Trainer(data, config, device, world, run, progress, start, state).run()
+        complete = None
+        if isinstance(data, TableData):
+            masses = fit_masses(data, config.seed) if not isinstance(start, TableFlow) else start.masses
+            complete = completed(data, masses, config, progress.message)
+            config = settings_for(data, config)
+        return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
     finally:
-        run.close()
+        if run is not None:
+            run.close()
+
+
+def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:
+    """Returns what config.toml says about the data."""
+    if options is not None:
+        return options.to_mapping()
+    if isinstance(data, Dataset) and data.context_features:
+        return {"context_columns": list(data.context_features)}
+    return {}

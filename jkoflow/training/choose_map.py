@@ -7,10 +7,12 @@ of tanh units act on one scale at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from jkoflow.flow import base_log_prob
-from jkoflow.initial_map import InitialMap
+from jkoflow.initial_map import InitialMap, Marginals
 from jkoflow.metrics import spread_rows
 
 AUTO = "auto"
@@ -23,9 +25,24 @@ FIT_ROWS = 100_000
 """Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
 
 
-def fit_map(rows: Tensor, recipe: str) -> InitialMap:
-    """Returns the initial map that a recipe, or the choice for `AUTO`, fits to standardised rows (N, d)."""
+def fit_map(rows: Tensor, recipe: str, robust: Sequence[int] = (), reach: Tensor | None = None) -> InitialMap:
+    """Returns the initial map that is fitted to standardised rows (N, d).
+
+    Arguments:
+        rows: The rows.
+        recipe: Name of the recipe, or `AUTO`.
+        robust: Numbers of columns whose quantiles are mapped first.
+        reach: Least and largest values known of in these columns, see `jkoflow.initial_map.Marginals.fit`.
+    """
     rows = spread_rows(rows, FIT_ROWS)
+    if not robust:
+        return _fit_recipe(rows, recipe)
+    stage = Marginals.fit(rows.double(), robust, reach).to(rows.dtype)
+    rest = _fit_recipe(stage(rows)[0], recipe)
+    return InitialMap([stage, *rest.stages])
+
+
+def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
     if recipe != AUTO:
         return InitialMap.fit(rows, recipe)
     radial = InitialMap.fit(rows, "whiten+radial")

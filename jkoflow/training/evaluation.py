@@ -13,6 +13,7 @@ from jkoflow import metrics, two_sample
 from jkoflow.data import Dataset
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
+from jkoflow.left_out import RowNames
 from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training.plan import FEWEST_ROWS, Budget, EvaluationRows, evaluation_work, plan_evaluation
 
@@ -53,40 +54,35 @@ def evaluate(
         ``test_nll_converged`` is False, and the inversion error in standardised units, that of the exact inverse too
         (inf if the steps are too coarse for it). Distances between test rows and as many samples, on standardised
         columns and joined with the context of a conditional flow, come with what chance alone exceeds in one case of
-        twenty; they are missing if there are too few test rows.
+        twenty; they are missing if there are too few test rows. Rows without a finite density are left out of
+        everything, with a `jkoflow.data.DataWarning`; ``rows_left_out`` counts them by the part of the data.
     """
     device = flow.standardize.mean.device
     pace = Pace(flow, data, val_rows, budget)
     val, val_context = spread(data.val, data.val_context, pace.rows.val, device)
     if len(val) < min(val_rows, len(data.val)):
         tell(f"the time budget lets {len(val)} validation rows be calibrated on; raise time_budget to take more")
-    calibration = metrics.calibrate(flow, val, context=val_context, affordable=pace.can_calibrate_on)
+    val_names = _names("validation rows", len(data.val), len(val))
+    calibration = metrics.calibrate(flow, val, context=val_context, affordable=pace.can_calibrate_on, names=val_names)
     rows = pace.plan_the_rest(calibration.num_steps)
     if rows.test < len(data.test):
         tell(
             f"the time budget lets {rows.test} of {len(data.test)} test rows be scored; raise time_budget to score more"
         )
     test, test_context = spread(data.test, data.test_context, rows.test, device)
-    nll = metrics.step_converged_nll(flow, test, context=test_context, affordable=pace.can_score_on)
+    test_names = _names("test rows", len(data.test), len(test))
+    nll = metrics.step_converged_nll(flow, test, context=test_context, affordable=pace.can_score_on, names=test_names)
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
-    if not (nll.converged and calibration.converged):
-        out_of_time = nll.out_of_time or calibration.out_of_time
-        fix = (
-            "raise time_budget, or pass log_prob more num_steps"
-            if out_of_time
-            else "train with guard = true, more num_steps or a smaller learning_rate"
-        )
-        (doubt or tell)(
-            f"the NLL still moves at {flow.eval_num_steps} Runge-Kutta steps per block"
-            f"{', and there was no time for more' if out_of_time else ''}: do not trust it; {fix}"
-        )
-    inverted, context = spread(test, test_context, rows.inversion, device)
-    inversion = metrics.inversion_error(flow, inverted, context=context)
-    try:
-        inverted, context = spread(test, test_context, rows.exact, device)
-        exact = metrics.inversion_error(flow, inverted, exact=True, context=context)
-    except NotContractiveError:
-        exact = metrics.InversionError(math.inf, math.inf, math.nan)
+    for result, names in sorted(
+        ((nll, test_names), (calibration, val_names)), key=lambda pair: not pair[0].out_of_time
+    ):
+        if not result.converged and math.isfinite(result.nll):  # a warning has told if there is no row to take
+            (doubt or tell)(_not_converged(flow.eval_num_steps, result, names))
+            break
+    if nll.left_out:
+        finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context))
+        test, test_context = test[finite], None if test_context is None else test_context[finite]
+    inversion, exact = _inversion_errors(flow, test, test_context, rows)
     log_scale = float(flow.standardize.std.double().log().sum())
     results = {
         "test_nll": nll.nll - log_scale,
@@ -108,11 +104,46 @@ def evaluate(
         "context_dim": data.context_dim,
         "n_train": data.train.shape[0],
         "n_test": len(test),
+        "rows_left_out": {"val": calibration.left_out, "test": nll.left_out},
     }
     compared, context = spread(test, test_context, 2 * rows.samples, device)
     if len(compared) < 4:
         return results
     return results | two_sample_distances(*compared_samples(flow, compared, context, rows.samples))
+
+
+def _inversion_errors(
+    flow: JKOFlow, test: Tensor, context: Tensor | None, rows: EvaluationRows
+) -> tuple[metrics.InversionError, metrics.InversionError]:
+    """Returns the errors of the inverse and of the exact inverse on test rows (N, d); infinite without rows."""
+    nowhere = metrics.InversionError(math.inf, math.inf, math.nan)
+    if len(test) == 0:
+        return nowhere, nowhere
+    device = test.device
+    inverted, conditions = spread(test, context, rows.inversion, device)
+    inversion = metrics.inversion_error(flow, inverted, context=conditions)
+    try:
+        inverted, conditions = spread(test, context, rows.exact, device)
+        return inversion, metrics.inversion_error(flow, inverted, exact=True, context=conditions)
+    except NotContractiveError:
+        return inversion, nowhere
+
+
+def _names(name: str, count: int, taken: int) -> RowNames:
+    """Returns the name of rows and the numbers of those that `spread` takes."""
+    return RowNames(name, metrics.spread_numbers(count, taken).tolist())
+
+
+def _not_converged(num_steps: int | None, nll: metrics.ConvergedNLL, names: RowNames) -> str:
+    """Returns the text that tells that an NLL still moves at a number of steps, why, and what to do."""
+    fix = "train with guard = true, more num_steps or a smaller learning_rate"
+    if nll.out_of_time:
+        fix = "raise time_budget, or pass log_prob more num_steps"
+    elif nll.decisive is not None:
+        row = f"row {names.number(nll.decisive)} of the {names.name} (counting from 0)"
+        fix = f"{row} alone makes most of the change: drop it if it is far outside the data, else {fix}"
+    time = ", and there was no time for more" if nll.out_of_time else ""
+    return f"the NLL still moves at {num_steps} Runge-Kutta steps per block{time}: do not trust it; {fix}"
 
 
 def wanted_rows(data: Dataset, val_rows: int) -> EvaluationRows:
@@ -141,7 +172,7 @@ class Pace:
         grid = metrics.training_grid(flow)
         few, context = spread(data.val, data.val_context, FEWEST_ROWS, flow.standardize.mean.device)
         began = budget.left()
-        metrics.mean_nll(flow, few, grid, context)
+        metrics.row_nll(flow, few, grid, context)
         self._row_step = (began - budget.left()) / (len(few) * grid.cost)
         # the first two grids of the calibration are taken in any case
         certain = self._row_step * self.rows.val * (grid.cost + grid.refined().cost)

@@ -14,7 +14,7 @@ from jkoflow.block import Block
 from jkoflow.ops.grid import Grid
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_tolerances
+from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_samples, guard_tolerances
 from jkoflow.training.objectives import JKO, TERMS
 from jkoflow.training.optimizer import Adam, AdamState, learning_rate, peak_learning_rate
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
@@ -106,13 +106,13 @@ class Fit:
         self.batches = Batches(
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
-        rows, context = samples.val[: config.guard_rows], samples.val_context
-        context = None if context is None else context[: config.guard_rows]
+        rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
         alone = self.recipe.alone is not None
         self.guard = Guard(self.block, rows, context, self.recipe.tolerances, config, may_soften=alone)
         self.good: AdamState = self.adam.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None
+        self._overflowed = False
         self.best: Tensor = self.adam.parameters.clone()
         if math.isinf(counters.best_loss) and self.recipe.alone is not None:
             self._consider_identity(self.recipe.alone)
@@ -188,6 +188,12 @@ class Fit:
         if loss < self.counters.best_loss:
             self.counters.best_loss = loss
             self.best = self.adam.parameters.clone()
+        if not (math.isfinite(loss) or self._overflowed):
+            self._overflowed = True
+            self.hooks.progress.message(
+                f"block {self.index} overflows on validation rows after {iteration} iterations: these parameters "
+                "cannot be taken; set guard = true, or lower learning_rate"
+            )
         self._replan()
 
     def _validate(self) -> tuple[float, float]:

@@ -24,6 +24,9 @@ from jkoflow.training.state import FitCounters
 MAX_DAMPINGS = 4
 """Number of times that the guard halves a warm-started block's velocity before it starts the block afresh."""
 
+RESOLVED = 500.0
+"""Distance from the origin up to which float32 resolves a sample's NLL to the guard's tolerance."""
+
 RELAX_BELOW = 1 / 16
 """Share of its tolerances below which the guard tries half the steps: a fourth-order method then errs 16 times more."""
 
@@ -135,6 +138,17 @@ def tried_on(block: Trainable, grid: Grid) -> Iterator[None]:
         yield
     finally:
         block.grid = before
+
+
+def guard_samples(x: Tensor, context: Tensor | None, limit: int) -> tuple[Tensor, Tensor | None]:
+    """Returns the first ``limit`` samples of x (N, d) that a guard can read, and their context.
+
+    What lies far out differs between grids by rounding alone, and one such sample would decide the mean.
+    """
+    resolved = x.square().sum(1) <= RESOLVED**2
+    if not bool(resolved[:limit].all()) and bool(resolved.any()):
+        x, context = x[resolved], None if context is None else context[resolved]
+    return x[:limit], None if context is None else context[:limit]
 
 
 @torch.no_grad()

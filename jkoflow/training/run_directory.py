@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,9 @@ import numpy as np
 from jkoflow import checkpoint
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import Dataset
-from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.flow import MODEL_FILE
 from jkoflow.metrics import spread_rows
+from jkoflow.table_flow import Model, load
 from jkoflow.training import run_files, toml
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.run_files import Preview, RunSettings
@@ -62,7 +63,7 @@ class RunDirectory:
         config: TrainConfig,
         source: str,
         environment: Mapping[str, Any],
-        context_columns: Sequence[str] = (),
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Makes the directory and writes the configuration and the environment, which are known before training.
 
@@ -73,7 +74,7 @@ class RunDirectory:
         if self.holds_run():
             raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(self.path / CONFIG_FILE, config_toml(config, source, context_columns))
+        checkpoint.write_atomically(self.path / CONFIG_FILE, config_toml(config, source, about))
         self.reopen(0, environment)
 
     def reopen(self, length: int, environment: Mapping[str, Any]) -> None:
@@ -131,9 +132,9 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not describe a training state: {error}") from error
 
-    def finish(self, flow: JKOFlow, metrics: Mapping[str, Any], data: Dataset) -> None:
+    def finish(self, model: Model, metrics: Mapping[str, Any], data: Dataset) -> None:
         """Writes the results, then removes the state: a run without state has ended."""
-        flow.save(self.path / MODEL_FILE)
+        model.save(self.path / MODEL_FILE)
         preview = io.BytesIO()
         arrays: dict[str, Any] = {
             "data": spread_rows(data.test, PREVIEW_ROWS).numpy(),
@@ -186,11 +187,11 @@ class RunDirectory:
         """Reads the description of the environment in which the run began (`jkoflow.environment.describe`)."""
         return self._read(ENVIRONMENT_FILE, run_files.parse_object)
 
-    def flow(self) -> JKOFlow:
-        """Reads the trained flow, on the CPU."""
+    def model(self) -> Model:
+        """Reads the trained model, on the CPU."""
         path = self._existing(MODEL_FILE)
         try:
-            return JKOFlow.load(path)
+            return load(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; if it cannot be restored, train the run again") from error
 
@@ -216,9 +217,6 @@ class RunDirectory:
         checkpoint.write_atomically(self.path / name, json.dumps(checkpoint.finite(content), indent=2).encode() + b"\n")
 
 
-def config_toml(config: TrainConfig, source: str, context_columns: Sequence[str] = ()) -> bytes:
-    """Returns the text of config.toml: the source of the data, the names of the context columns and every setting."""
-    data: dict[str, Any] = {"data": source}
-    if context_columns:
-        data["context_columns"] = list(context_columns)
-    return toml.dumps({**data, **config.to_mapping()}).encode()
+def config_toml(config: TrainConfig, source: str, about: Mapping[str, Any] | None = None) -> bytes:
+    """Returns the text of config.toml: the source of the data, what was said about them and every setting."""
+    return toml.dumps({"data": source, **(about or {}), **config.to_mapping()}).encode()

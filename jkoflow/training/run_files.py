@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jkoflow.data.columns.options import NAMES, TableOptions
 from jkoflow.training.config import TrainConfig
 
 COUNTS = ("eval_num_steps", "blocks", "guard_events", "dim", "n_train", "seed")
@@ -41,12 +42,12 @@ _PLACE = {
 
 
 class RunSettings(NamedTuple):
-    """The data source, the context columns and the configuration that a run was started with."""
+    """The data source, what was said about the data, and the configuration that a run was started with."""
 
     source: str
     """Source of the data: a built-in name or a path."""
-    context_columns: tuple[str, ...]
-    """Names of the columns that the density is conditional on."""
+    options: TableOptions
+    """What was said about the table."""
     config: TrainConfig
 
 
@@ -71,12 +72,11 @@ def parse_table(content: bytes) -> dict[str, Any]:
 def parse_settings(table: dict[str, Any]) -> RunSettings:
     """Takes the settings out of the table of config.toml, under their present names or the names of version 0.1."""
     values = dict(table)
-    source, columns = values.pop("data", None), values.pop("context_columns", [])
+    source = values.pop("data", None)
     if not isinstance(source, str):
         raise ValueError("it does not name the data")
-    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"context_columns must be a list of names, got {columns!r}")
-    return RunSettings(source, tuple(columns), TrainConfig.from_mapping(values))
+    options = TableOptions.from_mapping({name: values.pop(name) for name in NAMES if name in values})
+    return RunSettings(source, options, TrainConfig.from_mapping(values))
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

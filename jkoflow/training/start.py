@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.data import Dataset
+from jkoflow.data.continuous import Choice, choose_links, location_and_spread
 from jkoflow.flow import JKOFlow
+from jkoflow.links import Links, links_or_none
 from jkoflow.metrics import spread_rows
 from jkoflow.training.choose_map import fit_map
 from jkoflow.training.config import TrainConfig
@@ -21,11 +23,26 @@ from jkoflow.velocity import MLPVelocity
 
 
 def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
-    """Returns a flow without blocks: the standardisation and the initial map of the data."""
-    context = (None, None) if data.train_context is None else _moments(data.train_context)
-    flow = JKOFlow(data.dim, (), *_moments(data.train), None, *context)
-    flow.initial_map = fit_map(flow.standardize(data.train)[0], config.initial_map)
+    """Returns a flow without blocks: the links, the standardisation and the initial map of the data.
+
+    A column with wild values, or with values that crowd at an edge, is standardised by its quantiles.
+    """
+    choices, context_choices = choose_links(data)
+    links = links_or_none([choice.link for choice in choices])
+    train = data.train if links is None else links(data.train)[0]
+    context, context_links = _context_moments(data, context_choices)
+    robust = [column for column, choice in enumerate(choices) if choice.robust]
+    moments = _moments(train, [choice.robust for choice in choices])
+    flow = JKOFlow(data.dim, (), *moments, None, *context, None, links, context_links)
+    standardised = flow.standardized(data.train)[0]
+    flow.initial_map = fit_map(standardised, config.initial_map, robust, _reach(flow, data, robust))
     return flow
+
+
+def _reach(flow: JKOFlow, data: Dataset, columns: list[int]) -> Tensor:
+    """Returns the least and the largest standardised values (2, d) of all rows in some columns."""
+    ends = [flow.standardized(rows)[0][:, columns].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
+    return torch.stack([torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)])
 
 
 def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
@@ -54,7 +71,7 @@ def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
     device = flow.standardize.mean.device
     with torch.no_grad():
         train, _ = flow.enter(data.train.to(device))
-        val, logdet = flow.initial_map(flow.standardize(spread_rows(data.val, val_rows).to(device))[0])
+        val, logdet = flow.initial_map(flow.standardized(spread_rows(data.val, val_rows).to(device))[0])
         contexts: tuple[Tensor | None, Tensor | None] = (None, None)
         if data.train_context is not None and data.val_context is not None:
             val_context = spread_rows(data.val_context, val_rows).to(device)
@@ -103,7 +120,27 @@ def _single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of every column of rows (N, d), computed in float64, with shapes (d,)."""
+def _context_moments(
+    data: Dataset, choices: Sequence[Choice]
+) -> tuple[tuple[Tensor | None, Tensor | None], Links | None]:
+    """Returns location and scale of the conditioning variables, 0 and 1 if they are prepared, and their links."""
+    if data.train_context is None:
+        return (None, None), None
+    if data.prepared:
+        return (torch.zeros(data.context_dim), torch.ones(data.context_dim)), None
+    links = links_or_none([choice.link for choice in choices])
+    rows = data.train_context if links is None else links(data.train_context)[0]
+    return _moments(rows, [choice.robust for choice in choices]), links
+
+
+def _moments(rows: Tensor, robust: list[bool]) -> tuple[Tensor, Tensor]:
+    """Returns location and scale of every column of rows (N, d), computed in float64, with shapes (d,).
+
+    They are mean and standard deviation, or median and spread of the central quantiles for the robust columns.
+    """
     exact = rows.double()
-    return exact.mean(0).float(), exact.std(0, correction=0).float()
+    mean, std = exact.mean(0), exact.std(0, correction=0)
+    for column in (column for column, wanted in enumerate(robust) if wanted):
+        median, spread = location_and_spread(exact[:, column].cpu().numpy())
+        mean[column], std[column] = median, spread if spread > 0 else std[column]
+    return mean.float(), std.float()

@@ -16,7 +16,8 @@ def dumps(table: Mapping[str, Any]) -> str:
     """Returns the text that `tomllib.loads` reads back as the same table.
 
     Arguments:
-        table: Names and values: strings, whole numbers, floats (NaN and inf, too), truth values, and lists of those.
+        table: Names and values: strings, whole numbers, floats (NaN and inf, too), truth values, and lists and tables
+            of those.
 
     Raises:
         TypeError: If a value is of another kind.
@@ -40,6 +41,8 @@ def _key(name: str) -> str:
 def _value(name: str, value: Any) -> str:
     if isinstance(value, list):
         return "[" + "".join(f"\n    {_scalar(name, item)}," for item in value) + ("\n]" if value else "]")
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_scalar(name, item)}" for key, item in value.items()) + "}"
     return _scalar(name, value)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from jkoflow.callers import warn_caller
-from jkoflow.data import Dataset
+from jkoflow.data import Dataset, require_batch
 from jkoflow.flow import JKOFlow
+from jkoflow.table_flow import Model
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
@@ -21,7 +22,13 @@ from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import entering, plain_flow
 from jkoflow.training.state import ConvergenceWarning, RunState, fingerprint
+from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
+
+_PARTS = ("train", "val", "test")
+
+
+Complete = Callable[[JKOFlow, dict[str, Any]], tuple[Model, dict[str, Any]]]
 
 
 class Trainer:
@@ -36,6 +43,8 @@ class Trainer:
         progress: Receives the run's news.
         start: The flow to begin with; a new chain is built if None.
         state: State of the run to resume; a new run begins if None.
+        complete: Function that makes the model, and its results, of the best flow and its results; the flow itself is
+            the model if None.
     """
 
     def __init__(
@@ -48,26 +57,30 @@ class Trainer:
         progress: Progress,
         start: JKOFlow | None = None,
         state: RunState | None = None,
+        complete: Complete | None = None,
     ) -> None:
-        self.data, self.config, self.world, self.directory, self.progress = data, config, world, directory, progress
-        self._context = RunContext(data, config, world, progress, self._record, self._save_if_due)
+        self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
         if start is None:
             start = plain_flow(data, config)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
+        self.data, self._left_out = usable_rows(self.best, data)
+        require_batch(self.data, config.batch_size)
+        self._context = RunContext(self.data, config, world, progress, self._record, self._save_if_due)
         self.rounds: list[dict[str, Any]] = []
         self.guard_events = 0
         self._plan: RunPlan | None = None  # of a time budget
         self._round: RoundTrainer | None = None
         self._state = state
+        self._complete = complete
         if state is not None:
             self._restore(state, device)
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
 
-    def run(self) -> JKOFlow:
-        """Trains the rounds that are left and evaluates the best flow."""
+    def run(self) -> Model:
+        """Trains the rounds that are left, evaluates the best flow and returns the model."""
         while (kind := self._next_kind()) is not None:
             self._round = self._begin_round(kind)
             errors = self._round.train()
@@ -136,7 +149,7 @@ class Trainer:
         self._record(record)
         self.rounds.append(record)
 
-    def _finish(self) -> JKOFlow:
+    def _finish(self) -> Model:
         """Evaluates the best flow and writes the results."""
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
@@ -147,7 +160,9 @@ class Trainer:
                 f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
                 "short for these data and settings; raise time_budget, or lower batch_size, hidden or max_blocks"
             )
+        overflowing = results["rows_left_out"]
         results |= {
+            "rows_left_out": {part: self._left_out.get(part, 0) + overflowing.get(part, 0) for part in _PARTS},
             "movements": [block.movement for block in flow.stack],
             "movements_stderr": rounds.last_kept(self.rounds)["movements_stderr"],
             "guard_events": self.guard_events,
@@ -156,13 +171,16 @@ class Trainer:
             "initial_map": flow.initial_map.recipe,
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
-        flow.metrics = without_times(results)
+        model: Model = flow
+        if self._complete is not None:
+            model, results = self._complete(flow, results)
+        model.metrics = without_times(results)
         if self.directory is not None:
-            self.directory.finish(flow, results, self.data)
+            self.directory.finish(model, results, self.data)
         for text in doubts:  # at last: a warning may be an error
             self.progress.message(text)
             warn_caller(text, ConvergenceWarning)
-        return flow
+        return model
 
     # ---- What is kept
 

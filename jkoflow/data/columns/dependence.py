@@ -1,0 +1,153 @@
+"""Columns that are functions of others, for which no density exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.columns.schema import Dependence
+
+MOST_ROWS = 5000
+"""Rows that dependences are looked for in; a dependence that holds in these is checked in all."""
+
+SPARE_ROWS = 10
+"""Rows beyond two for every column without which a dependence may be chance."""
+
+MOST_DIGITS = 7
+"""Digits of coefficients up to which simpler ones are tried."""
+
+LEAST_COEFFICIENT = 1e-4
+"""Share of a column's spread below which another column is taken for no part of it."""
+
+
+class Found(NamedTuple):
+    """A column that others determine."""
+
+    name: str
+    formula: str
+    """The function in words, such as ``2 x + 1``."""
+    dependence: Dependence | None
+    """The function, if it is affine."""
+
+
+def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, float]) -> list[Found]:
+    """Finds columns that are functions of columns before them: copies, affine and monotone functions, products.
+
+    Arguments:
+        columns: Columns of numbers without missing values by name, each with shape (N,).
+        precision: For each column the size of its rounding, in its own units.
+
+    Returns:
+        The dependent columns, each a function of columns that are none.
+    """
+    names = list(columns)
+    count = len(columns[names[0]]) if names else 0
+    if len(names) < 2 or count < 2 * len(names) + SPARE_ROWS:
+        return []
+    rows = np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(int)
+    exact = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+    found: list[Found] = []
+    independent: list[str] = []
+    for name in names:
+        hit = _affine(name, independent, exact, rows, precision)
+        hit = hit or _monotone(name, independent, exact, rows)
+        hit = hit or _product(name, independent, exact, rows, precision)
+        if hit is None:
+            independent.append(name)
+        else:
+            found.append(hit)
+    return found
+
+
+def _affine(
+    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, float]
+) -> Found | None:
+    fitted = _fit(exact[name], [exact[other] for other in others], rows)
+    if fitted is None:
+        return None
+    intercept, coefficients = fitted
+    noise = precision[name] + sum(abs(a) * precision[other] for a, other in zip(coefficients, others, strict=True))
+
+    def worst_with(constant: float, factors: Floats) -> float:
+        value = constant + sum(a * exact[other] for a, other in zip(factors, others, strict=True))
+        return float(np.abs(exact[name] - value).max())
+
+    worst = worst_with(intercept, coefficients)
+    if worst > noise:
+        return None
+    for digits in range(1, MOST_DIGITS):  # rounding has moved the coefficients: simple ones may do as well
+        simple = np.array([float(f"{a:.{digits}g}") for a in coefficients])
+        constant = float(f"{intercept:.{digits}g}")
+        if worst_with(constant, simple) <= noise:
+            intercept, coefficients, worst = constant, simple, worst_with(constant, simple)
+            break
+    kept = [
+        k
+        for k, other in enumerate(others)
+        if abs(coefficients[k]) * _spread(exact[other]) > LEAST_COEFFICIENT * _spread(exact[name])
+    ]
+    if not kept:
+        return None
+    sources, numbers = [others[k] for k in kept], [float(coefficients[k]) for k in kept]
+    dependence = Dependence(tuple(sources), tuple(numbers), float(intercept), max(2 * worst, noise))
+    same = len(kept) == 1 and abs(numbers[0] - 1) < 1e-9 and abs(intercept) <= noise
+    return Found(name, f"a copy of {sources[0]}" if same else _words(sources, numbers, intercept, noise), dependence)
+
+
+def _fit(target: Floats, others: list[Floats], rows: Array) -> tuple[float, Floats] | None:
+    """Returns intercept and coefficients of the least squares, solved on standardised columns."""
+    if not others:
+        return None
+    matrix = np.stack([other[rows] for other in others], 1)
+    mean, spread = matrix.mean(0), matrix.std(0)
+    spread = np.where(spread > 0, spread, 1.0)
+    wanted = target[rows]
+    solution = np.linalg.lstsq((matrix - mean) / spread, wanted - wanted.mean(), rcond=1e-12)[0] / spread
+    return float(wanted.mean() - mean @ solution), solution
+
+
+def _monotone(name: str, others: list[str], exact: Mapping[str, Floats], rows: Array) -> Found | None:
+    values = exact[name][rows]
+    if len(np.unique(values)) < len(values) // 2:
+        return None
+    for other in others:
+        order = np.argsort(exact[other][rows], kind="stable")
+        steps = np.diff(values[order])
+        if len(np.unique(exact[other][rows])) >= len(values) // 2 and (
+            bool((steps >= 0).all()) or bool((steps <= 0).all())
+        ):
+            return Found(name, f"a function of {other}, {'in' if steps.sum() > 0 else 'de'}creasing", None)
+    return None
+
+
+def _product(
+    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, float]
+) -> Found | None:
+    if not exact[name].min() > 0:
+        return None
+    positive = [other for other in others if exact[other].min() > 0]
+    logs = {other: np.log(exact[other]) for other in (name, *positive)}
+    relative = {other: precision[other] / float(exact[other].min()) for other in (name, *positive)}
+    if max(relative.values()) > 0.1:
+        return None
+    hit = _affine(name, positive, logs, rows, relative)
+    if hit is None or hit.dependence is None or len(hit.dependence.sources) < 2:
+        return None
+    powers = zip(hit.dependence.sources, hit.dependence.coefficients, strict=True)
+    return Found(name, " * ".join(source if abs(a - 1) < 1e-6 else f"{source}^{a:.4g}" for source, a in powers), None)
+
+
+def _spread(values: Floats) -> float:
+    return float(values.std())
+
+
+def _words(sources: list[str], numbers: list[float], intercept: float, noise: float) -> str:
+    text = ""
+    for source, number in zip(sources, numbers, strict=True):
+        sign = ("- " if number < 0 else "") if not text else (" - " if number < 0 else " + ")
+        size = "" if abs(abs(number) - 1) < 1e-6 else f"{abs(number):.6g} "
+        text += f"{sign}{size}{source}"
+    return text if abs(intercept) <= noise else f"{text} {'-' if intercept < 0 else '+'} {abs(intercept):.6g}"

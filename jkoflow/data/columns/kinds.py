@@ -1,0 +1,317 @@
+"""What kind of column each column is, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jkoflow.data.checks import DataError
+from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, factorise, fit_lattice, missing
+from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
+from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
+from jkoflow.data.columns.override import Override
+from jkoflow.data.continuous import choose_link
+from jkoflow.links import Link
+
+FEW_VALUES = 20
+"""Largest number of different numbers that are taken for the names of things."""
+
+MOST_COUNTS = 32
+"""Largest number of equally spaced values of which each is a state of its own."""
+
+MOST_LEVELS = 100
+"""Largest number of different texts that are taken for categories."""
+
+MOST_SPIKES = 8
+"""Largest number of repeated values of a column that are states of their own."""
+
+SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
+"""A value is a spike from so many rows, such a share of them, and so many times more rows than other values on."""
+
+CLEAR = 20
+"""Steps that a fine lattice keeps away from an edge, so that its cells are narrow there, too."""
+
+UNITS = ("D", "h", "m", "s", "ms", "us")
+"""Units of dates, the coarsest first."""
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """What is found out and decided about a column."""
+
+    name: str
+    codec: Codec | None
+    """Translation of the column; None if it is left out."""
+    kind: str
+    """Name of the kind, as the user may write it."""
+    reason: str
+    """Why the column is taken for that kind, in a few words."""
+    treatment: str
+    """What is done with it, in a few words."""
+    robust: bool = False
+    """Whether the column has outliers or tails that mean and deviation would mislead about."""
+
+
+class _Decision:
+    """The kind of one column, from all its values; numbers are estimated from the training values alone."""
+
+    def __init__(self, name: str, label: str, values: Array, fit: NDArray[Any], override: Override | None) -> None:
+        self.name, self.label, self.override = name, label, override
+        self.absent = missing(values)
+        self.values, self.dtype = values[~self.absent], values.dtype
+        self.fit = self.values if fit is None else values[fit][~self.absent[fit]]
+        self.has_missing = bool(self.absent.any())
+
+    def plan(self) -> ColumnPlan:
+        kind = None if self.override is None else self.override.kind
+        if kind == "drop":
+            return ColumnPlan(self.name, None, "drop", "as told", "left out")
+        if len(self.values) == 0:
+            return ColumnPlan(self.name, None, "drop", "no value at all", "left out")
+        if kind == "constant" or (kind is None and self._is_constant()):
+            return self._constant()
+        if kind in ("category", "boolean"):
+            return self._category("as told")
+        if self.dtype.kind == "b":
+            return self._category("true or false", "boolean")
+        if self.dtype.kind == "O":
+            return self._text(kind)
+        if self.dtype.kind == "M":
+            return self._date(kind)
+        return self._numbers(np.asarray(self.values, np.float64), np.asarray(self.fit, np.float64), None)
+
+    # ---- Kinds without numbers
+
+    def _is_constant(self) -> bool:
+        return not self.has_missing and len(factorise(self.values)[0]) == 1
+
+    def _constant(self) -> ColumnPlan:
+        levels = factorise(self.values)[0]
+        if len(levels) > 1 or self.has_missing:
+            raise DataError(
+                f"{self.label} is not constant: it has {len(levels) + self.has_missing} different values; "
+                "leave its kind out, or drop it"
+            )
+        value = levels[0] if self.dtype.kind != "M" else str(self.values[0])
+        return ColumnPlan(self.name, Constant(value, self.dtype.kind == "M"), "constant", "one value in all rows", "repeated by samples")
+
+    def _category(self, reason: str, kind: str = "category") -> ColumnPlan:
+        levels = factorise(self.values)[0]
+        levels.sort(key=lambda level: (isinstance(level, str), level))
+        if self.has_missing:
+            levels.append(None)
+        return ColumnPlan(self.name, Category(levels), kind, reason, f"{len(levels)} states with masses of their own")
+
+    def _text(self, kind: str | None) -> ColumnPlan:
+        levels = factorise(self.values)[0]
+        if kind is not None:
+            raise DataError(
+                f"{self.label} is text, such as {levels[0]!r}, which cannot be {kind}; correct it or drop it"
+            )
+        if set(map(type, levels)) == {bool}:
+            return self._category("true or false", "boolean")
+        if len(levels) > min(MOST_LEVELS, max(2, len(self.values) // 2)):
+            reason = f"text with {len(levels)} different values, an identifier or free text"
+            return ColumnPlan(self.name, None, "drop", reason, f"left out; {self.name}=category takes it in")
+        return self._category(f"text with {len(levels)} different values")
+
+    def _date(self, kind: str | None) -> ColumnPlan:
+        if kind not in (None, "date"):
+            raise DataError(f"{self.label} holds dates, which cannot be {kind}; make numbers of them or drop it")
+        ticks = self.values.astype("datetime64[us]")
+        unit = next(
+            unit for unit in UNITS if unit == "us" or bool((ticks.astype(f"datetime64[{unit}]") == ticks).all())
+        )
+        step = float(np.timedelta64(1, unit) / np.timedelta64(1, "D"))
+        inner = self._numbers(days(self.values), days(self.fit), step if unit == "D" else None)
+        assert inner.codec is not None
+        shown = ticks.astype("datetime64[D]" if unit == "D" else "datetime64[s]")
+        reason = f"dates from {shown.min()} to {shown.max()}"
+        return ColumnPlan(self.name, Date(inner.codec, unit), "date", reason, f"days: {inner.treatment}", inner.robust)
+
+    # ---- Numbers
+
+    def _numbers(self, values: Floats, fit: Floats, step: float | None) -> ColumnPlan:
+        override = self.override
+        kind = None if override is None else override.kind
+        if kind == "date":
+            raise DataError(f"{self.label} holds numbers, not dates; give dates as text such as 2024-05-31, or drop it")
+        if kind in ("real", "log", "logit", "asinh"):
+            assert override is not None
+            spikes = self._spikes(values, None) if override.spikes else []
+            return self._mixed(self._real(values, fit, spikes, None), spikes)
+        distinct = np.unique(values)
+        given = override.arguments[0] if override is not None and override.arguments else None
+        spacing = find_spacing(values, self.dtype, given if kind == "grid" else step)
+        if kind == "integer" and (spacing is None or not spacing.whole):
+            raise DataError(
+                f"{self.label} has values that are not whole, such as {_first_broken(distinct):g}; give grid or real"
+            )
+        if kind == "grid" and spacing is None:
+            raise DataError(f"{self.label} is not a grid: its values are no multiples of {given or 'a common step'}")
+        if kind is None and spacing is not None and not self._matters(values, distinct, spacing):
+            spacing = None
+        if kind is None and len(distinct) == 2 and len(values) >= 10:
+            return self._category("two different numbers")
+        if spacing is not None:
+            return self._spaced(values, fit, spacing)
+        if len(distinct) <= FEW_VALUES and len(distinct) * 10 <= len(values):
+            return self._category(f"only {len(distinct)} different numbers")
+        spikes = self._spikes(values, spacing)
+        return self._mixed(self._real(values, fit, spikes, None), spikes)
+
+    def _matters(self, values: Floats, distinct: Floats, spacing: Spacing) -> bool:
+        """Tells whether a lattice is coarse enough for its values to be masses, or one of whole numbers."""
+        if spacing.whole:
+            return True
+        if len(distinct) * 5 > len(values) * 4:
+            return False  # hardly a value repeats
+        return spacing.fineness <= FINE or len(self._spikes(values, spacing, MOST_SPIKES + 1)) > MOST_SPIKES
+
+    def _spaced(self, values: Floats, fit: Floats, spacing: Spacing) -> ColumnPlan:
+        kind = "integer" if spacing.whole and spacing.step == 1 else "grid"
+        what = "whole numbers" if spacing.whole else f"multiples of {spacing.step:g}"
+        reason = f"{what} from {spacing.first:g} to {values.max():g}"
+        natural = spacing.first in (0.0, spacing.step)
+        if spacing.cells <= MOST_COUNTS:
+            codec: Codec = Count(spacing.first, spacing.step, spacing.cells, not natural, _ratio(fit, spacing))
+            states = f"{codec.states} states with masses of their own"
+            if not self.has_missing:
+                return ColumnPlan(self.name, codec, kind, reason, states)
+            codec = Category([*_levels(values), None])
+            return ColumnPlan(self.name, codec, f"{kind}+missing", reason, states)
+        spikes = self._spikes(values, spacing)
+        fine = spacing.fineness > FINE and len(spikes) <= MOST_SPIKES
+        if fine:
+            plan = self._real(values, fit, spikes, spacing)
+            if isinstance(plan.codec, Real) and _is_clear(plan.codec, values, spikes):
+                return self._mixed(ColumnPlan(self.name, plan.codec, kind, reason, plan.treatment, plan.robust), spikes)
+        codec = fit_lattice(fit, spacing.first, spacing.step, natural)
+        plan = ColumnPlan(self.name, codec, kind, reason, "cells filled with noise, the masses are integrals over them")
+        return self._mixed(plan, [])
+
+    def _real(self, values: Floats, fit: Floats, spikes: list[float], spacing: Spacing | None) -> ColumnPlan:
+        override = self.override
+        told = override is not None and override.kind in ("real", "log", "logit", "asinh")
+        rest, rest_fit = values[~np.isin(values, spikes)], fit[~np.isin(fit, spikes)]
+        rest_fit = rest_fit if len(np.unique(rest_fit)) > 1 else rest
+        choice = choose_link(rest)
+        link, reason, robust = choice.link, choice.reason, choice.robust
+        if told:
+            assert override is not None
+            link, robust = self._told_link(override, rest, link), robust or override.kind == "asinh"
+            reason = "as told"
+        if link.kind == "asinh":  # the flow finds by itself what tails are like
+            link = Link("real")
+        linked = _through(link, rest_fit)
+        centre, scale = float(np.median(linked)), float(np.subtract(*np.quantile(linked, (0.75, 0.25)))) / 1.349
+        if not robust or scale <= 0:
+            centre, scale = float(linked.mean()), float(linked.std())
+        description = link.describe()
+        step = 0.0 if spacing is None else spacing.step
+        kind = {"log": "log", "reflected": "log", "logit": "logit"}.get(link.kind, "real")
+        treatment = {"real": "scaled", "log": "logarithm, scaled", "logit": "logit, scaled"}[kind]
+        first = 0.0 if spacing is None else spacing.first
+        codec = Real(description, centre, scale or 1.0, first, step)
+        return ColumnPlan(self.name, codec, kind, reason, treatment, robust)
+
+    def _told_link(self, override: Override, values: Floats, found: Link) -> Link:
+        """Returns the link that a user asked for, with the edges given or found."""
+        low, high = float(values.min()), float(values.max())
+        if override.kind == "real":
+            return Link("real")
+        if override.kind == "log":
+            edge = override.arguments[0] if override.arguments else (found.lower if found.kind == "log" else 0.0)
+            if not low > edge:
+                raise DataError(
+                    f"{self.label} has values down to {low:g}, not above the edge {edge:g}; give log:EDGE or real"
+                )
+            return Link("log", lower=edge)
+        if override.kind == "logit":
+            edges = override.arguments
+            if not edges:
+                edges = (found.lower, found.upper) if found.kind == "logit" else (0.0, 1.0 if high < 1 else 100.0)
+            if not edges[0] < low <= high < edges[1]:
+                raise DataError(
+                    f"{self.label} has values from {low:g} to {high:g}, not between the edges {edges[0]:g} and "
+                    f"{edges[1]:g}; give logit:LOW:HIGH or real"
+                )
+            return Link("logit", lower=edges[0], upper=edges[1])
+        return found if found.kind == "asinh" else Link("real")
+
+    def _mixed(self, plan: ColumnPlan, spikes: list[float]) -> ColumnPlan:
+        """Returns the plan with states for repeated and for missing values."""
+        if not spikes and not self.has_missing:
+            return plan
+        assert plan.codec is not None
+        share = float(np.isin(self.values, spikes).mean()) if spikes else 0.0
+        shown = ", ".join(f"{value:g}" for value in spikes)
+        reason = plan.reason + (f"; {share:.2%} of the rows are exactly {shown}" if spikes else "")
+        extra = f"{'+spikes' if spikes else ''}{'+missing' if self.has_missing else ''}"
+        treatment = f"{plan.treatment}; {'repeated' if spikes else 'missing'} values are states of their own"
+        codec = Mixed(plan.codec, spikes, self.has_missing)
+        return ColumnPlan(self.name, codec, plan.kind + extra, reason, treatment, plan.robust)
+
+    def _spikes(self, values: Floats, spacing: Spacing | None, most: int = MOST_SPIKES) -> list[float]:
+        """Returns the values that far more rows share than others, the most frequent first."""
+        distinct, counts = np.unique(values, return_counts=True)
+        if len(distinct) <= 2:
+            return []
+        typical = float(np.quantile(counts, 0.9))
+        least = max(SPIKE_ROWS, SPIKE_SHARE * len(values), SPIKE_FACTOR * typical)
+        order = np.argsort(-counts, kind="stable")[:most]
+        return sorted(float(distinct[index]) for index in order if counts[index] >= least)
+
+
+def plan_column(
+    name: str,
+    label: str,
+    values: Array,
+    fit: NDArray[Any] | None = None,
+    override: Override | None = None,
+) -> ColumnPlan:
+    """Decides what kind a column is and how it is translated.
+
+    Arguments:
+        name: Name of the column.
+        label: What messages call it.
+        values: All its values, with shape (N,), NaN or None where one is missing.
+        fit: Numbers of the rows that masses, centres and scales are estimated from; all if None.
+        override: What the user says about it.
+
+    Raises:
+        DataError: If the values do not fit what the user says.
+    """
+    rows = np.arange(len(values)) if fit is None else fit
+    return _Decision(name, label, values, rows, override).plan()
+
+
+def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:
+    """Tells whether no cell of a fine lattice is near an edge, where its width would matter."""
+    rest = values[~np.isin(values, spikes)]
+    gaps = [rest.min() - codec.link.get("lower", -np.inf), codec.link.get("upper", np.inf) - rest.max()]
+    return min(gaps) >= CLEAR * codec.step
+
+
+def _through(link: Link, values: Floats) -> Floats:
+    return link.forward(torch.from_numpy(values.copy()))[0].numpy()
+
+
+def _ratio(values: Floats, spacing: Spacing) -> float:
+    """Returns the ratio of the masses of neighbours at the upper end of a lattice of a few values."""
+    places = np.rint((values - spacing.first) / spacing.step)
+    few = np.sort(places)[-max(len(places) // 20, 2) :]
+    excess = float((few - few[0]).mean())
+    return min(max(excess / (1 + excess), 0.05), 0.9)
+
+
+def _levels(values: Floats) -> list[Any]:
+    return factorise(values)[0]
+
+
+def _first_broken(distinct: Floats) -> float:
+    return float(distinct[np.argmax(distinct != np.floor(distinct))])

@@ -1,0 +1,254 @@
+"""The way from a table as it comes to numbers and states to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jkoflow.callers import warn_caller
+from jkoflow.data.checks import DataError, DataWarning
+from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.columns.inspection import inspect_table, joined
+from jkoflow.data.columns.kinds import ColumnPlan
+from jkoflow.data.columns.numbers import Real
+from jkoflow.data.columns.options import TableOptions
+from jkoflow.data.columns.override import Override, parse_overrides
+from jkoflow.data.columns.refusals import chosen_dependences, label_of, refuse_constants, refuse_missing
+from jkoflow.data.columns.schema import Coded, Schema
+from jkoflow.data.dataset import Dataset
+from jkoflow.data.repeats import warn_about_shared_rows
+from jkoflow.data.splits import split_order, to_float32
+from jkoflow.data.table import PARTS, Table
+from jkoflow.links import Link
+
+COPIES, ENOUGH_ROWS = 4, 20_000
+"""Times, at most, that a training row is taken, each with noise of its own, until there are enough rows."""
+
+MOST_TOLD = 8
+"""Columns whose kinds are told in a line each."""
+
+Columns = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table, prepared for training: its columns, and the numbers and states that they become.
+
+    Arguments:
+        numbers: The numbers to train a flow on, given the conditions and the states' indicators; None if no column has
+            numbers.
+        schema: Translation of the columns.
+        plans: What was decided about every column, in the table's order, those of the context last.
+        columns: The user's columns of the three parts, by name.
+        states: States of the parts, each with shape (N, k), without copies.
+        conditions: Conditions of the parts, each with shape (N, c), without copies.
+        frames: Whether the rows came as a file or a DataFrame, and samples go as one.
+    """
+
+    name: str
+    numbers: Dataset
+    schema: Schema
+    plans: tuple[ColumnPlan, ...]
+    columns: Mapping[str, Columns]
+    states: Mapping[str, NDArray[np.int64]]
+    conditions: Mapping[str, Floats]
+    frames: bool
+
+
+def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: bool) -> Dataset | TableData:
+    """Prepares a table for training.
+
+    Arguments:
+        table: The table.
+        name: Name of the data in reports.
+        seed: Seed of the split and of the noise.
+        options: What the user says about the table.
+        frames: Whether samples are to be DataFrames.
+
+    Returns:
+        A `Dataset` if all columns are real numbers that need no translation, else a `TableData`.
+
+    Raises:
+        DataError: If the data cannot be used; the message tells the fix.
+    """
+    inspection = inspect_table(table, options)
+    overrides = parse_overrides(options.columns, table.features)
+    plans = [plan for plan in inspection.plans if plan.codec is not None]
+    context = [_plan_named(plans, column) for column in options.context_columns]
+    own = [plan for plan in plans if plan.name not in options.context_columns]
+    if not own:
+        raise DataError("no column is left to have a density; not all columns can be context or left out")
+    values = joined(table)
+    if options.missing == "refuse":
+        refuse_missing(table, [plan.name for plan in plans])
+    refuse_constants(plans, overrides, table, values)
+    dependences = chosen_dependences(inspection.dependences, overrides)
+    parts = _parts(table, options, plans, seed)
+    for plan in inspection.plans:
+        if plan.codec is None and plan.reason != "as told" and plan.name not in (options.group, options.split_by):
+            _warn(f"{label_of(table, plan.name)} is {plan.reason}: {plan.treatment}")
+    if not dependences and all(_is_plain(plan, values[plan.name]) for plan in plans):
+        return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split)
+    _tell([plan for plan in plans if plan.kind not in ("real", "log", "logit") and plan.name not in overrides], table)
+    if table.is_split:
+        warn_about_shared_rows(
+            [table.take([table.features.index(plan.name) for plan in plans]).parts[part] for part in PARTS]
+        )
+    schema = Schema(
+        tuple(plan.name for plan in own),
+        tuple(None if plan.name in dependences else plan.codec for plan in own),
+        tuple(plan.name for plan in context),
+        tuple(plan.codec for plan in context if plan.codec is not None),
+        dependences,
+    )
+    return encode_table(
+        name, schema, (*own, *context), {part: _take(values, rows) for part, rows in parts.items()}, seed, frames
+    )
+
+
+def encode_table(
+    name: str, schema: Schema, plans: tuple[ColumnPlan, ...], columns: Mapping[str, Columns], seed: int, frames: bool
+) -> TableData:
+    """Translates the columns of the three parts with seeded noise; the training rows several times if they are few."""
+    states, conditions, tensors = {}, {}, {}
+    for number, part in enumerate(PARTS):
+        rows = columns[part]
+        count = len(next(iter(rows.values())))
+        conditions[part] = schema.conditions(rows) if schema.context_features else np.zeros((count, 0))
+        copies = max(1, min(COPIES, ENOUGH_ROWS // count)) if part == "train" and schema.noisy else 1
+        random = np.random.default_rng([seed, number])
+        coded = [_encode_copy(schema, rows, (copy, copies), random) for copy in range(copies)]
+        _check_possible(coded[0], part, count)
+        states[part] = coded[0].states
+        given = np.concatenate([conditions[part], schema.indicators(coded[0].states)], 1)
+        tensors[part] = to_float32(np.concatenate([piece.numbers for piece in coded]))
+        tensors[f"{part}_context"] = to_float32(np.tile(given, (copies, 1)))
+        if not schema.numeric:  # the masses are all there is; a flow of noise stands in for that of the numbers
+            tensors[part] = to_float32(random.standard_normal((count, 1)))
+    features = tuple(schema.features[place] for place in schema.numeric) or ("noise",)
+    width = tensors["train_context"].shape[1]
+    if not schema.numeric or width == 0:
+        for part in PARTS:
+            del tensors[f"{part}_context"]
+        width = 0
+    given_names = tuple(f"given{place}" for place in range(width))
+    numbers = Dataset(
+        name, features=features, context_features=given_names, prepared=True, warned=True, _compared=True, **tensors
+    )
+    return TableData(name, numbers, schema, plans, columns, states, conditions, frames)
+
+
+def _encode_copy(schema: Schema, rows: Columns, copy: tuple[int, int], random: np.random.Generator) -> Coded:
+    """Encodes rows with noise of one of several equal parts of (0, 1), so that the copies of a row spread out."""
+    count = len(next(iter(rows.values())))
+    uniform = (copy[0] + random.random((count, len(schema.features)))) / copy[1]
+    return schema.encode(rows, np.clip(uniform, 1e-9, 1 - 1e-9))
+
+
+def _check_possible(coded: Coded, part: str, count: int) -> None:
+    impossible = ~np.isfinite(coded.log_weights)
+    if impossible.any():
+        row = int(np.argmax(impossible))
+        raise DataError(
+            f"row {row} of {part} (counting from 0) has density zero under the kinds of its columns "
+            f"({int(impossible.sum())} of {count} such rows); give other kinds, or drop these rows"
+        )
+
+
+def _tell(plans: Sequence[ColumnPlan], table: Table) -> None:
+    """Warns of the kinds that were found, column by column, and of many columns in one line."""
+    for plan in plans[:MOST_TOLD]:
+        label = label_of(table, plan.name)
+        _warn(f"{label} is taken for {plan.kind}: {plan.reason}; {plan.treatment}")
+    if len(plans) > MOST_TOLD:
+        rest = ", ".join(f"{plan.name} ({plan.kind})" for plan in plans[MOST_TOLD:])
+        _warn(f"{len(plans) - MOST_TOLD} more columns are taken for other kinds than real: {rest}")
+
+
+# ---- Parts
+
+
+def split_table(table: Table, seed: int, options: TableOptions) -> dict[str, NDArray[np.int64]]:
+    """Returns the numbers of the rows of the three parts, as `prepare` splits the table."""
+    plans = [plan for plan in inspect_table(table, options).plans if plan.codec is not None]
+    return _parts(table, options, plans, seed)
+
+
+def _parts(table: Table, options: TableOptions, plans: Sequence[ColumnPlan], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Returns the numbers of the rows of each part, in the table whose parts are joined."""
+    if table.is_split:
+        ends = np.cumsum([table.rows(part) for part in PARTS])
+        return dict(zip(PARTS, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
+    values = joined(table)
+    named = {
+        name: None if column is None else values[column]
+        for name, column in (("group", options.group), ("by", options.split_by))
+    }
+    if all(plan.codec is not None and not plan.codec.numeric for plan in plans) and not any(
+        v is not None for v in named.values()
+    ):
+        count = table.rows("all")  # rows of discrete columns repeat by their nature
+        named["group"] = np.arange(count)
+    order = split_order([values[plan.name] for plan in plans], seed, **named)
+    return dict(zip(PARTS, order, strict=True))
+
+
+def _take(values: Columns, rows: NDArray[Any]) -> Columns:
+    return {name: column[rows] for name, column in values.items()}
+
+
+def _plan_named(plans: Sequence[ColumnPlan], name: str) -> ColumnPlan:
+    plan = next((plan for plan in plans if plan.name == name), None)
+    if plan is None:
+        raise DataError(f"the context column {name!r} cannot be used: it is left out; give it a kind that it has")
+    return plan
+
+
+# ---- Plain numbers
+
+
+def _is_plain(plan: ColumnPlan, values: Array) -> bool:
+    """Tells whether float32 holds a column of numbers as it is, and nothing but a link is to be done."""
+    if type(plan.codec) is not Real or plan.codec.step or plan.codec.link["kind"] == "asinh":
+        return False
+    spacing = float(np.spacing(np.float32(np.abs(values).max())))
+    return float(values.std()) >= 100 * spacing
+
+
+def _plain_dataset(
+    name: str,
+    own: Sequence[ColumnPlan],
+    context: Sequence[ColumnPlan],
+    values: Columns,
+    parts: Mapping[str, NDArray[np.int64]],
+    overrides: Mapping[str, Override],
+    compared: bool,
+) -> Dataset:
+    arrays: dict[str, Any] = {}
+    for part, rows in parts.items():
+        arrays[part] = to_float32(np.stack([values[plan.name] for plan in own], 1))[torch.from_numpy(rows)]
+        if context:
+            stacked = to_float32(np.stack([values[plan.name] for plan in context], 1))
+            arrays[f"{part}_context"] = stacked[torch.from_numpy(rows)]
+    links = None
+    if any(plan.name in overrides for plan in own):
+        links = tuple(Link(**plan.codec.link) for plan in own if isinstance(plan.codec, Real))
+    features, context_features = (tuple(plan.name for plan in chosen) for chosen in (own, context))
+    return Dataset(
+        name,
+        features=features,
+        context_features=context_features,
+        links=links,
+        warned=True,
+        _compared=compared,
+        **arrays,
+    )
+
+
+def _warn(text: str) -> None:
+    warn_caller(text, DataWarning)

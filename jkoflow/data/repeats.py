@@ -1,0 +1,165 @@
+"""Equal rows of a table: which they are, and whether columns that take few values make them by chance."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jkoflow.data.checks import DataWarning
+
+Keys = NDArray[np.uint64]
+
+TOLD_FROM = 0.001
+"""Share of repeated rows from which they are told."""
+
+CHANCE_FACTOR = 2
+"""Repeats are taken for chance up to this multiple of what chance is expected to make."""
+
+WINDOW = 50
+"""Number of distinct values on either side by which the density of a column at one of them is estimated."""
+
+_MISSING = np.uint64(0x7FF8DEAD00000000)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def column_bits(column: NDArray[Any]) -> Keys:
+    """Returns 64 bits for each value of a column of shape (N,); equal values have equal bits, missing ones, too."""
+    kind = column.dtype.kind
+    if kind == "f":
+        values = column.astype(np.float64) + 0.0  # -0.0 equals 0.0
+        bits = values.view(np.uint64)
+        bits[np.isnan(values)] = _MISSING
+        return bits
+    if kind in "biu":
+        return column.astype(np.uint64 if kind == "u" else np.int64).view(np.uint64)
+    if kind in "mM":
+        return np.ascontiguousarray(column).view(np.int64).view(np.uint64)
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in column.tolist()], dtype=np.uint64)
+
+
+def mix(columns: Sequence[Keys]) -> Keys:
+    """Returns one key for each row of columns of bits; two different rows share a key with a chance of 2^-64."""
+    keys = np.zeros(len(columns[0]), dtype=np.uint64)
+    for bits in columns:
+        keys += _GOLDEN
+        keys ^= bits
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
+            keys ^= keys >> np.uint64(shift)
+            keys *= np.uint64(factor)
+        keys ^= keys >> np.uint64(31)
+    return keys
+
+
+def group_numbers(keys: Keys) -> NDArray[np.int64]:
+    """Numbers equal keys alike, from 0 on in the order in which they first come; returns an array of shape (N,)."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    numbers = np.empty(len(first), dtype=np.int64)
+    numbers[np.argsort(first)] = np.arange(len(first))
+    return numbers[inverse.reshape(-1)]
+
+
+def row_groups(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Numbers equal rows alike, from 0 on in the order in which they first come.
+
+    Arguments:
+        columns: The d columns, each with shape (N,): numbers, truth values, dates or text.
+
+    Returns:
+        The number of each row's group, with shape (N,); 0, 1, ..., N - 1 if no row repeats an earlier one.
+
+    Example:
+        >>> row_groups([np.array([1.5, 2.0, 1.5]), np.array(["a", "b", "a"], dtype=object)])
+        array([0, 1, 0])
+    """
+    return group_numbers(mix([column_bits(column) for column in columns]))
+
+
+def made_by_chance(columns: Sequence[NDArray[Any]], groups: NDArray[np.int64]) -> bool:
+    """Tells whether so many rows are equal by chance, as in columns of counts or of rounded values.
+
+    Equal rows of that kind are draws of their own and no copies. Rows of several columns are compared with those of
+    columns that are shuffled on their own. In a single column, the expected number of equal values follows from the
+    steps between its possible values and its density.
+
+    Arguments:
+        columns: The d columns, each with shape (N,).
+        groups: Their `row_groups`.
+    """
+    sizes = np.bincount(groups)
+    if sizes.min() == sizes.max() > 1:  # every row as often as all others: not by chance
+        return False
+    repeats = len(groups) - len(sizes)
+    if len(columns) == 1:
+        expected = _expected_ties(columns[0])
+    else:
+        generator = np.random.default_rng(0)
+        shuffled = np.sort(mix([generator.permutation(column_bits(column)) for column in columns]))
+        expected = int((shuffled[1:] == shuffled[:-1]).sum())
+    return repeats <= CHANCE_FACTOR * expected
+
+
+def _expected_ties(column: NDArray[Any]) -> float:
+    """Returns how many values of a column are expected to equal an earlier one if all are drawn on their own."""
+    kind = column.dtype.kind
+    if kind not in "fiumM":
+        return len(column)  # categories
+    if kind in "mM":
+        column = np.ascontiguousarray(column).view(np.int64)
+    values, counts = np.unique(column, return_counts=True)
+    places = (values - values[0]).astype(np.float64)
+    gaps = np.diff(places)
+    if len(gaps) == 0:
+        return len(column)
+    step = np.ones(len(places))
+    if kind == "f":
+        single = values.astype(np.float32)
+        step = np.abs(np.spacing(single if (single == values).all() else values)).astype(np.float64)
+    step = np.maximum(step, _grid_step(gaps))
+    index = np.arange(len(places))
+    low, high = np.maximum(index - WINDOW, 0), np.minimum(index + WINDOW, len(places) - 1)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    density = (before[high + 1] - before[low]) / (places[high] - places[low] + step)
+    return float((0.5 * counts * np.minimum(step * density, 2)).sum())
+
+
+def _grid_step(gaps: NDArray[np.float64]) -> float:
+    """Returns the step of the grid that values with these gaps lie on, such as that of their rounding; 0 if none."""
+    gaps = gaps[gaps > 1e-9 * gaps.sum()]  # the others are noise of the arithmetic
+    small = gaps[gaps <= np.median(gaps)] if len(gaps) else gaps
+    if len(small) == 0:
+        return 0.0
+    multiples = small / small.min()
+    return float(small.min()) if (np.abs(multiples - multiples.round()) < 0.02).mean() >= 0.95 else 0.0
+
+
+def warn_about_shared_rows(parts: Sequence[Sequence[NDArray[Any]]]) -> None:
+    """Warns of validation and test rows that are training rows as well, but for those that are so by chance.
+
+    Arguments:
+        parts: The d columns of the training, validation and test rows.
+    """
+    columns = [np.concatenate(values) for values in zip(*parts, strict=True)]
+    groups = row_groups(columns)
+    starts = np.cumsum([0, *(len(part[0]) for part in parts)])
+    trained = np.zeros(int(groups.max()) + 1, dtype=bool)
+    trained[groups[: starts[1]]] = True
+    shared = [int(trained[groups[a:b]].sum()) for a, b in itertools.pairwise(starts[1:])]
+    if sum(shared) < TOLD_FROM * (starts[-1] - starts[1]) or sum(shared) == 0 or made_by_chance(columns, groups):
+        return
+    told = " and ".join(
+        f"{count} of {len(part[0])} {name} rows"
+        for count, part, name in zip(shared, parts[1:], ("validation", "test"), strict=True)
+        if count
+    )
+    warnings.warn(
+        f"{told} are training rows, too, so that results on them look better than on new rows; remove them from "
+        "either part",
+        DataWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,330 @@
+"""The flow of a table: the masses of discrete parts, and a flow of the numbers given these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jkoflow import checkpoint
+from jkoflow.data.checks import DataError
+from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.columns.schema import Coded, Schema
+from jkoflow.data.memory import as_table
+from jkoflow.data.table import Table
+from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.masses import Masses
+from jkoflow.metrics import CHUNK
+from jkoflow.ops.grid import Grid
+
+KIND = "table-flow"
+"""Kind of the content of a model file."""
+
+POINTS = (16, 64)
+"""Points of noise over which a mass is integrated: for one column with noise, and for more."""
+
+
+class TableFlow(nn.Module):
+    r"""The density of rows whose columns have kinds: numbers, counts, categories, dates, repeated and missing values.
+
+    .. math:: p(row) = P(s | c) \int_0^1 p(y(u) | s, c) \, w(u) \, du
+
+    The states s of the discrete parts have exactly normalised masses, and a flow has the density of the numbers y given
+    them. The weight w is that of the columns' own transforms. Only lattices of many values and the numbers that are
+    absent beside a repeated value depend on the noise u; for all other rows there is no integral.
+
+    The measure is counting measure for discrete parts and Lebesgue measure, in the column's own units, for numbers:
+    `log_prob` is the logarithm of a mass, of a density, or of a mixture of both where values are repeated.
+
+    Arguments:
+        schema: Translation of the columns.
+        flow: Flow of the numbers, whose context are the conditioning variables and the indicators of the states.
+        masses: Masses of the states; None if no column has several.
+        frames: Whether samples are pandas DataFrames; tensors otherwise, which needs columns of numbers.
+
+    Example:
+        >>> rows = torch.stack([torch.randint(0, 3, (500,)).float(), torch.randn(500)], 1)
+        >>> config = jkoflow.TrainConfig(hidden=(8,), max_blocks=1, iterations_per_block=5, batch_size=100)
+        >>> flow = jkoflow.train(rows, config, columns={"x0": "category"})
+        >>> flow.sample(3)[:, 0].frac()
+        tensor([0., 0., 0.], dtype=torch.float64)
+    """
+
+    def __init__(self, schema: Schema, flow: JKOFlow, masses: Masses | None, frames: bool) -> None:
+        super().__init__()
+        self.schema = schema
+        self.flow = flow
+        self.masses = masses
+        self.frames = frames
+        self.metrics: dict[str, Any] | None = None
+
+    @property
+    def converged(self) -> bool | None:
+        """Returns whether the reported NLL is step-converged; None if the flow was never evaluated."""
+        return None if self.metrics is None else self.metrics.get("test_nll_converged")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Returns the names of the columns that the flow has a density of."""
+        return self.schema.features
+
+    @property
+    def context_features(self) -> tuple[str, ...]:
+        """Returns the names of the conditioning variables."""
+        return self.schema.context_features
+
+    def log_prob(
+        self, x: Any, context: Any = None, num_steps: int | Grid | None = None, points: int | None = None
+    ) -> Tensor:
+        """Returns the log-densities of rows in nats, in the columns' own units.
+
+        Arguments:
+            x: Rows: a DataFrame, in which columns are found by name, or an array, tensor or list of shape (N, d) with
+                the columns in the order of the training.
+            context: Conditioning variables of the rows, likewise; None if the DataFrame has them, or without any.
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            points: Points of noise to integrate over, for rows that need it; None means 16 for one column with noise
+                and 64 for several.
+
+        Returns:
+            Log-densities, float64, with shape (N,); -inf for impossible rows, such as an unknown category.
+
+        Raises:
+            jkoflow.data.DataError: If a column is missing, of another type, or holds missing values that the training
+                did not have.
+        """
+        columns, conditions = self._rows(x, context)
+        parts = [
+            self._log_prob(
+                {name: values[begin : begin + CHUNK] for name, values in columns.items()},
+                conditions[begin : begin + CHUNK],
+                num_steps,
+                points,
+            )
+            for begin in range(0, len(conditions), CHUNK)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @torch.no_grad()
+    def _log_prob(
+        self, columns: Mapping[str, Array], conditions: Floats, num_steps: int | Grid | None, points: int | None
+    ) -> Tensor:
+        count = len(conditions)
+        middle = self.schema.encode(columns, np.full((count, len(self.features)), 0.5))
+        found = self._states_log_prob(middle, conditions)
+        possible = np.isfinite(middle.log_weights)
+        if not self.schema.numeric:
+            found += torch.from_numpy(middle.log_weights)
+            return found
+        found[torch.from_numpy(~possible)] = -math.inf
+        certain = np.flatnonzero(possible & ~middle.noisy)
+        found[certain] += self._numbers_log_prob(_pick(middle, certain), conditions[certain], num_steps)
+        noisy = np.flatnonzero(possible & middle.noisy)
+        if len(noisy):
+            rows = {name: values[noisy] for name, values in columns.items()}
+            found[noisy] += self._integrate(rows, conditions[noisy], num_steps, points)
+        return found
+
+    def _integrate(
+        self, rows: Mapping[str, Array], conditions: Floats, num_steps: int | Grid | None, points: int | None
+    ) -> Tensor:
+        """Returns the logarithm of the integral over the noise, for rows with conditions (N, c)."""
+        width = len(self.features)
+        places = self.schema.noisy
+        nodes, log_weights = quadrature(len(places), points)
+        terms = []
+        for node, log_weight in zip(nodes, log_weights, strict=True):
+            noise = np.full((len(conditions), width), 0.5)
+            noise[:, places] = node
+            coded = self.schema.encode(rows, noise)
+            terms.append(self._numbers_log_prob(coded, conditions, num_steps) + float(log_weight))
+        return torch.stack(terms).logsumexp(0)
+
+    def _states_log_prob(self, coded: Coded, conditions: Floats) -> Tensor:
+        if self.masses is None:
+            return torch.zeros(len(conditions), dtype=torch.float64)
+        like = self.flow.standardize.mean
+        context = self._tensor(conditions) if conditions.shape[1] else None
+        return self.masses.log_prob(torch.from_numpy(coded.states).to(like.device), context).double().cpu()
+
+    def _numbers_log_prob(self, coded: Coded, conditions: Floats, num_steps: int | Grid | None) -> Tensor:
+        numbers = self._tensor(coded.numbers)
+        density = self.flow.log_prob(numbers, self._context(coded.states, conditions), num_steps)
+        return density.double().cpu() + torch.from_numpy(coded.log_weights)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        context: Any = None,
+        num_steps: int | Grid | None = None,
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+    ) -> Any:
+        """Draws n rows in the columns' own units and types.
+
+        Arguments:
+            n: Number of rows.
+            context: Conditioning variables, one row for each sample, see `log_prob`.
+            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            generator: Source of the noise.
+            exact: Whether to invert the flow's map to rounding, see `JKOFlow.inverse`.
+
+        Returns:
+            A DataFrame with the columns of the training if that was given one, else a float64 tensor of shape (n, d).
+        """
+        columns = self.sample_columns(n, context, num_steps, generator, exact)
+        if self.frames:
+            import pandas
+
+            return pandas.DataFrame(columns)
+        return torch.from_numpy(np.stack([np.asarray(values, np.float64) for values in columns.values()], 1))
+
+    @torch.no_grad()
+    def sample_columns(
+        self,
+        n: int,
+        context: Any = None,
+        num_steps: int | Grid | None = None,
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+    ) -> dict[str, Array]:
+        """Draws n rows as `sample` does; returns columns (n,) by name."""
+        conditions = self._conditions(context, n)
+        given = self._tensor(conditions) if conditions.shape[1] else None
+        states = np.zeros((n, 0), np.int64)
+        if self.masses is not None:
+            states = self.masses.sample(n, given, generator).cpu().numpy()
+        numbers = np.zeros((n, 0))
+        if self.schema.numeric:
+            drawn = self.flow.sample(n, self._context(states, conditions), num_steps, generator, exact)
+            numbers = drawn.double().cpu().numpy()
+        return self.schema.decode(states, numbers)
+
+    def _context(self, states: Array, conditions: Floats) -> Tensor | None:
+        """Returns what the flow is conditional on, with shape (N, c + sum of levels)."""
+        if self.flow.context_dim == 0:
+            return None
+        return self._tensor(np.concatenate([conditions, self.schema.indicators(states)], 1))
+
+    def _tensor(self, rows: Floats) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.flow.standardize.mean)
+
+    def _rows(self, x: Any, context: Any) -> tuple[dict[str, Array], Floats]:
+        """Returns the flow's columns by name, and the conditions, of rows as a user has them."""
+        table = x if isinstance(x, Table) else as_table(x)
+        columns = named_columns(table, self.features, self.context_features if context is None else ())
+        count = len(next(iter(columns.values())))
+        if context is None:
+            return columns, self._coded_conditions(columns, count)
+        return columns, self._conditions(context, count)
+
+    def _conditions(self, context: Any, count: int) -> Floats:
+        if context is None:
+            if self.context_features:
+                raise DataError(f"context must have the columns {', '.join(self.context_features)}, got None")
+            return np.zeros((count, 0))
+        if not self.context_features:
+            raise DataError("context must be None for a flow without conditioning variables")
+        table = context if isinstance(context, Table) else as_table(context)
+        columns = named_columns(table, self.context_features, ())
+        if len(next(iter(columns.values()))) != count:
+            raise DataError(f"context must have {count} rows, got {len(next(iter(columns.values())))}")
+        return self._coded_conditions(columns, count)
+
+    def _coded_conditions(self, columns: Mapping[str, Array], count: int) -> Floats:
+        return self.schema.conditions(columns) if self.context_features else np.zeros((count, 0))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the flow into one safetensors file, atomically.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        description = {
+            "schema": self.schema.describe(),
+            "masses": None if self.masses is None else self.masses.describe(),
+            "flow": self.flow.describe(),
+            "frames": self.frames,
+            "metrics": self.metrics,
+        }
+        checkpoint.save(path, KIND, self.state_dict(), description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a flow, on the CPU, from the file that `save` wrote or from a run directory.
+
+        Raises:
+            jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+        """
+        path = Path(path)
+        path = path / MODEL_FILE if path.is_dir() else path
+        tensors, description = checkpoint.load(path, KIND)
+        try:
+            masses = None if description["masses"] is None else Masses.from_description(description["masses"])
+            flow = JKOFlow.from_description(description["flow"])
+            found = cls(Schema.from_description(description["schema"]), flow, masses, description["frames"])
+            found.load_state_dict(tensors)
+            found.metrics = description["metrics"]
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(f"{path} does not describe the flow of a table: {error}") from error
+        return found.requires_grad_(False).eval()
+
+
+Model = JKOFlow | TableFlow
+"""What training returns: the flow itself where all columns are plain numbers."""
+
+
+def load(path: str | Path) -> Model:
+    """Reads a trained model of either kind, on the CPU, from its file or from a run directory.
+
+    Raises:
+        jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+    """
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    return TableFlow.load(path) if checkpoint.kind_of(path) == KIND else JKOFlow.load(path)
+
+
+def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
+    """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
+
+    In one dimension they are those of Gauss and Legendre, in more those of a Kronecker sequence.
+    """
+    count = POINTS[dims > 1] if points is None else points
+    if dims == 1:
+        nodes, weights = np.polynomial.legendre.leggauss(count)
+        return (nodes[:, None] + 1) / 2, np.log(weights / 2)
+    root = 2.0  # the root of x^(dims + 1) = x + 1 spreads the points most evenly
+    for _ in range(50):
+        root = (1 + root) ** (1 / (dims + 1))
+    nodes = (0.5 + np.outer(np.arange(1, count + 1), root ** -np.arange(1.0, dims + 1))) % 1
+    return np.clip(nodes, 1e-6, 1 - 1e-6), np.full(count, -math.log(count))
+
+
+def named_columns(table: Table, features: tuple[str, ...], more: tuple[str, ...]) -> dict[str, Array]:
+    """Returns columns of a table by name; a table without names has them in this order.
+
+    Raises:
+        DataError: If a column is missing.
+    """
+    wanted = (*features, *more)
+    columns = table.parts[next(iter(table.parts))]
+    if set(wanted) <= set(table.features):
+        return {name: columns[table.features.index(name)] for name in wanted}
+    if len(columns) == len(wanted) and not table.is_named:
+        return dict(zip(wanted, columns, strict=True))
+    missing = [name for name in wanted if name not in table.features]
+    raise DataError(
+        f"the rows lack the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; they have "
+        f"{', '.join(table.features)}, and {', '.join(wanted)} are needed"
+    )
+
+
+def _pick(coded: Coded, rows: Array) -> Coded:
+    return Coded(*(part[rows] for part in coded))

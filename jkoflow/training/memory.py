@@ -1,0 +1,76 @@
+"""Rows in memory as data to train on: what the command line does with a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jkoflow.arrays import is_pandas
+from jkoflow.data import DataError, Dataset
+from jkoflow.data.columns.options import TableOptions
+from jkoflow.data.columns.prepare import TableData, prepare
+from jkoflow.data.memory import as_table
+from jkoflow.data.table import Column, Table
+
+Labels = str | Tensor | Column | list[Any]
+"""Values of the rows to split by: the name of a column, or one value for each row."""
+
+
+def rows_in_memory(
+    rows: Any,
+    seed: int,
+    context: Any = None,
+    columns: Mapping[str, str] | None = None,
+    missing: str = "refuse",
+    group: Labels | None = None,
+    split_by: Labels | None = None,
+) -> tuple[Dataset | TableData, TableOptions]:
+    """Prepares rows for training, see `jkoflow.train`; returns them with what was said about them.
+
+    Raises:
+        DataError: If the rows cannot be used; the message tells the fix.
+    """
+    table = as_table(rows)
+    context_names: tuple[str, ...] = ()
+    if context is not None:
+        table, context_names = _joined(table, as_table(context, "context"))
+    table, group_name = _with_labels(table, group, "group")
+    table, split_name = _with_labels(table, split_by, "split_by")
+    options = TableOptions(context_names, columns or {}, missing, group_name, split_name)
+    return prepare(table, "data", seed, options, is_pandas(rows)), options
+
+
+def _joined(table: Table, context: Table) -> tuple[Table, tuple[str, ...]]:
+    """Returns rows and their context as one table, and the names of the context's columns."""
+    if table.rows("all") != context.rows("all"):
+        raise DataError(f"context must have {table.rows('all')} rows as rows has, got {context.rows('all')}")
+    names = context.features
+    if not context.is_named:
+        names = tuple(f"c{column}" for column in range(len(names)))
+    shared = [name for name in names if name in table.features]
+    if shared:
+        raise DataError(
+            f"rows and context must be different columns, got {', '.join(shared)} in both; drop one of each"
+        )
+    return Table({"all": [*table.parts["all"], *context.parts["all"]]}, (*table.features, *names)), names
+
+
+def _with_labels(table: Table, labels: Labels | None, name: str) -> tuple[Table, str | None]:
+    """Returns a table that has the labels as a column, and the column's name."""
+    if labels is None or isinstance(labels, str):
+        return table, labels
+    if is_pandas(labels):
+        values = as_table(labels, name).parts["all"][0]
+    else:
+        values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        values = values.astype(object) if values.dtype.kind in "US" else values
+    if values.shape != (table.rows("all"),):
+        raise DataError(
+            f"{name} must have one value for each of the {table.rows('all')} rows, got shape {values.shape}"
+        )
+    if name in table.features:
+        raise DataError(f"the rows have a column {name!r} already; give {name} as the name of a column, or rename it")
+    return Table({"all": [*table.parts["all"], values]}, (*table.features, name)), name

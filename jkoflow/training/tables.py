@@ -1,0 +1,112 @@
+"""The training of a flow of a table: the masses of its states first, then a flow of its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from jkoflow import metrics
+from jkoflow.data.columns.prepare import TableData
+from jkoflow.data.table import PARTS, Table
+from jkoflow.flow import JKOFlow
+from jkoflow.masses import Masses
+from jkoflow.table_flow import TableFlow
+from jkoflow.training.config import TrainConfig
+
+BUDGET_ROWS = 2000
+"""Largest number of test rows whose masses are integrated if there is a time budget."""
+
+
+def fit_masses(data: TableData, seed: int) -> Masses | None:
+    """Fits the masses of the training rows' states; returns None if no column has several states."""
+    if not data.schema.discrete:
+        return None
+    train, val, _ = (torch.from_numpy(data.states[part]) for part in PARTS)
+    given = {part: torch.from_numpy(data.conditions[part]).float() for part in PARTS}
+    has_context = given["train"].shape[1] > 0
+    return Masses.fit(
+        train,
+        data.schema.levels,
+        given["train"] if has_context else None,
+        val,
+        given["val"] if has_context else None,
+        seed=seed,
+    )
+
+
+def settings_for(data: TableData, config: TrainConfig) -> TrainConfig:
+    """Returns the settings for the flow of the numbers: the least there are if the masses are all there is."""
+    if data.schema.numeric:
+        return config
+    return dataclasses.replace(
+        config,
+        max_blocks=1,
+        iterations_per_block=1,
+        time_budget=None,
+        finetune=0.0,
+        reparam_rounds=0,
+        refine=1,
+        batch_size=min(config.batch_size, len(data.numbers.train)),
+    )
+
+
+def completed(
+    data: TableData, masses: Masses | None, config: TrainConfig, tell: Callable[[str], None]
+) -> Callable[[JKOFlow, dict[str, Any]], tuple[TableFlow, dict[str, Any]]]:
+    """Returns the function that makes the flow of a table of a flow of numbers, and its results of that one's."""
+
+    def complete(flow: JKOFlow, results: dict[str, Any]) -> tuple[TableFlow, dict[str, Any]]:
+        model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames)
+        model = model.to(flow.standardize.mean.device).requires_grad_(False).eval()
+        return model, {**results, **_measured(model, data, results, config, tell)}
+
+    return complete
+
+
+def _measured(
+    model: TableFlow, data: TableData, results: dict[str, Any], config: TrainConfig, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Returns the metrics of the table itself, on its test rows and in its own units."""
+    columns = data.columns["test"]
+    count = len(next(iter(columns.values())))
+    limit = BUDGET_ROWS if config.time_budget is not None and model.schema.noisy else results["n_test"]
+    rows = np.linspace(0, count - 1, min(count, limit)).astype(int)
+    if len(rows) < results["n_test"]:
+        tell(f"the masses of {len(rows)} of {count} test rows are integrated; raise time_budget, or score them all")
+    names = (*model.features, *model.context_features)
+    table = Table({"all": [columns[name][rows] for name in names]}, names)
+    nll = -model.log_prob(table).numpy()
+    chosen = {name: columns[name][rows] for name in names}
+    weights = model.schema.encode(chosen, np.full((len(rows), len(model.features)), 0.5)).log_weights
+    scale = float(weights.mean()) + results["test_nll"] - results["test_nll_data_units"]
+    mean, stderr = float(nll.mean()), float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else math.nan
+    width = len(model.features)
+    return {
+        "test_nll": mean + (scale if model.schema.numeric else 0.0),
+        "test_nll_data_units": mean,
+        "test_nll_stderr": stderr,
+        "test_bits_per_dim": metrics.bits_per_dim(mean, width),
+        "test_bits_per_dim_stderr": metrics.bits_per_dim(stderr, width),
+        "n_train": len(data.states["train"]),
+        "n_test": len(rows),
+        "columns": [
+            {
+                "name": plan.name,
+                "kind": plan.kind,
+                "reason": plan.reason,
+                "treatment": plan.treatment,
+                "measure": "given" if plan.name in model.context_features else _measure(model, plan.name),
+            }
+            for plan in data.plans
+        ],
+    }
+
+
+def _measure(model: TableFlow, name: str) -> str:
+    codec = model.schema.codecs[model.features.index(name)]
+    return "function of others" if codec is None else codec.measure

@@ -1,0 +1,82 @@
+"""The rows that a training can use: those that enter the first block at a finite place, not far outside the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor
+
+from jkoflow.data import DataError, Dataset, DataWarning
+from jkoflow.flow import JKOFlow
+from jkoflow.left_out import RowNames
+from jkoflow.metrics import chunks
+
+FAR = 3.0
+"""Distance from the centre, as a multiple of that of the farthest training row, beyond which a row is far outside."""
+
+
+def usable_rows(flow: JKOFlow, data: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """Returns data without the rows that would decide a training alone, and how many these are, by part.
+
+    One such row makes every mean that it is part of NaN, or so large that the other rows do not count: no block would
+    be taken. A `jkoflow.data.DataWarning` names the rows.
+
+    Arguments:
+        flow: The flow, of which standardisation and initial map are used.
+        data: The data.
+
+    Returns:
+        The data without training rows that overflow before the first block, and without validation rows that do so or
+        are far outside the training rows. Test rows stay. The numbers are those of ``"train"`` and ``"val"``.
+
+    Raises:
+        DataError: If no training row, or no validation row, is left.
+    """
+    train, val, test = (_distances(flow, rows) for rows in (data.train, data.val, data.test))
+    good_train = torch.isfinite(train)
+    if not bool(good_train.any()):
+        raise DataError("no training row enters the first block at a finite place; rescale the columns")
+    limit = FAR * train[good_train].max()
+    good_val = val <= limit  # False for NaN
+    outside = test > limit
+    _warn(~good_train, "training rows", "overflow before the first block: they are left out; drop them, or rescale")
+    _warn(
+        ~good_val,
+        "validation rows",
+        "far outside the training rows: they would decide alone which parameters are best, and are left out; drop "
+        "them, or see whether they are in the units of the training rows",
+    )
+    _warn(
+        outside & torch.isfinite(test),
+        "test rows",
+        "far outside the training rows: they weigh on the test NLL; drop them, or see whether they are in the units of "
+        "the training rows",
+    )
+    if not bool(good_val.any()):
+        raise DataError("all validation rows lie far outside the training rows; give validation rows in the same units")
+    return _only(data, good_train, good_val), {"train": int((~good_train).sum()), "val": int((~good_val).sum())}
+
+
+@torch.no_grad()
+def _distances(flow: JKOFlow, rows: Tensor) -> Tensor:
+    """Returns the distances (N,) from the origin at which rows (N, d) enter the first block, inf on overflow."""
+    device = flow.standardize.mean.device
+    return torch.cat([flow.enter(part.to(device))[0].square().sum(1).sqrt().cpu() for part, _ in chunks(rows, None)])
+
+
+def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
+    """Returns data with the chosen training rows (N,) and validation rows (N_val,) alone."""
+    chosen = {name: mask for name, mask in (("train", train), ("val", val)) if not bool(mask.all())}
+    parts = {}
+    for name, mask in chosen.items():
+        for field in (name, f"{name}_context"):
+            rows = getattr(data, field)
+            parts[field] = None if rows is None else rows[mask.to(rows.device)]
+    return dataclasses.replace(data, **parts) if parts else data
+
+
+def _warn(rows: Tensor, name: str, text: str) -> None:
+    if bool(rows.any()):
+        warnings.warn(f"{RowNames(name).some(rows)}: {text}", DataWarning, stacklevel=5)
