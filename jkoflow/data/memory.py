@@ -58,6 +58,19 @@ def numbers_of(table: Table, part: str = "all") -> NDArray[Any]:
     return Table({part: columns}, table.features).numbers(part)
 
 
+def check_paired(rows: Any, context: Any) -> None:
+    """Refuses rows and context of pandas whose indexes differ, since line by line they may belong to other rows.
+
+    Raises:
+        DataError: If both have an index, and these are not the same in the same order.
+    """
+    if is_pandas(rows) and is_pandas(context) and not rows.index.equals(context.index):
+        raise DataError(
+            "rows and context have different indexes; order one by the other, as context.loc[rows.index], or pass "
+            "context.to_numpy() if they match line by line"
+        )
+
+
 def _of_pandas(data: Any, name: str) -> Table:
     labels = list(data.columns) if hasattr(data, "columns") else [data.name]
     if not labels:
