@@ -300,7 +300,7 @@ def test_a_run_is_not_overwritten(rows, interrupted, finished):
     if finished:
         train(rows, CONFIG, run_dir=interrupted, resume=True)
     before = contents(interrupted)
-    with pytest.raises(RunError, match="already holds a run; resume it, or choose"):
+    with pytest.raises(RunError, match="already holds a run; resume it, or choose another directory"):
         train(rows, CONFIG, run_dir=interrupted)
     assert contents(interrupted) == before
 

@@ -13,9 +13,9 @@ from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.progress import Progress, Silent
-from jkoflow.training.run_directory import MODEL_FILE, RunDirectory
+from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
-from jkoflow.training.state import RunError, TrainingError
+from jkoflow.training.state import RunError, TrainingError, check_same_data, check_same_settings
 from jkoflow.training.trainer import Trainer
 from jkoflow.training.world import Clock, World
 
@@ -57,6 +57,7 @@ def train(
             nothing is written if None.
         resume: Whether to go on with the run in ``run_dir``. On the same machine with as many threads it ends with the
             same numbers as a run that was never interrupted (without a time budget). A finished run is only loaded.
+            Data and settings must be those that the run began with.
         progress: Receives the run's news; None means that nothing is reported.
         source: Name of the data for config.toml; the dataset's name if None.
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
@@ -115,10 +116,10 @@ def train(
             raise RunError(f"{run.path} holds no run to resume; start one without resume")
         state = run.load_state()
         if state is not None:
-            state.check_matches(config, data, start, run.path)
+            check_same_data(state.fingerprint, data, start, run.path)
+            check_same_settings(state.settings, config, run.path)
         elif run.is_finished():
-            progress.message(f"the run in {run.path} has already ended; nothing to resume")
-            return JKOFlow.load(run.path / MODEL_FILE).to(device)
+            return _finished_flow(run, config, data, start, progress).to(device)
         else:
             progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
         run.reopen(0 if state is None else state.history_bytes, describe())
@@ -128,3 +129,23 @@ def train(
         return Trainer(data, config, device, world, run, progress, start, state).run()
     finally:
         run.close()
+
+
+def _finished_flow(
+    run: RunDirectory, config: TrainConfig, data: Dataset, start: JKOFlow | None, progress: Progress
+) -> JKOFlow:
+    """Returns the flow of a finished run, if the run began with these data and settings."""
+    metrics = run.metrics()
+    saved, ended = metrics.get("fingerprint"), f"the run in {run.path} has already ended; nothing to resume"
+    if isinstance(saved, str):
+        check_same_data(saved, data, start, run.path)
+    elif metrics["dim"] != data.dim:
+        raise RunError(
+            f"the data have changed since the run in {run.path} began: they have {data.dim} columns, they had "
+            f"{metrics['dim']}; resume with the same data"
+        )
+    else:
+        ended += ". It is of version 0.1, which kept nothing to compare the data with"
+    check_same_settings(run.settings().config.to_mapping(), config, run.path)
+    progress.message(ended)
+    return run.flow()
