@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 import jkoflow
 from jkoflow import TrainConfig
 from jkoflow.checkpoint import CheckpointError
+from jkoflow.cli import settings
 from jkoflow.data import TableOptions, split_rows
 from jkoflow.training import train
-from jkoflow.training.run_directory import RunDirectory, config_toml
+from jkoflow.training.run_directory import FILES, RunDirectory, config_toml
+from jkoflow.training.state import RunError
 from jkoflow.training.toml import dumps
 
 SMALL = TrainConfig(hidden=(8,), batch_size=40, iterations_per_block=3, max_blocks=1, guard_rows=20, val_rows=20)
@@ -279,3 +281,47 @@ def test_a_preview_of_the_wrong_kind_is_refused(run, arrays, message):
 def test_a_preview_of_one_row_is_enough_to_name_the_columns(run):
     np.savez(run.path / "preview.npz", data=np.zeros((1, 2)), features=np.array(["x", "y"]))
     assert run.preview().features == ("x", "y")
+
+
+# ------------------------------------------------------------------------------------------------------ a new directory
+
+
+def test_the_names_of_all_files_are_known(contents):
+    assert contents.keys() == {*FILES} - {"state.safetensors", "report.html"}
+
+
+@pytest.mark.parametrize("names", [[name] for name in FILES] + [["history.jsonl", "report.html"]])
+def test_files_of_somebody_else_are_not_overwritten(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("[tool]\nmine = true\n")
+    what = "it" if len(names) == 1 else "them"
+    for start, fix in (
+        (lambda: train(torch.randn(100, 2), SMALL, run_dir=tmp_path), "choose another directory"),
+        (lambda: settings.for_start("rose", tmp_path, settings.Given()), "choose another --out"),
+    ):
+        with pytest.raises(RunError) as caught:
+            start()
+        told = f"{tmp_path} holds {', '.join(names)}, a run would overwrite {what}; {fix}, or move {what} away"
+        assert str(caught.value) == told
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
+    assert all((tmp_path / name).read_text() == "[tool]\nmine = true\n" for name in names)
+
+
+def test_a_directory_with_other_files_is_welcome(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.toml").write_text("mine")
+    assert settings.for_start("rose", tmp_path, settings.Given())[0] == tmp_path
+    train(torch.randn(100, 2), SMALL, run_dir=tmp_path)
+    assert RunDirectory(tmp_path).is_finished()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.json", "preview.npz"])
+def test_a_run_is_called_a_run(run, lost):
+    if lost is not None:
+        (run.path / lost).unlink()
+    with pytest.raises(RunError, match="already holds a run; resume it, or choose another directory"):
+        train(torch.randn(100, 2), SMALL, run_dir=run.path)
+    with pytest.raises(RunError, match="already holds a run; add --resume to go on with it, or choose another --out"):
+        settings.for_start("rose", run.path, settings.Given())
