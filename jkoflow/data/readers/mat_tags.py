@@ -22,6 +22,9 @@ VALUES = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18}
 FLAT = {4, *range(6, 16)}
 """Classes of arrays of text and of numbers, which hold no other arrays."""
 
+COMPLEX = 0x800
+"""Flag of complex numbers."""
+
 DEEPEST = 20
 """Largest depth of arrays within arrays."""
 
@@ -53,13 +56,16 @@ def _are_sound(file: BinaryIO, end: int, order: str, depth: int) -> bool:
     """Tells whether the elements from here to the end are of known types and fit."""
     flags = file.read(16) if depth else b""
     file.seek(-len(flags), os.SEEK_CUR)
-    is_flat = len(flags) == 16 and struct.unpack(f"{order}4I", flags)[2] & 0xFF in FLAT
+    word = struct.unpack(f"{order}4I", flags)[2] if len(flags) == 16 else 0
+    is_flat = word & 0xFF in FLAT
+    held = 0
     if depth > DEEPEST:
         return False
     while file.tell() < end:
         tag = file.read(8)
         if len(tag) < 8:
             return False
+        held += 1
         kind, size = struct.unpack(f"{order}2I", tag)
         if kind >> 16:  # a small element: size, type and values in these eight bytes
             if kind & 0xFFFF not in VALUES or kind >> 16 > 4:
@@ -76,7 +82,8 @@ def _are_sound(file: BinaryIO, end: int, order: str, depth: int) -> bool:
         if not sound:
             return False
         file.seek(stop)
-    return file.tell() == end
+    parts = 5 if word & COMPLEX else 4  # flags, shape, name, real and imaginary part
+    return file.tell() == end and (held == parts or not is_flat)
 
 
 def _has_checksum(file: BinaryIO, size: int) -> bool:
