@@ -212,6 +212,7 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
         digest.update(json.dumps([block.describe() for block in start.stack]).encode())
         for tensor in start.state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().data)
+    digest.update(data.origin.encode())
     contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
     for rows in (data.train, data.val, data.test, *contexts):
         digest.update(f"{tuple(rows.shape)}".encode())

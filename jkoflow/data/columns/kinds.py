@@ -97,7 +97,13 @@ class _Decision:
                 "leave its kind out, or drop it"
             )
         value = levels[0] if self.dtype.kind != "M" else str(self.values[0])
-        return ColumnPlan(self.name, Constant(value, self.dtype.kind == "M"), "constant", "one value in all rows", "repeated by samples")
+        return ColumnPlan(
+            self.name,
+            Constant(value, self.dtype.kind == "M"),
+            "constant",
+            "one value in all rows",
+            "repeated by samples",
+        )
 
     def _category(self, reason: str, kind: str = "category") -> ColumnPlan:
         levels = factorise(self.values)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,14 @@ def encode_table(
         width = 0
     given_names = tuple(f"given{place}" for place in range(width))
     numbers = Dataset(
-        name, features=features, context_features=given_names, prepared=True, warned=True, _compared=True, **tensors
+        name,
+        origin=json.dumps(schema.describe()),
+        features=features,
+        context_features=given_names,
+        prepared=True,
+        warned=True,
+        _compared=True,
+        **tensors,
     )
     return TableData(name, numbers, schema, plans, columns, states, conditions, frames)
 
