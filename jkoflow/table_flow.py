@@ -146,7 +146,8 @@ class TableFlow(nn.Module):
             noise[:, places] = node
             coded = self.schema.encode(rows, noise)
             terms.append(self._numbers_log_prob(coded, conditions, num_steps) + float(log_weight))
-        return torch.stack(terms).logsumexp(0)
+        # numpy's sum does not depend, in its last bits, on the number of rows
+        return torch.from_numpy(np.logaddexp.reduce(np.stack([term.numpy() for term in terms]), axis=0))
 
     def _states_log_prob(self, coded: Coded, conditions: Floats) -> Tensor:
         if self.masses is None:
