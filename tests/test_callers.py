@@ -331,8 +331,6 @@ def test_a_frame_gives_its_names_and_takes_truth_values_and_integers_for_numbers
             data = split_rows(given)
         with pytest.warns(DataWarning, match="column 2 takes only 2 distinct values"):
             same_split(data, split_rows(expected), ("width", "n", "wet"))
-    flow = train(frame[["width", "n"]], TINY)
-    assert flow.log_prob(frame[["width", "n"]]).shape == (300,)
 
 
 def test_flat_rows_are_one_column():
@@ -372,8 +370,8 @@ def test_tables_that_cannot_be_trained_on_are_refused_by_name():
     cases = [
         ({"rows": missing}, r"NaN in row 299 \(counting from 0\), column 'n' \(1 such value\)"),
         ({"rows": truth}, r"NaN in row 2 \(counting from 0\), column 't' \(100 such values\)"),
-        ({"rows": masked}, r"NaN in row 2 \(counting from 0\), column 1"),
-        ({"rows": masked.astype(int)}, r"NaN in row 2 \(counting from 0\), column 1"),
+        ({"rows": masked}, r"row 2 \(counting from 0\), column 1 is masked \(1 such value\)"),
+        ({"rows": masked.astype(int)}, r"row 2 \(counting from 0\), column 1 is masked"),
         ({"rows": frame.assign(b="x", c=pd.Timestamp("2020-01-01"))}, r"columns 'b' \(text\), 'c' \(datetime64"),
         ({"rows": frame.assign(a=pd.Categorical(["x", None, "y"] * 100))}, r"column 'a' \(text\) must hold numbers"),
         ({"rows": rows + 0j}, "must be real numbers, got complex128"),
@@ -393,6 +391,17 @@ def test_tables_that_cannot_be_trained_on_are_refused_by_name():
 # Warnings
 
 
+@pytest.mark.parametrize("name", ["context", "group", "split_by"])
+def test_what_belongs_to_rows_has_their_index(name):
+    frame = pd.DataFrame(table(columns=3), columns=["a", "b", "c"])
+    other = pd.Series(np.repeat(table(100, 1)[:, 0], 3), name="other", index=frame.index)
+    for wrong in (other[::-1], other.set_axis(np.arange(300) + 1)):
+        with pytest.raises(DataError, match=f"rows and {name} have different indexes; .* {name}.loc"):
+            train(frame, TINY, **{name: wrong})
+    for right in (other, other[::-1].to_numpy()):
+        train(frame, CONVERGED, **{name: right})
+
+
 def caught_warnings(call, *arguments, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -407,12 +416,15 @@ def test_files_and_memory_give_the_same_warnings_once(tmp_path):
     rows[:, 2] = 1.7e9 + 100 * rows[:, 2]
     frame = pd.DataFrame(rows, columns=["a", "kind", "time", "d"])
     frame.to_parquet(tmp_path / "t.parquet")
-    expected = caught_warnings(load_dataset, tmp_path / "t.parquet")
+    told = caught_warnings(load_dataset, tmp_path / "t.parquet")
+    assert told
+    assert all(category is DataWarning for category, _ in told)
+    assert any("'kind'" in text for _, text in told)
+    assert caught_warnings(train, frame, CONVERGED) == told
+    expected = caught_warnings(split_rows, frame)
     assert [category for category, _ in expected] == [DataWarning, DataWarning]
     assert "'kind' takes only 3 distinct values" in expected[0][1]
     assert "'time' loses digits" in expected[1][1]
-    assert caught_warnings(split_rows, frame) == expected
-    assert caught_warnings(train, frame, CONVERGED) == expected
     assert caught_warnings(split_rows, frame[["a", "d"]], context=frame[["kind", "time"]]) == expected
     with pytest.warns(DataWarning):
         data = split_rows(frame)
