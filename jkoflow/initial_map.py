@@ -27,7 +27,17 @@ LEAST_GAP = 1e-3
 LEAST_RISE = 1e-3
 """Least distance between the images of two knots; it bounds from below the density of gaps without data."""
 
-FAR_RISE = 1.0
+CORE = 3.8
+"""Largest distance from the median, in spreads, up to which `Marginals.fit_core` leaves values as they are."""
+
+CORE_SEARCH = 7.2
+"""Distance from the median, in spreads, up to which a value is not taken for a wild one; where an asinh that bends at 5
+spreads has brought 10 to."""
+
+CORE_KNOTS = 12
+"""Number of knots of the core; the outermost pieces bend."""
+
+FAR_RISE = 0.5
 """Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
 FAR_SLOPE = 2.0
@@ -65,18 +75,37 @@ class Marginals(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor, columns: Sequence[int] | None = None, reach: Tensor | None = None) -> Marginals:
-        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian.
+        """Fits splines that carry the quantiles of rows to those of the standard Gaussian.
 
         Arguments:
             rows: The rows, with shape (N, D).
             columns: Numbers of the d columns to map; None means all.
-            reach: Least and largest value of every column to map, with shape (2, d). Values that far beyond the rows are
-                brought within `FAR_RISE` of the rows' images, so that no value is too far out to be compared.
+            reach: Least and largest value of every column to map, with shape (2, d). Values as far beyond the rows as
+                that are brought within `FAR_RISE` of the rows' images, so that none is too far out to be compared.
         """
         x, y = _quantile_knots(rows if columns is None else rows[:, list(columns)], torch.special.ndtri)
         if reach is not None:
-            x, y = _reaching(x, y, reach.to(x))
+            slope = x.diff() / y.diff()
+            x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
         return cls(x, y, columns)
+
+    @classmethod
+    def fit_core(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
+        """Fits splines that leave the middle of standardised columns as it is and bring values far out near it.
+
+        Arguments:
+            rows: The rows, with shape (N, D).
+            columns: Numbers of the d columns to map.
+            reach: Least and largest value of every column to map, with shape (2, d).
+        """
+        part = rows[:, list(columns)]
+        inside = part.abs() < CORE_SEARCH
+        low = part.where(inside, 0.0).amin(0).clamp(-CORE, -CORE / 4)
+        high = part.where(inside, 0.0).amax(0).clamp(CORE / 4, CORE)
+        x = low[:, None] + (high - low)[:, None] * torch.linspace(
+            0, 1, CORE_KNOTS, dtype=part.dtype, device=part.device
+        )
+        return cls(*_reaching(x, x, reach.to(x), torch.ones_like(x[:, :2])), columns)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
@@ -308,11 +337,10 @@ def _quantile_knots(rows: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[T
     return x, _spread_out(y, torch.full_like(y[:, :1], LEAST_RISE))
 
 
-def _reaching(x: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds a knot at both ends of knots (d, K): at the farthest values (2, d), or where the end pieces lead to."""
-    slope = x.diff() / y.diff()
-    low = torch.minimum(reach[0], x[:, 0] - FAR_RISE * slope[:, 0].clamp(max=FAR_SLOPE))
-    high = torch.maximum(reach[1], x[:, -1] + FAR_RISE * slope[:, -1].clamp(max=FAR_SLOPE))
+def _reaching(x: Tensor, y: Tensor, reach: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds a knot at both ends of knots (d, K): at the farthest values (2, d), or where slopes dx/dy (d, 2) lead to."""
+    low = torch.minimum(reach[0], x[:, 0] - FAR_RISE * slope[:, 0])
+    high = torch.maximum(reach[1], x[:, -1] + FAR_RISE * slope[:, -1])
     x = torch.cat([low[:, None], x, high[:, None]], 1)
     return x, torch.cat([y[:, :1] - FAR_RISE, y, y[:, -1:] + FAR_RISE], 1)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.data import Dataset
-from jkoflow.data.continuous import choose_links, location_and_spread
+from jkoflow.data.continuous import Choice, Scale, choose_links
+from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.flow import JKOFlow
 from jkoflow.links import links_or_none
 from jkoflow.metrics import spread_rows
-from jkoflow.training.choose_map import fit_map
+from jkoflow.training.choose_map import fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
@@ -32,18 +34,22 @@ def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
     context_links = links_or_none([choice.link for choice in context_choices])
     if data.train_context is not None:
         rows = data.train_context if context_links is None else context_links(data.train_context)[0]
-        context = _moments(rows, [choice.robust for choice in context_choices])
-    robust = [column for column, choice in enumerate(choices) if choice.robust]
-    moments = _moments(train, [choice.robust for choice in choices])
-    flow = JKOFlow(data.dim, (), *moments, None, *context, None, links, context_links)
+        context = _moments(rows, context_choices)
+    flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(data.train)[0]
-    flow.initial_map = fit_map(standardised, config.initial_map, robust, _reach(flow, data, robust))
+    quantiles, core = (_columns(choices, scale) for scale in (Scale.QUANTILES, Scale.CORE))
+    first = fit_columns(standardised, quantiles, core, _reach(flow, data)) if quantiles or core else []
+    flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
 
 
-def _reach(flow: JKOFlow, data: Dataset, columns: list[int]) -> Tensor:
-    """Returns the least and the largest standardised values (2, d) of all rows in some columns."""
-    ends = [flow.standardized(rows)[0][:, columns].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
+def _columns(choices: Sequence[Choice], scale: Scale) -> list[int]:
+    return [column for column, choice in enumerate(choices) if choice.scale is scale]
+
+
+def _reach(flow: JKOFlow, data: Dataset) -> Tensor:
+    """Returns the least and the largest value of every standardised column over the rows of all parts, (2, d)."""
+    ends = [flow.standardized(rows)[0].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
     return torch.stack([torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)])
 
 
@@ -110,14 +116,14 @@ def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: floa
     return Block(velocity, config.grid, config.method, jko_step=jko_step)
 
 
-def _moments(rows: Tensor, robust: list[bool]) -> tuple[Tensor, Tensor]:
+def _moments(rows: Tensor, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
     """Returns location and scale of every column of rows (N, d), computed in float64, with shapes (d,).
 
-    They are mean and standard deviation, or median and spread of the central quantiles for the robust columns.
+    They are mean and standard deviation, or median and spread of the central quantiles where these mislead.
     """
     exact = rows.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
-    for column in (column for column, wanted in enumerate(robust) if wanted):
-        median, spread = location_and_spread(exact[:, column].cpu().numpy())
-        mean[column], std[column] = median, spread if spread > 0 else std[column]
+    for column in (*_columns(choices, Scale.QUANTILES), *_columns(choices, Scale.CORE)):
+        values = OrderedValues.of(exact[:, column].cpu().numpy())
+        mean[column], std[column] = values.quantile(0.5), values.spread or std[column]
     return mean.float(), std.float()
