@@ -257,6 +257,10 @@ class InitialMap(nn.Module):
             stages.append(stage)
         return cls(stages).to(rows.dtype)
 
+    def behind(self, stages: Iterable[Marginals]) -> InitialMap:
+        """Returns a map with some stages before those of this one."""
+        return InitialMap([*stages, *self._stack])
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and log abs dets (B,) of x (B, d)."""
         return self._through(x, [stage.forward for stage in self._stack])

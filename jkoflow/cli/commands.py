@@ -37,7 +37,7 @@ from jkoflow.data import (
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.metrics import CHUNK, bits_per_dim, chunks
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_log_scale
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training.config import TrainConfig
@@ -200,7 +200,7 @@ def score(
     log_prob = log_prob.double()
     mean = float(log_prob.mean())
     error = f" ± {float(log_prob.std()) / len(log_prob) ** 0.5:.4f}" if len(log_prob) > 1 else ""
-    standardised = mean + float(flow.standardize.std.double().log().sum())
+    standardised = mean + mean_log_scale(flow, rows)
     print(f"rows: {len(log_prob)}")
     print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
     print(f"on standardised columns: {standardised:.4f}{error} nats")

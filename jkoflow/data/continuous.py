@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jkoflow.data.checks import column_label
+from jkoflow.data.checks import DataError, DataWarning, column_label
 from jkoflow.data.dataset import Dataset
 from jkoflow.data.edges import bounded_links, is_crowded
 from jkoflow.data.ordered_values import OrderedValues
@@ -57,6 +58,34 @@ class Choice(NamedTuple):
     """How many values lie how far out; empty if there are none."""
 
 
+class Treatments(NamedTuple):
+    """The treatments of all columns of a dataset."""
+
+    columns: list[Choice]
+    context: list[Choice]
+    """Those of the conditioning variables."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns links and scales as JSON values; `from_description` builds them again."""
+        return {
+            name: [{"link": choice.link.describe(), "scale": str(choice.scale)} for choice in choices]
+            for name, choices in self._asdict().items()
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any] | None, data: Dataset) -> Self:
+        """Builds the treatments from what `describe` returned; None stands for mean and deviation of all columns."""
+        if description is None:
+            plain = Choice(Link(), Scale.MOMENTS, "as in version 0.1")
+            return cls([plain] * data.dim, [plain] * data.context_dim)
+        return cls(
+            *(
+                [Choice(Link(**column["link"]), Scale(column["scale"]), "as saved") for column in description[name]]
+                for name in cls._fields
+            )
+        )
+
+
 def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
     """Chooses how a column is treated.
 
@@ -93,12 +122,29 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
     return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
 
 
-def choose_links(data: Dataset) -> tuple[list[Choice], list[Choice]]:
-    """Returns the treatments of a dataset's columns and of its conditioning variables: the given ones, else chosen."""
-    return (
+def choose_links(data: Dataset) -> Treatments:
+    """Returns the treatments of a dataset's columns and conditioning variables: by the links given, or by their values.
+
+    Raises:
+        DataError: If values are not inside the bounds of a link that is given.
+    """
+    return Treatments(
         _choices(data, "", data.features, data.links),
         _choices(data, "_context", data.context_features, data.context_links),
     )
+
+
+def warn_of_wild_values(data: Dataset, treatments: Treatments) -> None:
+    """Warns of every column and conditioning variable with values far out, which its deviation would mislead about."""
+    for features, choices in ((data.features, treatments.columns), (data.context_features, treatments.context)):
+        for index, choice in enumerate(choices):
+            if choice.wild:
+                warnings.warn(
+                    f"{column_label(features, index)}: {choice.wild}; the column is scaled by its quantiles, which "
+                    "does not let these values decide; remove them if they are errors",
+                    DataWarning,
+                    stacklevel=2,
+                )
 
 
 def explain(data: Dataset) -> list[str]:
@@ -132,6 +178,9 @@ def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequenc
         return []
     train, *rest = (getattr(data, f"{part}{suffix}").detach().cpu().numpy() for part in ("train", "val", "test"))
     others = np.concatenate(rest)
+    if given is not None:
+        for index, link in enumerate(given):
+            _check_bounds(link, np.concatenate([train[:, index], others[:, index]]), column_label(features, index))
     choose = choose_context_link if suffix else choose_link
     return [
         choose(train[:, index], others[:, index])
@@ -139,6 +188,15 @@ def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequenc
         else given_choice(given[index], train[:, index], others[:, index])
         for index in range(len(features))
     ]
+
+
+def _check_bounds(link: Link, values: NDArray[Any], label: str) -> None:
+    outside = (values <= link.lower) | (values >= link.upper)
+    if outside.any():
+        raise DataError(
+            f"the {link.kind} link of {label} takes values beyond {link.lower:g} and under {link.upper:g}, got "
+            f"{values[outside][0]:g} ({int(outside.sum())} such values); move the bound, or leave the link out"
+        )
 
 
 def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:

@@ -63,10 +63,10 @@ def _between_edges(column: OrderedValues) -> tuple[Link, str] | None:
     if lower is None and upper is None:
         return None
     both = lower is not None and upper is not None
-    if lower is None:  # the other one may be a bound that the values reach without crowding there
+    if lower is None and upper is not None:  # the other one may be a bound that the values reach without crowding there
         lower = _far_edge(column.mirrored(), -upper)
         lower = None if lower is None else -lower
-    elif upper is None:
+    elif lower is not None and upper is None:
         upper = _far_edge(column, lower)
     if lower is None or upper is None:
         return None

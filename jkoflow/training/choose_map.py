@@ -37,7 +37,7 @@ def fit_map(rows: Tensor, recipe: str, first: Sequence[Marginals] = ()) -> Initi
     for stage in first:
         rows = stage(rows)[0]
     rest = _fit_recipe(rows, recipe)
-    return InitialMap([*first, *rest.stages]) if first else rest
+    return rest.behind(first) if first else rest
 
 
 def fit_columns(rows: Tensor, quantiles: Sequence[int], core: Sequence[int], reach: Tensor) -> list[Marginals]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.data import Dataset
-from jkoflow.data.continuous import Choice, Scale, choose_links
+from jkoflow.data.continuous import Choice, Scale, Treatments
 from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.flow import JKOFlow
 from jkoflow.links import links_or_none
@@ -22,12 +22,9 @@ from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
 
 
-def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
-    """Returns a flow without blocks: the links, the standardisation and the initial map of the data.
-
-    A column with wild values, or with values that crowd at an edge, is standardised by its quantiles.
-    """
-    choices, context_choices = choose_links(data)
+def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JKOFlow:
+    """Returns a flow without blocks: the links, the standardisation and the initial map of the data."""
+    choices, context_choices = treatments
     links = links_or_none([choice.link for choice in choices])
     train = data.train if links is None else links(data.train)[0]
     context: tuple[Tensor | None, Tensor | None] = (None, None)

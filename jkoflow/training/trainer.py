@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from jkoflow.data import Dataset
+from jkoflow.data.continuous import Treatments, choose_links, warn_of_wild_values
 from jkoflow.flow import JKOFlow
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
@@ -51,8 +52,10 @@ class Trainer:
         self.data, self.config, self.world, self.directory, self.progress = data, config, world, directory, progress
         self._context = RunContext(data, config, world, progress, self._record, self._save_if_due)
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
+        self._treatments: Treatments | None = None
         if start is None:
-            start = plain_flow(data, config)
+            self._treatments = self._treat() if state is None else Treatments.from_description(state.treatments, data)
+            start = plain_flow(data, config, self._treatments)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.rounds: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -75,6 +78,12 @@ class Trainer:
             self._round = None
             self._save(None)
         return self._finish()
+
+    def _treat(self) -> Treatments:
+        """Chooses the treatments of the columns of a new run, and tells of values far out."""
+        treatments = choose_links(self.data)
+        warn_of_wild_values(self.data, treatments)
+        return treatments
 
     # ---- Rounds
 
@@ -192,6 +201,7 @@ class Trainer:
             summaries=[] if trainer is None else trainer.summaries,
             blocks=[] if trainer is None else trainer.flow.stack,
             fit=None if fit is None else fit.state(),
+            treatments=None if self._treatments is None else self._treatments.describe(),
         )
         self.directory.save_state(state)
 
