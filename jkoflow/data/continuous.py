@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError, DataWarning, column_label
 from jkoflow.data.dataset import Dataset
-from jkoflow.data.edges import bounded_links, is_crowded
+from jkoflow.data.edges import bounded_links, is_crowded, positive_link
 from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.links import Link
 
@@ -54,8 +54,6 @@ class Choice(NamedTuple):
     scale: Scale
     reason: str
     """Why, in a few words that begin with a small letter."""
-    wild: str = ""
-    """How many values lie how far out; empty if there are none."""
 
 
 class Treatments(NamedTuple):
@@ -109,17 +107,33 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
     for link, reason in bounded_links(column):
         behind = column.through(link)
         if wild := _wild(behind):
-            return Choice(link, _tails(behind), f"{reason}; {wild}", wild)
+            return Choice(link, _tails(behind), f"{reason}; {wild}")
         if link.kind != "logit" and is_crowded(behind):
             return Choice(link, Scale.QUANTILES, f"{reason}; crowded at the other edge")
         return Choice(link, Scale.MOMENTS, reason)
     if wild := _wild(column):
-        scale = _tails(column)
-        bend = column.spread * (STRAIGHT if scale is Scale.CORE else 1.0)
-        return Choice(Link("asinh", centre=column.quantile(0.5), scale=bend), scale, wild, wild)
+        return _asinh(column, wild)
     if is_crowded(column):
         return Choice(Link(), Scale.QUANTILES, "crowded at an edge that is no round number")
     return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
+
+
+def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
+    """Chooses how a conditioning variable is treated: as a column, but without bounds, since it has no density."""
+    column = OrderedValues.of(values, others)
+    if (found := positive_link(column)) is not None:
+        behind = column.through(found[0])
+        wild = _wild(behind)
+        return Choice(found[0], _tails(behind) if wild else Scale.MOMENTS, "; ".join(filter(None, (found[1], wild))))
+    if wild := _wild(column):
+        return _asinh(column, wild)
+    return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
+
+
+def _asinh(column: OrderedValues, wild: str) -> Choice:
+    scale = _tails(column)
+    bend = column.spread * (STRAIGHT if scale is Scale.CORE else 1.0)
+    return Choice(Link("asinh", centre=column.quantile(0.5), scale=bend), scale, wild)
 
 
 def choose_links(data: Dataset) -> Treatments:
@@ -135,12 +149,12 @@ def choose_links(data: Dataset) -> Treatments:
 
 
 def warn_of_wild_values(data: Dataset, treatments: Treatments) -> None:
-    """Warns of every column and conditioning variable with values far out, which its deviation would mislead about."""
+    """Warns of every column and conditioning variable with values far out that are apart from the others."""
     for features, choices in ((data.features, treatments.columns), (data.context_features, treatments.context)):
         for index, choice in enumerate(choices):
-            if choice.wild:
+            if choice.scale is Scale.CORE:
                 warnings.warn(
-                    f"{column_label(features, index)}: {choice.wild}; the column is scaled by its quantiles, which "
+                    f"{column_label(features, index)}: {choice.reason}; the column is scaled by its quantiles, which "
                     "does not let these values decide; remove them if they are errors",
                     DataWarning,
                     stacklevel=2,
@@ -169,7 +183,7 @@ def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None =
     column = OrderedValues.of(values, others)
     seen = column if link.kind == "asinh" else column.through(link)
     if wild := _wild(seen):
-        return Choice(link, _tails(seen), f"as set; {wild}", wild)
+        return Choice(link, _tails(seen), f"as set; {wild}")
     return Choice(link, Scale.MOMENTS, "as set")
 
 
@@ -197,13 +211,6 @@ def _check_bounds(link: Link, values: NDArray[Any], label: str) -> None:
             f"the {link.kind} link of {label} takes values beyond {link.lower:g} and under {link.upper:g}, got "
             f"{values[outside][0]:g} ({int(outside.sum())} such values); move the bound, or leave the link out"
         )
-
-
-def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
-    """Chooses how a conditioning variable is treated: as a column, but without bounds, since it has no density."""
-    choice = choose_link(values, others)
-    needless = choice.link.kind in ("real", "logit")
-    return Choice(Link(), Scale.MOMENTS, "a conditioning variable needs no bounds") if needless else choice
 
 
 def _wild(column: OrderedValues) -> str:

@@ -37,6 +37,9 @@ ROUNDNESS = 20.0
 """Least rounding step of an edge over the width of the window that it is looked for in: in a wide window of values some
 number is always round."""
 
+DIGITS = 1000
+"""A round number is less than this many of its rounding steps."""
+
 ANGLES = tuple(sign * turn * math.pi for turn in (0.5, 1.0, 2.0) for sign in (-1, 1))
 """Numbers that are edges although they are not round."""
 
@@ -77,21 +80,27 @@ def _between_edges(column: OrderedValues) -> tuple[Link, str] | None:
 
 
 def _beyond_edge(column: OrderedValues) -> tuple[Link, str] | None:
-    """Returns a logarithm if the values crowd at a round lower bound, or are positive and spread or skewed."""
-    edge, reason = _edge(column), ""
-    if edge is not None:
-        reason = f"all values beyond {edge:g}, where they are crowded"
+    """Returns a logarithm if the values are positive and spread or skewed, or crowd at a round lower bound."""
+    if (found := positive_link(column)) is not None:
+        return found
+    edge = _edge(column)
+    if edge is None:
+        return None
+    return Link("log", lower=_moved_out(column, edge)), f"all values beyond {edge:g}, where they are crowded"
+
+
+def positive_link(column: OrderedValues) -> tuple[Link, str] | None:
+    """Returns a logarithm, and why, if the values are positive and spread over orders of magnitude or skewed."""
+    reason = ""
     if column.low >= 0 and column.share_at(0.0) <= AT_EDGE:
         levels = [max(column.quantile(level), 1e-300) for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
         low, _, middle, _, high = levels
         if high >= ORDERS * low and all(b >= EVEN * a for a, b in itertools.pairwise(levels)):
             orders = math.log10(column.high / float(column.ordered[column.ordered > 0][0]))
-            edge, reason = 0.0, f"positive and spread over {orders:.0f} orders of magnitude"
-        elif edge is None and high - middle >= SKEWED * (middle - low):
-            edge, reason = 0.0, "positive and strongly skewed"
-    if edge is None or not reason:
-        return None
-    return Link("log", lower=_moved_out(column, edge)), reason
+            reason = f"positive and spread over {orders:.0f} orders of magnitude"
+        elif high - middle >= SKEWED * (middle - low):
+            reason = "positive and strongly skewed"
+    return (Link("log", lower=_moved_out(column, 0.0)), reason) if reason else None
 
 
 def _under_edge(column: OrderedValues) -> tuple[Link, str] | None:
@@ -162,6 +171,8 @@ def round_number(low: float, high: float) -> float | None:
     exponent = math.ceil(math.log10(max(abs(low), abs(high))))
     while (step := 10.0**exponent) >= least_step:
         number = math.floor(high / step) * step
+        if abs(number) >= DIGITS * step:
+            return None
         if number >= low:
             return float(f"{number:.12g}")
         exponent -= 1

@@ -13,10 +13,11 @@ from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.data.continuous import Choice, Scale, Treatments
 from jkoflow.data.ordered_values import OrderedValues
-from jkoflow.flow import JKOFlow
-from jkoflow.links import links_or_none
+from jkoflow.flow import JKOFlow, base_log_prob
+from jkoflow.initial_map import Radial
+from jkoflow.links import Link, links_or_none
 from jkoflow.metrics import spread_rows
-from jkoflow.training.choose_map import fit_columns, fit_map
+from jkoflow.training.choose_map import AUTO, FIT_ROWS, RADIAL_GAIN, fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
@@ -38,6 +39,33 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     first = fit_columns(standardised, quantiles, core, _reach(flow, data)) if quantiles or core else []
     flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
+
+
+def settled(treatments: Treatments, data: Dataset, config: TrainConfig) -> Treatments:
+    """Returns the treatments, without those of heavy tails where one radial map of all columns describes these better.
+
+    Tails that are heavy in all columns at once, as those of patches of photographs, are no matter of single columns.
+    """
+    heavy = [choice.link.kind == "asinh" and choice.scale is Scale.QUANTILES for choice in treatments.columns]
+    if config.initial_map != AUTO or not any(heavy):
+        return treatments
+    plain = Choice(Link(), Scale.MOMENTS, "its heavy tails are those of all columns, which a radial map describes")
+    columns = [plain if is_heavy else choice for choice, is_heavy in zip(treatments.columns, heavy, strict=True)]
+    others = treatments._replace(columns=columns)
+    flow = plain_flow(data, config, others)
+    if not any(isinstance(stage, Radial) for stage in flow.initial_map.stages):
+        return treatments
+    better = _first_nll(flow, data) < _first_nll(plain_flow(data, config, treatments), data) - RADIAL_GAIN * data.dim
+    return others if better else treatments
+
+
+def _first_nll(flow: JKOFlow, data: Dataset) -> float:
+    """Returns the mean NLL of training and validation rows before the first block, in nats."""
+    nlls = []
+    for rows in (data.train, data.val):
+        point, logdet = flow.enter(spread_rows(rows, FIT_ROWS))
+        nlls.append(-(base_log_prob(point) + logdet).double())
+    return float(torch.cat(nlls).mean().nan_to_num(math.inf))
 
 
 def _columns(choices: Sequence[Choice], scale: Scale) -> list[int]:

@@ -19,7 +19,7 @@ from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
-from jkoflow.training.start import entering, plain_flow
+from jkoflow.training.start import entering, plain_flow, settled
 from jkoflow.training.state import RunState, fingerprint
 from jkoflow.training.world import World
 
@@ -81,7 +81,7 @@ class Trainer:
 
     def _treat(self) -> Treatments:
         """Chooses the treatments of the columns of a new run, and tells of values far out."""
-        treatments = choose_links(self.data)
+        treatments = settled(choose_links(self.data), self.data, self.config)
         warn_of_wild_values(self.data, treatments)
         return treatments
 
