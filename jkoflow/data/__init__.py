@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -157,9 +156,12 @@ def load_rows(
     """Loads rows of numbers to score.
 
     Arguments:
-        source, split, seed, options: As for `load_table`.
+        source: Source of the data, see `load_dataset`.
+        split: The part of the data, see `load_table`.
+        seed: Seed of the training.
         features: Names of the wanted columns. In a file with names they are found by name, in any order; in a file
             without names they are taken in the file's order.
+        options: What was said about the data of the training.
 
     Returns:
         Finite rows, float32, with shape (N, d).

@@ -121,8 +121,8 @@ def train(
             options = told if options is None else options
         elif context is not None or columns or missing != "refuse" or group is not None or split_by is not None:
             raise ValueError(
-                "context must be None with a Dataset, which brings its own, see Dataset.condition_on; columns, missing, "
-                "group and split_by must be left out: it is prepared and split already"
+                "context must be None with a Dataset, which brings its own, see Dataset.condition_on; columns, "
+                "missing, group and split_by must be left out: it is prepared and split already"
             )
         return _train(
             data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options
