@@ -88,7 +88,7 @@ def split_order(
     repeats = _count_repeats(groups)
     by_chance = repeats > 0 and made_by_chance(columns, groups)
     order = _whole_groups(np.arange(rows) if by_chance else groups, seed)
-    if repeats >= TOLD_FROM * rows and repeats > 0 and not by_chance:
+    if not by_chance and repeats >= TOLD_FROM * rows:
         _warn(f"{repeats} of {rows} rows repeat an earlier row; equal rows go to the same part of the split")
     _warn_of_near_duplicates(columns, groups, order)
     return order
