@@ -1,7 +1,9 @@
 """Files of numpy, Arrow, MATLAB and FITS, and data frames in memory: columns as they come, damage as one line."""
 
+import bz2
 import datetime
 import decimal
+import gzip
 import io
 import json
 import sys
@@ -377,11 +379,13 @@ def test_fits_tables(tmp_path, mixed):
 # damage
 
 
-def samples(folder, rows):
-    """A small file of every kind, by name."""
-    frame = pd.DataFrame(rows[:30], columns=["a", "b", "c"]).assign(
-        kind=["x", "y"] * 15, day=pd.Timestamp("2024-01-01")
-    )
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """A folder with small files of every kind."""
+    folder = tmp_path_factory.mktemp("samples")
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    frame = pd.DataFrame(rows[:30], columns=["a", "b", "c"])
+    frame = frame.assign(kind=["x", "y"] * 15, day=pd.Timestamp("2024-01-01"))
     for suffix in (".csv", ".tsv", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz"):
         frame.to_csv(folder / f"t{suffix}")
     with pyarrow.CompressedOutputStream(str(folder / "t.csv.zst"), "zstd") as stream:
@@ -493,3 +497,12 @@ def test_what_is_no_file(tmp_path):
     for name in ("t.npy.gz", "t.xlsx", "t"):
         (tmp_path / name).write_bytes(b"x")
         assert "unsupported kind of file" in error_of(read_table, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.TSV.bz2", "t.txt"])
+def test_data_are_named_after_the_file_without_its_suffixes(tmp_path, rows, name):
+    pd.DataFrame(rows, columns=["a", "b", "c"]).to_csv(tmp_path / name, index=False, compression=None)
+    if name.endswith((".gz", ".bz2")):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes((gzip if name.endswith(".gz") else bz2).compress(content))
+    assert load_dataset(tmp_path / name).name == "t"
