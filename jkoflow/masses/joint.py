@@ -12,7 +12,7 @@ from jkoflow.masses.column import LEARNERS, Column
 from jkoflow.masses.learner import Rows
 
 FAR = 3.0
-"""Distance from the median, in deviations, beyond which conditioning variables count by their logarithm."""
+"""Distance from the median, in deviations, beyond which conditioning variables are drawn together, to within two."""
 
 
 class Masses(nn.Module):
@@ -67,8 +67,8 @@ class Masses(nn.Module):
             raise ValueError(f"parents must be earlier columns, got {[list(group) for group in parents]}")
         if any(name not in LEARNERS for names in learners for name in names):
             raise ValueError(f"learners must be of {', '.join(LEARNERS)}, got {[list(names) for names in learners]}")
-        self.register_buffer("centre", torch.zeros(context_dim, dtype=torch.float32))
-        self.register_buffer("scale", torch.ones(context_dim, dtype=torch.float32))
+        self.register_buffer("centre", torch.zeros(context_dim, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(context_dim, dtype=torch.float64))
         self.columns = nn.ModuleList(
             Column(self.levels[: number + 1], context_dim, self.hidden, group, names)
             for number, (group, names) in enumerate(zip(parents, learners, strict=True))
@@ -206,19 +206,22 @@ class Masses(nn.Module):
         return [(number, column) for number, column in enumerate(columns) if self.levels[number] > 1]
 
     def _scaled(self, context: Tensor) -> Tensor:
-        """Returns context (B, c) in units of its spread, and logarithmic where it is far out, as float32."""
-        scaled = ((context - self.centre) / self.scale).float()
-        return scaled.clamp(-FAR, FAR) + scaled.sign() * (scaled.abs() - FAR).clamp(min=0).log1p()
+        """Returns context (B, c) as float32, in units of its spread; what is far out is bounded and keeps its order."""
+        scaled = ((context - self.centre) / self.scale).clamp(-1e6, 1e6).float()
+        beyond = (scaled.abs() - FAR).clamp(min=0)
+        return scaled.clamp(-FAR, FAR) + scaled.sign() * beyond / (1 + beyond / 2)
 
 
 def _centre_and_scale(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns robust centres and scales (c,) of context (N, c): medians and the distances of quartiles, as float32."""
-    if context.shape[1] == 0:
-        return torch.zeros(0, dtype=torch.float32), torch.ones(0, dtype=torch.float32)
+    """Returns robust centres and scales (c,) of context (N, c): medians, and the distances of quartiles.
+
+    Where the quartiles are equal, the scale is the median distance of the values that differ from the median.
+    """
     ordered = context.sort(0).values
     low, centre, high = (ordered[int(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
-    spread = torch.where(high > low, (high - low) / 1.35, context.std(0, correction=0))
-    return centre.float(), torch.where(spread > 0, spread, 1.0).float()
+    distance = (context - centre).abs()
+    others = distance.where(distance > 0, torch.nan).nanmedian(0).values
+    return centre, torch.where(high > low, (high - low) / 1.35, others.nan_to_num(1.0))
 
 
 def _checked(

@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from jkoflow.masses.learner import MEMBERS, Learner, Rows
 
-STEPS, EPOCHS, BATCH, LEARNING_RATE, CHECKS = 600, 60, 256, 0.02, 20
+STEPS, EPOCHS, BATCH, LEARNING_RATE, CHECKS = 600, 60, 128, 0.02, 20
 """Training: at most so many steps and times that a row is seen, rows of a step, first learning rate, and
 comparisons on held-out rows, the best of which stays."""
+
+LEAST_STEPS, MOST_UPDATES = 100, 3e8
+"""Steps are fewer, though not fewer than the first, where all numbers together would be updated more often."""
 
 MOST_JUDGED = 4096
 """Rows of a comparison, at most."""
@@ -55,7 +58,7 @@ class Networks(Learner):
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
             for bias in self.biases[:-1]:
                 bias.normal_(0, 0.5, generator=generator)
-            self.biases[-1].copy_((torch.bincount(own, minlength=self.count) + 0.5).div(len(own)).log())
+            self.biases[-1].copy_((torch.bincount(own, minlength=self.count).double() + 0.5).div(len(own)).log())
 
     def forward(self, states: Tensor, context: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Returns log masses (M, B, K), see `Learner.forward`."""
@@ -74,7 +77,8 @@ class Networks(Learner):
         """Trains the networks on their log-likelihoods; each keeps the numbers that are best to its judges."""
         self._start(rows.states[:, self.earlier], generator)
         batch = min(BATCH, learnt.shape[1])
-        steps = min(STEPS, EPOCHS * learnt.shape[1] // batch)
+        affordable = int(MOST_UPDATES / sum(parameter.numel() for parameter in self.parameters()))
+        steps = min(STEPS, EPOCHS * learnt.shape[1] // batch, max(LEAST_STEPS, affordable))
         picked = picked[:, :MOST_JUDGED]
         optimizer = torch.optim.Adam(self.parameters(), LEARNING_RATE, fused=True)
         best = begin = self.judge(judged, picked).mean(1)

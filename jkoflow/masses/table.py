@@ -13,8 +13,8 @@ from torch import Tensor
 PSEUDO_COUNTS = 0.25 * 2.0 ** torch.arange(16, dtype=torch.float64)
 """Weights, in rows, that a table may give to the next simpler one."""
 
-CELLS_PER_ROW, MOST_CELLS = 8, 1 << 20
-"""Largest table: cells per row of the data, and cells at all."""
+MOST_CELLS = 1 << 18
+"""Cells of the largest table that is tried, times states."""
 
 MOST_PAIRS = 50
 """Pairs of columns are tried, where no single column helps, if there are at most so many."""
@@ -63,7 +63,7 @@ def best_table(states: Tensor, levels: Sequence[int]) -> Table:
         others = [other for other in range(len(levels) - 1) if levels[other] > 1 and other not in best.parents]
         pairs = list(combinations(others, 2))
         for groups in ([(other,) for other in others], pairs if len(pairs) <= MOST_PAIRS else []):
-            tried = [_extended(best, states, levels, group) for group in groups if _fits(best, states, levels, group)]
+            tried = [_extended(best, states, levels, group) for group in groups if _fits(best, levels, group)]
             bar = best.score + LEAST_GAIN + math.log(max(len(tried), 1))
             found = max(tried, key=lambda table: table.score, default=best)
             if found.score > bar:
@@ -73,9 +73,8 @@ def best_table(states: Tensor, levels: Sequence[int]) -> Table:
             return best
 
 
-def _fits(table: Table, states: Tensor, levels: Sequence[int], group: Sequence[int]) -> bool:
-    cells = table.masses.numel() * math.prod(levels[other] for other in group)
-    return cells <= min(CELLS_PER_ROW * len(states), MOST_CELLS)
+def _fits(table: Table, levels: Sequence[int], group: Sequence[int]) -> bool:
+    return table.masses.numel() * math.prod(levels[other] for other in group) <= MOST_CELLS
 
 
 def _extended(table: Table, states: Tensor, levels: Sequence[int], group: Sequence[int]) -> Table:

@@ -60,7 +60,7 @@ class Trees(Learner):
 
     def _grow(self, member: int, variables: Tensor, own: Tensor) -> None:
         bins = min(MOST_BINS, max(16, CELLS // self.count))
-        places = torch.linspace(0, len(own) - 1, bins + 1)[1:-1].long()
+        places = torch.linspace(0, len(own) - 1, bins + 1, dtype=torch.float64)[1:-1].long()
         edges = [values.sort().values[places].unique() for values in variables.T]
         binned = [torch.bucketize(values, edge) for values, edge in zip(variables.T.contiguous(), edges, strict=True)]
         bar = math.log(sum(len(edge) for edge in edges))  # evidence that one of so many choices must have
