@@ -37,6 +37,9 @@ spreads has brought 10 to."""
 CORE_KNOTS = 12
 """Number of knots of the core; the outermost pieces bend."""
 
+END = 0.05
+"""Share of the values at either end of a column that `Marginals.fit_ends` stretches."""
+
 FAR_RISE = 0.5
 """Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
@@ -88,6 +91,24 @@ class Marginals(nn.Module):
             slope = x.diff() / y.diff()
             x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
         return cls(x, y, columns)
+
+    @classmethod
+    def fit_ends(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
+        """Fits splines that leave standardised columns as they are, but stretch both ends to those of a Gaussian.
+
+        Arguments:
+            rows: The rows, with shape (N, D).
+            columns: Numbers of the d columns to map.
+            reach: Least and largest value of every column to map, with shape (2, d).
+        """
+        x, y = _quantile_knots(rows[:, list(columns)], torch.special.ndtri)
+        middle = (torch.special.ndtr(y) - 0.5).abs() < 0.5 - END  # the same knots for all columns
+        middle = middle.all(0)
+        low, high = middle.nonzero()[[0, -1], 0].tolist()
+        ends = torch.cat([y[:, :low] - y[:, low, None] + x[:, low, None], x[:, low : high + 1]], 1)
+        y = torch.cat([ends, y[:, high + 1 :] - y[:, high, None] + x[:, high, None]], 1)
+        slope = x.diff() / y.diff()
+        return cls(*_reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE)), columns)
 
     @classmethod
     def fit_core(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
