@@ -40,6 +40,9 @@ CORE_KNOTS = 12
 END = 0.05
 """Share of the values at either end of a column that `Marginals.fit_ends` stretches."""
 
+TAIL = 4
+"""Share of the knots, as a divisor, whose slope at either end goes on beyond the rows."""
+
 FAR_RISE = 0.5
 """Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
@@ -88,8 +91,9 @@ class Marginals(nn.Module):
         """
         x, y = _quantile_knots(rows if columns is None else rows[:, list(columns)], torch.special.ndtri)
         if reach is not None:
-            slope = x.diff() / y.diff()
-            x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
+            part = max(1, x.shape[1] // TAIL)  # the outermost piece by itself is as chance has put two values
+            low, high = ((x[:, b] - x[:, a]) / (y[:, b] - y[:, a]) for a, b in ((0, part), (-1 - part, -1)))
+            x, y = _reaching(x, y, reach.to(x), torch.stack([low, high], 1).clamp(max=FAR_SLOPE))
         return cls(x, y, columns)
 
     @classmethod
