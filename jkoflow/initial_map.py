@@ -29,6 +29,12 @@ spreads has brought 10 to."""
 CORE_KNOTS = 12
 """Number of knots of the core; the outermost pieces bend."""
 
+END = 0.05
+"""Share of the values at either end of a column that `Marginals.fit_ends` stretches."""
+
+TAIL = 4
+"""Share of the knots, as a divisor, whose slope at either end goes on beyond the rows."""
+
 FAR_RISE = 0.5
 """Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
@@ -81,12 +87,31 @@ class Marginals(nn.Module):
         gap = RESOLUTION * rows.abs().amax(0)[:, None]
         x, y, rise = quantile_knots(rows, torch.special.ndtri, gap)
         if reach is not None:
-            slope = x.diff() / y.diff()
-            x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
-        steepest = 1 / rows.std(0)[:, None].clamp(min=1e-30)
-        slopes = outer_secants(x, y)
-        tails = Tails(slopes.clamp(max=steepest), rise, gap, math.inf)
-        return cls(*with_tails(x, y, tails), columns)
+            part = max(1, x.shape[1] // TAIL)  # the outermost piece by itself is as chance has put two values
+            low, high = ((x[:, b] - x[:, a]) / (y[:, b] - y[:, a]) for a, b in ((0, part), (-1 - part, -1)))
+            x, y = _reaching(x, y, reach.to(x), torch.stack([low, high], 1).clamp(max=FAR_SLOPE))
+        return cls(*_bounded(x, y, rows, rise, gap), columns)
+
+    @classmethod
+    def fit_ends(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
+        """Fits splines that leave standardised columns as they are, but stretch both ends to those of a Gaussian.
+
+        Arguments:
+            rows: The rows, with shape (N, D).
+            columns: Numbers of the d columns to map.
+            reach: Least and largest value of every column to map, with shape (2, d).
+        """
+        part = rows[:, list(columns)]
+        gap = RESOLUTION * part.abs().amax(0)[:, None]
+        x, y, rise = quantile_knots(part, torch.special.ndtri, gap)
+        middle = (torch.special.ndtr(y) - 0.5).abs() < 0.5 - END  # the same knots for all columns
+        middle = middle.all(0)
+        low, high = middle.nonzero()[[0, -1], 0].tolist()
+        ends = torch.cat([y[:, :low] - y[:, low, None] + x[:, low, None], x[:, low : high + 1]], 1)
+        y = torch.cat([ends, y[:, high + 1 :] - y[:, high, None] + x[:, high, None]], 1)
+        slope = x.diff() / y.diff()
+        x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
+        return cls(*_bounded(x, y, part, rise, gap), columns)
 
     @classmethod
     def fit_core(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
@@ -329,6 +354,12 @@ class InitialMap(nn.Module):
 def is_partial(stage: nn.Module) -> TypeGuard[Marginals]:
     """Tells whether a stage maps the quantiles of some of the columns alone."""
     return isinstance(stage, Marginals) and stage.columns is not None
+
+
+def _bounded(x: Tensor, y: Tensor, rows: Tensor, rise: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds knots beyond knots (d, K), so that far outside rows (N, d) the slope is at most one over their deviation."""
+    steepest = 1 / rows.std(0)[:, None].clamp(min=1e-30)
+    return with_tails(x, y, Tails(outer_secants(x, y).clamp(max=steepest), rise, gap, math.inf))
 
 
 def _reaching(x: Tensor, y: Tensor, reach: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,8 @@ in the tail of a Cauchy distribution it is 2, in all lighter ones more."""
 STRAIGHT = 5.0
 """Spreads at which the asinh of a column bends whose wild values are apart."""
 
-WILD_DISTANCE = 25.0
-"""Distance from the median, in spreads, beyond which a value is wild."""
+WILD_DISTANCE = 12.0
+"""Distance from the median, in spreads, beyond which a value is wild; exponential tails reach 10 in a million rows."""
 
 FEW_VALUES = 20
 """Number of distinct values up to which a column is discrete and has no link."""
@@ -42,7 +42,10 @@ class Scale(StrEnum):
     MOMENTS = "moments"
     """Mean and standard deviation."""
     QUANTILES = "quantiles"
-    """Median and spread, and then all quantiles are mapped to those of a Gaussian: for heavy tails and soft edges."""
+    """Median and spread, and then all quantiles are mapped to those of a Gaussian: for heavy tails."""
+    ENDS = "ends"
+    """Mean and standard deviation, and then the quantiles at both ends are mapped to a Gaussian's, while the rest
+    stays as it is: for values that crowd at an edge that is no bound."""
     CORE = "core"
     """Median and spread, and then the middle stays as it is, while the few values far out are brought near it."""
 
@@ -109,12 +112,12 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
         if wild := _wild(behind):
             return Choice(link, _tails(behind), f"{reason}; {wild}")
         if link.kind != "logit" and is_crowded(behind):
-            return Choice(link, Scale.QUANTILES, f"{reason}; crowded at the other edge")
+            return Choice(link, Scale.ENDS, f"{reason}; crowded at the other edge")
         return Choice(link, Scale.MOMENTS, reason)
     if wild := _wild(column):
         return _asinh(column, wild)
     if is_crowded(column):
-        return Choice(Link(), Scale.QUANTILES, "crowded at an edge that is no round number")
+        return Choice(Link(), Scale.ENDS, "crowded at an edge that is no round number")
     return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
 
 
@@ -244,5 +247,10 @@ def _name(choice: Choice) -> str:
         "logit": f"logit between {link.lower:g} and {link.upper:g}",
         "asinh": f"asinh around {link.centre:g} with scale {link.scale:g}",
     }
-    scales = {Scale.MOMENTS: "", Scale.QUANTILES: ", through its quantiles", Scale.CORE: ", scaled by its quantiles"}
+    scales = {
+        Scale.MOMENTS: "",
+        Scale.QUANTILES: ", through its quantiles",
+        Scale.ENDS: ", its ends through their quantiles",
+        Scale.CORE: ", scaled by its quantiles",
+    }
     return f"{names[link.kind]}{scales[choice.scale]}"

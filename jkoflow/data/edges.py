@@ -30,10 +30,10 @@ STEADY = 0.35
 density does not vanish at the edge; a uniform column has 0.25, a density that rises in proportion to the distance 0.5.
 """
 
-SPACINGS = 3.0
+SPACINGS = 7.0
 """Distance from the extreme value, in mean spacings of the values there, within which an edge is looked for."""
 
-ROUNDNESS = 20.0
+ROUNDNESS = 10.0
 """Least rounding step of an edge over the width of the window that it is looked for in: in a wide window of values some
 number is always round."""
 
@@ -135,9 +135,10 @@ def _edge(column: OrderedValues) -> float | None:
         return None
     level = _low_level(column)
     spacing = (column.quantile(level) - column.ordered[0]) / (level * len(column.ordered))
-    least = column.low
+    least = float(column.ordered[0])
     edge = round_number(least - SPACINGS * spacing, least)
-    return None if edge is None or column.share_at(edge) > AT_EDGE else edge
+    passed = edge is None or column.low < least - SPACINGS * spacing
+    return None if passed or column.share_at(edge) > AT_EDGE else edge
 
 
 def _mirrored_edge(column: OrderedValues) -> float | None:

@@ -7,10 +7,11 @@ of tanh units act on one scale at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from jkoflow.data.continuous import Scale
 from jkoflow.flow import base_log_prob
 from jkoflow.initial_map import InitialMap, Marginals
 from jkoflow.metrics import spread_rows
@@ -40,19 +41,20 @@ def fit_map(rows: Tensor, recipe: str, first: Sequence[Marginals] = ()) -> Initi
     return rest.behind(first) if first else rest
 
 
-def fit_columns(rows: Tensor, quantiles: Sequence[int], core: Sequence[int], reach: Tensor) -> list[Marginals]:
+FITS = {Scale.QUANTILES: Marginals.fit, Scale.ENDS: Marginals.fit_ends, Scale.CORE: Marginals.fit_core}
+"""The fits of the maps of columns whose mean and deviation mislead."""
+
+
+def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Tensor) -> list[Marginals]:
     """Returns the maps of columns whose mean and deviation mislead.
 
     Arguments:
         rows: Standardised rows, with shape (N, d).
-        quantiles: Numbers of the columns of which all quantiles are mapped.
-        core: Numbers of the columns of which the middle stays as it is.
+        columns: Numbers of the columns for every kind of map.
         reach: Least and largest known value of every column, with shape (2, d).
     """
     exact = spread_rows(rows, FIT_ROWS).double()
-    stages = [Marginals.fit(exact, quantiles, reach[:, list(quantiles)])] if quantiles else []
-    if core:
-        stages.append(Marginals.fit_core(exact, core, reach[:, list(core)]))
+    stages = [FITS[scale](exact, numbers, reach[:, list(numbers)]) for scale, numbers in columns.items()]
     return [stage.to(rows.dtype) for stage in stages]
 
 

@@ -18,7 +18,7 @@ from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import Radial
 from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
-from jkoflow.training.choose_map import AUTO, FIT_ROWS, RADIAL_GAIN, fit_columns, fit_map
+from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
@@ -32,8 +32,8 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     context, context_links = _context_moments(data, context_choices)
     flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(data.train)[0]
-    quantiles, core = (_columns(choices, scale) for scale in (Scale.QUANTILES, Scale.CORE))
-    first = fit_columns(standardised, quantiles, core, _reach(flow, data)) if quantiles or core else []
+    columns = {scale: found for scale in FITS if (found := _columns(choices, scale))}
+    first = fit_columns(standardised, columns, _reach(flow, data)) if columns else []
     flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
 
@@ -52,7 +52,7 @@ def settled(treatments: Treatments, data: Dataset, config: TrainConfig) -> Treat
     flow = plain_flow(data, config, others)
     if not any(isinstance(stage, Radial) for stage in flow.initial_map.stages):
         return treatments
-    better = _first_nll(flow, data) < _first_nll(plain_flow(data, config, treatments), data) - RADIAL_GAIN * data.dim
+    better = _first_nll(flow, data) < _first_nll(plain_flow(data, config, treatments), data)
     return others if better else treatments
 
 
