@@ -181,6 +181,32 @@ def explain(data: Dataset) -> list[str]:
     return lines
 
 
+def described(data: Dataset, choices: tuple[list[Choice], list[Choice]]) -> list[dict[str, str]]:
+    """Returns what was decided about every column, those of the context last, as `choose_links` decided it.
+
+    Example:
+        >>> rows = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+        >>> data = Dataset("heights", rows[:400], rows[400:450], rows[450:], ("height",))
+        >>> described(data, choose_links(data))[0]["reason"]
+        'mean and deviation describe it'
+    """
+    context_features = () if data.prepared else data.context_features
+    return [
+        {
+            "name": name,
+            "kind": {"reflected": "log"}.get(choice.link.kind, choice.link.kind),
+            "reason": choice.reason,
+            "treatment": _name(choice),
+            "measure": measure,
+        }
+        for names, chosen, measure in (
+            (data.features, choices[0], "density"),
+            (context_features, choices[1], "given"),
+        )
+        for name, choice in zip(names, chosen, strict=True)
+    ]
+
+
 def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
     """Returns the treatment of a column whose link is given; one that is set to real stays as it is."""
     if link.kind == "real":

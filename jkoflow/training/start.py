@@ -22,12 +22,17 @@ from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
 
 
-def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
+def plain_flow(data: Dataset, config: TrainConfig, chosen: tuple[list[Choice], list[Choice]] | None = None) -> JKOFlow:
     """Returns a flow without blocks: the links, the standardisation and the initial map of the data.
 
     A column with wild values, or with values that crowd at an edge, is standardised by its quantiles.
+
+    Arguments:
+        data: The data.
+        config: Settings, of which the initial map is read.
+        chosen: What `jkoflow.data.continuous.choose_links` returns for the data, if that is known.
     """
-    choices, context_choices = choose_links(data)
+    choices, context_choices = choose_links(data) if chosen is None else chosen
     links = links_or_none([choice.link for choice in choices])
     train = data.train if links is None else links(data.train)[0]
     context, context_links = _context_moments(data, context_choices)
