@@ -125,11 +125,11 @@ class Whiten(nn.Module):
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
         factors, pivots, log_det = self._factorised()
         centred = (x - self.mean).T
-        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(len(x))
+        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
-        return y @ self.root.T + self.mean, self._factorised()[2].expand(len(y))
+        return y @ self.root.T + self.mean, self._factorised()[2].expand(y.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without the cached factors, since the version counters of copies begin anew."""

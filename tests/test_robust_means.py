@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
 
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, metrics, train
+from jkoflow.cli import console
 from jkoflow.data import DataError, Dataset, DataWarning, split_rows
 from jkoflow.left_out import RowNames
+from jkoflow.report import write_report
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
 from jkoflow.training.guard import guard_samples
@@ -277,6 +280,18 @@ def test_without_a_single_finite_density_there_are_results_all_the_same():
     assert not results["test_nll_converged"]
     assert results["n_test"] == 0
     assert results["inversion_error_max"] == math.inf
+
+
+def test_console_and_report_count_the_rows_left_out(tmp_path, capsys):
+    with pytest.warns(DataWarning):
+        _, found = results_of(parts(val=with_row([1, 2], [1e4, 0.0])), tmp_path)
+    console.show_metrics(found)
+    assert re.search(r"^rows left out +2 of val$", capsys.readouterr().out, re.MULTILINE)
+    text = write_report(tmp_path / "run").read_text()
+    assert "Validation rows left out" in text
+    assert "Test rows left out" not in text
+    console.show_metrics({**found, "test_nll": None, "test_nll_converged": False})
+    assert "no finite density on any test row: do not trust it" in capsys.readouterr().err
 
 
 def test_rows_are_named_by_their_number_in_the_whole_part():

@@ -209,7 +209,7 @@ def score(
 
     A conditional flow finds its context columns in the data, too. The means are over the rows with a finite density.
     """
-    check_output(out)
+    check_output(out, [data])
     if two_sample:
         require("sklearn", "--two-sample", "sklearn")
     flow = _load_flow(run)
@@ -249,7 +249,7 @@ def sample(
     ] = False,
 ) -> None:
     """Draw samples in the data's own units; those of a conditional flow are written beside their context."""
-    check_output(out)
+    check_output(out, [context] if context else [])
     flow = _load_flow(run)
     features, context_features = _features(run, flow)
     conditions = _conditions(run, flow, context, context_features)

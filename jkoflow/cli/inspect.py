@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from jkoflow.cli import console, table_options
 from jkoflow.data import DataError, TableOptions, read_table
 from jkoflow.data.columns.codec import missing as missing_values
-from jkoflow.data.columns.prepare import Inspection, inspect_table
+from jkoflow.data.columns.inspection import Inspection, inspect_table
 from jkoflow.data.table import Column, Table
 
 

@@ -128,12 +128,18 @@ def warn_about_columns(rows: NDArray[Any], features: Sequence[str]) -> None:
                     f"{label} takes only {distinct} distinct values: its density is unbounded and the likelihood "
                     "will say little; remove it, or add noise of its rounding step"
                 )
-        spacing = float(np.spacing(np.float32(np.abs(values).max())))
-        if float(values.std()) < 100 * spacing:
-            _warn(
-                f"{label} loses digits in float32: values near {np.abs(values).max():g} are stored in steps of "
-                f"{spacing:.1g}, its spread is {float(values.std()):.1g}; subtract a constant from it"
-            )
+        warn_about_digits(values, label)
+
+
+def warn_about_digits(values: NDArray[Any], label: str) -> None:
+    """Warns of a column (N,) that loses its digits in float32."""
+    largest, spread = np.abs(values).max(), float(values.std())
+    spacing = float(np.spacing(np.float32(largest)))
+    if spread < 100 * spacing:
+        _warn(
+            f"{label} loses digits in float32: values near {largest:g} are stored in steps of {spacing:.1g}, its "
+            f"spread is {spread:.1g}; subtract a constant from it"
+        )
 
 
 def _warn(text: str) -> None:

@@ -129,7 +129,7 @@ class Masses(nn.Module):
         for number, column in self._varying:
             for rows in column.chunks(n):
                 cumulative = column(states[rows], context[rows]).exp().cumsum(1)
-                drawn = torch.searchsorted(cumulative, levels[rows, number].contiguous()[:, None]).squeeze(1)
+                drawn = torch.searchsorted(cumulative, levels[rows, number, None].contiguous()).squeeze(1)
                 states[rows, number] = drawn.clamp(max=self.levels[number] - 1)  # the last sum may round below 1
         return states
 

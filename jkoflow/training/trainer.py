@@ -171,6 +171,7 @@ class Trainer:
             "guard_events": self.guard_events,
             "train_seconds": seconds,
             "seed": self.config.seed,
+            "fingerprint": self._fingerprint,
             "initial_map": flow.initial_map.recipe,
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }

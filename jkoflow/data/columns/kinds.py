@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jkoflow.data.checks import DataError, column_label
+from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, factorise, fit_lattice, missing
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
@@ -96,8 +96,14 @@ class _Decision:
                 f"{self.label} is not constant: it has {len(levels) + self.has_missing} different values; "
                 "leave its kind out, or drop it"
             )
-        value = self.values[0].item() if self.dtype.kind != "M" else str(self.values[0])
-        return ColumnPlan(self.name, Constant(value), "constant", "one value in all rows", "repeated by samples")
+        value = levels[0] if self.dtype.kind != "M" else str(self.values[0])
+        return ColumnPlan(
+            self.name,
+            Constant(value, self.dtype.kind == "M"),
+            "constant",
+            "one value in all rows",
+            "repeated by samples",
+        )
 
     def _category(self, reason: str, kind: str = "category") -> ColumnPlan:
         levels = factorise(self.values)[0]
@@ -288,11 +294,6 @@ def plan_column(
     """
     rows = np.arange(len(values)) if fit is None else fit
     return _Decision(name, label, values, rows, override).plan()
-
-
-def label_of(features: tuple[str, ...], name: str) -> str:
-    """Returns what messages call a column."""
-    return column_label(features, features.index(name))
 
 
 def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:

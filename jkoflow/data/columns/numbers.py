@@ -180,6 +180,9 @@ class Constant(Codec):
     """One and the same value in all rows; others are impossible."""
 
     value: Any
+    """The value, as JSON holds it."""
+    is_date: bool = False
+    """Whether the value is a date, in ISO's form."""
 
     kind: ClassVar[str] = "constant"
     measure: ClassVar[str] = "mass"
@@ -187,13 +190,18 @@ class Constant(Codec):
 
     def encode(self, values: Array, noise: Floats) -> Encoded:
         """Returns state 0 for the value and -1 for all others."""
-        absent = missing(values)
-        same = absent if self.value is None else (~absent) & (values == self.value)
+        same = np.equal(values, self._value) & ~missing(values)
         return plain(values)._replace(states=np.where(same, 0, -1))
 
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns the value for every row."""
-        return np.full(len(states), self.value)
+        return np.full(
+            len(states), self._value, dtype=object if isinstance(self.value, str) and not self.is_date else None
+        )
+
+    @property
+    def _value(self) -> Any:
+        return np.datetime64(self.value, "us") if self.is_date else self.value
 
 
 def days(values: Array) -> Floats:

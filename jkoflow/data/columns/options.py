@@ -35,7 +35,7 @@ class TableOptions:
     """Name of the column whose equal values stay in one part of the split; it is left out unless it has a kind."""
     split_by: str | None = None
     """Name of the column by whose order the parts are split; it is left out unless it has a kind."""
-    reading: ReadOptions = ReadOptions()
+    reading: ReadOptions = field(default_factory=ReadOptions)
     """What is known about the file."""
 
     def __post_init__(self) -> None:
