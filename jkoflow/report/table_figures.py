@@ -115,7 +115,7 @@ def _draw_counts(ax: Axes, view: ColumnView) -> None:
     _dress(ax, view)
     joined = np.concatenate(view.numbers)
     ax.set_xlim(joined.min() - 0.7 * step, joined.max() + 0.7 * step)
-    ax.xaxis.get_major_locator().set_params(integer=float(step).is_integer(), nbins=6)
+    ax.locator_params(axis="x", integer=float(step).is_integer(), nbins=6)
 
 
 def _draw_with_spikes(ax: Axes, view: ColumnView) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jkoflow.report.column_views import ColumnView, telling_pairs
 from jkoflow.report.probes import Array
-from jkoflow.report.style import DATA_DOT, INK, MAP, MODEL_DOT, WIDTH, dress_tile, name_axes, new_figure, shorten
+from jkoflow.report.style import INK, MAP, WIDTH, dress_tile, name_axes, new_figure, shorten
 from jkoflow.report.table_figures import number_edges, shown_levels
 
 MOST_LEVELS = 7
@@ -43,9 +43,8 @@ def pairs_figure(views: Sequence[ColumnView], *, count: int = 6) -> Figure:
         x, y = (views[j], views[i]) if _is_levels(views[i]) and not _is_levels(views[j]) else (views[i], views[j])
         axes = [figure.add_subplot(2, len(pairs), row * len(pairs) + column + 1) for row in (0, 1)]
         _draw_pair(axes, x, y)
-        for ax, text, colour in zip(axes, ("data", "samples"), (DATA_DOT, MODEL_DOT), strict=True):
-            if column == 0:
-                ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=9, color=colour)
+        for ax, text in zip(axes, ("test data", "samples"), strict=True):
+            ax.set_title(text if column == 0 else "", loc="left", fontsize=9, color=INK, pad=3)
     return figure
 
 
