@@ -40,7 +40,7 @@ from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.left_out import RowNames, warn_of_left_out
-from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_and_stderr
+from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_and_stderr, mean_log_scale
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import ConvergenceWarning
@@ -221,7 +221,7 @@ def score(
     write_table(out, log_prob.numpy(), ["log_prob"])
     log_prob = log_prob.double()
     finite = torch.isfinite(log_prob)
-    _show_scores(flow, log_prob[finite], len(log_prob))
+    _show_scores(flow, log_prob[finite], len(log_prob), rows[finite])
     if two_sample:
         _compare(flow, rows[finite], None if context is None else context[finite])
     print(f"written: {out}")
@@ -325,15 +325,15 @@ def _load_flow(run: Path) -> JKOFlow:
     return RunDirectory(run).flow() if run.is_dir() else JKOFlow.load(run)
 
 
-def _show_scores(flow: JKOFlow, log_prob: Tensor, rows: int) -> None:
+def _show_scores(flow: JKOFlow, log_prob: Tensor, count: int, rows: Tensor) -> None:
     """Prints the means of finite log-densities (n,), of so many rows."""
-    print(f"rows: {rows}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < rows else ""))
+    print(f"rows: {count}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < count else ""))
     if len(log_prob) == 0:
         print("mean log-likelihood: not finite")
         return
     mean, stderr = mean_and_stderr(log_prob)
     error = f" ± {stderr:.4f}" if len(log_prob) > 1 else ""
-    standardised = mean + float(flow.standardize.std.double().log().sum())
+    standardised = mean + mean_log_scale(flow, rows)
     print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
     print(f"on standardised columns: {standardised:.4f}{error} nats")
     print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")

@@ -114,6 +114,8 @@ class RunState:
     """Largest number of blocks that the time budget is enough for; None before it is planned, or without a budget."""
     planned_finetune: float = 0.0
     """Share of the time budget for fine-tuning; 0 before it is planned, or without a budget."""
+    treatments: dict[str, Any] | None = None
+    """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
     def describe(self) -> dict[str, Any]:
         """Returns all of the state but the tensors, as JSON values."""
@@ -131,6 +133,7 @@ class RunState:
             "summaries": self.summaries,
             "blocks": [block.describe() for block in self.blocks],
             "fit": None,
+            "treatments": self.treatments,
         }
         if self.fit is not None:
             counters = dataclasses.asdict(self.fit.counters)
@@ -210,6 +213,8 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
     digest = hashlib.sha256()
     if start is not None:
         digest.update(json.dumps([block.describe() for block in start.stack]).encode())
+        for links in (start.links, start.context_links):
+            digest.update(b"" if links is None else json.dumps(links.describe()).encode())
         for tensor in start.state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().data)
     digest.update(data.origin.encode())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
 from jkoflow.data import Dataset, require_batch
-from jkoflow.data.continuous import choose_links, described
+from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model
 from jkoflow.training import rounds
@@ -22,7 +22,7 @@ from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
-from jkoflow.training.start import entering, plain_flow
+from jkoflow.training.start import entering, plain_flow, settled
 from jkoflow.training.state import ConvergenceWarning, RunState, fingerprint
 from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
@@ -63,9 +63,12 @@ class Trainer:
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
-        self._choices = choose_links(data) if start is None else None
+        self._treatments: Treatments | None = None
         if start is None:
-            start = plain_flow(data, config, self._choices)
+            self._treatments = (
+                self._treat(data) if state is None else Treatments.from_description(state.treatments, data)
+            )
+            start = plain_flow(data, config, self._treatments)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.data, self._left_out = usable_rows(self.best, data)
         require_batch(self.data, config.batch_size)
@@ -92,6 +95,12 @@ class Trainer:
             self._round = None
             self._save(None)
         return self._finish()
+
+    def _treat(self, data: Dataset) -> Treatments:
+        """Chooses the treatments of the columns of a new run, and tells of values far out."""
+        treatments = settled(choose_links(data), data, self.config)
+        warn_of_wild_values(data, treatments)
+        return treatments
 
     # ---- Rounds
 
@@ -179,8 +188,8 @@ class Trainer:
         columns: Mapping[str, NDArray[Any]] | None = None
         if self._complete is not None:
             model, results, columns = self._complete(flow, results)
-        elif self._choices is not None:
-            results["columns"] = described(self.data, self._choices)
+        elif self._treatments is not None:
+            results["columns"] = described(self.data, self._treatments)
         model.metrics = without_times(results)
         if self.directory is not None:
             self.directory.finish(model, results, self.data, columns)
@@ -222,6 +231,7 @@ class Trainer:
             summaries=[] if trainer is None else trainer.summaries,
             blocks=[] if trainer is None else trainer.flow.stack,
             fit=None if fit is None else fit.state(),
+            treatments=None if self._treatments is None else self._treatments.describe(),
         )
         self.directory.save_state(state)
 
