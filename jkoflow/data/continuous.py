@@ -69,7 +69,10 @@ class Treatments(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """Returns links and scales as JSON values; `from_description` builds them again."""
         return {
-            name: [{"link": choice.link.describe(), "scale": str(choice.scale)} for choice in choices]
+            name: [
+                {"link": choice.link.describe(), "scale": str(choice.scale), "reason": choice.reason}
+                for choice in choices
+            ]
             for name, choices in self._asdict().items()
         }
 
@@ -81,7 +84,7 @@ class Treatments(NamedTuple):
             return cls([plain] * data.dim, [plain] * data.context_dim)
         return cls(
             *(
-                [Choice(Link(**column["link"]), Scale(column["scale"]), "as saved") for column in description[name]]
+                [Choice(Link(**c["link"]), Scale(c["scale"]), c.get("reason", "as saved")) for c in description[name]]
                 for name in cls._fields
             )
         )
@@ -180,6 +183,32 @@ def explain(data: Dataset) -> list[str]:
         for index, choice in enumerate(choices):
             lines.append(f"{column_label(features, index)}: {_name(choice)}; {choice.reason}")
     return lines
+
+
+def described(data: Dataset, treatments: Treatments) -> list[dict[str, str]]:
+    """Returns what was decided about every column, those of the context last, in words.
+
+    Example:
+        >>> rows = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+        >>> data = Dataset("heights", rows[:400], rows[400:450], rows[450:], ("height",))
+        >>> described(data, choose_links(data))[0]["reason"]
+        'mean and deviation describe it'
+    """
+    context_features = () if data.prepared else data.context_features
+    return [
+        {
+            "name": name,
+            "kind": {"reflected": "log"}.get(choice.link.kind, choice.link.kind),
+            "reason": choice.reason,
+            "treatment": _name(choice),
+            "measure": measure,
+        }
+        for names, chosen, measure in (
+            (data.features, treatments.columns, "density"),
+            (context_features, treatments.context, "given"),
+        )
+        for name, choice in zip(names, chosen, strict=True)
+    ]
 
 
 def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:

@@ -18,9 +18,10 @@ def render(run: Results) -> str:
         *sections.images(run),
         *sections.published(run),
         *sections.pictures(run),
+        *sections.columns(run),
         sections.training(run),
         page.section("Results", tables.results(run)),
-        page.section("Load the model", load_snippet(run.path, run.flow)),
+        page.section("Load the model", load_snippet(run.path, run.model)),
         '<div class="columns">',
         page.section("Configuration", page.pair_table(page.flat(run.config))),
         page.section("Environment", tables.environment(run)),
@@ -40,7 +41,7 @@ def _headline(run: Results, title: str) -> str:
         (
             "Test NLL",
             f"{page.number(m['test_nll'], 3)} <small>± {page.number(m['test_nll_stderr'], 3)}</small>",
-            "nats per row, standardised columns",
+            f"nats per row, {tables.scale(run)}",
         ),
         (
             "Converged at" if m.get("test_nll_converged", True) else "Not converged at",
@@ -54,13 +55,16 @@ def _headline(run: Results, title: str) -> str:
         ),
         ("Training", page.duration(m["train_seconds"]), page.count(m["guard_events"], "guard event")),
     )
+    if not run.has_numbers:  # no block carries anything
+        tiles = (tiles[0], ("Training", page.duration(m["train_seconds"]), "masses of discrete columns"))
     cells = "".join(
         f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="note">{note}</dd></div>'
         for name, value, note in tiles
     )
+    shown = len(next(iter(run.columns.values()), run.data))
     lede = (
-        f"A flow of {page.count(len(run.flow.blocks), 'block')}, trained on {page.count(m['n_train'], 'row')} of "
-        f"{page.count(run.flow.dim, 'column')}{_given(run)}; drawn with {page.count(len(run.data), 'test row')}."
+        f"{_model(run)}, trained on {page.count(m['n_train'], 'row')} of {page.count(len(run.names), 'column')}"
+        f"{_given(run)}; drawn with {page.count(shown, 'test row')}."
     )
     return (
         f'<header><p class="eyebrow">jkoflow report</p><h1>{escape(title)}</h1><p>{lede}</p>'
@@ -68,5 +72,17 @@ def _headline(run: Results, title: str) -> str:
     )
 
 
+def _model(run: Results) -> str:
+    blocks = f"flow of {page.count(len(run.flow.blocks), 'block')}"
+    if run.table is None:
+        return f"A {blocks}"
+    discrete = len(run.table.schema.discrete)
+    masses = f"The masses of {page.count(discrete, 'discrete column')}"
+    if not run.has_numbers:
+        return masses
+    numbers = page.count(len(run.table.schema.numeric), "number")
+    return f"{masses}, and a {blocks} for {numbers} given these" if discrete else f"A {blocks} for {numbers}"
+
+
 def _given(run: Results) -> str:
-    return f" given {', '.join(run.context_features)}" if run.context_features else ""
+    return f" given {', '.join(run.given)}" if run.given else ""

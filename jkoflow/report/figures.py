@@ -257,11 +257,12 @@ def marginals_figure(data: Tensor, samples: Tensor, features: Sequence[str]) -> 
     return figure
 
 
-def noise_figure(z: Tensor) -> Figure:
+def noise_figure(z: Tensor, features: Sequence[str] | None = None) -> Figure:
     """Draws the columns of z against the standard Gaussian, and the norms of z against the chi distribution.
 
     Arguments:
         z: Data carried to the noise side, with shape (n, d).
+        features: Names of the d columns; z1, z2, ... if None.
 
     Returns:
         A grid of panels as in `marginals_figure`; the last panel holds the norms, which show dependence between columns
@@ -279,7 +280,7 @@ def noise_figure(z: Tensor) -> Figure:
     for ax, i in zip(axes, chosen, strict=False):
         draw_filled(ax, rows[:, i], bin_edges(-4, 4, len(rows)), "data carried to the noise side")
         ax.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), color=MODEL, lw=1.4, label="standard Gaussian")
-        dress_panel(ax, f"z{i + 1}", f"KS {distances[i]:.3f}")
+        dress_panel(ax, f"z{i + 1}" if features is None else features[i], f"KS {distances[i]:.3f}")
         ax.set_xticks([-3, 0, 3])
     if dim > 1:
         _draw_norms(axes[-1], np.linalg.norm(rows, axis=1), dim)

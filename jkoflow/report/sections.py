@@ -8,6 +8,7 @@ from jkoflow.checkpoint import CheckpointError
 from jkoflow.images import IMAGES_FILE
 from jkoflow.report import page, probes, tables
 from jkoflow.report.results import Results
+from jkoflow.report.table_sections import table_pictures
 
 
 def images(run: Results) -> list[str]:
@@ -34,6 +35,8 @@ def published(run: Results) -> list[str]:
 
 def pictures(run: Results) -> list[str]:
     """Returns the sections that show the flow itself, which depend on its dimension."""
+    if run.table is not None:
+        return table_pictures(run)
     from jkoflow.report import figures
 
     flow, data, features = run.flow, run.data, run.features
@@ -100,8 +103,20 @@ def pictures(run: Results) -> list[str]:
     ]
 
 
+def columns(run: Results) -> list[str]:
+    """Returns the section about the kinds of the columns; none for runs of versions that did not keep them."""
+    if not run.metrics.get("columns"):
+        return []
+    body = tables.columns(run)
+    if len(run.metrics["columns"]) > probes.MAX_COLUMNS:
+        body = page.details(page.count(len(run.metrics["columns"]), "column"), body)
+    return [page.section("Columns", body)]
+
+
 def training(run: Results) -> str:
     """Returns the section about the training: curves, blocks, rounds and the guard's interventions."""
+    if not run.has_numbers:
+        return page.section("Training", "<p>All columns are discrete: their masses are fitted, and no block is.</p>")
     from jkoflow.report import training_figures
 
     guards = probes.guard_records(run.history)

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jkoflow.data.columns.codec import missing
 from jkoflow.report import page, probes
-from jkoflow.report.baseline import gaussian_nll
+from jkoflow.report.baseline import gaussian_nll, independent_nll
 from jkoflow.report.results import Results
 from jkoflow.two_sample import FIXED_BANDWIDTH
 
@@ -25,6 +29,9 @@ _ACTIONS = {
     "stopped": "ended the block with its best parameters",
 }
 
+_LEVELS = 6
+"""Levels of a column that are named."""
+
 _DISTANCES = {
     "mmd_median": "MMD², median bandwidth",
     "mmd_fixed": f"MMD², bandwidth {FIXED_BANDWIDTH:g}",
@@ -35,27 +42,101 @@ _DISTANCES = {
 def results(run: Results) -> str:
     """Returns the table of everything that was measured."""
     m = run.metrics
-    parameters = sum(parameter.numel() for parameter in run.flow.parameters())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     rows: list[tuple[str, str, str]] = [
         (
             "Test NLL",
             f"{page.number(m['test_nll'], 4)} ± {page.number(m['test_nll_stderr'], 4)}",
-            "nats per row, standardised columns",
+            f"nats per row, {scale(run)}",
         ),
         ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
         *_bits(m),
     ]
-    gaussian = gaussian_nll(run)
-    if gaussian is not None:
-        rows.append(
-            (
-                "Gaussian for comparison",
-                page.number(gaussian, 4),
-                "nats per row, standardised; mean and covariance of these test rows"
-                + (" and their context" if run.context_features else ""),
-            )
-        )
+    rows += _baseline(run)
+    if run.has_numbers:
+        rows += _of_the_flow(m)
     rows += [
+        ("Parameters", f"{parameters:,}", ""),
+        ("Training rows", f"{m['n_train']:,}", page.count(len(run.names), "column")),
+        *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
+        *_left_out(m),
+        ("Training time", page.duration(m["train_seconds"]), ""),
+        *(
+            [("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in")]
+            if run.has_numbers
+            else []
+        ),
+        ("Seed", str(m["seed"]), ""),
+    ]
+    return page.grid_table(("", "value", "unit"), rows)
+
+
+def scale(run: Results) -> str:
+    """Returns what the NLL that a run is judged by is measured in."""
+    if run.table is None:
+        return "standardised columns"
+    if not run.has_numbers:
+        return "masses of the columns"
+    return ("masses, and " if run.table.schema.discrete else "") + "numbers on the flow's scale"
+
+
+def columns(run: Results) -> str:
+    """Returns the table of the columns' kinds: why they were taken for them, and what was done."""
+    head = ("column", "kind", "why", "what was done", "log-density is a", "test rows")
+    rows = [
+        (c["name"], c["kind"], c["reason"], c["treatment"], c["measure"], _range(_values(run, c["name"])))
+        for c in run.metrics["columns"]
+    ]
+    return page.grid_table(head, rows)
+
+
+def _values(run: Results, name: str) -> NDArray[Any]:
+    """Returns the values of a column in the test rows, with shape (n,)."""
+    if run.table is not None:
+        return run.columns[name]
+    if name in run.features:
+        return run.data[:, run.features.index(name)].numpy()
+    assert run.context is not None
+    return run.context[:, run.context_features.index(name)].numpy()
+
+
+def _range(values: NDArray[Any]) -> str:
+    """Returns the text of the least and the largest of values, or of the first levels."""
+    seen = values[~missing(values)]
+    if len(seen) == 0:
+        return "none"
+    if seen.dtype.kind == "M":
+        return f"{_moment(seen.min())} to {_moment(seen.max())}"
+    if seen.dtype.kind in "fiu":
+        low, high = (
+            page.number(float(v)) if v % 1 else f"{int(v):,}".replace("-", "−") for v in (seen.min(), seen.max())
+        )
+        return f"{low} to {high}"
+    levels = sorted({str(value).lower() if isinstance(value, bool) else str(value) for value in seen.tolist()})
+    more = f" and {len(levels) - _LEVELS} more" if len(levels) > _LEVELS else ""
+    return ", ".join(levels[:_LEVELS]) + more
+
+
+def _moment(value: np.datetime64) -> str:
+    return str(value.astype("datetime64[s]")).removesuffix("T00:00:00").replace("T", " ")
+
+
+def _baseline(run: Results) -> list[tuple[str, str, str]]:
+    if run.table is not None:
+        value = independent_nll(run)
+        what = (
+            "nats per row, the data's own units; shares of states, and a Gaussian for every number, of these test rows"
+        )
+        return [] if value is None else [("Independent columns for comparison", page.number(value, 4), what)]
+    value = gaussian_nll(run)
+    what = "nats per row, standardised; mean and covariance of these test rows"
+    given = " and their context" if run.context_features else ""
+    return [] if value is None else [("Gaussian for comparison", page.number(value, 4), what + given)]
+
+
+def _of_the_flow(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the rows about the blocks."""
+    return [
         (
             "Evaluated with",
             page.number(m["eval_num_steps"]),
@@ -71,15 +152,7 @@ def results(run: Results) -> str:
         *_distances(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
-        ("Parameters", f"{parameters:,}", ""),
-        ("Training rows", f"{m['n_train']:,}", f"{m['dim']} columns"),
-        *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
-        *_left_out(m),
-        ("Training time", page.duration(m["train_seconds"]), ""),
-        ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
-        ("Seed", str(m["seed"]), ""),
     ]
-    return page.grid_table(("", "value", "unit"), rows)
 
 
 def _left_out(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jkoflow import checkpoint
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import Dataset
 from jkoflow.flow import MODEL_FILE
-from jkoflow.metrics import spread_rows
+from jkoflow.metrics import spread_numbers, spread_rows
 from jkoflow.table_flow import Model, load
 from jkoflow.training import run_files, toml
 from jkoflow.training.config import TrainConfig
@@ -158,8 +159,22 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not describe a training state: {error}") from error
 
-    def finish(self, model: Model, metrics: Mapping[str, Any], data: Dataset) -> None:
-        """Writes the results, then removes the state: a run without state has ended."""
+    def finish(
+        self,
+        model: Model,
+        metrics: Mapping[str, Any],
+        data: Dataset,
+        columns: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Writes the results, then removes the state: a run without state has ended.
+
+        Arguments:
+            model: The trained model.
+            metrics: Its results.
+            data: What the flow was trained on.
+            columns: The test rows of a table, as the user has them: columns and conditioning variables by name; None
+                for the model of a `Dataset`.
+        """
         model.save(self.path / MODEL_FILE)
         preview = io.BytesIO()
         arrays: dict[str, Any] = {
@@ -169,6 +184,8 @@ class RunDirectory:
         if data.test_context is not None:
             arrays["context"] = spread_rows(data.test_context, PREVIEW_ROWS).numpy()
             arrays["context_features"] = np.array(data.context_features)
+        if columns is not None:
+            arrays |= run_files.column_arrays({name: _spread(values) for name, values in columns.items()})
         np.savez(preview, **arrays)
         checkpoint.write_atomically(self.path / PREVIEW_FILE, preview.getvalue())
         self._write_json(METRICS_FILE, metrics)
@@ -241,6 +258,11 @@ class RunDirectory:
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_atomically(self.path / name, json.dumps(checkpoint.finite(content), indent=2).encode() + b"\n")
+
+
+def _spread(values: NDArray[Any]) -> NDArray[Any]:
+    """Returns as many of values (n,), from evenly spaced rows, as a run keeps for its report."""
+    return values[spread_numbers(len(values), PREVIEW_ROWS).numpy()]
 
 
 def config_toml(config: TrainConfig, source: str, about: Mapping[str, Any] | None = None) -> bytes:

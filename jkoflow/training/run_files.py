@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tomllib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,9 @@ class Preview(NamedTuple):
     """Conditioning variables of these rows, with shape (n, c); None for an unconditional flow."""
     context_features: tuple[str, ...]
     """Names of the c conditioning variables."""
+    columns: dict[str, NDArray[Any]] | None = None
+    """Columns and conditioning variables of a table by name, each with shape (m,), as the user has them; None for the
+    run of a flow, whose rows are in the user's units."""
 
 
 def parse_table(content: bytes) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def parse_history(content: bytes) -> list[dict[str, Any]]:
 
 
 def parse_preview(content: bytes) -> Preview:
-    """Reads the test rows and column names of preview.npz."""
+    """Reads the test rows and column names of preview.npz, and a table's columns where it has them."""
     arrays = _arrays(content)
     missing = {"data", "features", *(["context_features"] if "context" in arrays else [])} - arrays.keys()
     if missing:
@@ -146,7 +150,32 @@ def parse_preview(content: bytes) -> Preview:
     data = torch.from_numpy(data)
     if not data.isfinite().all() or (context is not None and not context.isfinite().all()):
         raise ValueError("its data hold NaN or inf")
-    return Preview(data, features, context, context_features)
+    return Preview(data, features, context, context_features, _parse_columns(arrays) if "columns" in arrays else None)
+
+
+def column_arrays(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns columns (n,) of any type as arrays that need no pickle: text and what is missing in it as JSON."""
+    arrays = {"columns": np.array(list(columns))}
+    for place, values in enumerate(columns.values()):
+        is_text = values.dtype.kind == "O"
+        arrays[f"column{place}"] = np.array([json.dumps(value) for value in values.tolist()]) if is_text else values
+    return arrays
+
+
+def _parse_columns(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    names, columns = _names(arrays["columns"]), {}
+    for place, name in enumerate(names):
+        values = arrays.get(f"column{place}")
+        if values is None or values.ndim != 1 or values.dtype.kind not in "fiubMU":
+            raise ValueError(f"it has no column of the name {name!r}")
+        if values.dtype.kind == "U":
+            parsed = [json.loads(text) for text in values.tolist()]
+            values = np.empty(len(parsed), dtype=object)
+            values[:] = parsed
+        columns[name] = values
+    if len({len(values) for values in columns.values()}) > 1:
+        raise ValueError(f"its columns must have as many rows, got {[len(values) for values in columns.values()]}")
+    return columns
 
 
 def _names(array: NDArray[Any]) -> tuple[str, ...]:

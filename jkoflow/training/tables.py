@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jkoflow import metrics
+from jkoflow.data.columns.codec import Array
 from jkoflow.data.columns.prepare import TableData
 from jkoflow.data.table import PARTS, Table
 from jkoflow.flow import JKOFlow
@@ -57,13 +58,14 @@ def settings_for(data: TableData, config: TrainConfig) -> TrainConfig:
 
 def completed(
     data: TableData, masses: Masses | None, config: TrainConfig, tell: Callable[[str], None]
-) -> Callable[[JKOFlow, dict[str, Any]], tuple[TableFlow, dict[str, Any]]]:
-    """Returns the function that makes the flow of a table of a flow of numbers, and its results of that one's."""
+) -> Callable[[JKOFlow, dict[str, Any]], tuple[TableFlow, dict[str, Any], dict[str, Array]]]:
+    """Returns the function that makes the flow of a table, its results and its test columns of a flow of numbers."""
 
-    def complete(flow: JKOFlow, results: dict[str, Any]) -> tuple[TableFlow, dict[str, Any]]:
+    def complete(flow: JKOFlow, results: dict[str, Any]) -> tuple[TableFlow, dict[str, Any], dict[str, Array]]:
         model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames)
         model = model.to(flow.standardize.mean.device).requires_grad_(False).eval()
-        return model, {**results, **_measured(model, data, results, config, tell)}
+        test = {name: data.columns["test"][name] for name in (*model.features, *model.context_features)}
+        return model, {**results, **_measured(model, data, results, config, tell)}, test
 
     return complete
 

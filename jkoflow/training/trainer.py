@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
 from jkoflow.data import Dataset, require_batch
-from jkoflow.data.continuous import Treatments, choose_links, warn_of_wild_values
+from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model
 from jkoflow.training import rounds
@@ -29,7 +30,7 @@ from jkoflow.training.world import World
 _PARTS = ("train", "val", "test")
 
 
-Complete = Callable[[JKOFlow, dict[str, Any]], tuple[Model, dict[str, Any]]]
+Complete = Callable[[JKOFlow, dict[str, Any]], tuple[Model, dict[str, Any], Mapping[str, NDArray[Any]]]]
 
 
 class Trainer:
@@ -44,8 +45,8 @@ class Trainer:
         progress: Receives the run's news.
         start: The flow to begin with; a new chain is built if None.
         state: State of the run to resume; a new run begins if None.
-        complete: Function that makes the model, and its results, of the best flow and its results; the flow itself is
-            the model if None.
+        complete: Function that makes the model, its results and the test columns of a table of the best flow and its
+            results; the flow itself is the model if None.
     """
 
     def __init__(
@@ -184,11 +185,14 @@ class Trainer:
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
         model: Model = flow
+        columns: Mapping[str, NDArray[Any]] | None = None
         if self._complete is not None:
-            model, results = self._complete(flow, results)
+            model, results, columns = self._complete(flow, results)
+        elif self._treatments is not None:
+            results["columns"] = described(self.data, self._treatments)
         model.metrics = without_times(results)
         if self.directory is not None:
-            self.directory.finish(model, results, self.data)
+            self.directory.finish(model, results, self.data, columns)
         for text in doubts:  # at last: a warning may be an error
             self.progress.message(text)
             warn_caller(text, ConvergenceWarning)
