@@ -126,10 +126,11 @@ def test_kinds_reasons_and_ranges_of_all_columns_are_told(runs, pages):
 
 def test_figures_of_the_run_are_those_of_a_table(pages):
     text = text_of(pages["all"])
-    assert "nats per row, masses, and numbers on the flow's scale" in text
+    assert "nats per row, masses and numbers on the flow's scale" in text
     assert "standardised columns" not in text
     assert "Independent columns for comparison" in text
     assert "Gaussian for comparison" not in text
+    assert "Gaussian" not in text_of(pages["discrete"])
     assert "where a number is missing or repeated, noise stands in" in text
     assert "The masses of 3 discrete columns, trained on" in text_of(pages["discrete"])
     for gone in ("Inversion error", "Total movement", "Guard events", "Converged at"):

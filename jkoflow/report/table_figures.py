@@ -73,8 +73,8 @@ def _note(view: ColumnView) -> str:
 
 
 def _dress(ax: Axes, view: ColumnView) -> None:
-    dress_panel(ax, view.name, _note(view))
-    ax.set_title(shorten(view.name, 24), loc="left", fontsize=9, color=INK, pad=3, parse_math=False)
+    dress_panel(ax, shorten(view.name, 14), _note(view))
+    ax.xaxis.get_offset_text().set(fontsize=7.5, color=MUTED)
 
 
 def _draw_levels(ax: Axes, view: ColumnView) -> None:
@@ -130,7 +130,7 @@ def _draw_with_spikes(ax: Axes, view: ColumnView) -> None:
     bars.bar(x - 0.2, data, 0.36, color=DATA, alpha=0.4)
     bars.bar(x + 0.2, drawn, 0.34, facecolor="none", edgecolor=MODEL, lw=1.2)
     top = max(data.max(), drawn.max(), 1e-9)
-    for place, share in enumerate(data):
+    for place, share in enumerate(data if len(data) <= 3 else ()):  # of more the texts would meet
         text = f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"
         bars.text(place, max(share, drawn[place]) + 0.03 * top, text, ha="center", fontsize=7, color=MUTED)
     dress_panel(bars, "", "")
@@ -197,7 +197,6 @@ def name_scale(ax: Axes, view: ColumnView) -> None:
         locator = AutoDateLocator(minticks=2, maxticks=5)  # with fewer there is no interval for 23 months
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        ax.xaxis.get_offset_text().set(fontsize=7.5, color=MUTED)
 
 
 def _power(value: float) -> str:

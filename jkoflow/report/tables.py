@@ -48,24 +48,19 @@ def results(run: Results) -> str:
             "Test NLL",
             f"{page.number(m['test_nll'], 4)} ± {page.number(m['test_nll_stderr'], 4)}",
             f"nats per row, {scale(run)}",
-        ),
-        ("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"),
-        *_bits(m),
+        )
     ]
-    rows += _baseline(run)
     if run.has_numbers:
-        rows += _of_the_flow(m)
+        rows.append(("Test NLL", page.number(m["test_nll_data_units"], 4), "nats per row, the data's own units"))
     rows += [
+        *_bits(m),
+        *_baseline(run),
+        *(_of_the_flow(m) if run.has_numbers else []),
         ("Parameters", f"{parameters:,}", ""),
         ("Training rows", f"{m['n_train']:,}", page.count(len(run.names), "column")),
         *([("Test rows", f"{m['n_test']:,}", "scored")] if "n_test" in m else []),
         *_left_out(m),
         ("Training time", page.duration(m["train_seconds"]), ""),
-        *(
-            [("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in")]
-            if run.has_numbers
-            else []
-        ),
         ("Seed", str(m["seed"]), ""),
     ]
     return page.grid_table(("", "value", "unit"), rows)
@@ -77,7 +72,7 @@ def scale(run: Results) -> str:
         return "standardised columns"
     if not run.has_numbers:
         return "masses of the columns"
-    return ("masses, and " if run.table.schema.discrete else "") + "numbers on the flow's scale"
+    return ("masses and " if run.table.schema.discrete else "") + "numbers on the flow's scale"
 
 
 def columns(run: Results) -> str:
@@ -124,9 +119,8 @@ def _moment(value: np.datetime64) -> str:
 def _baseline(run: Results) -> list[tuple[str, str, str]]:
     if run.table is not None:
         value = independent_nll(run)
-        what = (
-            "nats per row, the data's own units; shares of states, and a Gaussian for every number, of these test rows"
-        )
+        parts = "shares of states, and a Gaussian for every number," if run.has_numbers else "shares of states"
+        what = f"nats per row, the data's own units; {parts} of these test rows"
         return [] if value is None else [("Independent columns for comparison", page.number(value, 4), what)]
     value = gaussian_nll(run)
     what = "nats per row, standardised; mean and covariance of these test rows"
@@ -152,6 +146,7 @@ def _of_the_flow(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         *_distances(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
+        ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
     ]
 
 
