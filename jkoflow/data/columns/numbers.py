@@ -44,6 +44,11 @@ class Real(Codec):
 
     kind: ClassVar[str] = "real"
 
+    @property
+    def measure(self) -> str:  # type: ignore[override]
+        """Returns what `log_prob` is: a density, or the mass of a lattice's value."""
+        return "mass" if self.step else "density"
+
     def encode(self, values: Array, noise: Floats) -> Encoded:
         """Returns numbers of about mean 0 and deviation 1; a value beyond an edge of the link is impossible."""
         exact = np.asarray(values, dtype=np.float64) + self.step * (noise - 0.5)
