@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jkoflow import checkpoint
 from jkoflow.data.checks import DataError
 from jkoflow.data.optional import require
+from jkoflow.data.table import Column
 
 SUFFIXES = (".npy", ".csv", ".parquet")
 
@@ -40,26 +41,44 @@ def check_output(path: str | Path) -> None:
         raise DataError(f"cannot write {path}: no permission to write in {path.parent}; choose another place")
 
 
-def write_table(path: str | Path, rows: NDArray[Any], features: Sequence[str]) -> None:
+def check_numbers(path: str | Path, columns: Mapping[str, Column]) -> None:
+    """Checks that a ``.npy`` file is not to hold columns of anything but numbers; other files hold all.
+
+    Raises:
+        DataError: If it is; the message names the columns.
+    """
+    others = [repr(name) for name, values in columns.items() if values.dtype.kind not in "fiub"]
+    if Path(path).suffix.lower() == ".npy" and others:
+        raise DataError(
+            f"{path} cannot hold the column{'s' if len(others) > 1 else ''} {', '.join(others)}, which "
+            f"{'are' if len(others) > 1 else 'is'} not of numbers; write .csv or .parquet"
+        )
+
+
+def write_table(path: str | Path, rows: NDArray[Any] | Sequence[Column], features: Sequence[str]) -> None:
     """Writes a table; a crash at any moment leaves the old file or the new one, never a part.
 
     Arguments:
         path: The file to write; its suffix decides the format.
-        rows: Numbers, with shape (N, d), or (N,) for one column.
-        features: Names of the d columns (a ``.npy`` file does not keep them).
+        rows: Numbers, with shape (N, d), or (N,) for one column; or d columns of any kind, each with shape (N,), in a
+            list or tuple.
+        features: Names of the d columns, all different (a ``.npy`` file does not keep them).
 
     Raises:
-        DataError: If `check_output` refuses the file.
+        DataError: If `check_output` or `check_numbers` refuses the file.
         OSError: If writing fails all the same, such as on a full disk.
     """
     check_output(path)
     path = Path(path)
+    columns = list(rows.reshape(len(rows), -1).T) if isinstance(rows, np.ndarray) else list(rows)
+    named = dict(zip(features, columns, strict=True))
     buffer = io.BytesIO()
     if path.suffix.lower() == ".npy":
-        np.save(buffer, rows, allow_pickle=False)
+        check_numbers(path, named)
+        np.save(buffer, rows if isinstance(rows, np.ndarray) else np.stack(columns, 1), allow_pickle=False)
     else:
         pandas = require("pandas", f"writing {path.suffix} files")
-        frame = pandas.DataFrame(rows.reshape(len(rows), -1), columns=list(features))
+        frame = pandas.DataFrame(named)
         if path.suffix.lower() == ".csv":
             frame.to_csv(buffer, index=False)
         else:
