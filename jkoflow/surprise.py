@@ -173,7 +173,7 @@ def _column_gain(codec: Codec, own: Array, seen: Array, base: Floats, replace: R
 
 
 def _widths(codec: Mixed, values: Array) -> Floats:
-    """Returns the weights (K,) by which densities, or masses of a lattice, at increasing values add up to an integral."""
+    """Returns the weights (K,) by which densities, or masses of a lattice, at K values add up to an integral."""
     exact = days(values) if values.dtype.kind == "M" else values.astype(np.float64)
     unit = float(getattr(codec.base, "step", 0.0)) or 1.0
     if len(exact) == 1:

@@ -151,8 +151,10 @@ def load_scored(
     """Loads rows to score with the columns that a model does not use, such as identifiers and row numbers.
 
     Arguments:
-        source, split, seed: As for `load_table`.
+        source: Source of the data, see `load_dataset`.
         wanted: Names of the columns that the model needs.
+        split: As for `load_table`.
+        seed: As for `load_table`.
         options: What was said about the data of the training; what cannot hold for this file does not count.
         told: What is said about this file, under the names of `ReadOptions`.
 
@@ -248,7 +250,10 @@ def load_rows(
     """Loads rows of numbers to score.
 
     Arguments:
-        source, split, seed, options: As for `load_table`.
+        source: As for `load_table`.
+        split: As for `load_table`.
+        seed: As for `load_table`.
+        options: As for `load_table`.
         features: Names of the wanted columns. In a file with names they are found by name, in any order; in a file
             without names they are taken in the file's order.
 

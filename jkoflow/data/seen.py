@@ -87,4 +87,3 @@ def outside(values: Column, seen: list[Any], codec: Codec | None = None) -> NDAr
             exact = exact.astype(np.float32)
         found = (exact < ends[0]) | (exact > ends[1])
     return (found | absent) & ~own
-

@@ -18,7 +18,17 @@ from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.packed import PACKINGS
 from jkoflow.data.table import Table
 
-__all__ = ["READERS", "ReadOptions", "array_table", "columns_of", "is_text", "one_line", "read_table", "reading", "stem"]
+__all__ = [
+    "READERS",
+    "ReadOptions",
+    "array_table",
+    "columns_of",
+    "is_text",
+    "one_line",
+    "read_table",
+    "reading",
+    "stem",
+]
 
 TEXT = (".csv", ".tsv", ".txt")
 """Suffixes of text files, after which one of packing may stand."""
