@@ -47,13 +47,13 @@ def tensor_numbers(tensor: Tensor, name: str) -> NDArray[Any]:
     """Returns a tensor, on whatever device, as `as_numbers` does."""
     if tensor.is_complex():
         raise InputError(f"{name} must be real numbers, got {tensor.dtype}; pass real and imaginary parts as columns")
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().to_dense()
     if tensor.dtype == torch.bool or (tensor.is_floating_point() and tensor.element_size() < 4):
         tensor = tensor.float()
     return tensor.numpy()
 
 
-def is_pandas(data: object) -> bool:
+def is_pandas(data: Any) -> bool:
     """Tells whether an object is one of pandas, which need not be installed."""
     return any(kind.__module__.partition(".")[0] == "pandas" for kind in type(data).__mro__)
 
@@ -70,7 +70,8 @@ def array_numbers(data: Any, name: str) -> NDArray[Any]:
         raise InputError(f"{name} must be real numbers, got {array.dtype}; encode it as numbers, or leave it out")
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         return np.ma.filled(array.astype(np.float64), np.nan)
-    return np.asarray(array, np.float64 if array.dtype.kind == "b" or array.dtype == np.float16 else None)
+    unusual = array.dtype.kind == "b" or (array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8))
+    return np.asarray(array, np.float64 if unusual else array.dtype.newbyteorder("="))
 
 
 def column_numbers(column: Any, name: str) -> NDArray[Any]:

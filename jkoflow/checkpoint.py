@@ -120,15 +120,19 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
 
 
 def write_atomically(path: str | Path, payload: bytes) -> None:
-    """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it."""
-    path = Path(path)
+    """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it.
+
+    A link stays and its target is written; an existing file keeps its mode.
+    """
+    path = Path(path).resolve()
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

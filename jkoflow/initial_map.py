@@ -19,7 +19,17 @@ from jkoflow.spline import MonotoneSpline
 LEAST_DISTANCE = 1e-6
 """Distance from the centre, as a share of the median distance, below which a distance is rounding."""
 
-FAR_RISE = 1.0
+CORE = 3.8
+"""Largest distance from the median, in spreads, up to which `Marginals.fit_core` leaves values as they are."""
+
+CORE_SEARCH = 7.2
+"""Distance from the median, in spreads, up to which a value is not taken for a wild one; where an asinh that bends at 5
+spreads has brought 10 to."""
+
+CORE_KNOTS = 12
+"""Number of knots of the core; the outermost pieces bend."""
+
+FAR_RISE = 0.5
 """Distance of the images of the farthest values that are known of from those of the rows that a map is fitted to."""
 
 FAR_SLOPE = 2.0
@@ -57,25 +67,44 @@ class Marginals(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor, columns: Sequence[int] | None = None, reach: Tensor | None = None) -> Marginals:
-        """Fits splines that carry the quantiles of rows (N, d) to those of the standard Gaussian.
+        """Fits splines that carry the quantiles of rows to those of the standard Gaussian.
 
         Far outside the rows a column's slope is at most one Gaussian deviation per deviation of the column.
 
         Arguments:
             rows: The rows, with shape (N, D).
             columns: Numbers of the d columns to map; None means all.
-            reach: Least and largest value of every column to map, with shape (2, d). Values that far beyond the rows are
-                brought within `FAR_RISE` of the rows' images, so that no value is too far out to be compared.
+            reach: Least and largest value of every column to map, with shape (2, d). Values as far beyond the rows as
+                that are brought within `FAR_RISE` of the rows' images, so that none is too far out to be compared.
         """
         rows = rows if columns is None else rows[:, list(columns)]
         gap = RESOLUTION * rows.abs().amax(0)[:, None]
         x, y, rise = quantile_knots(rows, torch.special.ndtri, gap)
         if reach is not None:
-            x, y = _reaching(x, y, reach.to(x))
+            slope = x.diff() / y.diff()
+            x, y = _reaching(x, y, reach.to(x), slope[:, [0, -1]].clamp(max=FAR_SLOPE))
         steepest = 1 / rows.std(0)[:, None].clamp(min=1e-30)
         slopes = outer_secants(x, y)
         tails = Tails(slopes.clamp(max=steepest), rise, gap, math.inf)
         return cls(*with_tails(x, y, tails), columns)
+
+    @classmethod
+    def fit_core(cls, rows: Tensor, columns: Sequence[int], reach: Tensor) -> Marginals:
+        """Fits splines that leave the middle of standardised columns as it is and bring values far out near it.
+
+        Arguments:
+            rows: The rows, with shape (N, D).
+            columns: Numbers of the d columns to map.
+            reach: Least and largest value of every column to map, with shape (2, d).
+        """
+        part = rows[:, list(columns)]
+        inside = part.abs() < CORE_SEARCH
+        low = part.where(inside, 0.0).amin(0).clamp(-CORE, -CORE / 4)
+        high = part.where(inside, 0.0).amax(0).clamp(CORE / 4, CORE)
+        x = low[:, None] + (high - low)[:, None] * torch.linspace(
+            0, 1, CORE_KNOTS, dtype=part.dtype, device=part.device
+        )
+        return cls(*_reaching(x, x, reach.to(x), torch.ones_like(x[:, :2])), columns)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
@@ -125,11 +154,11 @@ class Whiten(nn.Module):
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
         factors, pivots, log_det = self._factorised()
         centred = (x - self.mean).T
-        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(len(x))
+        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
-        return y @ self.root.T + self.mean, self._factorised()[2].expand(len(y))
+        return y @ self.root.T + self.mean, self._factorised()[2].expand(y.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without the cached factors, since the version counters of copies begin anew."""
@@ -236,6 +265,10 @@ class InitialMap(nn.Module):
             stages.append(stage)
         return cls(stages).to(rows.dtype)
 
+    def behind(self, stages: Iterable[Marginals]) -> InitialMap:
+        """Returns a map with some stages before those of this one."""
+        return InitialMap([*stages, *self._stack])
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and log abs dets (B,) of x (B, d)."""
         return self._through(x, [stage.forward for stage in self._stack])
@@ -298,11 +331,10 @@ def is_partial(stage: nn.Module) -> TypeGuard[Marginals]:
     return isinstance(stage, Marginals) and stage.columns is not None
 
 
-def _reaching(x: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds a knot at both ends of knots (d, K): at the farthest values (2, d), or where the end pieces lead to."""
-    slope = x.diff() / y.diff()
-    low = torch.minimum(reach[0], x[:, 0] - FAR_RISE * slope[:, 0].clamp(max=FAR_SLOPE))
-    high = torch.maximum(reach[1], x[:, -1] + FAR_RISE * slope[:, -1].clamp(max=FAR_SLOPE))
+def _reaching(x: Tensor, y: Tensor, reach: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds a knot at both ends of knots (d, K): at the farthest values (2, d), or where slopes dx/dy (d, 2) lead to."""
+    low = torch.minimum(reach[0], x[:, 0] - FAR_RISE * slope[:, 0])
+    high = torch.maximum(reach[1], x[:, -1] + FAR_RISE * slope[:, -1])
     x = torch.cat([low[:, None], x, high[:, None]], 1)
     return x, torch.cat([y[:, :1] - FAR_RISE, y, y[:, -1:] + FAR_RISE], 1)
 

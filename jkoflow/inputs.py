@@ -5,8 +5,9 @@ Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -34,7 +35,7 @@ def take_points(x: Rows, dim: int, name: str, like: Tensor, validate: bool) -> t
     Raises:
         InputError: If the shape does not match, or a value is no number or not finite (row and column are named).
     """
-    rows = x if isinstance(x, Tensor) and x.dtype == like.dtype else _to_tensor(x, name, like)
+    rows = x if _is_plain(x, like) else _to_tensor(x, name, like)
     if dim == 1 and rows.dim() < 2:
         rows = rows.unsqueeze(-1)
     if rows.dim() < 1 or rows.shape[-1] != dim:
@@ -69,9 +70,7 @@ def take_context(
         if context_dim:
             raise InputError(f"context must have shape {(*leading, context_dim)} for this conditional flow, got None")
         return None
-    rows = (
-        context if isinstance(context, Tensor) and context.dtype == like.dtype else _to_tensor(context, "context", like)
-    )
+    rows = context if _is_plain(context, like) else _to_tensor(context, "context", like)
     if not context_dim:
         raise InputError(f"context must be None for a flow without conditioning variables, got {tuple(rows.shape)}")
     if rows.dim() != 2 or len(leading) != 1 or rows.shape[0] != leading[0] or rows.shape[1] != context_dim:
@@ -83,7 +82,12 @@ def take_context(
 
 def shaped(rows: Tensor, leading: torch.Size) -> Tensor:
     """Returns results (B,) or (B, d) under the axes of the points that they belong to, (...) or (..., d)."""
-    return rows if len(leading) == 1 else rows.reshape(*leading, *rows.shape[1:])
+    return rows if len(leading) == 1 else rows.reshape(leading + rows.shape[1:])
+
+
+def _is_plain(data: Any, like: Tensor) -> TypeGuard[Tensor]:
+    """Tells whether data are a tensor already that a flow reads as it is."""
+    return isinstance(data, Tensor) and data.dtype == like.dtype and data.layout is torch.strided
 
 
 def _to_tensor(data: Any, name: str, like: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ def _to_tensor(data: Any, name: str, like: Tensor) -> Tensor:
         return torch.tensor(as_numbers(data, name)).to(like)
     if data.is_complex():
         raise InputError(f"{name} must be real numbers, got {data.dtype}; pass real and imaginary parts as columns")
-    return data.to(like.dtype)
+    return data.to_dense().to(like.dtype)
 
 
 def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
@@ -123,7 +127,7 @@ def _check_finite(rows: Tensor, given: Any, name: str) -> None:
     value, row, column = rows[tuple(place)].item(), place[:-1], place[-1]
     where = f"row {row[0] if len(row) == 1 else tuple(row)}, column {column}" if row else f"column {column}"
     count = f"{int((~finite).sum())} such values"
-    if isinstance(given, Tensor) and given.dtype != rows.dtype and bool(torch.isfinite(given).all()):
+    if np.isfinite(as_numbers(given, name)).all():
         raise InputError(
             f"{name} must be finite in the flow's {rows.dtype}, got values beyond it in {where} ({count}); rescale the "
             "column, or use flow.double()"

@@ -241,10 +241,34 @@ def inversion_error(
             back, _ = flow.inverse(z, conditions, num_steps, exact)
         else:
             back = flow.carry(z, conditions, num_steps, inverse=True)
-        distances.append(((back - rows) / flow.standardize.std).double().square().sum(1).sqrt())
+        if flow.links is None:
+            way = (back - rows) / flow.standardize.std
+        else:
+            way = flow.standardized(back)[0] - flow.standardized(rows)[0]
+        distances.append(way.double().square().sum(1).sqrt())
     distance = torch.cat(distances).nan_to_num(nan=math.inf)
     spread = float(distance.std()) if len(distance) > 1 else math.nan
     return InversionError(float(distance.mean()), float(distance.max()), spread / math.sqrt(len(distance)))
+
+
+@torch.no_grad()
+def mean_log_scale(flow: JKOFlow, x: Tensor) -> float:
+    """Computes what the unit of the columns adds to a mean NLL in the data's own units, in nats.
+
+    Arguments:
+        flow: The flow.
+        x: The rows of the mean, in their own units, with shape (N, d).
+
+    Returns:
+        Minus the mean logdet of links and standardisation, over the rows that are inside the bounds of the links. The
+        NLL "on standardised columns" is the NLL in the data's own units less this number.
+    """
+    scale = float(flow.standardize.std.double().log().sum())
+    if flow.links is None:
+        return scale
+    logdet = torch.cat([flow.links(rows)[1].double() for rows in x.split(CHUNK)])
+    inside = logdet[torch.isfinite(logdet)]
+    return scale - float(inside.mean()) if len(inside) else scale
 
 
 def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:

@@ -69,7 +69,7 @@ class MonotoneSpline(nn.Module):
 
     def _piece(self, at: Tensor, knots: Tensor) -> _Piece:
         """Returns the pieces that hold the values (B, d), the outermost pieces for values beyond all knots."""
-        index = torch.searchsorted(knots, at.T.contiguous(), right=True).sub_(1).clamp_(0, knots.shape[1] - 2)
+        index = torch.searchsorted(knots, at.T.contiguous(), right=True).sub_(1).clamp(0, knots.shape[1] - 2)
 
         def pick(values: Tensor, offset: int = 0) -> Tensor:
             return values.gather(1, index + offset).T

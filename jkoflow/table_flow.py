@@ -27,6 +27,9 @@ from jkoflow.ops.grid import Grid
 KIND = "table-flow"
 """Kind of the content of a model file."""
 
+BATCH = 256
+"""Rows whose masses are computed at once."""
+
 POINTS = (16, 64)
 """Points of noise over which a mass is integrated: for one column with noise, and for more."""
 
@@ -145,14 +148,19 @@ class TableFlow(nn.Module):
             noise[:, places] = node
             coded = self.schema.encode(rows, noise)
             terms.append(self._numbers_log_prob(coded, conditions, num_steps) + float(log_weight))
-        return torch.stack(terms).logsumexp(0)
+        # numpy's sum does not depend, in its last bits, on the number of rows
+        return torch.from_numpy(np.logaddexp.reduce(np.stack([term.numpy() for term in terms]), axis=0))
 
     def _states_log_prob(self, coded: Coded, conditions: Floats) -> Tensor:
         if self.masses is None:
             return torch.zeros(len(conditions), dtype=torch.float64)
-        like = self.flow.standardize.mean
-        context = self._tensor(conditions) if conditions.shape[1] else None
-        return self.masses.log_prob(torch.from_numpy(coded.states).to(like.device), context).double().cpu()
+        states, count = torch.from_numpy(coded.states), len(conditions)
+        spare = -count % BATCH  # PyTorch's products depend, in their last bits, on the number of rows
+        states = torch.cat([states, states.new_zeros(spare, states.shape[1])]).to(self.flow.standardize.mean.device)
+        given = self._tensor(np.concatenate([conditions, np.zeros((spare, conditions.shape[1]))]))
+        batches = zip(states.split(BATCH), given.split(BATCH), strict=True)
+        parts = [self.masses.log_prob(batch, c if c.shape[1] else None) for batch, c in batches]
+        return torch.cat(parts).double().cpu()[:count] if parts else torch.zeros(0, dtype=torch.float64)
 
     def _numbers_log_prob(self, coded: Coded, conditions: Floats, num_steps: int | Grid | None) -> Tensor:
         numbers = self._tensor(coded.numbers)

@@ -24,6 +24,8 @@ CONFIG = TrainConfig(
     movement_tolerance=0.0, save_seconds=0.0,
 )  # fmt: skip
 
+SHORT = dataclasses.replace(CONFIG, max_blocks=1, iterations_per_block=5)
+
 # Runs in one process of its own, which forks for every attempt: one import, many lives. One thread: a fork of a process
 # with a running OpenMP pool would hang.
 HOST = """
@@ -33,6 +35,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from jkoflow import Block, MLPVelocity, TrainConfig, train
 from jkoflow.data import split_rows
+from jkoflow.links import Link
 from jkoflow.training.progress import Silent
 from jkoflow.training.run_directory import RunDirectory
 
@@ -99,7 +102,8 @@ def life(run, resume, prepare=lambda: Silent(), seconds=None):
         try:
             progress = prepare()
             rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(3)).exp()
-            train(split_rows(rows), config, run_dir=where / run, resume=resume, progress=progress)
+            data = dataclasses.replace(split_rows(rows), links=(Link(), Link()))  # skewed columns need the guard
+            train(data, config, run_dir=where / run, resume=resume, progress=progress)
             code = 0
         finally:
             sys.stderr.flush()
@@ -262,21 +266,88 @@ def test_time_spent_adds_up(rows, interrupted):
     assert seconds > state.elapsed > 0
 
 
+class Listener(Silent):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
 def test_a_finished_run_is_left_as_it_is(rows, interrupted):
     flow = train(rows, CONFIG, run_dir=interrupted, resume=True)
-    before = contents(interrupted)
-    messages = []
-
-    class Listener(Silent):
-        def message(self, text):
-            messages.append(text)
-
-    again = train(rows, CONFIG, run_dir=interrupted, resume=True, progress=Listener())
+    before, listener = contents(interrupted), Listener()
+    again = train(rows, CONFIG, run_dir=interrupted, resume=True, progress=listener)
     assert contents(interrupted) == before
-    assert len(messages) == 1
-    assert "already ended; nothing to resume" in messages[0]
+    assert listener.messages == [f"the run in {interrupted} has already ended; nothing to resume"]
     assert again.eval_num_steps == flow.eval_num_steps
     assert torch.equal(again.log_prob(rows.test), flow.log_prob(rows.test))
+
+
+@pytest.fixture
+def finished(rows, tmp_path):
+    train(rows, SHORT, run_dir=tmp_path / "finished")
+    return tmp_path / "finished"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: dataclasses.replace(rows, test=rows.test + 1e-3),
+        lambda rows: dataclasses.replace(rows, train=rows.train[:-1]),
+        lambda rows: dataclasses.replace(rows, train=rows.train.flip(0)),
+        lambda rows: split_rows(torch.randn(600, 2)),
+        lambda rows: split_rows(torch.randn(600, 3)),
+        lambda rows: split_rows(torch.randn(600, 3)).condition_on(["x2"]),
+    ],
+)
+def test_a_finished_run_is_refused_to_other_data(rows, finished, change):
+    before = contents(finished)
+    with pytest.raises(RunError, match=r"the data have changed since the run in .* began; resume with the same data"):
+        train(change(rows), SHORT, run_dir=finished, resume=True)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learning_rate": 0.5}, r"learning_rate = 0.5 \(was 0.02\)"),
+        ({"time_budget": 9.0}, r"time_budget = 9.0 \(was None\)"),
+        ({"hidden": (4,), "seed": 1}, r"hidden = \[4\] \(was \[8, 8\]\), seed = 1 \(was 0\)"),
+    ],
+)
+def test_a_finished_run_is_refused_to_other_settings(rows, finished, changed, message):
+    before = contents(finished)
+    with pytest.raises(RunError, match=f"has other settings: {message}; resume with its config.toml"):
+        train(rows, dataclasses.replace(SHORT, **changed), run_dir=finished, resume=True)
+    assert contents(finished) == before
+
+
+def test_a_finished_run_is_refused_to_another_start(rows, tmp_path):
+    start = train(rows, SHORT)
+    flow = train(rows, SHORT, run_dir=tmp_path, start=start)
+    again = train(rows, SHORT, run_dir=tmp_path, start=start, resume=True)
+    assert torch.equal(again.log_prob(rows.test), flow.log_prob(rows.test))
+    with pytest.raises(RunError, match=r"the data \(or the flow to start from\) have changed"):
+        train(rows, SHORT, run_dir=tmp_path, start=flow, resume=True)
+    with pytest.raises(RunError, match="the data have changed"):
+        train(rows, SHORT, run_dir=tmp_path, resume=True)
+
+
+def test_a_finished_run_of_version_0_1_is_loaded(rows, finished):
+    """It has kept no fingerprint: only its columns and its settings can be compared."""
+    metrics = json.loads((finished / "metrics.json").read_text())
+    del metrics["fingerprint"]
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    listener = Listener()
+    other = split_rows(torch.randn(600, 2))
+    assert train(other, SHORT, run_dir=finished, resume=True, progress=listener).dim == 2
+    (message,) = listener.messages
+    assert message.endswith("nothing to resume. It is of version 0.1, which kept nothing to compare the data with")
+    with pytest.raises(RunError, match=r"the data have changed .*: they have 3 columns, they had 2"):
+        train(split_rows(torch.randn(600, 3)), SHORT, run_dir=finished, resume=True)
+    with pytest.raises(RunError, match="other settings"):
+        train(other, CONFIG, run_dir=finished, resume=True)
 
 
 def test_changed_data_are_refused(rows, interrupted):
@@ -300,7 +371,7 @@ def test_a_run_is_not_overwritten(rows, interrupted, finished):
     if finished:
         train(rows, CONFIG, run_dir=interrupted, resume=True)
     before = contents(interrupted)
-    with pytest.raises(RunError, match="already holds a run; resume it, or choose"):
+    with pytest.raises(RunError, match="already holds a run; resume it, or choose another directory"):
         train(rows, CONFIG, run_dir=interrupted)
     assert contents(interrupted) == before
 
@@ -341,12 +412,12 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
     assert planned > 100
     starts = []
 
-    class Listener(StopAt):
+    class Starts(StopAt):
         def start_block(self, block, iterations):
             starts.append((block, iterations))
 
     with pytest.raises(StopError):
-        train(rows, config, run_dir=tmp_path, resume=True, progress=Listener(0, 31))
+        train(rows, config, run_dir=tmp_path, resume=True, progress=Starts(0, 31))
     assert starts == [(0, planned)]
     again = RunDirectory(tmp_path).load_state()
     assert again is not None

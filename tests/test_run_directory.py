@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 import jkoflow
 from jkoflow import TrainConfig
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.data import split_rows
+from jkoflow.cli import settings
+from jkoflow.data import TableOptions, split_rows
 from jkoflow.training import train
-from jkoflow.training.run_directory import RunDirectory, config_toml
+from jkoflow.training.run_directory import FILES, RunDirectory, config_toml
+from jkoflow.training.state import RunError
 from jkoflow.training.toml import dumps
 
 SMALL = TrainConfig(hidden=(8,), batch_size=40, iterations_per_block=3, max_blocks=1, guard_rows=20, val_rows=20)
@@ -72,7 +74,7 @@ def test_keys_are_quoted_where_they_must_be():
     assert dumps({"plain-key_1": 1, "two words": 2, "": 3}) == 'plain-key_1 = 1\n"two words" = 2\n"" = 3\n'
 
 
-@pytest.mark.parametrize("value", [None, {"a": 1}, [[1]], [None], b"x", 1j])
+@pytest.mark.parametrize("value", [None, {"a": [1]}, [[1]], [None], b"x", 1j])
 def test_what_toml_cannot_hold_is_refused(value):
     with pytest.raises(TypeError, match="name must be a string, a number, a truth value or a list of those"):
         dumps({"name": value})
@@ -80,7 +82,7 @@ def test_what_toml_cannot_hold_is_refused(value):
 
 def test_every_setting_reads_back():
     config = dataclasses.replace(SMALL, time_budget=60.0, learning_rate=1e-3, finetune=0.5, activation="softplus(5)")
-    table = tomllib.loads(config_toml(config, 'C:\\data\\"new".csv', ("a", "b c")).decode())
+    table = tomllib.loads(config_toml(config, 'C:\\data\\"new".csv', {"context_columns": ["a", "b c"]}).decode())
     assert table.pop("data") == 'C:\\data\\"new".csv'
     assert table.pop("context_columns") == ["a", "b c"]
     assert set(table) == {field.name for field in dataclasses.fields(TrainConfig)}  # none of them is None here
@@ -142,18 +144,18 @@ READERS = {
     "history.jsonl": "history",
     "preview.npz": "preview",
     "environment.json": "environment",
-    "model.safetensors": "flow",
+    "model.safetensors": "model",
 }
 
 
 def test_everything_reads_back(run):
     assert run.is_finished()
-    assert run.settings() == ("rows.csv", ("y",), SMALL)
+    assert run.settings() == ("rows.csv", TableOptions(context_columns=("y",)), SMALL)
     assert run.table() == {"data": "rows.csv", "context_columns": ["y"], **SMALL.to_mapping()}
     assert run.metrics()["n_train"] == 80
     assert {record["event"] for record in run.history()} >= {"iteration", "block", "round"}
     assert "torch" in run.environment()
-    assert (run.flow().dim, run.flow().context_dim) == (1, 1)
+    assert (run.model().dim, run.model().context_dim) == (1, 1)
     preview = run.preview()
     assert (preview.features, preview.context_features) == (("x",), ("y",))
     assert preview.data.shape == preview.context.shape == (10, 1)
@@ -279,3 +281,47 @@ def test_a_preview_of_the_wrong_kind_is_refused(run, arrays, message):
 def test_a_preview_of_one_row_is_enough_to_name_the_columns(run):
     np.savez(run.path / "preview.npz", data=np.zeros((1, 2)), features=np.array(["x", "y"]))
     assert run.preview().features == ("x", "y")
+
+
+# ------------------------------------------------------------------------------------------------------ a new directory
+
+
+def test_the_names_of_all_files_are_known(contents):
+    assert contents.keys() == {*FILES} - {"state.safetensors", "report.html"}
+
+
+@pytest.mark.parametrize("names", [[name] for name in FILES] + [["history.jsonl", "report.html"]])
+def test_files_of_somebody_else_are_not_overwritten(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("[tool]\nmine = true\n")
+    what = "it" if len(names) == 1 else "them"
+    for start, fix in (
+        (lambda: train(torch.randn(100, 2), SMALL, run_dir=tmp_path), "choose another directory"),
+        (lambda: settings.for_start("rose", tmp_path, settings.Given()), "choose another --out"),
+    ):
+        with pytest.raises(RunError) as caught:
+            start()
+        told = f"{tmp_path} holds {', '.join(names)}, a run would overwrite {what}; {fix}, or move {what} away"
+        assert str(caught.value) == told
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
+    assert all((tmp_path / name).read_text() == "[tool]\nmine = true\n" for name in names)
+
+
+def test_a_directory_with_other_files_is_welcome(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.toml").write_text("mine")
+    assert settings.for_start("rose", tmp_path, settings.Given())[0] == tmp_path
+    train(torch.randn(100, 2), SMALL, run_dir=tmp_path)
+    assert RunDirectory(tmp_path).is_finished()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.json", "preview.npz"])
+def test_a_run_is_called_a_run(run, lost):
+    if lost is not None:
+        (run.path / lost).unlink()
+    with pytest.raises(RunError, match="already holds a run; resume it, or choose another directory"):
+        train(torch.randn(100, 2), SMALL, run_dir=run.path)
+    with pytest.raises(RunError, match="already holds a run; add --resume to go on with it, or choose another --out"):
+        settings.for_start("rose", run.path, settings.Given())

@@ -14,6 +14,7 @@ import jkoflow
 from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, discrete, metrics, train
 from jkoflow.checkpoint import finite
 from jkoflow.data import DataError, Dataset, split_rows
+from jkoflow.links import Link
 from jkoflow.ops import jko_terms
 from jkoflow.ops.grid import as_grid
 from jkoflow.training.fit import Fit, FitHooks, recipe_of_block
@@ -175,10 +176,15 @@ def test_without_a_free_block_every_block_has_a_jko_step():
     assert [end["step_size"] for end in recorder.ends] == [0.5, 0.75]
 
 
+def plain(rows):
+    """The rows split into the parts of a dataset, with columns that stay as they are."""
+    return dataclasses.replace(split_rows(rows), links=(Link(),) * rows.shape[1])
+
+
 def test_blocks_start_from_the_last_ones_parameters(tmp_path):
     """With no iterations to speak of, the second block's first loss is that of the first block's parameters."""
     config = dataclasses.replace(TINY, gain_tolerance=-9.0, movement_tolerance=0.0, free_block=False)
-    rows = split_rows(torch.randn(800, 2).exp())
+    rows = plain(torch.randn(800, 2).exp())
     flow = train(rows, config, run_dir=tmp_path / "run")
     samples = pushed_by(flow, rows, config, blocks=1)
     warm = Block(flow.blocks[0].velocity, flow.blocks[0].num_steps, jko_step=flow.blocks[1].jko_step)
@@ -199,7 +205,7 @@ def pushed_by(flow, rows, config, blocks):
 
 
 def test_records_of_a_block_are_those_of_the_flow():
-    rows = split_rows(torch.randn(800, 2).exp())
+    rows = plain(torch.randn(800, 2).exp())
     recorder = Recorder()
     flow = train(rows, TINY, progress=recorder)
     samples = pushed_by(flow, rows, TINY, blocks=2)
@@ -455,7 +461,7 @@ def make_fit(recorded=None, seconds=None, **settings):
 
 
 def test_best_parameters_are_those_of_the_smallest_validation_loss(tmp_path):
-    rows = split_rows(torch.randn(150, 2).exp())  # few rows: it overfits
+    rows = plain(torch.randn(150, 2).exp())  # few rows: it overfits
     config = dataclasses.replace(TINY, hidden=(32, 32), max_blocks=1, iterations_per_block=600, learning_rate=0.02)
     config = dataclasses.replace(config, guard=False)  # which would change the grid on the way
     flow = train(rows, config, run_dir=tmp_path)

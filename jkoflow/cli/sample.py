@@ -40,7 +40,7 @@ def sample(
     ] = False,
 ) -> None:
     """Draw samples in the data's own units and types; those of a conditional flow are written beside their context."""
-    check_output(out)
+    check_output(out, [context] if context else [])
     model = models.load_model(run)
     features, context_features = models.names_of(run, model)
     conditions = _conditions(run, model, context, context_features)

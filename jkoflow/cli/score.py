@@ -15,7 +15,7 @@ from jkoflow.cli.rows import Rows
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import Scored, check_output, load_scored, require, write_table
 from jkoflow.data.table import Column
-from jkoflow.metrics import bits_per_dim, mean_and_stderr
+from jkoflow.metrics import bits_per_dim, mean_and_stderr, mean_log_scale
 from jkoflow.surprise import seen_of
 from jkoflow.table_flow import Model, TableFlow
 
@@ -61,7 +61,7 @@ def score(
     row lies outside of what the training has seen; .npy holds the log-densities alone. The means are over the rows with
     a finite density.
     """
-    check_output(out)
+    check_output(out, [data])
     if out.suffix.lower() == ".npy" and (contributions or all_columns):
         raise ConfigError(f"{out} holds log-densities alone; for more columns write .csv or .parquet")
     if two_sample:
@@ -82,7 +82,7 @@ def score(
         found = rows.surprise(np.arange(len(log_prob))).numpy()
         results |= {f"surprise_{name}": found[:, place] for place, name in enumerate(names[0])}
     _write(out, scored, results, all_columns)
-    _show(model, log_prob[finite].double(), len(log_prob))
+    _show(model, rows, log_prob[finite].double(), finite)
     if two_sample:
         compare.show_comparison(model, rows, finite)
     if explain and seen_of(model):
@@ -109,9 +109,10 @@ def _write(out: Path, scored: Scored, results: dict[str, Column], all_columns: b
     write_table(out, list(columns.values()), list(columns))
 
 
-def _show(model: Model, log_prob: Tensor, rows: int) -> None:
-    """Prints the means of finite log-densities (n,), of so many rows."""
-    print(f"rows: {rows}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < rows else ""))
+def _show(model: Model, rows: Rows, log_prob: Tensor, finite: Tensor) -> None:
+    """Prints the means of the log-densities (n,) of those rows that have a finite one, as ``finite`` (N,) tells."""
+    count = len(finite)
+    print(f"rows: {count}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < count else ""))
     if len(log_prob) == 0:
         print("mean log-likelihood: not finite")
         return
@@ -122,8 +123,9 @@ def _show(model: Model, log_prob: Tensor, rows: int) -> None:
     if isinstance(model, TableFlow):
         dim = len(model.features)
     else:
+        assert rows.tensors is not None
         dim = model.dim
-        standardised = mean + float(model.standardize.std.double().log().sum())
+        standardised = mean + mean_log_scale(model, rows.tensors[0][finite])
         print(f"on standardised columns: {standardised:.4f}{error} nats")
     print(f"negative log-likelihood: {bits_per_dim(-mean, dim):.4f} bits per column")
 

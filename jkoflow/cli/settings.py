@@ -88,15 +88,14 @@ def for_start(data: str | None, out: Path | None, chosen: Given) -> tuple[Path, 
 
     Raises:
         ConfigError: If an argument is missing or a setting is out of its range.
-        RunError: If the directory holds a run or cannot be made.
+        RunError: If the directory holds a run, or files that a run would overwrite, or cannot be made.
     """
     source = data or chosen.source
     if source is None:
         raise ConfigError("name the data: jkoflow train DATA --out RUN, such as jkoflow train rose --out runs/rose")
     if out is None:
         raise ConfigError(f"name the run's directory: jkoflow train {shlex.quote(source)} --out RUN")
-    if RunDirectory(out).holds_run():
-        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    RunDirectory(out).check_free("add --resume to go on with it", "choose another --out")
     _check_directory(out)
     try:
         return out, Source(source, TableOptions.from_mapping(chosen.table)), TrainConfig.from_mapping(chosen.values)

@@ -62,6 +62,8 @@ def train_and_report(
         f"{rows.name}: {count} rows to train on, {len(rows.val)} to choose by, {len(rows.test)} to report on, "
         f"{len(columns)} column{'s' if len(columns) > 1 else ''}" + (f" given {', '.join(given)}" if given else "")
     )
+    if isinstance(dataset, TableData):
+        print("columns: " + ", ".join(f"{plan.name} {plan.kind}" for plan in dataset.plans))
     if rows.attribution:
         print(rows.attribution)
     directory = RunDirectory(run)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from jkoflow.data.checks import column_label
+from jkoflow.data.checks import DataError, DataWarning, column_label
 from jkoflow.data.dataset import Dataset
+from jkoflow.data.edges import bounded_links, is_crowded, positive_link
+from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.links import Link
-
-SHARES = {0.16: 0.99446, 0.05: 1.64485, 0.02: 2.05375}
-"""Shares that are left out at both ends to measure a column's spread, with the Gaussian's quantiles; wild values are
-fewer than the last."""
 
 WILD_DEVIATION = 2.0
 """Ratio of standard deviation to spread beyond which the deviation misleads."""
@@ -25,103 +22,66 @@ WILD_DEVIATION = 2.0
 FAR = 10.0
 """Distance from the median, in spreads, from which the values of a column with wild ones are counted."""
 
+APART = 1.5
+"""Ratio of the numbers of values beyond half of `FAR` and beyond `FAR` under which wild values are apart from the rest;
+in the tail of a Cauchy distribution it is 2, in all lighter ones more."""
+
+STRAIGHT = 5.0
+"""Spreads at which the asinh of a column bends whose wild values are apart."""
+
 WILD_DISTANCE = 25.0
 """Distance from the median, in spreads, beyond which a value is wild."""
 
 FEW_VALUES = 20
 """Number of distinct values up to which a column is discrete and has no link."""
 
-ORDERS = 100.0
-"""Ratio of the 95 % to the 5 % quantile from which a positive column is spread over orders of magnitude."""
 
-EVEN = 1.25
-"""Least ratio between neighbours among the quantiles at 5, 25, 50, 75 and 95 % of a column that is spread over orders of
-magnitude; tight clusters far apart have less."""
+class Scale(StrEnum):
+    """What a column is located and scaled by behind its link."""
 
-SKEWED = 3.0
-"""Ratio of the distances of the 95 % and the 5 % quantile from the median from which a column is strongly skewed."""
-
-CROWDED = 5.0
-"""Distance from the extreme value to a low quantile, over the interquartile range and the quantile's level, under which
-values crowd at an edge; a uniform column has 2."""
-
-STEADY = 0.35
-"""Distance from the extreme value to a low quantile, over that to the quantile of four times its level, under which the
-density does not vanish at the edge; a uniform column has 0.25, a density that rises in proportion to the distance 0.5.
-"""
-
-SPACINGS = 3.0
-"""Distance from the extreme value, in mean spacings of the values there, within which an edge is looked for."""
-
-ROUNDNESS = 20.0
-"""Least rounding step of an edge over the width of the window that it is looked for in: in a wide window of values some
-number is always round."""
-
-ANGLES = tuple(sign * turn * math.pi for turn in (0.5, 1.0, 2.0) for sign in (-1, 1))
-"""Numbers that are edges although they are not round."""
-
-AT_EDGE = 0.01
-"""Largest share of values that may lie exactly on an edge."""
-
-FILLED = 0.9
-"""Share of the way from a crowded edge to a round one that the values must fill for both to be bounds."""
-
-ROWS_FOR_SOFT_EDGES = 1000
-"""Least number of rows from which a crowded edge at no round number is told from chance."""
-
-Values = NDArray[np.float64]
+    MOMENTS = "moments"
+    """Mean and standard deviation."""
+    QUANTILES = "quantiles"
+    """Median and spread, and then all quantiles are mapped to those of a Gaussian: for heavy tails and soft edges."""
+    CORE = "core"
+    """Median and spread, and then the middle stays as it is, while the few values far out are brought near it."""
 
 
 class Choice(NamedTuple):
     """The treatment of one column."""
 
     link: Link
-    robust: bool
-    """Whether the column is located and scaled by its quantiles, and mapped through them to a Gaussian's."""
+    scale: Scale
     reason: str
     """Why, in a few words that begin with a small letter."""
-    wild: str = ""
-    """How many values lie how far out; empty if there are none."""
 
 
-class _Column(NamedTuple):
-    """Values of a column in order: those that are trained on, and the others."""
+class Treatments(NamedTuple):
+    """The treatments of all columns of a dataset."""
 
-    ordered: Values
-    others: Values
+    columns: list[Choice]
+    context: list[Choice]
+    """Those of the conditioning variables."""
 
-    @property
-    def low(self) -> float:
-        """Returns the least of all values."""
-        return float(min(self.ordered[0], self.others.min(initial=math.inf)))
+    def describe(self) -> dict[str, Any]:
+        """Returns links and scales as JSON values; `from_description` builds them again."""
+        return {
+            name: [{"link": choice.link.describe(), "scale": str(choice.scale)} for choice in choices]
+            for name, choices in self._asdict().items()
+        }
 
-    @property
-    def high(self) -> float:
-        """Returns the largest of all values."""
-        return float(max(self.ordered[-1], self.others.max(initial=-math.inf)))
-
-    @property
-    def spread(self) -> float:
-        """Returns the deviation of a Gaussian with the column's central quantiles: the largest over `SHARES`."""
-        return max((self.quantile(1 - share) - self.quantile(share)) / (2 * z) for share, z in SHARES.items())
-
-    def quantile(self, level: float) -> float:
-        """Returns the value at a level, the one nearer to the middle of two."""
-        place = level * (len(self.ordered) - 1)
-        return float(self.ordered[math.ceil(place) if level < 0.5 else math.floor(place)])
-
-    def share_at(self, value: float) -> float:
-        """Returns the share of all values that are a given one in float32."""
-        found = sum(int((part.astype(np.float32) == np.float32(value)).sum()) for part in self)
-        return found / (len(self.ordered) + len(self.others))
-
-    def mirrored(self) -> _Column:
-        """Returns the column with the other sign."""
-        return _Column(-self.ordered[::-1], -self.others)
-
-    def through(self, link: Link) -> _Column:
-        """Returns the column behind a link."""
-        return _Column(*(link.forward(torch.from_numpy(part.copy()))[0].numpy() for part in self))
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any] | None, data: Dataset) -> Self:
+        """Builds the treatments from what `describe` returned; None stands for mean and deviation of all columns."""
+        if description is None:
+            plain = Choice(Link(), Scale.MOMENTS, "as in version 0.1")
+            return cls([plain] * data.dim, [plain] * data.context_dim)
+        return cls(
+            *(
+                [Choice(Link(**column["link"]), Scale(column["scale"]), "as saved") for column in description[name]]
+                for name in cls._fields
+            )
+        )
 
 
 def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
@@ -140,30 +100,68 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
         >>> choose_link(values).link.kind
         'log'
     """
-    column = _column(values, others)
-    ordered = column.ordered
-    if len(np.unique(ordered[:: max(len(ordered) // 5000, 1)])) <= FEW_VALUES:
-        return Choice(Link(), False, "few distinct values")
-    for link, reason in filter(None, (_between_edges(column), _beyond_edge(column), _under_edge(column))):
+    column = OrderedValues.of(values, others)
+    few = column.ordered[:: max(len(column.ordered) // 5000, 1)]
+    if len(np.unique(few)) <= FEW_VALUES:
+        return Choice(Link(), Scale.MOMENTS, "few distinct values")
+    for link, reason in bounded_links(column):
         behind = column.through(link)
         if wild := _wild(behind):
-            return Choice(link, True, f"{reason}; {wild}", wild)
-        soft = link.kind != "logit" and _is_crowded(behind)
-        return Choice(link, soft, f"{reason}{'; crowded at the other edge' if soft else ''}")
+            return Choice(link, _tails(behind), f"{reason}; {wild}")
+        if link.kind != "logit" and is_crowded(behind):
+            return Choice(link, Scale.QUANTILES, f"{reason}; crowded at the other edge")
+        return Choice(link, Scale.MOMENTS, reason)
     if wild := _wild(column):
-        return Choice(Link("asinh", centre=column.quantile(0.5), scale=column.spread), True, wild, wild)
-    if _is_crowded(column):
-        return Choice(Link(), True, "crowded at an edge that is no round number")
-    return Choice(Link(), False, "mean and deviation describe it")
+        return _asinh(column, wild)
+    if is_crowded(column):
+        return Choice(Link(), Scale.QUANTILES, "crowded at an edge that is no round number")
+    return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
 
 
-def choose_links(data: Dataset) -> tuple[list[Choice], list[Choice]]:
-    """Returns the treatments of a dataset's columns and of its conditioning variables: the given ones, else chosen."""
+def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
+    """Chooses how a conditioning variable is treated: as a column, but without bounds, since it has no density."""
+    column = OrderedValues.of(values, others)
+    if (found := positive_link(column)) is not None:
+        behind = column.through(found[0])
+        wild = _wild(behind)
+        return Choice(found[0], _tails(behind) if wild else Scale.MOMENTS, "; ".join(filter(None, (found[1], wild))))
+    if wild := _wild(column):
+        return _asinh(column, wild)
+    return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
+
+
+def _asinh(column: OrderedValues, wild: str) -> Choice:
+    scale = _tails(column)
+    bend = column.spread * (STRAIGHT if scale is Scale.CORE else 1.0)
+    return Choice(Link("asinh", centre=column.quantile(0.5), scale=bend), scale, wild)
+
+
+def choose_links(data: Dataset) -> Treatments:
+    """Returns the treatments of a dataset's columns and conditioning variables: by the links given, or by their values.
+
+    Conditioning variables that are prepared have none.
+
+    Raises:
+        DataError: If values are not inside the bounds of a link that is given.
+    """
     context_features = () if data.prepared else data.context_features
-    return (
+    return Treatments(
         _choices(data, "", data.features, data.links),
         _choices(data, "_context", context_features, data.context_links),
     )
+
+
+def warn_of_wild_values(data: Dataset, treatments: Treatments) -> None:
+    """Warns of every column and conditioning variable with values far out that are apart from the others."""
+    for features, choices in ((data.features, treatments.columns), (data.context_features, treatments.context)):
+        for index, choice in enumerate(choices):
+            if choice.scale is Scale.CORE:
+                warnings.warn(
+                    f"{column_label(features, index)}: {choice.reason}; the column is scaled by its quantiles, which "
+                    "does not let these values decide; remove them if they are errors",
+                    DataWarning,
+                    stacklevel=2,
+                )
 
 
 def explain(data: Dataset) -> list[str]:
@@ -184,20 +182,12 @@ def explain(data: Dataset) -> list[str]:
 def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
     """Returns the treatment of a column whose link is given; one that is set to real stays as it is."""
     if link.kind == "real":
-        return Choice(link, False, "as set")
-    wild = _wild(_column(values, others).through(link))
-    return Choice(link, link.kind == "asinh" or bool(wild), f"as set{f'; {wild}' if wild else ''}", wild)
-
-
-def location_and_spread(values: NDArray[Any]) -> tuple[float, float]:
-    """Returns the median of values (N,) and the deviation of a Gaussian with their central quantiles."""
-    column = _column(values, None)
-    return column.quantile(0.5), column.spread
-
-
-def _column(values: NDArray[Any], others: NDArray[Any] | None) -> _Column:
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    return _Column(ordered, np.asarray([] if others is None else others, dtype=np.float64))
+        return Choice(link, Scale.MOMENTS, "as set")
+    column = OrderedValues.of(values, others)
+    seen = column if link.kind == "asinh" else column.through(link)
+    if wild := _wild(seen):
+        return Choice(link, _tails(seen), f"as set; {wild}")
+    return Choice(link, Scale.MOMENTS, "as set")
 
 
 def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequence[Link] | None) -> list[Choice]:
@@ -205,6 +195,9 @@ def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequenc
         return []
     train, *rest = (getattr(data, f"{part}{suffix}").detach().cpu().numpy() for part in ("train", "val", "test"))
     others = np.concatenate(rest)
+    if given is not None:
+        for index, link in enumerate(given):
+            _check_bounds(link, np.concatenate([train[:, index], others[:, index]]), column_label(features, index))
     choose = choose_context_link if suffix else choose_link
     return [
         choose(train[:, index], others[:, index])
@@ -214,148 +207,32 @@ def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequenc
     ]
 
 
-def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
-    """Chooses how a conditioning variable is treated: as a column, but without bounds, since it has no density."""
-    choice = choose_link(values, others)
-    needless = choice.link.kind in ("real", "logit")
-    return Choice(Link(), False, "a conditioning variable needs no bounds") if needless else choice
+def _check_bounds(link: Link, values: NDArray[Any], label: str) -> None:
+    outside = (values <= link.lower) | (values >= link.upper)
+    if outside.any():
+        raise DataError(
+            f"the {link.kind} link of {label} takes values beyond {link.lower:g} and under {link.upper:g}, got "
+            f"{values[outside][0]:g} ({int(outside.sum())} such values); move the bound, or leave the link out"
+        )
 
 
-def _wild(column: _Column) -> str:
+def _wild(column: OrderedValues) -> str:
     """Tells how many values lie how far out; an empty text if deviation and extremes do not mislead."""
-    size, middle = column.spread, column.quantile(0.5)
+    size = column.spread
     if size == 0:
         return ""
+    middle = column.quantile(0.5)
     farthest = max(column.high - middle, middle - column.low) / size
     if column.ordered.std() <= WILD_DEVIATION * size and farthest <= WILD_DISTANCE:
         return ""
-    count = sum(int((np.abs(part - middle) > FAR * size).sum()) for part in column)
-    verb = "values lie" if count != 1 else "value lies"
-    rows = len(column.ordered) + len(column.others)
-    return f"{count} of {rows} {verb} more than {FAR:g} spreads from the median, the farthest {farthest:.2g} spreads"
+    count, rows = column.beyond(FAR), len(column.ordered) + len(column.others)
+    values = f"{count} of {rows} values lie" if count != 1 else f"1 of {rows} values lies"
+    return f"{values} more than {FAR:g} spreads from the median, the farthest {farthest:.2g} spreads"
 
 
-# ---- Edges
-
-
-def _between_edges(column: _Column) -> tuple[Link, str] | None:
-    """Returns a logit if the values crowd at one or both of two round bounds."""
-    lower, upper = _edge(column), _mirrored_edge(column)
-    if lower is None and upper is None:
-        return None
-    both = lower is not None and upper is not None
-    if lower is None:  # the other one may be a bound that the values reach without crowding there
-        lower = _far_edge(column.mirrored(), -upper)
-        lower = None if lower is None else -lower
-    elif upper is None:
-        upper = _far_edge(column, lower)
-    if lower is None or upper is None:
-        return None
-    where = "both edges" if both else "one edge"
-    reason = f"all values within [{lower:g}, {upper:g}], which are crowded at {where}"
-    bounds = _moved_out(column, lower), -_moved_out(column.mirrored(), -upper)
-    return Link("logit", lower=bounds[0], upper=bounds[1]), reason
-
-
-def _beyond_edge(column: _Column) -> tuple[Link, str] | None:
-    """Returns a logarithm if the values crowd at a round lower bound, or are positive and spread or skewed."""
-    edge, reason = _edge(column), ""
-    if edge is not None:
-        reason = f"all values beyond {edge:g}, where they are crowded"
-    if column.low >= 0 and column.share_at(0.0) <= AT_EDGE:
-        levels = [max(column.quantile(level), 1e-300) for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
-        low, _, middle, _, high = levels
-        if high >= ORDERS * low and all(b >= EVEN * a for a, b in itertools.pairwise(levels)):
-            orders = math.log10(column.high / float(column.ordered[column.ordered > 0][0]))
-            edge, reason = 0.0, f"positive and spread over {orders:.0f} orders of magnitude"
-        elif edge is None and high - middle >= SKEWED * (middle - low):
-            edge, reason = 0.0, "positive and strongly skewed"
-    if edge is None or not reason:
-        return None
-    return Link("log", lower=_moved_out(column, edge)), reason
-
-
-def _under_edge(column: _Column) -> tuple[Link, str] | None:
-    """Returns the mirror image of `_beyond_edge`."""
-    found = _beyond_edge(column.mirrored())
-    if found is None:
-        return None
-    edge = 0.0 - found[0].lower
-    return Link("reflected", upper=edge), f"all values under {edge:g}, where they are crowded or spread widely"
-
-
-def _is_crowded(column: _Column) -> bool:
-    """Tells whether values crowd at one of their extremes, where so many rows leave no doubt."""
-    return len(column.ordered) >= ROWS_FOR_SOFT_EDGES and (_crowds(column) or _crowds(column.mirrored()))
-
-
-def _crowds(column: _Column) -> bool:
-    """Tells whether the density of the values does not vanish towards the least of them."""
-    middle = column.quantile(0.75) - column.quantile(0.25)
-    level, least = _low_level(column), column.ordered[0]
-    near, next_to_it = column.quantile(level) - least, column.quantile(4 * level) - least
-    return near < CROWDED * level * middle and near < STEADY * next_to_it
-
-
-def _low_level(column: _Column) -> float:
-    return max(0.01, min(5 / len(column.ordered), 0.1))
-
-
-def _edge(column: _Column) -> float | None:
-    """Returns the round number at which the least values crowd; None if they do not, or too many lie on it."""
-    if not _crowds(column):
-        return None
-    level = _low_level(column)
-    spacing = (column.quantile(level) - column.ordered[0]) / (level * len(column.ordered))
-    least = column.low
-    edge = round_number(least - SPACINGS * spacing, least)
-    return None if edge is None or column.share_at(edge) > AT_EDGE else edge
-
-
-def _mirrored_edge(column: _Column) -> float | None:
-    edge = _edge(column.mirrored())
-    return None if edge is None else -edge
-
-
-def _far_edge(column: _Column, lower: float) -> float | None:
-    """Returns the upper bound 1 or 100 of values that crowd at 0 and fill most of the way to it."""
-    if lower != 0:
-        return None
-    bounds = (bound for bound in (1.0, 100.0) if FILLED * bound <= column.high <= bound)
-    return next((bound for bound in bounds if column.share_at(bound) <= AT_EDGE), None)
-
-
-def round_number(low: float, high: float) -> float | None:
-    """Returns the roundest number of an interval, or one out of `ANGLES`; None if its being round may be chance.
-
-    Example:
-        >>> round_number(0.993, 1.002), round_number(4.31, 4.36), round_number(-0.01, 0.02)
-        (1.0, None, 0.0)
-    """
-    slack = 4 * float(np.finfo(np.float32).eps) * max(abs(low), abs(high))  # of numbers that were stored in float32
-    low, high = low - slack, high + slack
-    if low <= 0 <= high:
-        return 0.0
-    least_step = ROUNDNESS * (high - low)
-    for angle in ANGLES:
-        if low <= angle <= high and least_step < 1:
-            return angle
-    exponent = math.ceil(math.log10(max(abs(low), abs(high))))
-    while (step := 10.0**exponent) >= least_step:
-        number = math.floor(high / step) * step
-        if number >= low:
-            return float(f"{number:.12g}")
-        exponent -= 1
-    return None
-
-
-def _moved_out(column: _Column, edge: float) -> float:
-    """Returns a lower edge, further out by half of the spacing of the values there if a value lies on it."""
-    if column.low > edge:
-        return edge
-    beyond = column.ordered[column.ordered > edge]
-    step = float(np.spacing(np.float32(abs(edge))))
-    return min(edge, column.low) - max(0.5 * float(beyond[0] - edge), step)
+def _tails(column: OrderedValues) -> Scale:
+    """Tells whether the wild values of a column are apart from the others or the end of a heavy tail."""
+    return Scale.CORE if column.beyond(FAR / 2) < APART * column.beyond(FAR) else Scale.QUANTILES
 
 
 def _name(choice: Choice) -> str:
@@ -367,4 +244,5 @@ def _name(choice: Choice) -> str:
         "logit": f"logit between {link.lower:g} and {link.upper:g}",
         "asinh": f"asinh around {link.centre:g} with scale {link.scale:g}",
     }
-    return f"{names[link.kind]}{', through its quantiles' if choice.robust else ''}"
+    scales = {Scale.MOMENTS: "", Scale.QUANTILES: ", through its quantiles", Scale.CORE: ", scaled by its quantiles"}
+    return f"{names[link.kind]}{scales[choice.scale]}"

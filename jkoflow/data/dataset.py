@@ -34,6 +34,8 @@ class Dataset:
         test_context: Conditioning variables of the test rows, with shape (N_test, c).
         prepared: Whether the conditioning variables are as a network takes them, such as indicators of states; they
             are not brought to another scale then, and some may be constant.
+        origin: What tells these rows from those that other columns would become, such as the table's translation; a
+            resumed run compares it.
         warned: Whether columns that should be looked at have been pointed out already, as `split_rows` and
             `load_dataset` do; else training does so.
         links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None lets
@@ -65,6 +67,7 @@ class Dataset:
     links: tuple[Link, ...] | None = None
     context_links: tuple[Link, ...] | None = None
     prepared: bool = False
+    origin: str = ""
     warned: bool = field(default=False, repr=False, compare=False)
     _compared: bool = field(default=False, repr=False, compare=False)  # whether rows in two parts have been looked for
 

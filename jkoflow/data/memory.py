@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from jkoflow.arrays import InputError, as_numbers, is_pandas
 from jkoflow.data.checks import DataError, default_features
 from jkoflow.data.readers.frames import columns_of
-from jkoflow.data.table import Table
+from jkoflow.data.table import Column, Table
 
 
 def as_table(data: Any, name: str = "rows") -> Table:
@@ -44,18 +45,39 @@ def numbers_of(table: Table, part: str = "all") -> NDArray[Any]:
     Raises:
         DataError: If a column holds anything else; the message names it.
     """
+    columns = [_numeric(values) for values in table.parts[part]]
     others = [
         f"{feature!r} ({values.dtype if values.dtype.kind != 'O' else 'text'})"
-        for feature, values in zip(table.features, table.parts[part], strict=True)
-        if values.dtype.kind not in "fiub"
+        for feature, values in zip(table.features, columns, strict=True)
+        if values.dtype.kind not in "fiu"
     ]
     if others:
         raise DataError(
             f"the column{'s' if len(others) > 1 else ''} {', '.join(others)} must hold numbers; encode as numbers, or "
             "leave out"
         )
-    columns = [values.astype(float) if values.dtype.kind == "b" else values for values in table.parts[part]]
     return Table({part: columns}, table.features).numbers(part)
+
+
+def _numeric(values: Column) -> Column:
+    """Returns truth values as 0.0 and 1.0, missing ones as NaN, and any other column as it is."""
+    truth = values.dtype.kind == "O" and all(value is None or isinstance(value, bool | np.bool_) for value in values)
+    return values.astype(np.float64) if truth or values.dtype.kind == "b" else values
+
+
+def check_paired(rows: Any, other: Any, name: str = "context") -> None:
+    """Refuses rows and what belongs to them if both are of pandas and line by line may belong to other rows.
+
+    Raises:
+        DataError: If both have an index, and these are not the same in the same order.
+    """
+    if all(is_pandas(given) and hasattr(given, "index") for given in (rows, other)) and not rows.index.equals(
+        other.index
+    ):
+        raise DataError(
+            f"rows and {name} have different indexes; order one by the other, as {name}.loc[rows.index], or pass "
+            f"{name}.to_numpy() if they match line by line"
+        )
 
 
 def _of_pandas(data: Any, name: str) -> Table:

@@ -20,8 +20,9 @@ TOLD_FROM = 0.001
 CHANCE_FACTOR = 2
 """Repeats are taken for chance up to this multiple of what chance is expected to make."""
 
-WINDOW = 50
-"""Number of distinct values on either side by which the density of a column at one of them is estimated."""
+WINDOWS = (2, 50)
+"""Numbers of distinct values on either side by which the density of a column at one of them is estimated. The large one
+is precise, the small one also holds beside an outlier; the larger density counts."""
 
 _MISSING = np.uint64(0x7FF8DEAD00000000)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -84,8 +85,8 @@ def made_by_chance(columns: Sequence[NDArray[Any]], groups: NDArray[np.int64]) -
     """Tells whether so many rows are equal by chance, as in columns of counts or of rounded values.
 
     Equal rows of that kind are draws of their own and no copies. Rows of several columns are compared with those of
-    columns that are shuffled on their own. In a single column, the expected number of equal values follows from the
-    steps between its possible values and its density.
+    columns that are shuffled on their own. In a single column, or in one that tells all others, the expected number of
+    equal values follows from the steps between its possible values and its density.
 
     Arguments:
         columns: The d columns, each with shape (N,).
@@ -95,13 +96,22 @@ def made_by_chance(columns: Sequence[NDArray[Any]], groups: NDArray[np.int64]) -
     if sizes.min() == sizes.max() > 1:  # every row as often as all others: not by chance
         return False
     repeats = len(groups) - len(sizes)
-    if len(columns) == 1:
-        expected = _expected_ties(columns[0])
-    else:
-        generator = np.random.default_rng(0)
-        shuffled = np.sort(mix([generator.permutation(column_bits(column)) for column in columns]))
-        expected = int((shuffled[1:] == shuffled[:-1]).sum())
-    return repeats <= CHANCE_FACTOR * expected
+    if len(columns) > 1 and repeats <= CHANCE_FACTOR * _repeats_if_independent(columns):
+        return True
+    # A column that tells its row, such as the only one, or one of which the others are functions.
+    telling = next((column for column in columns if _count_distinct(column_bits(column)) == len(sizes)), None)
+    return telling is not None and repeats <= CHANCE_FACTOR * _expected_ties(telling)
+
+
+def _repeats_if_independent(columns: Sequence[NDArray[Any]]) -> int:
+    generator = np.random.default_rng(0)
+    keys = mix([generator.permutation(column_bits(column)) for column in columns])
+    return len(keys) - _count_distinct(keys)
+
+
+def _count_distinct(keys: Keys) -> int:
+    ordered = np.sort(keys)  # several times as fast as numpy.unique
+    return 1 + int((ordered[1:] != ordered[:-1]).sum())
 
 
 def _expected_ties(column: NDArray[Any]) -> float:
@@ -109,33 +119,34 @@ def _expected_ties(column: NDArray[Any]) -> float:
     kind = column.dtype.kind
     if kind not in "fiumM":
         return len(column)  # categories
-    if kind in "mM":
-        column = np.ascontiguousarray(column).view(np.int64)
-    values, counts = np.unique(column, return_counts=True)
-    places = (values - values[0]).astype(np.float64)
-    gaps = np.diff(places)
-    if len(gaps) == 0:
+    known = column[~np.isnat(column)].view(np.int64) if kind in "mM" else column[np.isfinite(column)]
+    values, counts = np.unique(known, return_counts=True)
+    if len(values) < 2:
         return len(column)
+    places = values.astype(np.float64)
     step = np.ones(len(places))
     if kind == "f":
         single = values.astype(np.float32)
-        step = np.abs(np.spacing(single if (single == values).all() else values)).astype(np.float64)
-    step = np.maximum(step, _grid_step(gaps))
-    index = np.arange(len(places))
-    low, high = np.maximum(index - WINDOW, 0), np.minimum(index + WINDOW, len(places) - 1)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    density = (before[high + 1] - before[low]) / (places[high] - places[low] + step)
-    return float((0.5 * counts * np.minimum(step * density, 2)).sum())
+        step = np.abs(np.spacing(single if (single == values).all() else places)).astype(np.float64)
+    step = np.maximum(step, _grid_step(np.diff(places)))
+    index, before = np.arange(len(places)), np.concatenate([[0], np.cumsum(counts)])
+    density = np.zeros(len(places))
+    for window in WINDOWS:
+        low, high = np.maximum(index - window, 0), np.minimum(index + window, len(places) - 1)
+        density = np.maximum(density, (before[high + 1] - before[low]) / (places[high] - places[low] + step))
+    return float((0.5 * counts * np.minimum(step * density, 2)).sum()) + len(column) - len(known)
 
 
 def _grid_step(gaps: NDArray[np.float64]) -> float:
     """Returns the step of the grid that values with these gaps lie on, such as that of their rounding; 0 if none."""
-    gaps = gaps[gaps > 1e-9 * gaps.sum()]  # the others are noise of the arithmetic
-    small = gaps[gaps <= np.median(gaps)] if len(gaps) else gaps
-    if len(small) == 0:
+    gaps = np.sort(gaps[gaps > 1e-6 * np.quantile(gaps, 0.9)])  # the others are noise of the arithmetic
+    if len(gaps) == 0:
         return 0.0
-    multiples = small / small.min()
-    return float(small.min()) if (np.abs(multiples - multiples.round()) < 0.02).mean() >= 0.95 else 0.0
+    small = gaps[: np.searchsorted(gaps, 8.5 * gaps[0])]
+    if len(small) < min(20, len(gaps)):
+        return 0.0
+    multiples = small / small[0]
+    return float(small[0]) if (np.abs(multiples - multiples.round()) < 0.05).mean() >= 0.95 else 0.0
 
 
 def warn_about_shared_rows(parts: Sequence[Sequence[NDArray[Any]]]) -> None:

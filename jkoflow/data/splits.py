@@ -21,7 +21,7 @@ from jkoflow.data.checks import (
     warn_about_columns,
 )
 from jkoflow.data.dataset import Dataset
-from jkoflow.data.memory import as_table, numbers_of
+from jkoflow.data.memory import as_table, check_paired, numbers_of
 from jkoflow.data.near import near_duplicates
 from jkoflow.data.repeats import TOLD_FROM, column_bits, group_numbers, made_by_chance, row_groups
 from jkoflow.inputs import Rows
@@ -281,6 +281,7 @@ def _split_with_context(
     group: Tensor | Column | None,
     split_by: Tensor | Column | None,
 ) -> Dataset:
+    check_paired(rows, context)
     given, given_context = as_table(rows), as_table(context, "context")
     table, conditions = numbers_of(given), numbers_of(given_context)
     if len(table) != len(conditions):

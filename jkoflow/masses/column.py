@@ -15,6 +15,9 @@ from jkoflow.masses.networks import Networks
 from jkoflow.masses.table import LEAST_GAIN, Table, best_table, cell_of, shares
 from jkoflow.masses.trees import Trees
 
+LEARNERS = ("networks", "trees")
+"""Names of what learns from several columns and the context."""
+
 LEAST_ROWS = 100
 """Fewer rows train no networks and trees."""
 
@@ -91,7 +94,7 @@ class Column(nn.Module):
         """
         tables = [shares(rows.states, levels), best_table(rows.states, levels)]
         learns = len(rows.states) >= LEAST_ROWS and (rows.context.shape[1] > 0 or max(levels[:-1], default=1) > 1)
-        column = cls(levels, rows.context.shape[1], hidden, tables[1].parents, ("networks", "trees") if learns else ())
+        column = cls(levels, rows.context.shape[1], hidden, tables[1].parents, LEARNERS if learns else ())
         judged = rows if held is None else held
         picked, learnt = _folds(len(rows.states), None if held is None else len(held.states), generator)
         seen = picked.flatten() if held is None else picked[0]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from jkoflow.masses.column import Column
+from jkoflow.masses.column import LEARNERS, Column
 from jkoflow.masses.learner import Rows
 
 FAR = 3.0
@@ -65,6 +65,8 @@ class Masses(nn.Module):
             raise ValueError(f"hidden must be one or more widths of at least 1, got {list(self.hidden)}")
         if any(not 0 <= parent < column for column, group in enumerate(parents) for parent in group):
             raise ValueError(f"parents must be earlier columns, got {[list(group) for group in parents]}")
+        if any(name not in LEARNERS for names in learners for name in names):
+            raise ValueError(f"learners must be of {', '.join(LEARNERS)}, got {[list(names) for names in learners]}")
         self.register_buffer("centre", torch.zeros(context_dim, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(context_dim, dtype=torch.float32))
         self.columns = nn.ModuleList(
@@ -129,7 +131,7 @@ class Masses(nn.Module):
         for number, column in self._varying:
             for rows in column.chunks(n):
                 cumulative = column(states[rows], context[rows]).exp().cumsum(1)
-                drawn = torch.searchsorted(cumulative, levels[rows, number, None]).squeeze(1)
+                drawn = torch.searchsorted(cumulative, levels[rows, number, None].contiguous()).squeeze(1)
                 states[rows, number] = drawn.clamp(max=self.levels[number] - 1)  # the last sum may round below 1
         return states
 
@@ -160,7 +162,7 @@ class Masses(nn.Module):
         seed: int = 0,
         hidden: Sequence[int] = (64,),
     ) -> Masses:
-        """Fits the probability to rows; the same rows and seed give the same result.
+        """Fits the probability to rows; the same rows and seed give the same result, in any mode of autograd.
 
         Arguments:
             states: The states (N, k), int64, N at least 1.
@@ -176,10 +178,13 @@ class Masses(nn.Module):
             ValueError: If a state is out of range, a shape does not match or there are no rows.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            masses = cls(levels, 0 if context is None else context.shape[-1], hidden)
+            if context is not None and context.dim() != 2:
+                raise ValueError(f"context must have shape ({len(states)}, c), got {tuple(context.shape)}")
+            masses = cls(levels, 0 if context is None else context.shape[1], hidden)
             context = _checked(states, masses.levels, context, masses.context_dim)
-            if len(states) == 0:
-                raise ValueError("states must have at least one row, got none")
+            for name, some in (("states", states), ("val_states", val_states)):
+                if some is not None and len(some) == 0:
+                    raise ValueError(f"{name} must have at least one row, got none")
             masses.centre, masses.scale = _centre_and_scale(context.detach().cpu().double())
             rows, held = masses._copied(states, context), None
             if val_states is not None:
@@ -233,8 +238,10 @@ def _checked(
         )
     if context is None and context_dim == 0:
         return torch.zeros(len(states), 0, dtype=torch.float32, device=states.device)
-    if context is None or context.shape != (len(states), context_dim):
-        got = None if context is None else tuple(context.shape)
+    got = None if context is None else tuple(context.shape)
+    if context is not None and context_dim == 0:
+        raise ValueError(f"{prefix}context must be None without conditioning variables, got {got}")
+    if context is None or got != (len(states), context_dim):
         raise ValueError(f"{prefix}context must have shape {(len(states), context_dim)}, got {got}")
     finite = context.isfinite()
     if not bool(finite.all()):

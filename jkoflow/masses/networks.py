@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from jkoflow.masses.learner import MEMBERS, Learner, Rows
 
-STEPS, EPOCHS, BATCH, LEARNING_RATE, CHECKS = 1000, 60, 256, 0.01, 25
+STEPS, EPOCHS, BATCH, LEARNING_RATE, CHECKS = 600, 60, 256, 0.02, 20
 """Training: at most so many steps and times that a row is seen, rows of a step, first learning rate, and
 comparisons on held-out rows, the best of which stays."""
 
@@ -71,13 +71,14 @@ class Networks(Learner):
         return (x + direct + self.biases[-1].to(dtype)).log_softmax(-1)
 
     def fit(self, rows: Rows, learnt: Tensor, judged: Rows, picked: Tensor, generator: torch.Generator) -> None:
-        """Trains the networks on their log-likelihoods; each keeps the numbers that are best in the eyes of its judges."""
+        """Trains the networks on their log-likelihoods; each keeps the numbers that are best to its judges."""
         self._start(rows.states[:, self.earlier], generator)
         batch = min(BATCH, learnt.shape[1])
         steps = min(STEPS, EPOCHS * learnt.shape[1] // batch)
         picked = picked[:, :MOST_JUDGED]
         optimizer = torch.optim.Adam(self.parameters(), LEARNING_RATE, fused=True)
-        best, kept = self.judge(judged, picked).mean(1), [parameter.detach().clone() for parameter in self.parameters()]
+        best = begin = self.judge(judged, picked).mean(1)
+        kept = [parameter.detach().clone() for parameter in self.parameters()]
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * LEARNING_RATE * (1 + math.cos(math.pi * step / steps))
@@ -90,6 +91,8 @@ class Networks(Learner):
                 for old, new in zip(kept, self.parameters(), strict=True):
                     old[now > best] = new.detach()[now > best]
                 best = torch.maximum(best, now)
+                if 2 * step >= steps and bool((best == begin).all()):
+                    break  # there is nothing to learn
         with torch.no_grad():
             for parameter, value in zip(self.parameters(), kept, strict=True):
                 parameter.copy_(value)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jkoflow.masses.learner import MEMBERS, Learner, Rows
 
-DEPTH = 6
+DEPTH = 5
 """Thresholds on the way to a leaf."""
 
 MOST_BINS, CELLS = 256, 4096
@@ -67,7 +67,8 @@ class Trees(Learner):
         node, rows = torch.zeros_like(own), _counted(own, self.count)
         masses = (rows + 0.5) / (rows + 0.5).sum()
         prior = masses[0]
-        for level in range(DEPTH):
+        level, split = 0, True
+        while split and level < DEPTH:
             best, whole = torch.full((1 << level,), bar, dtype=torch.float64), _evidence(rows, prior)
             variable, threshold = self.variable[member, level], self.threshold[member, level]
             for number, (place, edge) in enumerate(zip(binned, edges, strict=True)):
@@ -79,11 +80,11 @@ class Trees(Learner):
                 better = (most > best).nonzero()[:, 0]
                 best[better], variable[better], threshold[better] = most[better], number, edge[at[better]]
             asked = variables.gather(1, variable[node][:, None]).squeeze(1)
-            node = 2 * node + (asked > threshold[node])
-            rows = _counted(node * self.count + own, self.count << (level + 1)).view(-1, self.count)
+            level, split, node = level + 1, bool((best > bar).any()), 2 * node + (asked > threshold[node])
+            rows = _counted(node * self.count + own, self.count << level).view(-1, self.count)
             masses = masses.repeat_interleave(2, 0)
             masses = (rows + PSEUDO_COUNT * masses) / (rows.sum(1, keepdim=True) + PSEUDO_COUNT)
-        self.leaves[member] = masses.log()
+        self.leaves[member] = masses.log().repeat_interleave(1 << (DEPTH - level), 0)
 
     def _variables(self, states: Tensor, context: Tensor) -> Tensor:
         return torch.cat([context, states[..., : self.earlier].to(context.dtype)], -1)

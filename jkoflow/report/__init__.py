@@ -7,8 +7,7 @@ from pathlib import Path
 from jkoflow.checkpoint import write_atomically
 from jkoflow.report.document import render
 from jkoflow.report.results import read_results
-
-REPORT_FILE = "report.html"
+from jkoflow.training.run_directory import REPORT_FILE
 
 
 def write_report(run_dir: str | Path) -> Path:

@@ -17,8 +17,11 @@ def gaussian_nll(run: Results) -> float | None:
     dim, count = run.flow.dim, run.flow.dim + run.flow.context_dim
     if len(run.data) <= 2 * count:
         return None
-    z = run.flow.standardize(run.data.to(run.flow.standardize.mean))[0].double()
-    joint = z if run.context is None else torch.cat([z, run.context.double()], 1)
+    z = run.flow.standardized(run.data.to(run.flow.standardize.mean))[0].double()
+    context = None if run.context is None else run.context.double()
+    if context is not None and run.flow.context_links is not None:
+        context = run.flow.context_links(context)[0]
+    joint = z if context is None else torch.cat([z, context], 1)
     covariance = torch.cov(joint.T).reshape(count, count)
     sign, log_det = torch.linalg.slogdet(covariance)
     # of the rows given their context: the determinant of the joint covariance over that of the context's

@@ -10,13 +10,20 @@ import torch
 
 from jkoflow.data import Dataset, TableData, TableOptions, require_batch, warn_once
 from jkoflow.environment import describe, usable_device
+from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.memory import Labels, rows_in_memory
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
-from jkoflow.training.state import ConvergenceWarning, RunError, TrainingError
+from jkoflow.training.state import (
+    ConvergenceWarning,
+    RunError,
+    TrainingError,
+    check_same_data,
+    check_same_settings,
+)
 from jkoflow.training.tables import completed, fit_masses, settings_for
 from jkoflow.training.trainer import Trainer
 from jkoflow.training.world import Clock, World
@@ -64,6 +71,7 @@ def train(
             nothing is written if None.
         resume: Whether to go on with the run in ``run_dir``. On the same machine with as many threads it ends with the
             same numbers as a run that was never interrupted (without a time budget). A finished run is only loaded.
+            Data and settings must be those that the run began with.
         progress: Receives the run's news; None means that nothing is reported.
         source: Name of the data for config.toml; the dataset's name if None.
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
@@ -133,6 +141,7 @@ def _train(
     options: TableOptions | None,
 ) -> Model:
     rows = data if isinstance(data, Dataset) else data.numbers
+    config = config if isinstance(data, Dataset) else settings_for(data, config)
     require_batch(rows, config.batch_size)
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
@@ -148,10 +157,10 @@ def _train(
                 raise RunError(f"{run.path} holds no run to resume; start one without resume")
             state = run.load_state()
             if state is not None:
-                state.check_matches(config, rows, begin, run.path)
+                check_same_data(state.fingerprint, rows, begin, run.path)
+                check_same_settings(state.settings, config, run.path)
             elif run.is_finished():
-                progress.message(f"the run in {run.path} has already ended; nothing to resume")
-                return run.model().to(device)
+                return _finished_model(run, config, rows, begin, progress).to(device)
             else:
                 progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
             run.reopen(0 if state is None else state.history_bytes, describe())
@@ -162,7 +171,6 @@ def _train(
         if isinstance(data, TableData):
             masses = fit_masses(data, config.seed) if not isinstance(start, TableFlow) else start.masses
             complete = completed(data, masses, config, progress.message)
-            config = settings_for(data, config)
         return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
     finally:
         if run is not None:
@@ -176,3 +184,23 @@ def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str,
     if isinstance(data, Dataset) and data.context_features:
         return {"context_columns": list(data.context_features)}
     return {}
+
+
+def _finished_model(
+    run: RunDirectory, config: TrainConfig, data: Dataset, start: JKOFlow | None, progress: Progress
+) -> Model:
+    """Returns the model of a finished run, if the run began with these data and settings."""
+    metrics = run.metrics()
+    saved, ended = metrics.get("fingerprint"), f"the run in {run.path} has already ended; nothing to resume"
+    if isinstance(saved, str):
+        check_same_data(saved, data, start, run.path)
+    elif metrics["dim"] != data.dim:
+        raise RunError(
+            f"the data have changed since the run in {run.path} began: they have {data.dim} columns, they had "
+            f"{metrics['dim']}; resume with the same data"
+        )
+    else:
+        ended += ". It is of version 0.1, which kept nothing to compare the data with"
+    check_same_settings(run.settings().config.to_mapping(), config, run.path)
+    progress.message(ended)
+    return run.model()

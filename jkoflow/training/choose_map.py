@@ -25,21 +25,35 @@ FIT_ROWS = 100_000
 """Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
 
 
-def fit_map(rows: Tensor, recipe: str, robust: Sequence[int] = (), reach: Tensor | None = None) -> InitialMap:
+def fit_map(rows: Tensor, recipe: str, first: Sequence[Marginals] = ()) -> InitialMap:
     """Returns the initial map that is fitted to standardised rows (N, d).
 
     Arguments:
         rows: The rows.
         recipe: Name of the recipe, or `AUTO`.
-        robust: Numbers of columns whose quantiles are mapped first.
-        reach: Least and largest values known of in these columns, see `jkoflow.initial_map.Marginals.fit`.
+        first: Maps of some of the columns that go before the recipe.
     """
     rows = spread_rows(rows, FIT_ROWS)
-    if not robust:
-        return _fit_recipe(rows, recipe)
-    stage = Marginals.fit(rows.double(), robust, reach).to(rows.dtype)
-    rest = _fit_recipe(stage(rows)[0], recipe)
-    return InitialMap([stage, *rest.stages])
+    for stage in first:
+        rows = stage(rows)[0]
+    rest = _fit_recipe(rows, recipe)
+    return rest.behind(first) if first else rest
+
+
+def fit_columns(rows: Tensor, quantiles: Sequence[int], core: Sequence[int], reach: Tensor) -> list[Marginals]:
+    """Returns the maps of columns whose mean and deviation mislead.
+
+    Arguments:
+        rows: Standardised rows, with shape (N, d).
+        quantiles: Numbers of the columns of which all quantiles are mapped.
+        core: Numbers of the columns of which the middle stays as it is.
+        reach: Least and largest known value of every column, with shape (2, d).
+    """
+    exact = spread_rows(rows, FIT_ROWS).double()
+    stages = [Marginals.fit(exact, quantiles, reach[:, list(quantiles)])] if quantiles else []
+    if core:
+        stages.append(Marginals.fit_core(exact, core, reach[:, list(core)]))
+    return [stage.to(rows.dtype) for stage in stages]
 
 
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:

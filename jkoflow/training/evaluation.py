@@ -85,15 +85,14 @@ def evaluate(
         finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context))
         test, test_context = test[finite], None if test_context is None else test_context[finite]
     inversion, exact = _inversion_errors(flow, test, test_context, rows)
-    log_scale = float(flow.standardize.std.double().log().sum())
     results = {
-        "test_nll": nll.nll - log_scale,
+        "test_nll": nll.nll - metrics.mean_log_scale(flow, test),
         "test_nll_data_units": nll.nll,
         "test_nll_stderr": nll.stderr,
         "test_bits_per_dim": metrics.bits_per_dim(nll.nll, data.dim),
         "test_bits_per_dim_stderr": metrics.bits_per_dim(nll.stderr, data.dim),
         "test_nll_converged": nll.converged and calibration.converged,
-        "val_nll": calibration.nll - log_scale,
+        "val_nll": calibration.nll - metrics.mean_log_scale(flow, val),
         "eval_num_steps": flow.eval_num_steps,
         "inversion_error_mean": inversion.mean,
         "inversion_error_max": inversion.maximum,
@@ -264,7 +263,7 @@ def compared_samples(
     if context is None:
         real = metrics.spread_rows(rows, limit)
         drawn = flow.sample(len(real), generator=generator)
-        return flow.standardize(real)[0], flow.standardize(drawn)[0]
+        return flow.standardized(real)[0], flow.standardized(drawn)[0]
     count = min(len(rows) // 2, limit)
     real, drawn_context = metrics.spread_rows(rows[::2], count), metrics.spread_rows(context[1::2], count)
     drawn = flow.sample(count, drawn_context, generator=generator)
@@ -273,8 +272,8 @@ def compared_samples(
     assert real_context is not None
     assert drawn_context is not None
     return (
-        torch.cat([flow.standardize(real)[0], real_context], 1),
-        torch.cat([flow.standardize(drawn)[0], drawn_context], 1),
+        torch.cat([flow.standardized(real)[0], real_context], 1),
+        torch.cat([flow.standardized(drawn)[0], drawn_context], 1),
     )
 
 

@@ -12,7 +12,7 @@ from jkoflow.arrays import is_pandas
 from jkoflow.data import DataError, Dataset
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
-from jkoflow.data.memory import as_table
+from jkoflow.data.memory import as_table, check_paired
 from jkoflow.data.table import Column, Table
 
 Labels = str | Tensor | Column | list[Any]
@@ -33,6 +33,8 @@ def rows_in_memory(
     Raises:
         DataError: If the rows cannot be used; the message tells the fix.
     """
+    for name, other in (("context", context), ("group", group), ("split_by", split_by)):
+        check_paired(rows, other, name)
     table = as_table(rows)
     context_names: tuple[str, ...] = ()
     if context is not None:

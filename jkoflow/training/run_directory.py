@@ -30,6 +30,11 @@ METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 PREVIEW_FILE = "preview.npz"
 ENVIRONMENT_FILE = "environment.json"
+REPORT_FILE = "report.html"
+FILES = (
+    CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE, HISTORY_FILE, PREVIEW_FILE, ENVIRONMENT_FILE, REPORT_FILE
+)  # fmt: skip
+"""Names of all files of a run, its report included."""
 STATE_KIND = "training-state"
 PREVIEW_ROWS = 5000
 """Largest number of test rows that a run keeps for its report."""
@@ -58,6 +63,28 @@ class RunDirectory:
         there = all((self.path / name).exists() for name in (MODEL_FILE, METRICS_FILE))
         return there and not (self.path / STATE_FILE).exists()
 
+    def check_free(self, resume: str, another: str) -> None:
+        """Refuses a directory with files that a new run would overwrite.
+
+        Arguments:
+            resume: How to go on with a run, for the message.
+            another: How to choose another directory, for the message.
+
+        Raises:
+            RunError: If the directory holds a run, or other files with names of a run's.
+        """
+        there = [name for name in FILES if (self.path / name).exists()]
+        if not there:
+            return
+        try:
+            self.settings()
+        except CheckpointError:  # of somebody else, or what is left of a run
+            what = "it" if len(there) == 1 else "them"
+            raise RunError(
+                f"{self.path} holds {', '.join(there)}, a run would overwrite {what}; {another}, or move {what} away"
+            ) from None
+        raise RunError(f"{self.path} already holds a run; {resume}, or {another}")
+
     def create(
         self,
         config: TrainConfig,
@@ -68,11 +95,10 @@ class RunDirectory:
         """Makes the directory and writes the configuration and the environment, which are known before training.
 
         Raises:
-            RunError: If the directory holds a run already.
+            RunError: If the directory holds a run already, or files that a run would overwrite.
             OSError: If the directory cannot be written.
         """
-        if self.holds_run():
-            raise RunError(f"{self.path} already holds a run; resume it, or choose or clear the directory")
+        self.check_free("resume it", "choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(self.path / CONFIG_FILE, config_toml(config, source, about))
         self.reopen(0, environment)

@@ -12,36 +12,66 @@ from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.data import Dataset
-from jkoflow.data.continuous import Choice, choose_links, location_and_spread
-from jkoflow.flow import JKOFlow
-from jkoflow.links import Links, links_or_none
+from jkoflow.data.continuous import Choice, Scale, Treatments
+from jkoflow.data.ordered_values import OrderedValues
+from jkoflow.flow import JKOFlow, base_log_prob
+from jkoflow.initial_map import Radial
+from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
-from jkoflow.training.choose_map import fit_map
+from jkoflow.training.choose_map import AUTO, FIT_ROWS, RADIAL_GAIN, fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
 
 
-def plain_flow(data: Dataset, config: TrainConfig) -> JKOFlow:
-    """Returns a flow without blocks: the links, the standardisation and the initial map of the data.
-
-    A column with wild values, or with values that crowd at an edge, is standardised by its quantiles.
-    """
-    choices, context_choices = choose_links(data)
+def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JKOFlow:
+    """Returns a flow without blocks: the links, the standardisation and the initial map of the data."""
+    choices, context_choices = treatments
     links = links_or_none([choice.link for choice in choices])
     train = data.train if links is None else links(data.train)[0]
     context, context_links = _context_moments(data, context_choices)
-    robust = [column for column, choice in enumerate(choices) if choice.robust]
-    moments = _moments(train, [choice.robust for choice in choices])
-    flow = JKOFlow(data.dim, (), *moments, None, *context, None, links, context_links)
+    flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(data.train)[0]
-    flow.initial_map = fit_map(standardised, config.initial_map, robust, _reach(flow, data, robust))
+    quantiles, core = (_columns(choices, scale) for scale in (Scale.QUANTILES, Scale.CORE))
+    first = fit_columns(standardised, quantiles, core, _reach(flow, data)) if quantiles or core else []
+    flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
 
 
-def _reach(flow: JKOFlow, data: Dataset, columns: list[int]) -> Tensor:
-    """Returns the least and the largest standardised values (2, d) of all rows in some columns."""
-    ends = [flow.standardized(rows)[0][:, columns].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
+def settled(treatments: Treatments, data: Dataset, config: TrainConfig) -> Treatments:
+    """Returns the treatments, without those of heavy tails where one radial map of all columns describes these better.
+
+    Tails that are heavy in all columns at once, as those of patches of photographs, are no matter of single columns.
+    """
+    heavy = [choice.link.kind == "asinh" and choice.scale is Scale.QUANTILES for choice in treatments.columns]
+    if config.initial_map != AUTO or not any(heavy):
+        return treatments
+    plain = Choice(Link(), Scale.MOMENTS, "its heavy tails are those of all columns, which a radial map describes")
+    columns = [plain if is_heavy else choice for choice, is_heavy in zip(treatments.columns, heavy, strict=True)]
+    others = treatments._replace(columns=columns)
+    flow = plain_flow(data, config, others)
+    if not any(isinstance(stage, Radial) for stage in flow.initial_map.stages):
+        return treatments
+    better = _first_nll(flow, data) < _first_nll(plain_flow(data, config, treatments), data) - RADIAL_GAIN * data.dim
+    return others if better else treatments
+
+
+def _first_nll(flow: JKOFlow, data: Dataset) -> float:
+    """Returns the mean NLL of training and validation rows before the first block, in nats."""
+    nlls = []
+    for rows in (data.train, data.val):
+        point, logdet = flow.enter(spread_rows(rows, FIT_ROWS))
+        nlls.append(-(base_log_prob(point) + logdet).double())
+    return float(torch.cat(nlls).mean().nan_to_num(math.inf))
+
+
+def _columns(choices: Sequence[Choice], scale: Scale) -> list[int]:
+    return [column for column, choice in enumerate(choices) if choice.scale is scale]
+
+
+def _reach(flow: JKOFlow, data: Dataset) -> Tensor:
+    """Returns the least and the largest value of every standardised column over the rows of all parts, (2, d)."""
+    ends = [flow.standardized(rows)[0].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
     return torch.stack([torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)])
 
 
@@ -130,17 +160,17 @@ def _context_moments(
         return (torch.zeros(data.context_dim), torch.ones(data.context_dim)), None
     links = links_or_none([choice.link for choice in choices])
     rows = data.train_context if links is None else links(data.train_context)[0]
-    return _moments(rows, [choice.robust for choice in choices]), links
+    return _moments(rows, choices), links
 
 
-def _moments(rows: Tensor, robust: list[bool]) -> tuple[Tensor, Tensor]:
+def _moments(rows: Tensor, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
     """Returns location and scale of every column of rows (N, d), computed in float64, with shapes (d,).
 
-    They are mean and standard deviation, or median and spread of the central quantiles for the robust columns.
+    They are mean and standard deviation, or median and spread of the central quantiles where these mislead.
     """
     exact = rows.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
-    for column in (column for column, wanted in enumerate(robust) if wanted):
-        median, spread = location_and_spread(exact[:, column].cpu().numpy())
-        mean[column], std[column] = median, spread if spread > 0 else std[column]
+    for column in (*_columns(choices, Scale.QUANTILES), *_columns(choices, Scale.CORE)):
+        values = OrderedValues.of(exact[:, column].cpu().numpy())
+        mean[column], std[column] = values.quantile(0.5), values.spread or std[column]
     return mean.float(), std.float()

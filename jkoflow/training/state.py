@@ -114,6 +114,8 @@ class RunState:
     """Largest number of blocks that the time budget is enough for; None before it is planned, or without a budget."""
     planned_finetune: float = 0.0
     """Share of the time budget for fine-tuning; 0 before it is planned, or without a budget."""
+    treatments: dict[str, Any] | None = None
+    """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
     def describe(self) -> dict[str, Any]:
         """Returns all of the state but the tensors, as JSON values."""
@@ -131,6 +133,7 @@ class RunState:
             "summaries": self.summaries,
             "blocks": [block.describe() for block in self.blocks],
             "fit": None,
+            "treatments": self.treatments,
         }
         if self.fit is not None:
             counters = dataclasses.asdict(self.fit.counters)
@@ -166,23 +169,43 @@ class RunState:
         fit = None if (fit := rest.pop("fit")) is None else _fit_state(fit, tensors)
         return cls(**rest, accepted=accepted, blocks=blocks, fit=fit)
 
-    def check_matches(self, config: TrainConfig, data: Dataset, start: JKOFlow | None, path: Path) -> None:
-        """Refuses to go on with another configuration, data or starting flow than the run began with.
 
-        Raises:
-            RunError: If the data, the flow to start from or a setting has changed.
-        """
-        if self.fingerprint != fingerprint(data, start):
-            started = "" if start is None else " (or the flow to start from)"
-            raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
-        settings, saved = config.to_mapping(), under_present_names(self.settings)
-        different = [
-            f"{name} = {settings.get(name)} (was {saved.get(name)})"
-            for name in sorted(settings.keys() | saved.keys())
-            if settings.get(name) != saved.get(name)
-        ]
-        if different:
-            raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")
+def check_same_data(saved: str, data: Dataset, start: JKOFlow | None, path: Path) -> None:
+    """Refuses to go on with other data or another starting flow than a run began with.
+
+    Arguments:
+        saved: The `fingerprint` that the run has kept.
+        data: The data to go on with.
+        start: The flow to start from.
+        path: The run's directory.
+
+    Raises:
+        RunError: If the data or the flow to start from have changed.
+    """
+    if saved != fingerprint(data, start):
+        started = "" if start is None else " (or the flow to start from)"
+        raise RunError(f"the data{started} have changed since the run in {path} began; resume with the same data")
+
+
+def check_same_settings(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
+    """Refuses to go on with other settings than a run began with.
+
+    Arguments:
+        saved: Names and values of the run's settings, under the names of this version or an earlier one.
+        config: The settings to go on with.
+        path: The run's directory.
+
+    Raises:
+        RunError: If a setting has changed; the message names all of them.
+    """
+    settings, saved = config.to_mapping(), under_present_names(saved)
+    different = [
+        f"{name} = {settings.get(name)} (was {saved.get(name)})"
+        for name in sorted(settings.keys() | saved.keys())
+        if settings.get(name) != saved.get(name)
+    ]
+    if different:
+        raise RunError(f"the run in {path} has other settings: {', '.join(different)}; resume with its config.toml")
 
 
 def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
@@ -190,8 +213,11 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
     digest = hashlib.sha256()
     if start is not None:
         digest.update(json.dumps([block.describe() for block in start.stack]).encode())
+        for links in (start.links, start.context_links):
+            digest.update(b"" if links is None else json.dumps(links.describe()).encode())
         for tensor in start.state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().data)
+    digest.update(data.origin.encode())
     contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
     for rows in (data.train, data.val, data.test, *contexts):
         digest.update(f"{tuple(rows.shape)}".encode())

@@ -9,6 +9,7 @@ import torch
 
 from jkoflow.callers import warn_caller
 from jkoflow.data import Dataset, require_batch
+from jkoflow.data.continuous import Treatments, choose_links, warn_of_wild_values
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model
 from jkoflow.training import rounds
@@ -20,7 +21,7 @@ from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
-from jkoflow.training.start import entering, plain_flow
+from jkoflow.training.start import entering, plain_flow, settled
 from jkoflow.training.state import ConvergenceWarning, RunState, fingerprint
 from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
@@ -61,8 +62,12 @@ class Trainer:
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
+        self._treatments: Treatments | None = None
         if start is None:
-            start = plain_flow(data, config)
+            self._treatments = (
+                self._treat(data) if state is None else Treatments.from_description(state.treatments, data)
+            )
+            start = plain_flow(data, config, self._treatments)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.data, self._left_out = usable_rows(self.best, data)
         require_batch(self.data, config.batch_size)
@@ -89,6 +94,12 @@ class Trainer:
             self._round = None
             self._save(None)
         return self._finish()
+
+    def _treat(self, data: Dataset) -> Treatments:
+        """Chooses the treatments of the columns of a new run, and tells of values far out."""
+        treatments = settled(choose_links(data), data, self.config)
+        warn_of_wild_values(data, treatments)
+        return treatments
 
     # ---- Rounds
 
@@ -168,6 +179,7 @@ class Trainer:
             "guard_events": self.guard_events,
             "train_seconds": seconds,
             "seed": self.config.seed,
+            "fingerprint": self._fingerprint,
             "initial_map": flow.initial_map.recipe,
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
@@ -215,6 +227,7 @@ class Trainer:
             summaries=[] if trainer is None else trainer.summaries,
             blocks=[] if trainer is None else trainer.flow.stack,
             fit=None if fit is None else fit.state(),
+            treatments=None if self._treatments is None else self._treatments.describe(),
         )
         self.directory.save_state(state)
 

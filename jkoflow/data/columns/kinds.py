@@ -14,7 +14,7 @@ from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, fa
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
 from jkoflow.data.columns.override import Override
-from jkoflow.data.continuous import choose_link
+from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
 FEW_VALUES = 20
@@ -97,7 +97,13 @@ class _Decision:
                 "leave its kind out, or drop it"
             )
         value = levels[0] if self.dtype.kind != "M" else str(self.values[0])
-        return ColumnPlan(self.name, Constant(value, self.dtype.kind == "M"), "constant", "one value in all rows", "repeated by samples")
+        return ColumnPlan(
+            self.name,
+            Constant(value, self.dtype.kind == "M"),
+            "constant",
+            "one value in all rows",
+            "repeated by samples",
+        )
 
     def _category(self, reason: str, kind: str = "category") -> ColumnPlan:
         levels = factorise(self.values)[0]
@@ -200,7 +206,7 @@ class _Decision:
         rest, rest_fit = values[~np.isin(values, spikes)], fit[~np.isin(fit, spikes)]
         rest_fit = rest_fit if len(np.unique(rest_fit)) > 1 else rest
         choice = choose_link(rest)
-        link, reason, robust = choice.link, choice.reason, choice.robust
+        link, reason, robust = choice.link, choice.reason, choice.scale is not Scale.MOMENTS
         if told:
             assert override is not None
             link, robust = self._told_link(override, rest, link), robust or override.kind == "asinh"

@@ -195,7 +195,9 @@ class Constant(Codec):
 
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns the value for every row."""
-        return np.full(len(states), self._value, dtype=object if isinstance(self.value, str) and not self.is_date else None)
+        return np.full(
+            len(states), self._value, dtype=object if isinstance(self.value, str) and not self.is_date else None
+        )
 
     @property
     def _value(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
-from jkoflow.data.checks import DataError, DataWarning
-from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.checks import DataError, DataWarning, warn_about_digits
+from jkoflow.data.columns.codec import Array, Floats, missing
 from jkoflow.data.columns.inspection import inspect_table, joined
 from jkoflow.data.columns.kinds import ColumnPlan
 from jkoflow.data.columns.numbers import Real
@@ -92,9 +93,12 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     for plan in inspection.plans:
         if plan.codec is None and plan.reason != "as told" and plan.name not in (options.group, options.split_by):
             _warn(f"{label_of(table, plan.name)} is {plan.reason}: {plan.treatment}")
+    for plan in plans:
+        if values[plan.name].dtype.kind == "f" and values[plan.name].dtype.itemsize <= 4:
+            warn_about_digits(values[plan.name][~missing(values[plan.name])], label_of(table, plan.name))
     if not dependences and all(_is_plain(plan, values[plan.name]) for plan in plans):
         return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split)
-    _tell([plan for plan in plans if plan.kind not in ("real", "log", "logit") and plan.name not in overrides], table)
+    _tell([plan for plan in plans if _is_doubtful(plan, values[plan.name]) and plan.name not in overrides], table)
     if table.is_split:
         warn_about_shared_rows(
             [table.take([table.features.index(plan.name) for plan in plans]).parts[part] for part in PARTS]
@@ -138,7 +142,14 @@ def encode_table(
         width = 0
     given_names = tuple(f"given{place}" for place in range(width))
     numbers = Dataset(
-        name, features=features, context_features=given_names, prepared=True, warned=True, _compared=True, **tensors
+        name,
+        origin=json.dumps(schema.describe()),
+        features=features,
+        context_features=given_names,
+        prepared=True,
+        warned=True,
+        _compared=True,
+        **tensors,
     )
     return TableData(name, numbers, schema, plans, columns, states, conditions, frames)
 
@@ -158,6 +169,11 @@ def _check_possible(coded: Coded, part: str, count: int) -> None:
             f"row {row} of {part} (counting from 0) has density zero under the kinds of its columns "
             f"({int(impossible.sum())} of {count} such rows); give other kinds, or drop these rows"
         )
+
+
+def _is_doubtful(plan: ColumnPlan, values: Array) -> bool:
+    """Tells whether a column of numbers is taken for something else than real numbers."""
+    return values.dtype.kind in "fiu" and plan.kind not in ("real", "log", "logit")
 
 
 def _tell(plans: Sequence[ColumnPlan], table: Table) -> None:

@@ -102,12 +102,13 @@ def _numbers(filled: Any, decimal: str) -> Any:
 
 
 def _note_spelling(filled: Any, name: str, mark: str, decimal: str, notes: list[str]) -> None:
-    grouped = filled[filled.str.fullmatch(GROUPED[mark])]
-    if len(grouped):
-        number = grouped.iloc[0]
+    other = OTHER_MARK[mark]
+    grouped = filled[filled.str.fullmatch(GROUPED[mark]) & filled.str.contains(other, regex=False)]
+    sure = grouped.str.contains(mark, regex=False) | (grouped.str.count(re.escape(other)) > 1)
+    if len(grouped) and not sure.any():
         notes.append(
-            f"column {name!r}: took cells such as {number!r} for numbers whose thousands are set apart; if its marks "
-            f"are decimal ones, give --decimal {OTHER_MARK[mark]}"
+            f"column {name!r}: took {other!r} in cells such as {grouped.iloc[0]!r} for a mark between thousands; if it "
+            f"is the decimal mark, give --decimal {other}"
         )
     elif mark != decimal:
         notes.append(f"column {name!r} is written with decimal {mark!r}, though others are not")

@@ -13,7 +13,7 @@ from jkoflow.data.optional import require
 from jkoflow.data.readers.cells import MISSING, is_number, values_of
 from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.frames import different, frame_table
-from jkoflow.data.readers.header import header_of
+from jkoflow.data.readers.header import header_of, usual_kind
 from jkoflow.data.readers.layout import Layout, cut, layout_of
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
@@ -25,6 +25,18 @@ COMMENTS = ("#", "%", "//", ";")
 
 UNUSED = "\x1f"
 """Separator for the parser of a file with a single column."""
+
+
+class _Start(NamedTuple):
+    """The lines at the start of a file."""
+
+    layout: Layout
+    head: Sequence[str]
+    """Comments above the first row or header."""
+    body: Sequence[str]
+    """The lines from there on."""
+    marks: tuple[str, ...]
+    """Marks of comments among them; empty if a row may begin with such a mark."""
 
 
 class _Plan(NamedTuple):
@@ -86,41 +98,62 @@ def _parse(path: Path, packing: str, encoding: str, options: ReadOptions) -> tup
             except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
                 raise DataError(_remedy(error, plan)) from error
         if lines.comments_left_out:
-            notes.append(f"left out {lines.comments_left_out} lines of comments between the rows")
+            notes.append(f"left out comments between the rows (lines of them: {lines.comments_left_out})")
     return plan, frame, notes
 
 
 def _plan(lines: Lines, options: ReadOptions, notes: list[str]) -> _Plan:
     """Decides the layout and the names by the first lines, and takes those lines that are no rows."""
-    first = [line for line in lines.first if line.strip()]
-    announced = re.fullmatch(r'"?sep=(.)"?\s*', first[0], re.IGNORECASE) if first else None
-    if announced:
-        first = first[1:]
-    head: list[str] = []
-    while first and first[0].lstrip().startswith(_marks(first)):
-        head.append(first.pop(0))
-    marks = _marks(first) if first else ()
-    body = [line for line in first if not line.startswith(marks)] if marks else first
-    if not body:
-        raise DataError("is empty")
-    layout = layout_of(body, options, announced[1] if announced else None)
+    start = _start([line for line in lines.first if line.strip()], options)
+    layout, body = start.layout, start.body
     if layout.note:
         notes.append(layout.note)
-    rows = [layout.cut(line) for line in body[:1000]]
-    if marks and rows[-1] and not is_number(rows[-1][0], layout.decimal):
-        marks = ()  # a first column of text may begin with anything, such as #ff0000
-    lines.leave_out(marks)
+    rows = [layout.cut(line) for line in body[:1000] if not line.startswith(start.marks)]
     alike = [row for row in rows[1:] if len(row) == len(rows[1])]
-    above = [row for row in alike if len(row) == len(rows[0])]
-    found = options.header
+    found, names = options.header, None
     if found is None:
-        header = header_of(rows[0], above, layout.decimal)
-        found = header.found or (bool(alike) and not above and not _all_numbers(rows[0], layout))
-        if header.note:
+        header = header_of(rows[0], [row for row in alike if len(row) == len(rows[0])], layout.decimal)
+        shorter = bool(alike) and len(alike[0]) != len(rows[0]) and not _all_numbers(rows[0], layout)
+        found = header.found or shorter
+        names = None if found else _names_in_comment(start.head, rows[0], layout, notes)
+        if header.note and names is None:
             notes.append(header.note)
-    names = rows[0] if found else _names_in_comment(head, rows[0], layout, notes) if options.header is None else None
-    lines.first = first[first.index(body[0]) + 1 :] if found else first[first.index(body[0]) :]
-    return _shaped(layout, names, rows[1:] if found else rows)
+    lines.leave_out(start.marks)
+    lines.first = list(body[1:] if found else body)
+    return _shaped(layout, rows[0] if found else names, rows[1:] if found else rows)
+
+
+def _start(lines: Sequence[str], options: ReadOptions) -> _Start:
+    """Takes the start of a file apart."""
+    announced = re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE) if lines else None
+    first = list(lines[1:] if announced else lines)
+    if not first:
+        raise DataError("is empty")
+    marks = _marks(first)
+    count = next((place for place, line in enumerate(first) if not line.lstrip().startswith(marks)), 0)
+    head, body = first[:count], first[count:]
+    rows = [line for line in body if not line.startswith(marks)]
+    layout = layout_of(rows or first, options, announced[1] if announced else None)
+    cells = [layout.cut(line) for line in (rows or first)[:100]]
+    if usual_kind([row[0] for row in cells[1:] if row], layout.decimal) == "text" or len(rows) < 2:
+        # a first column of text may begin with anything, such as #ff0000
+        alike = [line for line in first if line.startswith(marks) and _is_row(layout.cut(line), len(cells[-1]), layout)]
+        if alike or len(rows) > 1:
+            return _Start(layout, [line for line in head if line not in alike], _without(first, head, alike), ())
+    if not rows:
+        raise DataError("is empty but for comments")
+    return _Start(layout, head, body, marks)
+
+
+def _without(lines: Sequence[str], head: Sequence[str], alike: Sequence[str]) -> list[str]:
+    """Returns the lines without those at their head that are not like rows."""
+    return [line for place, line in enumerate(lines) if place >= len(head) or line in alike]
+
+
+def _is_row(row: Sequence[str], width: int, layout: Layout) -> bool:
+    """Tells whether a line that begins with a mark could be a row: as wide as others, text first and a number later."""
+    numbers = [is_number(cell, layout.decimal) for cell in (row[0].lstrip("#%/;").strip(), *row[1:])]
+    return len(row) == width > 1 and any(numbers) and not numbers[0]
 
 
 def _marks(lines: Sequence[str]) -> tuple[str, ...]:
@@ -135,7 +168,7 @@ def _names_in_comment(head: Sequence[str], row: Sequence[str], layout: Layout, n
         return None
     text = re.sub(r"^\s*(#+|%+|//+|;+)", "", head[-1])
     names = cut(text, layout.separator)
-    if len(names) != len(row) or len(set(names)) != len(names) or any(is_number(name) or not name for name in names):
+    if len(names) != len(row) or len(set(names)) != len(names) or any(map(is_number, names)) or not all(names[1:]):
         return None
     if layout.separator is None and " " in names[0]:
         return None  # a sentence

@@ -36,7 +36,7 @@ def header_of(first: Row, body: Sequence[Row], decimal: str) -> Header:
     kinds = [_kind(cell, decimal) for cell in first]
     if not body:
         return Header("text" in kinds, None)
-    usual = [_usual_kind([row[place] for row in body], decimal) for place in range(len(first))]
+    usual = [usual_kind([row[place] for row in body], decimal) for place in range(len(first))]
     differs = [here == "text" and below in ("number", "date") for here, below in zip(kinds, usual, strict=True)]
     shown = ", ".join(first)[:80]
     if any(differs):
@@ -55,8 +55,11 @@ def header_of(first: Row, body: Sequence[Row], decimal: str) -> Header:
     ]
     texts = [place for place, kind in enumerate(kinds) if kind == "text"]
     novel = [place for place in texts if first[place] not in {row[place] for row in body}]
-    among_categories = any(2 * len({row[place] for row in body}) <= len(body) for place in novel)
-    if sure is True or any(nameless) or among_categories:
+    categories = any(2 * len({row[place] for row in body}) <= len(body) for place in novel)
+    years = _is_sorted(_values([first[place] for place in numbers], decimal)) and _are_whole(
+        [first[n] for n in numbers]
+    )
+    if sure is True or any(nameless) or categories or (novel and len(numbers) > 1 and years):
         return Header(True, f"took the first line for column names: {shown}; if it is a row, give --no-header")
     if sure is None or novel:
         return Header(False, f"took the first line for a row: {shown}; if it holds column names, give --header")
@@ -76,21 +79,26 @@ def _names_by_number(names: Row, body: NDArray[np.float64], literals: Sequence[R
     dim, rows = body.shape
     if len(set(names)) < dim:
         return False
-    whole = all(cell.lstrip("+-").isdecimal() for cell in names)
-    fractions = [np.mean([not cell.lstrip("+-").isdecimal() for cell in cells]) if cells else 0 for cells in literals]
+    whole = _are_whole(names)
+    fractions = [np.mean([not _are_whole([cell]) for cell in cells]) if cells else 0 for cells in literals]
     another_kind = whole and min(fractions) > 0.9
     written_otherwise = another_kind and min(fractions) == 1 and rows >= MANY_ROWS
     low, high = (reduce(body, 1, where=~np.isnan(body), initial=start) for reduce, start in _EXTREMES)
-    outside = rows >= MANY_ROWS and bool(((values < low) | (values > high)).all())
-    progression = dim >= 3 and _is_progression(values) and not _often([_is_progression(row) for row in body.T])
-    ordered = dim >= 3 and _is_sorted(values) and not _often([_is_sorted(row) for row in body.T])
-    if progression and (another_kind or outside or dim >= 4):
+    with np.errstate(invalid="ignore"):
+        beyond = np.maximum(low - values, values - high)
+        width = high - low
+    outside = rows >= MANY_ROWS and bool((beyond > 0).all())
+    far = rows >= MANY_ROWS and dim >= 2 and whole and bool((beyond > width).all())
+    progressions = float(np.mean([_is_progression(row) for row in body.T]))
+    progression = dim >= 3 and _is_progression(values) and progressions < 0.1
+    ordered = dim >= 3 and _is_sorted(values) and np.mean([_is_sorted(row) for row in body.T]) < 0.02
+    if progression and (another_kind or outside or (dim >= 4 and progressions < 0.02)):
         return True
-    if ordered and (dim >= 8 or (another_kind and (outside or dim >= 5))):
+    if (ordered and (dim >= 8 or (another_kind and (outside or dim >= 5)))) or (far and _is_sorted(values)):
         return True
     if dim >= 2 and written_otherwise:
         return True
-    if progression or (another_kind and (dim >= 2 or written_otherwise)) or (ordered and outside):
+    if progression or far or (another_kind and (dim >= 2 or written_otherwise)) or (ordered and outside):
         return None
     return False
 
@@ -98,17 +106,19 @@ def _names_by_number(names: Row, body: NDArray[np.float64], literals: Sequence[R
 _EXTREMES = ((np.min, np.inf), (np.max, -np.inf))
 
 
-def _often(found: Sequence[bool]) -> bool:
-    return bool(np.mean(found) > 0.02)
+def _are_whole(cells: Row) -> bool:
+    return all(cell.lstrip("+-").isdecimal() for cell in cells)
 
 
 def _is_progression(values: NDArray[np.float64]) -> bool:
-    steps = np.diff(values)
-    return bool(steps[0] != 0 and np.allclose(steps, steps[0], rtol=1e-6, atol=0))
+    with np.errstate(invalid="ignore"):
+        steps = np.diff(values)
+    return len(steps) > 0 and bool(steps[0] != 0 and np.allclose(steps, steps[0], rtol=1e-6, atol=0))
 
 
 def _is_sorted(values: NDArray[np.float64]) -> bool:
-    steps = np.diff(values)
+    with np.errstate(invalid="ignore"):
+        steps = np.diff(values)
     return bool((steps > 0).all() or (steps < 0).all())
 
 
@@ -131,7 +141,7 @@ def _kind(cell: str, decimal: str) -> str:
     return "date" if is_date(cell) else "text"
 
 
-def _usual_kind(cells: Row, decimal: str) -> str:
+def usual_kind(cells: Row, decimal: str) -> str:
     """Returns the kind of most of the cells that are not missing."""
     kinds = [kind for cell in cells if (kind := _kind(cell, decimal)) != "missing"]
     return max(set(kinds), key=kinds.count) if kinds else "missing"

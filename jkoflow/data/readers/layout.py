@@ -77,7 +77,7 @@ def layout_of(lines: Sequence[str], options: ReadOptions, announced: str | None 
             found = (_choice(rows, candidate, mark, rank) for mark in decimals)
             choices += [choice for choice in found if choice is not None]
     if not choices:  # the separator was named, and occurs nowhere
-        return Layout(separator, options.decimal or ".", None)
+        return Layout(separator, options.decimal or ".", f"the separator {separator!r} stands nowhere: took one column")
     best = max(choices, key=lambda choice: (round(choice.score, 9), choice.plain, -choice.rank, choice.decimal == "."))
     if options.decimal or separator:
         return Layout(best.separator, best.decimal, _decimal_note(lines, best) if not options.decimal else None)
@@ -96,7 +96,9 @@ def _choice(rows: Sequence[Sequence[str]], separator: str | None, decimal: str, 
     dates = sum(map(is_date, cells))
     share = (len(numbers) + dates) / max(1, len(cells))
     grouped = sum(is_grouped(cell, decimal) for cell in numbers) / max(1, len(numbers))
-    headed = 1.0 if len(rows[0]) in (width, width - 1) and (width > 1 or len(rows[0]) == 1) else 0.8
+    headed = 1.0 if len(rows[0]) == width or 1 < len(rows[0]) == width - 1 else 0.8
+    if any(other in cell for cell in rows[0] for other in "\t;|," if not is_number(cell, decimal)):
+        headed *= 0.8 if separator else 0.5  # names do not hold separators
     return _Choice(headed * len(alike) / len(body) * (share + 0.05), 1 - grouped, rank, separator, decimal, width)
 
 

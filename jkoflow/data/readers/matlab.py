@@ -13,6 +13,7 @@ from jkoflow.data.checks import DataError
 from jkoflow.data.optional import require
 from jkoflow.data.readers.arrays import array_table
 from jkoflow.data.readers.damage import reading
+from jkoflow.data.readers.mat_tags import check_tags
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.packed import check_announced
 from jkoflow.data.table import PARTS, Table
@@ -22,6 +23,10 @@ NAMES = ("names", "features", "varnames", "columns", "labels")
 
 TABLES = ("X", "x", "data")
 """Variables that are taken where there are several."""
+
+KINDS = {"char", "double", "single", "logical"}
+KINDS |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+"""MATLAB's classes of what is read."""
 
 
 def read_mat(path: Path, options: ReadOptions, notes: list[str]) -> Table:
@@ -58,13 +63,16 @@ def _starts_as_hdf5(path: Path) -> bool:
 
 def _from_scipy(path: Path) -> Mapping[str, NDArray[Any]]:
     scipy_io = require("scipy.io", "reading .mat files", "mat")
-    with reading(".mat"):
-        with path.open("rb") as file:
-            for name, shape, _ in scipy_io.whosmat(file):
-                check_announced(8 * int(np.prod([int(size) for size in shape], dtype=object)), name)
-            file.seek(0)
-            held = scipy_io.loadmat(file)
-        return {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
+    with reading(".mat"), path.open("rb") as file:
+        kinds = KINDS | ({"cell"} if check_tags(file) else set())
+        file.seek(0)
+        wanted = []
+        for name, shape, kind in scipy_io.whosmat(file):
+            check_announced(8 * int(np.prod([int(size) for size in shape], dtype=object)), name)
+            wanted += [name] if kind in kinds else []
+        file.seek(0)
+        held = scipy_io.loadmat(file, variable_names=wanted)
+    return {name: held[name] for name in wanted if isinstance(held.get(name), np.ndarray)}
 
 
 def _from_hdf5(path: Path) -> Mapping[str, NDArray[Any]]:

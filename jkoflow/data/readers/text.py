@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-_CONTROL = frozenset(map(chr, range(32))) - set("\t\n\v\f\r\x1a\x1c\x1d\x1e\x1f")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1b]")
 
 
 def encoding_of(path: Path, packing: str) -> str:
@@ -91,7 +92,6 @@ class Lines(io.TextIOBase):
                 lines = self._text.readlines(size)
             except UnicodeDecodeError as error:
                 raise EncodingError(f"is damaged or not a text file: {one_line(error)}") from error
-        for line in lines:
-            if not line.isprintable() and not _CONTROL.isdisjoint(line):
-                raise DataError("is damaged or not a text file: it holds control characters")
+        if _CONTROL.search("".join(lines)):
+            raise DataError("is damaged or not a text file: it holds control characters")
         return lines
