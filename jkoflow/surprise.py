@@ -48,7 +48,8 @@ def surprise(model: Model, rows: Any, context: Any = None) -> Tensor:
 
     Returns:
         Surprises of the model's columns in nats, at least 0, float64, with shape (N, d). A row with density zero has
-        inf in the columns at fault and 0 in others.
+        inf in each column that alone is at fault and 0 in others; if no column alone is, then inf in all that are
+        outside of what the training has seen, or else in all.
 
     Raises:
         jkoflow.data.DataError: If the rows do not fit the model, or it does not hold what the training has seen, such
