@@ -332,4 +332,4 @@ def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
 
 
 def _pick(coded: Coded, rows: Array) -> Coded:
-    return Coded(*(part[rows] for part in coded))
+    return Coded(coded.states[rows], coded.numbers[rows], coded.log_weights[rows], coded.noisy[rows])

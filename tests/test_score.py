@@ -29,6 +29,10 @@ def cli(*args):
     return result
 
 
+def seen_by(path):
+    return (jkoflow.load(path).metrics or {})["seen"]
+
+
 def done(*args):
     result = cli(*args)
     assert result.exit_code == 0, result.output
@@ -315,6 +319,7 @@ def test_the_least_likely_rows_are_explained(place, spoilt, tmp_path):
 
 def test_a_model_without_what_was_seen_still_scores(place, model, tmp_path):
     old = jkoflow.load(place / "run")
+    assert old.metrics is not None
     old.metrics.pop("seen")
     old.save(tmp_path / "old")
     result = done("score", tmp_path / "old", place / "forest.csv", "--out", tmp_path / "out.csv")
@@ -342,10 +347,10 @@ def test_models_know_what_the_training_has_seen(place):
         ("given", ["height", "felled", "kind", "day"]),
         ("plain", ["height", "snow"]),
     ):
-        seen = jkoflow.load(place / run).metrics["seen"]
+        seen = seen_by(place / run)
         assert list(seen) == columns
         assert seen == json.loads((place / run / "metrics.json").read_text())["seen"]
-    seen = jkoflow.load(place / "run").metrics["seen"]
+    seen = seen_by(place / "run")
     assert seen["kind"] == ["ash", "elm", "oak"]
     assert seen["felled"] == [False, True]
     assert set(seen["rings"]) <= set(forest().rings)
@@ -482,12 +487,12 @@ def test_contributions_are_written_for_all_rows(place, tmp_path, run, file):
     done("score", place / run, tmp_path / "rows.csv", "--out", tmp_path / "out.csv", "--contributions")
     found = pd.read_csv(tmp_path / "out.csv")
     model = jkoflow.load(place / run)
-    names = list(model.metrics["seen"])[: 6 if run == "run" else 2]
+    names = list(seen_by(place / run))[: 6 if run == "run" else 2]
     assert [name for name in found if name.startswith("surprise_")] == [f"surprise_{name}" for name in names]
     rows = pd.read_csv(tmp_path / "rows.csv")
     if run != "plain":
         rows["day"] = pd.to_datetime(rows["day"])
-    expected = surprise(model, rows[list(model.metrics["seen"])])
+    expected = surprise(model, rows[list(seen_by(place / run))])
     np.testing.assert_allclose(found.filter(like="surprise_"), expected, rtol=1e-5, atol=1e-5)
 
 

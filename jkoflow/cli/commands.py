@@ -93,8 +93,9 @@ def train(
         str | None,
         typer.Argument(
             help="A built-in name (rose, fractal_tree, checkerboard, rings, pinwheel, spirals, moons, gasturbine) or a "
-            "file of a table (.csv, .tsv, .txt, also packed; .parquet, .feather, .npy, .npz, .mat, .fits); rose:100000 for another number of rows; power:DIRECTORY (gas, hepmass, "
-            "miniboone, bsds300) for the MAF benchmark's files. With --resume and without --out: the run to resume.",
+            "file of a table (.csv, .tsv, .txt, also packed; .parquet, .feather, .npy, .npz, .mat, .fits); rose:100000 "
+            "for another number of rows; power:DIRECTORY (gas, hepmass, miniboone, bsds300) for the MAF benchmark's "
+            "files. With --resume and without --out: the run to resume.",
             show_default=False,
         ),
     ] = None,
