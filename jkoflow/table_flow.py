@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from jkoflow import checkpoint
+from jkoflow.data import chosen_columns
 from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.columns.impossible import fitting_columns
 from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.memory import as_table
 from jkoflow.data.table import Table
@@ -226,11 +228,25 @@ class TableFlow(nn.Module):
     def _rows(self, x: Any, context: Any) -> tuple[dict[str, Array], Floats]:
         """Returns the flow's columns by name, and the conditions, of rows as a user has them."""
         table = x if isinstance(x, Table) else as_table(x)
-        columns = named_columns(table, self.features, self.context_features if context is None else ())
+        columns = self.columns_of(table, (*self.features, *(self.context_features if context is None else ())))
         count = len(next(iter(columns.values())))
         if context is None:
             return columns, self._coded_conditions(columns, count)
         return columns, self._conditions(context, count)
+
+    def columns_of(self, table: Table, names: tuple[str, ...], source: str = "x") -> dict[str, Array]:
+        """Returns some of the flow's columns of a table by name, in types that the flow can encode.
+
+        Arguments:
+            table: Rows; without names of their own, their columns are taken in this order.
+            names: Names of the columns.
+            source: What errors call the table.
+
+        Raises:
+            jkoflow.data.DataError: See `log_prob`.
+        """
+        chosen = chosen_columns(table, names, source)
+        return fitting_columns(self.schema, dict(zip(names, chosen.parts[next(iter(chosen.parts))], strict=True)))
 
     def _conditions(self, context: Any, count: int) -> Floats:
         if context is None:
@@ -240,7 +256,7 @@ class TableFlow(nn.Module):
         if not self.context_features:
             raise DataError("context must be None for a flow without conditioning variables")
         table = context if isinstance(context, Table) else as_table(context)
-        columns = named_columns(table, self.context_features, ())
+        columns = self.columns_of(table, self.context_features, "context")
         if len(next(iter(columns.values()))) != count:
             raise DataError(f"context must have {count} rows, got {len(next(iter(columns.values())))}")
         return self._coded_conditions(columns, count)
@@ -315,24 +331,5 @@ def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
     return np.clip(nodes, 1e-6, 1 - 1e-6), np.full(count, -math.log(count))
 
 
-def named_columns(table: Table, features: tuple[str, ...], more: tuple[str, ...]) -> dict[str, Array]:
-    """Returns columns of a table by name; a table without names has them in this order.
-
-    Raises:
-        DataError: If a column is missing.
-    """
-    wanted = (*features, *more)
-    columns = table.parts[next(iter(table.parts))]
-    if set(wanted) <= set(table.features):
-        return {name: columns[table.features.index(name)] for name in wanted}
-    if len(columns) == len(wanted) and not table.is_named:
-        return dict(zip(wanted, columns, strict=True))
-    missing = [name for name in wanted if name not in table.features]
-    raise DataError(
-        f"the rows lack the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; they have "
-        f"{', '.join(table.features)}, and {', '.join(wanted)} are needed"
-    )
-
-
 def _pick(coded: Coded, rows: Array) -> Coded:
-    return Coded(*(part[rows] for part in coded))
+    return Coded(coded.states[rows], coded.numbers[rows], coded.log_weights[rows], coded.noisy[rows])

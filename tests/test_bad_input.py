@@ -279,8 +279,8 @@ def test_report_without_matplotlib(finished, monkeypatch):
     [
         (rows(d=3), "t.npy has 3 columns, expected 2 (a, b)"),
         (rows(d=1), "t.npy has 1 column, expected 2 (a, b)"),
-        (np.where(np.arange(200).reshape(100, 2) == 9, np.nan, 1.0), "NaN in row 4 (counting from 0), column 1"),
-        (np.array([["x"]]), "no numeric columns"),
+        (np.where(np.arange(200).reshape(100, 2) == 9, np.nan, 1.0), "NaN in row 4 (counting from 0), column 'b'"),
+        (np.array([["x", "y"]] * 3), "the columns 'a' (text), 'b' (text) must hold numbers"),
     ],
 )
 def test_rows_that_cannot_be_scored(finished, place, table, says):

@@ -241,7 +241,7 @@ def test_score_writes_the_log_densities_in_file_order(work, tmp_path, suffix):
         scores = np.load(out)
     else:
         frame = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
-        assert list(frame.columns) == ["log_prob"]
+        assert list(frame.columns) == ["log_prob", "outside"]
         scores = frame["log_prob"].to_numpy()
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
     mean, error = expected.mean(), expected.std(ddof=1) / len(expected) ** 0.5
@@ -331,7 +331,7 @@ def test_score_leaves_densities_that_are_not_finite_out_of_the_mean_and_names_th
     density[bad] = -torch.inf
     monkeypatch.setattr(JKOFlow, "log_prob", lambda self, x, context, num_steps=None: density)
     np.save(tmp_path / "far.npy", np.zeros((3, 2)))
-    result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy")
+    result = run_cli("score", work / "run", tmp_path / "far.npy", "--out", tmp_path / "s.npy", "--explain", 0)
     assert result.exit_code == 0, result.output
     assert "note: no finite density for " in result.stderr
     assert first in " ".join(result.stderr.split())
@@ -356,7 +356,7 @@ def test_sample_is_seeded_and_in_data_units(work, tmp_path):
 
 
 def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "CHUNK", 64)
+    monkeypatch.setattr("jkoflow.cli.sample.CHUNK", 64)
     assert run_cli("sample", work / "run", "-n", 150, "--out", tmp_path / "s.npy").exit_code == 0
     samples = np.load(tmp_path / "s.npy")
     assert samples.shape == (150, 2)

@@ -41,6 +41,7 @@ LAYERS = [
     "left_out",
     "metrics",
     "table_flow",
+    "surprise",
     "two_sample",
     "environment",
     "training",

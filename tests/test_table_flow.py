@@ -183,7 +183,7 @@ def test_columns_of_a_frame_are_found_by_name(frame, forest):
     expected = forest.log_prob(rows)
     assert torch.equal(forest.log_prob(rows[rows.columns[::-1]]), expected)
     assert torch.equal(forest.log_prob(rows.assign(other=1)), expected)
-    with pytest.raises(DataError, match="lack the column rings"):
+    with pytest.raises(DataError, match="lacks the column rings"):
         forest.log_prob(rows.drop(columns="rings"))
 
 

@@ -1,4 +1,4 @@
-"""The commands train, score, sample, report and doctor; reproduce and bench have modules of their own."""
+"""The commands train, report and doctor, and the group of all commands; the others have modules of their own."""
 
 from __future__ import annotations
 
@@ -11,43 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 from typer.core import TyperGroup
 
 from jkoflow._version import __version__
-from jkoflow.checkpoint import CheckpointError
 from jkoflow.cli import console, settings, table_options, training_run
 from jkoflow.cli.bench import bench
 from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
-from jkoflow.cli.settings import ConfigError
+from jkoflow.cli.sample import sample
+from jkoflow.cli.score import score
 from jkoflow.data import (
-    DataError,
     DataWarning,
     TableData,
-    check_output,
-    default_features,
     load_dataset,
-    load_rows,
     place,
     require,
     require_batch,
-    write_table,
 )
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
-from jkoflow.flow import MODEL_FILE, JKOFlow
-from jkoflow.left_out import RowNames, warn_of_left_out
-from jkoflow.metrics import CHUNK, bits_per_dim, chunks, mean_and_stderr, mean_log_scale
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.training import ConvergenceWarning
-from jkoflow.training.config import TrainConfig
-from jkoflow.training.evaluation import compared_samples, two_sample_distances
-from jkoflow.training.run_directory import PREVIEW_FILE, RunDirectory
-from jkoflow.two_sample import classifier_accuracy
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -188,91 +174,6 @@ def train(
 
 
 @app.command()
-def score(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
-    data: Annotated[str, typer.Argument(help="Rows to score: as for train.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="train, val, test or all. Default: the test part of data that come in parts, every row of others.",
-            show_default=False,
-        ),
-    ] = None,
-    two_sample: Annotated[
-        bool,
-        typer.Option(
-            "--two-sample", help="Also compare the rows with samples: MMD, energy distance and a classifier's accuracy."
-        ),
-    ] = False,
-) -> None:
-    """Write the log-density of every row, in nats and in the data's own units.
-
-    A conditional flow finds its context columns in the data, too. The means are over the rows with a finite density.
-    """
-    check_output(out, [data])
-    if two_sample:
-        require("sklearn", "--two-sample", "sklearn")
-    flow = _load_flow(run)
-    features, context_features = _features(run, flow)
-    table = load_rows(data, split, _seed(run), (*features, *context_features)).to(flow.standardize.mean.dtype)
-    rows, context = table[:, : flow.dim], table[:, flow.dim :] if flow.context_dim else None
-    with torch.no_grad():
-        log_prob = torch.cat([flow.log_prob(*part) for part in chunks(rows, context)])
-    write_table(out, log_prob.numpy(), ["log_prob"])
-    log_prob = log_prob.double()
-    finite = torch.isfinite(log_prob)
-    _show_scores(flow, log_prob[finite], len(log_prob), rows[finite])
-    if two_sample:
-        _compare(flow, rows[finite], None if context is None else context[finite])
-    print(f"written: {out}")
-    warn_of_left_out(flow, rows, finite, RowNames(f"rows of {out}"))
-
-
-@app.command()
-def sample(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
-    number: Annotated[
-        int, typer.Option("-n", "--number", min=1, help="How many; of each row with --context.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
-    context: Annotated[
-        str | None,
-        typer.Option(
-            help="For a conditional flow: a file with its context columns, one row for each condition to sample under.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same samples.")] = 0,
-    exact: Annotated[
-        bool,
-        typer.Option("--exact", help="Invert the flow's map to rounding, instead of integrating backwards; slower."),
-    ] = False,
-) -> None:
-    """Draw samples in the data's own units; those of a conditional flow are written beside their context."""
-    check_output(out, [context] if context else [])
-    flow = _load_flow(run)
-    features, context_features = _features(run, flow)
-    conditions = _conditions(run, flow, context, context_features)
-    if conditions is not None:
-        conditions = conditions.repeat_interleave(number, 0)
-        number = len(conditions)
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    with torch.no_grad():
-        for begin in range(0, number, CHUNK):
-            size = min(CHUNK, number - begin)
-            given = None if conditions is None else conditions[begin : begin + size]
-            samples.append(flow.sample(size, given, generator=generator, exact=exact))
-    table = torch.cat(samples)
-    if conditions is not None:
-        table = torch.cat([table, conditions], 1)
-    write_table(out, table.numpy(), (*features, *context_features))
-    columns = table.shape[1]
-    print(f"written: {out} ({number} rows, {columns} column{'s' if columns > 1 else ''})")
-
-
-@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run.", show_default=False)],
 ) -> None:
@@ -293,6 +194,8 @@ def doctor(
         console.show_environment(environment)
 
 
+app.command()(score)
+app.command()(sample)
 app.command()(inspect)
 app.command()(reproduce)
 app.command()(bench)
@@ -315,69 +218,3 @@ def _warnings_as_notes() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-def _load_flow(run: Path) -> JKOFlow:
-    if run.is_dir() and not (run / MODEL_FILE).exists():
-        if RunDirectory(run).holds_run():
-            again = shlex.quote(str(run))
-            raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
-        raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
-    return RunDirectory(run).flow() if run.is_dir() else JKOFlow.load(run)
-
-
-def _show_scores(flow: JKOFlow, log_prob: Tensor, count: int, rows: Tensor) -> None:
-    """Prints the means of finite log-densities (n,), of so many rows."""
-    print(f"rows: {count}" + (f", {len(log_prob)} of them with a finite density" if len(log_prob) < count else ""))
-    if len(log_prob) == 0:
-        print("mean log-likelihood: not finite")
-        return
-    mean, stderr = mean_and_stderr(log_prob)
-    error = f" ± {stderr:.4f}" if len(log_prob) > 1 else ""
-    standardised = mean + mean_log_scale(flow, rows)
-    print(f"mean log-likelihood: {mean:.4f}{error} nats (standard error)")
-    print(f"on standardised columns: {standardised:.4f}{error} nats")
-    print(f"negative log-likelihood: {bits_per_dim(-mean, flow.dim):.4f} bits per column")
-
-
-def _compare(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> None:
-    """Prints how well a classifier and distances tell samples from rows."""
-    if len(rows) < 20:
-        raise DataError(f"--two-sample needs at least 20 rows, got {len(rows)}; leave it out, or give more rows")
-    real, drawn = compared_samples(flow, rows, context)
-    measured = two_sample_distances(real, drawn)
-    for name, text in console.distances(measured).items():
-        print(f"{name}: {text}")
-    accuracy = classifier_accuracy(real, drawn)
-    print(f"classifier accuracy: {accuracy.value:.3f} ± {accuracy.stderr:.3f} (0.5 if it cannot tell them apart)")
-
-
-def _conditions(run: Path, flow: JKOFlow, context: str | None, names: tuple[str, ...]) -> Tensor | None:
-    """Reads the context rows to sample under, with shape (N, c); None for a flow that is not conditional."""
-    if flow.context_dim == 0:
-        if context is not None:
-            raise ConfigError(f"the flow of {run} is not conditional; leave --context out")
-        return None
-    if context is None:
-        raise ConfigError(f"the flow of {run} is conditional; add --context FILE with the columns {', '.join(names)}")
-    return load_rows(context, None, _seed(run), names).to(flow.standardize.mean.dtype)
-
-
-def _features(run: Path, flow: JKOFlow) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the names of the flow's columns and of its context columns; x0, ... without a run directory."""
-    if not (run / PREVIEW_FILE).is_file():
-        names = default_features(flow.dim + flow.context_dim)
-        return names[: flow.dim], names[flow.dim :]
-    preview = RunDirectory(run).preview()
-    features, context = preview.features, preview.context_features
-    if (len(features), len(context)) != (flow.dim, flow.context_dim):
-        raise CheckpointError(
-            f"{run / PREVIEW_FILE} names {len(features)} columns and {len(context)} of the context, the flow beside it "
-            f"has {flow.dim} and {flow.context_dim}: the files are of different runs; restore them, or train again"
-        )
-    return features, context
-
-
-def _seed(run: Path) -> int:
-    """Returns the seed that split the run's data; the default seed without a run directory."""
-    return RunDirectory(run).settings().config.seed if run.is_dir() else TrainConfig().seed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.data.benchmarks import BENCHMARKS, read_benchmark
@@ -19,11 +21,12 @@ from jkoflow.data.columns.prepare import TableData, prepare, split_table
 from jkoflow.data.dataset import Dataset, require_batch, warn_once
 from jkoflow.data.memory import as_table, numbers_of
 from jkoflow.data.optional import MissingExtraError, require
-from jkoflow.data.readers import READERS, ReadOptions, columns_of, read_table, stem
+from jkoflow.data.readers import READERS, ReadOptions, columns_of, is_text, read_table, stem
+from jkoflow.data.readers.options import KEEP
 from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.table import PARTS, Table
-from jkoflow.data.writers import check_output, write_table
+from jkoflow.data.writers import check_numbers, check_output, write_table
 
 __all__ = [
     "BENCHMARKS",
@@ -33,15 +36,20 @@ __all__ = [
     "Dataset",
     "MissingExtraError",
     "ReadOptions",
+    "Scored",
     "TableData",
     "TableOptions",
     "as_table",
+    "check_numbers",
     "check_output",
+    "chosen_columns",
     "columns_of",
     "default_features",
     "draw",
     "load_dataset",
     "load_rows",
+    "load_scored",
+    "load_table",
     "place",
     "read_table",
     "require",
@@ -126,21 +134,107 @@ def load_table(
     Raises:
         DataError: If the data cannot be read.
     """
+    _check_split(split)
+    options = TableOptions() if options is None else options
+    table = _read(source, seed, options.reading)
+    return _part(table, split, _order(table, split, seed, options))
+
+
+def load_scored(
+    source: str | Path,
+    wanted: tuple[str, ...],
+    split: str | None = None,
+    seed: int = 0,
+    options: TableOptions | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> Scored:
+    """Loads rows to score with the columns that a model does not use, such as identifiers and row numbers.
+
+    Arguments:
+        source: Source of the data, see `load_dataset`.
+        wanted: Names of the columns that the model needs.
+        split: As for `load_table`.
+        seed: As for `load_table`.
+        options: What was said about the data of the training; what cannot hold for this file does not count.
+        told: What is said about this file, under the names of `ReadOptions`.
+
+    Raises:
+        DataError: If the data cannot be read or a wanted column is missing.
+    """
+    _check_split(split)
+    options, told = TableOptions() if options is None else options, dict(told or {})
+    if not isinstance(_known(source), Path):
+        if told:
+            raise DataError(f"{source} is built in and no file: leave out {', '.join(told)}")
+        table = load_table(source, split, seed)
+        return _scored(table, table, wanted, source)
+    usual = options.reading.to_mapping()
+    if not is_text(source):
+        usual = {name: value for name, value in usual.items() if name == "index_column"}
+    reading = ReadOptions.from_mapping({**usual, **told})
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        table = _read(source, seed, dataclasses.replace(reading, index_column=KEEP))
+    if "index_column" not in told and reading.index_column not in (KEEP, *table.features):
+        reading = dataclasses.replace(reading, index_column=None)
+    usable, order = table, None
+    by_name = table.is_named and set(wanted) <= set(table.features)
+    if "index_column" in told or not by_name or (split in PARTS and not table.is_split):
+        with warnings.catch_warnings(record=True) as more:
+            warnings.simplefilter("always")
+            usable = _read(source, seed, reading)
+        order = _order(usable, split, seed, options)
+        if not table.is_named:
+            table, notes = usable, more
+    for note in notes:
+        warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
+    usable = table if by_name else usable
+    return _scored(_part(table, split, order), _part(usable, split, order), wanted, source)
+
+
+class Scored(NamedTuple):
+    """Rows to score."""
+
+    table: Table
+    """All columns of the source, in its order."""
+    chosen: Table
+    """The columns that the model needs, under the names and in the order that it has for them."""
+    unused: tuple[str, ...]
+    """Names of the other columns of the table."""
+
+
+def _scored(table: Table, usable: Table, wanted: tuple[str, ...], source: str | Path) -> Scored:
+    chosen = chosen_columns(usable, wanted, str(source))
+    used = wanted if set(wanted) <= set(usable.features) else usable.features
+    return Scored(table, chosen, tuple(name for name in table.features if name not in used))
+
+
+def _check_split(split: str | None) -> None:
     if split not in (None, "all", *PARTS):
         raise DataError(f"split must be one of {', '.join(PARTS)}, all, got {split!r}")
-    options = TableOptions() if options is None else options
+
+
+def _read(source: str | Path, seed: int, reading: ReadOptions) -> Table:
+    """Reads all columns of a source."""
     known = _known(source)
-    if isinstance(known, Path):
-        try:
-            table = read_table(known, options.reading)
-        except DataError as error:
-            raise DataError(_from(source, error)) from error
-    else:
+    if not isinstance(known, Path):
         data = _built_in(source, known, seed)
-        table = Table({part: list(getattr(data, part).numpy().T) for part in PARTS}, data.features)
-    if not table.is_split and split in PARTS:
-        rows = split_table(table, seed, options)[split]
-        return Table({"all": [values[rows] for values in table.parts["all"]]}, table.features)
+        return Table({part: list(getattr(data, part).numpy().T) for part in PARTS}, data.features)
+    try:
+        return read_table(known, reading)
+    except DataError as error:
+        raise DataError(_from(source, error)) from error
+
+
+def _order(table: Table, split: str | None, seed: int, options: TableOptions) -> NDArray[np.int64] | None:
+    """Returns the numbers of the rows of a part, in a table that does not come in parts itself."""
+    return None if table.is_split or split not in PARTS else split_table(table, seed, options)[split]
+
+
+def _part(table: Table, split: str | None, order: NDArray[np.int64] | None) -> Table:
+    """Returns a part of a table as the only one: the rows given, or those that the table has under its name."""
+    if order is not None:
+        return Table({"all": [values[order] for values in table.parts["all"]]}, table.features)
     wanted = list(table.parts) if split == "all" or not table.is_split else [split or "test"]
     parts = [table.parts[part] for part in wanted]
     return Table({"all": [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]}, table.features)

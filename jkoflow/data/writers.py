@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,24 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
             raise DataError(f"cannot write {path}: it is the file that is read; choose another name")
 
 
+def check_numbers(path: str | Path, columns: Mapping[str, Column]) -> None:
+    """Checks that a ``.npy`` file is to hold nothing but numbers; other files hold all.
+
+    Arguments:
+        path: The file to write.
+        columns: Its columns by name, of which only the type matters.
+
+    Raises:
+        DataError: If there are other columns; the message names them.
+    """
+    others = [name for name, values in columns.items() if values.dtype.kind not in "fiu"]
+    if _kind(Path(path)) == ".npy" and others:
+        raise DataError(
+            f"cannot write {path}: {', '.join(others)} {'are' if len(others) > 1 else 'is'} not numbers, which is "
+            f"all that .npy holds; use one of {', '.join(SUFFIXES[1:])}"
+        )
+
+
 def write_table(path: str | Path, columns: Sequence[Column] | NDArray[Any], features: Sequence[str]) -> None:
     """Writes a table; a crash at any moment leaves the old file or the new one, never a part.
 
@@ -82,12 +100,7 @@ def write_table(path: str | Path, columns: Sequence[Column] | NDArray[Any], feat
         columns = list(columns.reshape(len(columns), -1).T)
     _check_columns(path, columns, features)
     if kind == ".npy":
-        others = [name for name, values in zip(features, columns, strict=True) if values.dtype.kind not in "fiu"]
-        if others:
-            raise DataError(
-                f"cannot write {path}: {', '.join(others)} {'are' if len(others) > 1 else 'is'} not numbers, which is "
-                f"all that .npy holds; use one of {', '.join(SUFFIXES[1:])}"
-            )
+        check_numbers(path, dict(zip(features, columns, strict=True)))
         np.save(buffer, np.stack(columns, 1), allow_pickle=False)
     else:
         pandas = require("pandas", f"writing {kind} files")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jkoflow import metrics, two_sample
 from jkoflow.data import Dataset
+from jkoflow.data.seen import quantiles
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
@@ -55,7 +56,8 @@ def evaluate(
         (inf if the steps are too coarse for it). Distances between test rows and as many samples, on standardised
         columns and joined with the context of a conditional flow, come with what chance alone exceeds in one case of
         twenty; they are missing if there are too few test rows. Rows without a finite density are left out of
-        everything, with a `jkoflow.data.DataWarning`; ``rows_left_out`` counts them by the part of the data.
+        everything, with a `jkoflow.data.DataWarning`; ``rows_left_out`` counts them by the part of the data. ``seen``
+        holds the `jkoflow.data.seen.quantiles` of all columns of the training rows, those of the context last.
     """
     device = flow.standardize.mean.device
     pace = Pace(flow, data, val_rows, budget)
@@ -104,11 +106,23 @@ def evaluate(
         "n_train": data.train.shape[0],
         "n_test": len(test),
         "rows_left_out": {"val": calibration.left_out, "test": nll.left_out},
+        "seen": _seen(data),
     }
     compared, context = spread(test, test_context, 2 * rows.samples, device)
     if len(compared) < 4:
         return results
     return results | two_sample_distances(*compared_samples(flow, compared, context, rows.samples))
+
+
+def _seen(data: Dataset) -> dict[str, list[float]]:
+    tables = [(data.features, data.train)]
+    if data.train_context is not None:
+        tables.append((data.context_features, data.train_context))
+    return {
+        name: quantiles(values)
+        for names, rows in tables
+        for name, values in zip(names, rows.detach().cpu().numpy().T, strict=True)
+    }
 
 
 def _inversion_errors(

@@ -13,6 +13,7 @@ import torch
 from jkoflow import metrics
 from jkoflow.data.columns.codec import Array
 from jkoflow.data.columns.prepare import TableData
+from jkoflow.data.seen import seen_columns
 from jkoflow.data.table import PARTS, Table
 from jkoflow.flow import JKOFlow
 from jkoflow.masses import Masses
@@ -96,6 +97,7 @@ def _measured(
         "test_bits_per_dim_stderr": metrics.bits_per_dim(stderr, width),
         "n_train": len(data.states["train"]),
         "n_test": len(rows),
+        "seen": seen_columns(data.schema, data.columns["train"]),
         "columns": [
             {
                 "name": plan.name,

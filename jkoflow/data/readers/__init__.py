@@ -18,7 +18,17 @@ from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.packed import PACKINGS
 from jkoflow.data.table import Table
 
-__all__ = ["READERS", "ReadOptions", "array_table", "columns_of", "one_line", "read_table", "reading", "stem"]
+__all__ = [
+    "READERS",
+    "ReadOptions",
+    "array_table",
+    "columns_of",
+    "is_text",
+    "one_line",
+    "read_table",
+    "reading",
+    "stem",
+]
 
 TEXT = (".csv", ".tsv", ".txt")
 """Suffixes of text files, after which one of packing may stand."""
@@ -92,6 +102,11 @@ def read_table(path: str | Path, options: ReadOptions = ReadOptions()) -> Table:
     for note in notes:
         warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
     return table
+
+
+def is_text(path: str | Path) -> bool:
+    """Tells whether a file is one of text, to which header, separator and decimal mark apply."""
+    return _suffix(Path(path)) in TEXT
 
 
 def stem(path: Path) -> str:
