@@ -348,19 +348,20 @@ def test_many_states_and_many_columns(columns, levels):
     assert bool(masses.log_prob(fresh).isfinite().all())
 
 
-def test_left_out_masses_are_those_of_tables_without_the_row():
+def test_left_out_masses_are_those_of_a_table_without_the_row():
     levels, states, _, _ = table_with_zeros(60, 0)
-    table = best_table(states, levels)
     whole = shares(states, levels)
+    counts = torch.bincount(states[:, 1], minlength=8).double()
+    pseudo = float((60 * whole.masses[0, 0] - counts[0]) / (1 / 8 - whole.masses[0, 0]))
+    assert pseudo == pytest.approx(2 ** round(math.log2(pseudo)))
+    score = 0.0
     for row in range(60):
-        rest = torch.cat([states[:row], states[row + 1 :]])
-        counts = torch.bincount(rest[:, 1], minlength=8).double()
-        left_out = whole.left_out[0, states[row, 1]]
-        pseudo = (left_out * 59 - counts[states[row, 1]]) / (1 / 8 - left_out)
-        assert float(pseudo) > 0
-        expected = (counts + pseudo / 8) / (59 + pseudo)
-        assert float(expected[states[row, 1]]) == pytest.approx(float(left_out))
-    assert table.score >= whole.score
+        rest = torch.bincount(torch.cat([states[:row, 1], states[row + 1 :, 1]]), minlength=8).double()
+        own = ((rest + pseudo / 8) / (59 + pseudo))[states[row, 1]]
+        assert float(whole.left_out[0, states[row, 1]]) == pytest.approx(float(own))
+        score += math.log(own)
+    assert whole.score == pytest.approx(score)
+    assert best_table(states, levels).score >= score
 
 
 def test_deeper_networks():

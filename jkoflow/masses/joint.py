@@ -56,7 +56,7 @@ class Masses(nn.Module):
         learners: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
-        self.levels, self.hidden, self.context_dim = tuple(levels), tuple(hidden), context_dim
+        self.levels, self.hidden, self.context_dim = tuple(map(int, levels)), tuple(map(int, hidden)), context_dim
         parents = [()] * len(self.levels) if parents is None else parents
         learners = [()] * len(self.levels) if learners is None else learners
         if min(self.levels, default=1) < 1:

@@ -14,7 +14,7 @@ PSEUDO_COUNTS = 0.25 * 2.0 ** torch.arange(16, dtype=torch.float64)
 """Weights, in rows, that a table may give to the next simpler one."""
 
 MOST_CELLS = 1 << 18
-"""Cells of the largest table that is tried, times states."""
+"""Masses of the largest table that is tried."""
 
 MOST_PAIRS = 50
 """Pairs of columns are tried, where no single column helps, if there are at most so many."""
@@ -63,9 +63,10 @@ def best_table(states: Tensor, levels: Sequence[int]) -> Table:
         others = [other for other in range(len(levels) - 1) if levels[other] > 1 and other not in best.parents]
         pairs = list(combinations(others, 2))
         for groups in ([(other,) for other in others], pairs if len(pairs) <= MOST_PAIRS else []):
-            tried = [_extended(best, states, levels, group) for group in groups if _fits(best, levels, group)]
-            bar = best.score + LEAST_GAIN + math.log(max(len(tried), 1))
+            fitting = [group for group in groups if _fits(best, levels, group)]
+            tried = (_extended(best, states, levels, group) for group in fitting)  # one in memory at a time
             found = max(tried, key=lambda table: table.score, default=best)
+            bar = best.score + LEAST_GAIN + math.log(max(len(fitting), 1))
             if found.score > bar:
                 best = found
                 break
