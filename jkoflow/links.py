@@ -131,8 +131,8 @@ class Links(nn.Module):
 
     Example:
         >>> links = Links([Link(), Link("log", lower=0.0)])
-        >>> links(torch.tensor([[3.0, 1.0], [3.0, -1.0]]))[1]
-        tensor([-0., -inf])
+        >>> links(torch.tensor([[3.0, 0.5], [3.0, -1.0]]))[1]
+        tensor([0.6931,   -inf])
     """
 
     def __init__(self, links: Iterable[Link]) -> None:

@@ -351,7 +351,10 @@ def test_samples_of_a_conditional_run_stand_beside_their_context(commands_run, t
         (["score", "RUN", "bad.csv", "--out", "s.npy"], "bad.csv lacks the columns u, v, p"),
         (["train", "moons", "--context-columns", "z", "--out", "new"], "context columns of moons must be different"),
         (["train", "moons", "--context-columns", " ,", "--out", "new"], "--context-columns must name columns"),
-        (["train", "moons", "--config", "wrong.toml", "--out", "new"], "context_columns must be a list of names, got 'x' (wrong.toml)"),
+        (
+            ["train", "moons", "--config", "wrong.toml", "--out", "new"],
+            "context_columns must be a list of names, got 'x' (wrong.toml)",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(commands_run, tmp_path, monkeypatch, arguments, message):

@@ -211,7 +211,7 @@ def test_blocks_are_trained_from_where_they_are(base, rows, tmp_path):
     train(rows, SMALL, start=new, run_dir=tmp_path)
     first = history(tmp_path, "iteration")[0]
     assert (first["round"], first["block"], first["iteration"]) == (1, 0, 0)
-    standardised = base.standardize(rows.train)[0]
+    standardised = base.enter(rows.train)[0]
     batch = Batches(standardised, SMALL.batch_size, SMALL.seed, 0, round_number=1)(0)
     assert first["loss"] == pytest.approx(new.stack[0].jko_loss(batch).total.item(), rel=1e-5)
     assert not torch.equal(batch, Batches(standardised, SMALL.batch_size, SMALL.seed, 0)(0))

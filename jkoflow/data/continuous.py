@@ -47,7 +47,7 @@ class Scale(StrEnum):
     """Mean and standard deviation, and then the quantiles at both ends are mapped to a Gaussian's, while the rest
     stays as it is: for values that crowd at an edge that is no bound."""
     CORE = "core"
-    """Median and spread, and then the middle stays as it is, while the few values far out are brought near it."""
+    """Mean and deviation of the values that are not far out, which stay as they are; the rest is brought near them."""
 
 
 class Choice(NamedTuple):

@@ -137,8 +137,9 @@ def _edge(column: OrderedValues) -> float | None:
     spacing = (column.quantile(level) - column.ordered[0]) / (level * len(column.ordered))
     least = float(column.ordered[0])
     edge = round_number(least - SPACINGS * spacing, least)
-    passed = edge is None or column.low < least - SPACINGS * spacing
-    return None if passed or column.share_at(edge) > AT_EDGE else edge
+    if edge is None or column.low < least - SPACINGS * spacing:  # other rows lie beyond
+        return None
+    return edge if column.share_at(edge) <= AT_EDGE else None
 
 
 def _mirrored_edge(column: OrderedValues) -> float | None:

@@ -50,6 +50,11 @@ class OrderedValues(NamedTuple):
         place = level * (len(self.ordered) - 1)
         return float(self.ordered[math.ceil(place) if level < 0.5 else math.floor(place)])
 
+    def moments(self, distance: float) -> tuple[float, float]:
+        """Returns mean and standard deviation of the ordered values within a distance, in spreads, of the median."""
+        inside = self.ordered[np.abs(self.ordered - self.quantile(0.5)) <= distance * self.spread]
+        return float(inside.mean()), float(inside.std())
+
     def beyond(self, distance: float) -> int:
         """Returns the number of values that lie further from the median than a distance in spreads."""
         middle, far = self.quantile(0.5), distance * self.spread

@@ -15,7 +15,7 @@ from jkoflow.data import Dataset
 from jkoflow.data.continuous import Choice, Scale, Treatments
 from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.flow import JKOFlow, base_log_prob
-from jkoflow.initial_map import Radial
+from jkoflow.initial_map import CORE_SEARCH, Radial
 from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
 from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map
@@ -166,11 +166,15 @@ def _context_moments(
 def _moments(rows: Tensor, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
     """Returns location and scale of every column of rows (N, d), computed in float64, with shapes (d,).
 
-    They are mean and standard deviation, or median and spread of the central quantiles where these mislead.
+    They are mean and standard deviation; those of the values that are not wild, where these are apart from the others;
+    or median and spread of the central quantiles for heavy tails.
     """
     exact = rows.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
-    for column in (*_columns(choices, Scale.QUANTILES), *_columns(choices, Scale.CORE)):
-        values = OrderedValues.of(exact[:, column].cpu().numpy())
-        mean[column], std[column] = values.quantile(0.5), values.spread or std[column]
+    for column, choice in enumerate(choices):
+        if choice.scale in (Scale.QUANTILES, Scale.CORE):
+            values = OrderedValues.of(exact[:, column].cpu().numpy())
+            apart = choice.scale is Scale.CORE
+            location, scale = values.moments(CORE_SEARCH) if apart else (values.quantile(0.5), values.spread)
+            mean[column], std[column] = location, scale or std[column]
     return mean.float(), std.float()
