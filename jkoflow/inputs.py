@@ -5,6 +5,7 @@ Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from jkoflow.arrays import InputError, as_numbers, stacked
+from jkoflow.arrays import InputError, as_numbers, is_pandas, stacked
 
 Rows = Tensor | ArrayLike
 """Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
@@ -78,6 +79,16 @@ def take_context(
     if validate:
         _check_finite(rows, context, "context")
     return rows
+
+
+def columns_by_name(data: Any, names: Sequence[str], otherwise: Any = None) -> Any:
+    """Returns the columns of a data frame that have these names, in their order.
+
+    Anything else, and a frame that lacks one of them, gives what is said otherwise.
+    """
+    if not names or not is_pandas(data) or not hasattr(data, "columns"):
+        return otherwise
+    return data[list(names)] if set(names) <= set(data.columns) else otherwise
 
 
 def shaped(rows: Tensor, leading: torch.Size) -> Tensor:

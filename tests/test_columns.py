@@ -249,7 +249,7 @@ def dependences(**columns):
 
 def rounding(values):
     exact = values.astype(float)
-    digits = 8 * float(np.finfo(values.dtype).eps) * np.abs(exact).max()
+    digits = 8 * float(np.finfo(values.dtype).eps) * np.abs(exact)
     spacing = find_spacing(exact, values.dtype)
     return digits + (0.5 * spacing.step if spacing is not None and not spacing.whole else 0.0)
 
@@ -268,6 +268,26 @@ def test_functions_of_other_columns_are_found(random, dtype, scale):
     assert dependences(b=b, y=e) == {"y": "a function of b, increasing"}
     u, v = e, np.exp(random.standard_normal(ROWS)).astype(dtype)
     assert dependences(u=u, v=v, y=u * v) == {"y": "u * v"}
+    assert dependences(a=a, b=b, y=a * b) == {"y": "+-|a| * |b|"}
+    assert dependences(a=a, y=a**2) == {"y": "|a|^2"}
+    assert dependences(a=a, y=dtype(3) * np.abs(a)) == {"y": "3 * |a|"}
+
+
+@pytest.mark.parametrize("size", [1e4, 1e7, 1e9])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_wild_row_makes_no_function_of_noise_and_hides_none(random, dtype, size):
+    a, b = random.standard_normal((2, ROWS)).astype(dtype)
+    a[7] = b[7] = size
+    assert dependences(a=a, b=b) == {}
+    assert dependences(a=a, y=a + dtype(0.01) * b) == {}
+    assert list(dependences(a=a, y=2 * a)) == ["y"]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_noise_of_a_product_is_seen_however_far_its_values_spread(random, dtype):
+    u, v = np.exp(3 * random.standard_normal((2, ROWS))).astype(dtype)
+    assert dependences(u=u, v=v, y=u * v) == {"y": "u * v"}
+    assert dependences(u=u, v=v, y=u * v * np.exp(1e-3 * random.standard_normal(ROWS)).astype(dtype)) == {}
 
 
 def test_rounding_does_not_hide_a_dependence(random):

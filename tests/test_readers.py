@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from jkoflow.data import DataError, DataWarning, ReadOptions, read_table
+from jkoflow.data.columns.options import TableOptions
 
 GUESS = ReadOptions()
 
@@ -508,3 +509,17 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch, content):
     path.write_bytes(gzip.compress(content * ((1 << 25) // len(content))))
     message = error_of(path)
     assert "unpacks to more than 100 times" in message or "a line of more than" in message
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_that_options_are_about_are_no_row_numbers(rows, tmp_path, suffix):
+    frame = pd.DataFrame(rows[:, :2], columns=["a", "b"], index=pd.Index(np.arange(len(rows)), name="id"))
+    path = tmp_path / f"rows.{suffix}"
+    frame.to_csv(path) if suffix == "csv" else frame.to_parquet(path)
+    for options in (
+        TableOptions(split_by="id"),
+        TableOptions(columns={"id": "real"}),
+        TableOptions(context_columns=("id",)),
+    ):
+        assert "id" in read_table(path, options.reading).features
+    assert TableOptions(split_by="id").to_mapping() == {"split_by": "id"}

@@ -283,3 +283,47 @@ def test_kinds_of_numbers_are_told_and_those_of_text_are_not(frame):
     texts = [str(warning.message) for warning in told]
     assert any("'rings' is taken for integer" in text for text in texts)
     assert not any("'kind'" in text or "'day'" in text for text in texts)
+
+
+# row numbers, and columns by name
+
+
+@pytest.mark.filterwarnings("default::jkoflow.data.DataWarning")
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("name", ["Unnamed: 0", "id", None])
+def test_row_numbers_in_memory_are_left_out_unless_an_option_is_about_them(start, name):
+    random = np.random.default_rng(0)
+    numbers = random.standard_normal((1000, 2))
+    rows = np.insert(numbers, 0, np.arange(1000) + start, 1)
+    given = rows if name is None else pd.DataFrame(rows, columns=[name, "a", "b"])
+    column = "x0" if name is None else name
+    with pytest.warns(DataWarning, match=rf"left out row numbers: '{column}'; columns=.*keeps"):
+        flow = jkoflow.train(given, SMALL)
+    assert flow.sample(5).shape == (5, 2)
+    if name is not None:
+        assert torch.equal(flow.log_prob(given), flow.log_prob(given[["a", "b"]]))
+        assert jkoflow.train(given, SMALL, split_by=name).dim == 2
+        assert jkoflow.train(given.assign(**{name: rows[:, 0] // 10}), SMALL, group=name).dim == 2
+    kept = jkoflow.train(given, SMALL, columns={column: "integer"})
+    assert kept.features[0] == column
+    assert torch.isfinite(kept.log_prob(given)).all()
+
+
+def test_plain_flows_find_columns_of_frames_by_name():
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(random.standard_normal((1000, 3)) * [1, 5, 20], columns=["a", "b", "c"])
+    flow = jkoflow.train(rows, SMALL)
+    assert torch.equal(flow.log_prob(rows[["c", "a", "b"]].assign(d=0)), flow.log_prob(rows.to_numpy()))
+    given = jkoflow.train(rows[["a", "b"]], SMALL, context=rows[["c"]])
+    wanted = given.log_prob(rows[["a", "b"]].to_numpy(), rows[["c"]].to_numpy())
+    assert torch.equal(given.log_prob(rows), wanted)
+    assert torch.equal(given.log_prob(rows[["b", "a"]], rows[["b", "c"]]), wanted)
+
+
+def test_a_function_is_refused_where_values_are_missing_too():
+    random = np.random.default_rng(0)
+    a, b = random.standard_normal((2, 1000))
+    absent = random.random(1000) < 0.2
+    for rows in ([np.where(absent, np.nan, a), b, 2 * a], [a, b, np.where(absent, np.nan, a + b)]):
+        with pytest.raises(DataError, match="'x2' is a function of others"):
+            jkoflow.train(np.stack(rows, 1), SMALL, missing="indicator")

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 from jkoflow.arrays import InputError, as_numbers, is_pandas
 from jkoflow.data.checks import DataError, default_features
 from jkoflow.data.readers.frames import columns_of
+from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.table import Column, Table
 
 
-def as_table(data: Any, name: str = "rows") -> Table:
+def as_table(data: Any, name: str = "rows", row_numbers: bool = True) -> Table:
     """Returns an object in memory as a table.
 
     Arguments:
         data: Rows with shape (N, d), or (N,) for one column: an array or a tensor of any dtype of real numbers or truth
             values, nested lists, a Series or a data frame of pandas. What is masked or missing becomes NaN.
         name: Name of the data in errors.
+        row_numbers: Whether a data frame's columns of row numbers are kept.
 
     Returns:
         The columns, under the names of a data frame or Series, or x0, x1, ...
@@ -28,7 +30,7 @@ def as_table(data: Any, name: str = "rows") -> Table:
         DataError: If the shape is another one, or an array holds other things than real numbers.
     """
     if is_pandas(data):
-        return _of_pandas(data, name)
+        return _of_pandas(data, name, ReadOptions(index_column=KEEP if row_numbers else None))
     try:
         rows = as_numbers(data, name)
     except InputError as error:
@@ -80,12 +82,12 @@ def check_paired(rows: Any, other: Any, name: str = "context") -> None:
         )
 
 
-def _of_pandas(data: Any, name: str) -> Table:
+def _of_pandas(data: Any, name: str, reading: ReadOptions) -> Table:
     labels = list(data.columns) if hasattr(data, "columns") else [data.name]
     if not labels:
         raise DataError(f"{name} must have at least one column, got none")
     try:
-        table = columns_of(data)
+        table = columns_of(data, reading)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     named = not all(isinstance(label, int) or label is None for label in labels)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from jkoflow.arrays import is_pandas
-from jkoflow.data import DataError, Dataset
+from jkoflow.callers import warn_caller
+from jkoflow.data import DataError, Dataset, DataWarning
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
 from jkoflow.data.memory import as_table, check_paired
+from jkoflow.data.readers.row_numbers import counts_rows, is_index
 from jkoflow.data.table import Column, Table
 
 Labels = str | Tensor | Column | list[Any]
@@ -35,7 +37,8 @@ def rows_in_memory(
     """
     for name, other in (("context", context), ("group", group), ("split_by", split_by)):
         check_paired(rows, other, name)
-    table = as_table(rows)
+    labels = [label for label in (group, split_by) if isinstance(label, str)]
+    table = _without_row_numbers(as_table(rows), (*(columns or {}), *labels))
     context_names: tuple[str, ...] = ()
     if context is not None:
         table, context_names = _joined(table, as_table(context, "context"))
@@ -43,6 +46,25 @@ def rows_in_memory(
     table, split_name = _with_labels(table, split_by, "split_by")
     options = TableOptions(context_names, columns or {}, missing, group_name, split_name)
     return prepare(table, "data", seed, options, is_pandas(rows)), options
+
+
+def _without_row_numbers(table: Table, mentioned: Sequence[str]) -> Table:
+    """Returns a table without the columns that number its rows, but for those that the user has named.
+
+    The other columns keep their names, so that later rows may have the row numbers or not.
+    """
+    found = [
+        place
+        for place, (name, values) in enumerate(zip(table.features, table.parts["all"], strict=True))
+        if name not in mentioned and (is_index(name, values) if table.is_named else not place and counts_rows(values))
+    ]
+    kept = [place for place in range(len(table.features)) if place not in found]
+    if not found or not kept:
+        return table
+    names = [table.features[place] for place in found]
+    told = f"columns={{{names[0]!r}: 'integer'}} keeps {names[0]!r}"
+    warn_caller(f"left out row numbers: {', '.join(map(repr, names))}; {told}", DataWarning)
+    return table.take(kept)
 
 
 def _joined(table: Table, context: Table) -> tuple[Table, tuple[str, ...]]:

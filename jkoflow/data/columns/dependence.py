@@ -19,6 +19,12 @@ SPARE_ROWS = 10
 MOST_DIGITS = 7
 """Digits of coefficients up to which simpler ones are tried."""
 
+LEAST_NOISE = 1e-11
+"""Share of a column's values that the arithmetic of the fit may be off by."""
+
+MOST_RELATIVE = 0.1
+"""Share of a value that its rounding may be for the value to tell whether it is a product."""
+
 LEAST_COEFFICIENT = 1e-4
 """Share of a column's spread below which another column is taken for no part of it."""
 
@@ -33,12 +39,12 @@ class Found(NamedTuple):
     """The function, if it is affine."""
 
 
-def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, float]) -> list[Found]:
-    """Finds columns that are functions of columns before them: copies, affine and monotone functions, products.
+def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, Floats]) -> list[Found]:
+    """Finds columns that are functions of columns before them: copies, affine and monotone functions, products, powers.
 
     Arguments:
         columns: Columns of numbers without missing values by name, each with shape (N,).
-        precision: For each column the size of its rounding, in its own units.
+        precision: For each value, with shape (N,), the size of its rounding, in its own units.
 
     Returns:
         The dependent columns, each a function of columns that are none.
@@ -63,27 +69,30 @@ def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, float
 
 
 def _affine(
-    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, float]
+    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, Floats]
 ) -> Found | None:
     fitted = _fit(exact[name], [exact[other] for other in others], rows)
     if fitted is None:
         return None
     intercept, coefficients = fitted
     noise = precision[name] + sum(abs(a) * precision[other] for a, other in zip(coefficients, others, strict=True))
+    noise = noise + LEAST_NOISE * float(np.quantile(np.abs(exact[name]), 0.9))
 
-    def worst_with(constant: float, factors: Floats) -> float:
+    def misses(constant: float, factors: Floats) -> Floats:
         value = constant + sum(a * exact[other] for a, other in zip(factors, others, strict=True))
-        return float(np.abs(exact[name] - value).max())
+        return np.abs(exact[name] - value)
 
-    worst = worst_with(intercept, coefficients)
-    if worst > noise:
+    off = misses(intercept, coefficients)
+    if (off > noise).mean() > 0.5:
         return None
     for digits in range(1, MOST_DIGITS):  # rounding has moved the coefficients: simple ones may do as well
         simple = np.array([float(f"{a:.{digits}g}") for a in coefficients])
-        constant = float(f"{intercept:.{digits}g}")
-        if worst_with(constant, simple) <= noise:
-            intercept, coefficients, worst = constant, simple, worst_with(constant, simple)
+        constant = 0.0 if abs(intercept) <= np.median(noise) else float(f"{intercept:.{digits}g}")
+        if ((tried := misses(constant, simple)) <= noise).all():
+            intercept, coefficients, off = constant, simple, tried
             break
+    if (off > noise).any():
+        return None
     kept = [
         k
         for k, other in enumerate(others)
@@ -92,9 +101,11 @@ def _affine(
     if not kept:
         return None
     sources, numbers = [others[k] for k in kept], [float(coefficients[k]) for k in kept]
-    dependence = Dependence(tuple(sources), tuple(numbers), float(intercept), max(2 * worst, noise))
-    same = len(kept) == 1 and abs(numbers[0] - 1) < 1e-9 and abs(intercept) <= noise
-    return Found(name, f"a copy of {sources[0]}" if same else _words(sources, numbers, intercept, noise), dependence)
+    tolerance = max(2 * float(off.max()), float(noise.max()))
+    dependence = Dependence(tuple(sources), tuple(numbers), float(intercept), tolerance)
+    least = float(np.median(noise))
+    same = len(kept) == 1 and abs(numbers[0] - 1) < 1e-9 and abs(intercept) <= least
+    return Found(name, f"a copy of {sources[0]}" if same else _words(sources, numbers, intercept, least), dependence)
 
 
 def _fit(target: Floats, others: list[Floats], rows: Array) -> tuple[float, Floats] | None:
@@ -124,20 +135,24 @@ def _monotone(name: str, others: list[str], exact: Mapping[str, Floats], rows: A
 
 
 def _product(
-    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, float]
+    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, Floats]
 ) -> Found | None:
-    if not exact[name].min() > 0:
+    if not exact[name].all():
         return None
-    positive = [other for other in others if exact[other].min() > 0]
-    logs = {other: np.log(exact[other]) for other in (name, *positive)}
-    relative = {other: precision[other] / float(exact[other].min()) for other in (name, *positive)}
-    if max(relative.values()) > 0.1:
+    known = {other: np.abs(exact[other]) for other in (name, *others) if exact[other].all()}
+    relative = {other: precision[other] / sizes for other, sizes in known.items()}
+    if max(float(errors.max()) for errors in relative.values()) > MOST_RELATIVE:
         return None
-    hit = _affine(name, positive, logs, rows, relative)
-    if hit is None or hit.dependence is None or len(hit.dependence.sources) < 2:
+    logs = {other: np.log(sizes) for other, sizes in known.items()}
+    hit = _affine(name, [other for other in others if other in known], logs, rows, relative)
+    if hit is None or hit.dependence is None:
         return None
+    factor = np.exp(hit.dependence.intercept)
+    shown = {other: other if exact[other].min() > 0 else f"|{other}|" for other in hit.dependence.sources}
     powers = zip(hit.dependence.sources, hit.dependence.coefficients, strict=True)
-    return Found(name, " * ".join(source if abs(a - 1) < 1e-6 else f"{source}^{a:.4g}" for source, a in powers), None)
+    text = " * ".join(shown[source] if abs(a - 1) < 1e-6 else f"{shown[source]}^{a:.4g}" for source, a in powers)
+    text = text if abs(factor - 1) < 1e-6 else f"{factor:.4g} * {text}"
+    return Found(name, text if exact[name].min() > 0 else f"+-{text}", None)
 
 
 def _spread(values: Floats) -> float:

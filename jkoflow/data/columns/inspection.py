@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.columns.codec import missing
+from jkoflow.data.columns.codec import Floats, missing
 from jkoflow.data.columns.dependence import Found, find_dependences
 from jkoflow.data.columns.kinds import ColumnPlan, plan_column
 from jkoflow.data.columns.lattice import find_spacing
@@ -50,8 +50,7 @@ def inspect_table(table: Table, options: TableOptions = TableOptions()) -> Inspe
     ordered = sorted(
         (plan for plan in plans if _has_numbers(plan)), key=lambda plan: plan.name not in options.context_columns
     )
-    full = {plan.name: values[plan.name] for plan in ordered if not missing(values[plan.name]).any()}
-    hits = find_dependences(full, {name: _rounding(column) for name, column in full.items()})
+    hits = find_dependences(*_complete({plan.name: values[plan.name] for plan in ordered}))
     found = [hit for hit in hits if hit.name not in options.context_columns]
     for name, override in overrides.items():
         if _is_dependent(override) and name not in {hit.name for hit in found if hit.dependence is not None}:
@@ -71,6 +70,22 @@ def joined(table: Table) -> dict[str, Column]:
     return columns
 
 
+def _complete(columns: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, Floats]]:
+    """Returns columns of numbers in the rows where none is missing, and the size of the rounding of each value.
+
+    If fewer than half of the rows have no missing value, all rows of the columns without missing values are returned.
+    """
+    if not columns:
+        return {}, {}
+    absent = {name: missing(column) for name, column in columns.items()}
+    kept, rows = dict(columns), ~np.logical_or.reduce([*absent.values()], axis=0)
+    if rows.mean() < 0.5:
+        kept = {name: column for name, column in kept.items() if not absent[name].any()}
+        rows = np.ones(len(rows), bool)
+    full = {name: column if rows.all() else column[rows] for name, column in kept.items()}
+    return full, {name: _rounding(column) for name, column in full.items()}
+
+
 def _has_numbers(plan: ColumnPlan) -> bool:
     return plan.codec is not None and plan.codec.numeric and plan.kind != "date"
 
@@ -79,12 +94,10 @@ def _is_dependent(override: Override | None) -> bool:
     return override is not None and override.kind == "dependent"
 
 
-def _rounding(values: Column) -> float:
-    """Returns the size of a column's rounding: half a step of its lattice, or some digits of its type."""
+def _rounding(values: Column) -> Floats:
+    """Returns the size of the rounding of values (N,): half a step of their lattice, and some digits of their type."""
     exact = np.asarray(values, np.float64)
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    digits = 8 * float(np.finfo(dtype).eps) * float(np.abs(exact).max())
     spacing = find_spacing(exact, values.dtype)
-    return digits + (
-        0.5 * spacing.step if spacing is not None and values.dtype.kind == "f" and not spacing.whole else 0.0
-    )
+    rounded = spacing is not None and values.dtype.kind == "f" and not spacing.whole
+    return 8 * float(np.finfo(dtype).eps) * np.abs(exact) + (0.5 * spacing.step if rounded else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ class TableOptions:
             raise DataError(f"missing must be one of {', '.join(MISSING)}, got {self.missing!r}")
         if self.group is not None and self.split_by is not None:
             raise DataError("group and split_by were both given, and each tells how to split; give one of them")
+        object.__setattr__(self, "reading", dataclasses.replace(self.reading, mentioned=self._mentioned()))
+
+    def _mentioned(self) -> tuple[str, ...]:
+        labels = (name for name in (self.group, self.split_by) if name is not None)
+        return (*self.context_columns, *self.columns, *labels)
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns the options that were given, under the names of a TOML file."""

@@ -89,7 +89,8 @@ def _table(read: Callable[[], Any], kind: str, options: ReadOptions, notes: list
     with reading(kind):
         table = read()
         table.validate(full=True)
-        indices = [] if options.index_column == KEEP else _indices(table)
+        found = [] if options.index_column == KEEP else _indices(table)
+        indices = [name for name in found if name not in options.mentioned]
         kept = [place for place, name in enumerate(table.column_names) if name not in indices]
         series = [arrow_series(table.column(place)) for place in kept]
         frame = pandas.concat(series, axis=1) if series else pandas.DataFrame()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jkoflow.data.checks import DataError
@@ -33,6 +33,8 @@ class ReadOptions:
     """The decimal mark of a text file, ``"."`` or ``","``."""
     index_column: str | None = None
     """Name of the column that numbers the rows and is left out; ``"none"`` keeps a column that looks like one."""
+    mentioned: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Names of columns that other options are about, which are no row numbers then; no option of a file."""
 
     def __post_init__(self) -> None:
         """Checks the options, and spells out the separator."""
@@ -61,7 +63,7 @@ class ReadOptions:
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns the options that are not left to be guessed, for a TOML file."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in _names()}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -71,8 +73,13 @@ class ReadOptions:
         Raises:
             DataError: If a name is unknown or a value is not one of its option's.
         """
-        known = [field.name for field in fields(cls)]
+        known = _names()
         unknown = [name for name in values if name not in known]
         if unknown:
             raise DataError(f"unknown option {', '.join(unknown)} for reading; known are {', '.join(known)}")
         return cls(**values)
+
+
+def _names() -> list[str]:
+    """Returns the names of the options of a file."""
+    return [field.name for field in fields(ReadOptions) if field.name != "mentioned"]

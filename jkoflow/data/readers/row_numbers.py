@@ -24,8 +24,8 @@ def without_row_numbers(table: Table, named: bool, options: ReadOptions, notes: 
     """Returns a table without the column that numbers its rows.
 
     A column without a name, or with one such as ``index`` or ``id``, is taken for row numbers if it holds integers that
-    are all different, in any order and from any start; in a table without names, the first column is if it counts from
-    0 or 1.
+    are all different, in any order and from any start, and no option is about it; in a table without names, the first
+    column is if it counts from 0 or 1.
 
     Arguments:
         table: Columns with shape (N,), not in parts.
@@ -49,7 +49,8 @@ def without_row_numbers(table: Table, named: bool, options: ReadOptions, notes: 
         found = zip(features, columns, strict=True)
         left_out = [place for place, (name, values) in enumerate(found) if is_index(name, values)]
     else:
-        left_out = [0] if columns and _counts(columns[0]) else []
+        left_out = [0] if columns and counts_rows(columns[0]) else []
+    left_out = [place for place in left_out if features[place] not in options.mentioned]
     kept = [place for place in range(len(features)) if place not in left_out]
     if not left_out or not kept:
         return table
@@ -67,7 +68,7 @@ def is_index(name: str, values: Column) -> bool:
     return _are_integers(values) and len(np.unique(values)) == len(values)
 
 
-def _counts(values: Column) -> bool:
+def counts_rows(values: Column) -> bool:
     """Tells whether a column counts the rows from 0 or from 1."""
     if len(values) < FEWEST or not _are_integers(values):
         return False
