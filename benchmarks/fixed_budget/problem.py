@@ -47,7 +47,8 @@ def load(source: str) -> Problem:
     Raises:
         jkoflow.data.DataError: If the data cannot be used.
     """
-    data = load_dataset(source)
+    data = load_dataset(source, options=None if source in BUILT_IN else TableOptions(columns={"*": "real"}))
+    assert isinstance(data, Dataset)
     exact = data.train.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
 

@@ -21,7 +21,7 @@ from jkoflow import checkpoint
 from jkoflow.bench.allocator import keep_freed_memory
 from jkoflow.environment import describe
 from jkoflow.training import TrainConfig
-from jkoflow.training.run_directory import finite
+from jkoflow.checkpoint import finite
 from jkoflow.training.world import Clock
 
 FORMAT = 1
