@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from jkoflow.data import load_dataset
+from jkoflow.data import BUILT_IN, Dataset, TableOptions, load_dataset
 from jkoflow.metrics import spread_rows
 
 VAL_ROWS = 5000
