@@ -27,6 +27,7 @@ from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_numbers, check_output, write_table
+from jkoflow.links import Link
 
 __all__ = [
     "BENCHMARKS",
