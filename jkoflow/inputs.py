@@ -20,8 +20,9 @@ Rows = Tensor | ArrayLike
 
 
 def in_order(rows: Rows | None, names: tuple[str, ...] | None, name: str) -> Rows | None:
-    """Returns the columns of a data frame in a flow's order, found by name; other rows, and a frame without names, as
-    they are.
+    """Returns the columns of a data frame in a flow's order, found by name.
+
+    Other rows, and a frame without names, are returned as they are.
 
     Raises:
         InputError: If the frame lacks one of the columns.

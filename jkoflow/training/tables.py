@@ -53,8 +53,8 @@ def fit_masses(data: TableData, config: TrainConfig, world: World, tell: Callabl
     )
     if any(short):
         tell(
-            f"the time budget lets the masses of {sum(short)} of {len(short)} discrete columns have tables alone; raise "
-            "time_budget to let them learn more"
+            f"the time budget lets the masses of {sum(short)} of {len(short)} discrete columns have tables alone; "
+            "raise time_budget to let them learn more"
         )
     return masses
 
