@@ -321,6 +321,9 @@ def load(path: str | Path) -> Model:
 
     Raises:
         jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+
+    Example:
+        >>> load("runs/first").log_prob(pandas.read_csv("new.csv"))  # doctest: +SKIP
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
