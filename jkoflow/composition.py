@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from jkoflow.arrays import is_pandas
 from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
-from jkoflow.inputs import Rows, shaped, take_context, take_points
+from jkoflow.inputs import Rows, in_order, shaped, take_context, take_points
 from jkoflow.links import Links
 from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.standardize import Standardize
@@ -78,6 +79,12 @@ class Composition(nn.Module):
                 f"mean, std, the initial map and the parameters of every block must have one dtype, got "
                 f"{', '.join(sorted(map(str, dtypes)))}; convert with .to(dtype)"
             )
+
+    features: tuple[str, ...] | None = None
+    """Names of the columns that the flow was trained on, by which those of a data frame are found; None if they have
+    none."""
+    context_features: tuple[str, ...] | None = None
+    """Names of the conditioning variables, likewise."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, in version 0.1, too, where a property of today was an attribute."""
@@ -168,8 +175,8 @@ class Composition(nn.Module):
         Raises:
             jkoflow.arrays.InputError: If the shape does not match or x holds NaN or inf (row and column are named).
         """
-        points, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
-        conditions = self.standardized_context(context, leading, validate)
+        points, leading = self._take(x, validate)
+        conditions = self._given(x, context, leading, validate)
         z, logdet = self.enter(points)
         for block in self.stack:
             z, increment = block(z, conditions, self._steps(num_steps), discrete)
@@ -228,8 +235,8 @@ class Composition(nn.Module):
         validate: bool = True,
     ) -> Tensor:
         """Returns the noise of data x (B, d), or the data of noise, for half of what `forward` and `inverse` cost."""
-        point, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
-        conditions = self.standardized_context(context, leading, validate)
+        point, leading = self._take(x, validate)
+        conditions = self._given(x, context, leading, validate)
         point = point if inverse else self.enter(point)[0]
         for block in reversed(self.stack) if inverse else self.stack:
             point = block.carry(point, conditions, self._steps(num_steps), inverse)
@@ -256,8 +263,8 @@ class Composition(nn.Module):
             Positions and logdets at every stage. Stage 0 is the data side in both directions: the data, standardised
             and after the initial map.
         """
-        point, leading = take_points(x, self.dim, "x", self.standardize.mean, validate)
-        conditions = self.standardized_context(context, leading, validate)
+        point, leading = self._take(x, validate)
+        conditions = self._given(x, context, leading, validate)
         point = point if inverse else self.enter(point)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
@@ -270,6 +277,17 @@ class Composition(nn.Module):
             stages.reverse()
         positions, logdets = zip(*((shaped(p, leading), shaped(j, leading)) for p, j in stages), strict=True)
         return Trajectory(torch.stack(positions), torch.stack(logdets))
+
+    def _take(self, x: Rows, validate: bool) -> tuple[Tensor, torch.Size]:
+        rows = in_order(x, self.features, "x")
+        return take_points(x if rows is None else rows, self.dim, "x", self.standardize.mean, validate)
+
+    def _given(self, x: Rows, context: Rows | None, leading: torch.Size, validate: bool) -> Tensor | None:
+        """Returns the standardised conditions; a data frame of points may hold them, too."""
+        if context is None and self.context_features and is_pandas(x):
+            names = set(map(str, getattr(x, "columns", ())))
+            context = x if names.issuperset(self.context_features) else None
+        return self.standardized_context(context, leading, validate)
 
     def standardized_context(
         self, context: Rows | None, rows: int | torch.Size, validate: bool = True
@@ -290,6 +308,7 @@ class Composition(nn.Module):
                 inf.
         """
         leading = torch.Size((rows,)) if isinstance(rows, int) else rows
+        context = in_order(context, self.context_features, "context")
         conditions = take_context(context, leading, self.context_dim, self.standardize.mean, validate)
         if conditions is not None and self.context_links is not None:
             conditions = self.context_links(conditions)[0]

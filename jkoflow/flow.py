@@ -278,8 +278,10 @@ class JKOFlow(Composition):
         for name, links in (("links", self.links), ("context_links", self.context_links)):
             if links is not None:
                 description[name] = links.describe()
-        if self.metrics is not None:
-            description["metrics"] = self.metrics
+        names = {"features": self.features, "context_features": self.context_features}
+        for name, value in {"metrics": self.metrics, **names}.items():
+            if value is not None:
+                description[name] = value
         return description
 
     @classmethod
@@ -300,7 +302,10 @@ class JKOFlow(Composition):
             for name in ("links", "context_links")
         )
         flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
-        flow.metrics = description.get("metrics")  # nor this
+        flow.metrics = description.get("metrics")  # nor these
+        for name in ("features", "context_features"):
+            if name in description:
+                setattr(flow, name, tuple(description[name]))
         return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod

@@ -20,6 +20,26 @@ Rows = Tensor | ArrayLike
 """Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
 
 
+def in_order(rows: Rows | None, names: tuple[str, ...] | None, name: str) -> Rows | None:
+    """Returns the columns of a data frame in a flow's order, found by name.
+
+    Other rows, and a frame without names, are returned as they are.
+
+    Raises:
+        InputError: If the frame lacks one of the columns.
+    """
+    if names is None or not is_pandas(rows) or not hasattr(rows, "columns"):
+        return rows
+    frame: Any = rows
+    have = [str(label) for label in frame.columns]
+    if not set(names) <= set(have):
+        if all(isinstance(label, int) for label in frame.columns):
+            return rows
+        missing = ", ".join(wanted for wanted in names if wanted not in have)
+        raise InputError(f"{name} lacks the column {missing} that the flow was trained on; it has {', '.join(have)}")
+    return frame.iloc[:, [have.index(wanted) for wanted in names]]
+
+
 def take_points(x: Rows, dim: int, name: str, like: Tensor, validate: bool) -> tuple[Tensor, torch.Size]:
     """Returns points in the form that a flow can carry, and the shape of their results.
 

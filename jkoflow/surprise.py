@@ -17,7 +17,7 @@ from jkoflow.data.columns.numbers import Constant, Date, Mixed, days
 from jkoflow.data.seen import outside, special
 from jkoflow.data.table import Table
 from jkoflow.flow import JKOFlow
-from jkoflow.inputs import Rows, take_context, take_points
+from jkoflow.inputs import Rows, in_order, take_context, take_points
 from jkoflow.metrics import CHUNK
 from jkoflow.table_flow import Model, TableFlow
 
@@ -81,8 +81,9 @@ def seen_of(model: Model) -> dict[str, list[Any]]:
 @torch.no_grad()
 def _of_flow(flow: JKOFlow, rows: Rows, context: Rows | None) -> Tensor:
     like = flow.standardize.mean
-    x, leading = take_points(rows, flow.dim, "rows", like, True)
-    given = take_context(context, leading, flow.context_dim, like, True)
+    named = in_order(rows, flow.features, "rows")
+    x, leading = take_points(rows if named is None else named, flow.dim, "rows", like, True)
+    given = take_context(in_order(context, flow.context_features, "context"), leading, flow.context_dim, like, True)
     base = _log_prob(flow, x, given)
     gains, beyond = np.zeros((len(x), flow.dim)), np.zeros((len(x), flow.dim), dtype=bool)
     for place, seen in enumerate(list(seen_of(flow).values())[: flow.dim]):

@@ -195,6 +195,18 @@ class TableFlow(nn.Module):
             return pandas.DataFrame(columns)
         return torch.from_numpy(np.stack([np.asarray(values, np.float64) for values in columns.values()], 1))
 
+    def sample_and_log_prob(
+        self,
+        n: int,
+        context: Any = None,
+        num_steps: int | Grid | None = None,
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Draws n rows as `sample` does, and returns them with their log-densities as `log_prob` gives them, (n,)."""
+        rows = self.sample(n, context, num_steps, generator, exact)
+        return rows, self.log_prob(rows, context, num_steps)
+
     @torch.no_grad()
     def sample_columns(
         self,
@@ -309,6 +321,9 @@ def load(path: str | Path) -> Model:
 
     Raises:
         jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+
+    Example:
+        >>> load("runs/first").log_prob(pandas.read_csv("new.csv"))  # doctest: +SKIP
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path

@@ -128,7 +128,7 @@ def write_pickle(path):
         ("none.csv", None, "no such file"),
         ("rsoe", None, "did you mean rose?"),
         ("t.xlsx", lambda path: path.write_bytes(b"x"), "unsupported kind of file '.xlsx'"),
-        ("t.csv", lambda path: path.write_text("a,b\n" + "x,y\n" * 50), "has no numeric columns (it has 'a', 'b')"),
+        ("t.csv", lambda path: path.write_text("a,b\n" + "x,y\n" * 50), "has no column that varies (it has 'a', 'b')"),
         ("t.csv", lambda path: path.write_bytes(b""), "is empty"),
         ("t.npz", lambda path: path.write_bytes(b"PK\3\4 no more"), "is damaged"),
         ("t.parquet", lambda path: path.write_bytes(b"PAR1 no more"), "is damaged"),
@@ -390,9 +390,9 @@ def test_resuming_with_other_data(finished, place):
     refused("train", "--resume", run, says="gone.csv: no such file")
 
 
-def test_left_out_columns_are_a_note_on_stderr(place, monkeypatch):
+def test_kinds_of_columns_are_printed(place, monkeypatch):
     monkeypatch.setattr(training_run, "write_report", lambda run: run)
     pd.DataFrame(rows(), columns=["a", "b"]).assign(city="Bonn").to_csv("t.csv", index=False)
     result = invoke("train", "t.csv", "--out", "run", "--config", "small.toml")
     assert result.exit_code == 0, result.output
-    assert result.stderr == "note: t.csv: left out the columns that are not numbers: 'city'\n"
+    assert "columns: a real, b real, city constant" in result.stdout

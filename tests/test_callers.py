@@ -605,3 +605,19 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
         checkpoint.save(tmp_path / "flow", "flow", tensors, {**description, "metrics": wrong})
         with pytest.raises(checkpoint.CheckpointError, match="does not describe a flow"):
             JKOFlow.load(tmp_path / "flow")
+
+
+def test_columns_of_a_frame_are_found_by_name(tmp_path):
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((400, 3)) * [1, 5, 20], columns=["a", "b", "c"])
+    flow = train(frame[["a", "b"]], TINY, context=frame[["c"]])
+    flow.save(tmp_path / "m.safetensors")
+    expected = flow.log_prob(frame[["a", "b"]].to_numpy(), frame[["c"]].to_numpy())
+    for model in (flow, jkoflow.JKOFlow.load(tmp_path / "m.safetensors")):
+        assert model.features == ("a", "b")
+        assert model.context_features == ("c",)
+        assert torch.equal(model.log_prob(frame[["b", "a"]], frame[["c"]]), expected)
+        assert torch.equal(model.log_prob(frame[["c", "b", "a"]]), expected)
+        with pytest.raises(InputError, match="x lacks the column b"):
+            model.log_prob(frame[["a", "c"]])
+        unnamed = pd.DataFrame(frame[["a", "b"]].to_numpy())
+        assert torch.equal(model.log_prob(unnamed, frame[["c"]]), expected)

@@ -324,12 +324,12 @@ def test_a_finished_run_is_refused_to_other_settings(rows, finished, changed, me
 
 
 def test_a_finished_run_is_refused_to_another_start(rows, tmp_path):
-    start = train(rows, SHORT)
+    start, other = train(rows, SHORT), train(rows, dataclasses.replace(SHORT, seed=9))
     flow = train(rows, SHORT, run_dir=tmp_path, start=start)
     again = train(rows, SHORT, run_dir=tmp_path, start=start, resume=True)
     assert torch.equal(again.log_prob(rows.test), flow.log_prob(rows.test))
     with pytest.raises(RunError, match=r"the data \(or the flow to start from\) have changed"):
-        train(rows, SHORT, run_dir=tmp_path, start=flow, resume=True)
+        train(rows, SHORT, run_dir=tmp_path, start=other, resume=True)
     with pytest.raises(RunError, match="the data have changed"):
         train(rows, SHORT, run_dir=tmp_path, resume=True)
 

@@ -174,8 +174,10 @@ def test_samples_speak_the_types_of_a_frame(frame, forest):
     assert (drawn["height"] > 0).all()
     assert 0.3 < (drawn["snow"] == 0).mean() < 0.7
     assert 0.02 < drawn["note"].isna().mean() < 0.25
-    again = forest.sample(500, generator=torch.Generator().manual_seed(1))
+    again, log_prob = forest.sample_and_log_prob(500, generator=torch.Generator().manual_seed(1))
     pd.testing.assert_frame_equal(drawn, again)
+    assert torch.equal(log_prob, forest.log_prob(drawn))
+    assert torch.isfinite(log_prob).all()
 
 
 def test_columns_of_a_frame_are_found_by_name(frame, forest):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from jkoflow.data import load_dataset
+from jkoflow.data import BUILT_IN, Dataset, TableOptions, load_dataset
 from jkoflow.metrics import spread_rows
 
 VAL_ROWS = 5000
@@ -47,7 +47,8 @@ def load(source: str) -> Problem:
     Raises:
         jkoflow.data.DataError: If the data cannot be used.
     """
-    data = load_dataset(source)
+    data = load_dataset(source, options=None if source in BUILT_IN else TableOptions(columns={"*": "real"}))
+    assert isinstance(data, Dataset)
     exact = data.train.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
 

@@ -19,9 +19,9 @@ from fixed_budget.problem import load
 from fixed_budget.trained import Point
 from jkoflow import checkpoint
 from jkoflow.bench.allocator import keep_freed_memory
+from jkoflow.checkpoint import finite
 from jkoflow.environment import describe
 from jkoflow.training import TrainConfig
-from jkoflow.training.run_directory import finite
 from jkoflow.training.world import Clock
 
 FORMAT = 1

@@ -89,6 +89,7 @@ def group(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -149,17 +150,7 @@ def train(
         "finetune": finetune,
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
-    told = table_options.mapping(
-        context_columns=context_columns,
-        columns=columns,
-        missing=missing,
-        group=group,
-        split_by=split_by,
-        header=header,
-        sep=sep,
-        decimal=decimal,
-        index_column=index_column,
-    )
+    told = table_options.mapping(context)
     given = settings.given(config, chosen, told)
     if resume:
         run, source, resolved = settings.for_resume(data, out, given)

@@ -18,6 +18,7 @@ from jkoflow.data.table import Column, Table
 
 
 def inspect(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="File of a table, as for train.", show_default=False)],
     context_columns: table_options.ContextColumns = None,
     columns: table_options.Columns = None,
@@ -30,17 +31,7 @@ def inspect(
     index_column: table_options.IndexColumn = None,
 ) -> None:
     """Show what kind every column of a file is taken for, why, and what training would do with it."""
-    told = table_options.mapping(
-        context_columns=context_columns,
-        columns=columns,
-        missing=missing,
-        group=group,
-        split_by=split_by,
-        header=header,
-        sep=sep,
-        decimal=decimal,
-        index_column=index_column,
-    )
+    told = table_options.mapping(context)
     options = TableOptions.from_mapping(told)
     table = read_table(data, options.reading)
     try:
@@ -101,7 +92,9 @@ def _range(values: Column) -> str:
     if values.dtype.kind in "fiu":
         return " .. ".join(f"{value:.6g}" for value in np.quantile(values.astype(float), (0, 0.5, 1)))
     if values.dtype.kind == "M":
-        return f"{values.min()} .. {values.max()}"
+        whole = values.astype("datetime64[s]")
+        shown = whole.astype("datetime64[D]") if bool((whole.astype("datetime64[D]") == whole).all()) else whole
+        return f"{shown.min()} .. {shown.max()}"
     levels: list[Any] = sorted(set(map(str, values.tolist())))
     return ", ".join(levels[:4]) + (", ..." if len(levels) > 4 else "")
 

@@ -21,6 +21,7 @@ from jkoflow.table_flow import Model, TableFlow
 
 
 def score(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
     data: Annotated[str, typer.Argument(help="Rows to score: as for train.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
@@ -69,7 +70,7 @@ def score(
     model = models.load_model(run)
     names = models.names_of(run, model)
     seed, options = models.seed_and_options(run)
-    told = table_options.mapping(header=header, sep=sep, decimal=decimal, index_column=index_column)
+    told = table_options.mapping(context)
     scored = load_scored(data, (*names[0], *names[1]), split, seed, options, told)
     rows = Rows(model, data, scored.chosen, len(names[0]))
     log_prob = rows.log_prob()

@@ -56,28 +56,13 @@ def names(text: str | None) -> list[str]:
     return found
 
 
-def mapping(
-    *,
-    context_columns: str | None = None,
-    columns: str | None = None,
-    missing: str | None = None,
-    group: str | None = None,
-    split_by: str | None = None,
-    header: bool | None = None,
-    sep: str | None = None,
-    decimal: str | None = None,
-    index_column: str | None = None,
-) -> dict[str, Any]:
-    """Returns the options that were given, under the names of `jkoflow.data.TableOptions`."""
+def mapping(context: typer.Context) -> dict[str, Any]:
+    """Returns the options of a command that were given, under the names of `jkoflow.data.TableOptions`."""
+    told = context.params
     values = {
-        "context_columns": names(context_columns) or None,
-        "columns": None if columns is None else split_overrides(columns),
-        "missing": missing,
-        "group": group,
-        "split_by": split_by,
-        "header": header,
-        "separator": sep,
-        "decimal": decimal,
-        "index_column": index_column,
+        "context_columns": names(told.get("context_columns")) or None,
+        "columns": None if told.get("columns") is None else split_overrides(told["columns"]),
+        "separator": told.get("sep"),
+        **{name: told.get(name) for name in ("missing", "group", "split_by", "header", "decimal", "index_column")},
     }
     return {name: value for name, value in values.items() if value is not None}

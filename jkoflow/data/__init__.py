@@ -27,6 +27,7 @@ from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_numbers, check_output, write_table
+from jkoflow.links import Link
 
 __all__ = [
     "BENCHMARKS",
@@ -372,4 +373,4 @@ def _shape_rows(name: str, text: str) -> tuple[int, int, int]:
 def _draw_parts(shape: _Shape, seed: int) -> Dataset:
     points = draw(shape.name, sum(shape.rows), seed)
     train, val, test = points.split(shape.rows)
-    return Dataset(shape.name, train, val, test, ("x", "y"))
+    return Dataset(shape.name, train, val, test, ("x", "y"), links=(Link(), Link()))  # a drawing has no bounds

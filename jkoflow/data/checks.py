@@ -31,6 +31,13 @@ def default_features(dim: int) -> tuple[str, ...]:
     return tuple(f"x{column}" for column in range(dim))
 
 
+def own_names(features: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the names of columns, or None if there are none but x0, x1, ... or c0, c1, ..."""
+    names = tuple(features)
+    unnamed = tuple(f"c{column}" for column in range(len(names)))
+    return None if names in ((), default_features(len(names)), unnamed) else names
+
+
 def column_label(features: Sequence[str], column: int) -> str:
     """Returns what messages call a column: its name, or its number (from 0) if there are no names."""
     named = tuple(features) != default_features(len(features))

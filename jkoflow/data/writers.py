@@ -41,7 +41,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         raise DataError(f"cannot write {path}: it is a directory; name a file")
     place = path.resolve()
     if not place.parent.is_dir():
-        raise DataError(f"cannot write {path}: there is no directory {place.parent}; create it first")
+        raise DataError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise DataError(f"cannot write {path}: no permission to write in {place.parent}; choose another place")
     for read in map(Path, inputs):

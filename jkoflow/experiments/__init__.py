@@ -97,7 +97,7 @@ def load(name: str) -> Experiment:
         ExperimentError: If there is no experiment of that name.
 
     Example:
-        >>> load("rose").settings["hidden"]
+        >>> jkoflow.experiments.load("rose").settings["hidden"]
         [128, 128, 128]
     """
     if name not in names():

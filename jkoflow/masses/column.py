@@ -81,7 +81,13 @@ class Column(nn.Module):
 
     @classmethod
     def fit(
-        cls, rows: Rows, held: Rows | None, levels: Sequence[int], hidden: Sequence[int], generator: torch.Generator
+        cls,
+        rows: Rows,
+        held: Rows | None,
+        levels: Sequence[int],
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        learns: bool = True,
     ) -> Column:
         """Fits the masses of the last of some columns.
 
@@ -91,9 +97,10 @@ class Column(nn.Module):
             levels: Number of states of the columns before it, and of the column itself.
             hidden: Widths of the networks' hidden layers.
             generator: Source of the random numbers.
+            learns: Whether there is time for networks and trees.
         """
         tables = [shares(rows.states, levels), best_table(rows.states, levels)]
-        learns = len(rows.states) >= LEAST_ROWS and (rows.context.shape[1] > 0 or max(levels[:-1], default=1) > 1)
+        learns &= len(rows.states) >= LEAST_ROWS and (rows.context.shape[1] > 0 or max(levels[:-1], default=1) > 1)
         column = cls(levels, rows.context.shape[1], hidden, tables[1].parents, LEARNERS if learns else ())
         judged = rows if held is None else held
         picked, learnt = _folds(len(rows.states), None if held is None else len(held.states), generator)

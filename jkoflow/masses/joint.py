@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -161,6 +161,7 @@ class Masses(nn.Module):
         val_context: Tensor | None = None,
         seed: int = 0,
         hidden: Sequence[int] = (64,),
+        affordable: Callable[[], bool] = lambda: True,
     ) -> Masses:
         """Fits the probability to rows; the same rows and seed give the same result, in any mode of autograd.
 
@@ -173,6 +174,8 @@ class Masses(nn.Module):
             val_context: Conditioning variables (V, c) of these rows.
             seed: Seed of the networks' first numbers and of the order of the rows.
             hidden: Widths of the networks' hidden layers.
+            affordable: Function that is asked before every column whether there is time for networks and trees; a
+                column without them has its tables alone.
 
         Raises:
             ValueError: If a state is out of range, a shape does not match or there are no rows.
@@ -192,7 +195,8 @@ class Masses(nn.Module):
                 held = masses._copied(val_states, val_context)
             generator = torch.Generator().manual_seed(seed)
             for number, column in masses._varying:
-                masses.columns[number] = Column.fit(rows, held, column.levels, masses.hidden, generator)
+                learns = affordable()
+                masses.columns[number] = Column.fit(rows, held, column.levels, masses.hidden, generator, learns)
             return masses.requires_grad_(False).eval().to(states.device)
 
     def _copied(self, states: Tensor, context: Tensor) -> Rows:

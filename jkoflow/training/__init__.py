@@ -169,7 +169,7 @@ def _train(
     try:
         complete = None
         if isinstance(data, TableData):
-            masses = fit_masses(data, config.seed) if not isinstance(start, TableFlow) else start.masses
+            masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
             complete = completed(data, masses, config, progress.message)
         return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
     finally:

@@ -19,26 +19,44 @@ from jkoflow.flow import JKOFlow
 from jkoflow.masses import Masses
 from jkoflow.table_flow import TableFlow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.world import World
+
+MASSES_SHARE = 0.2
+"""Share of a time budget after which no more networks are trained for masses."""
 
 BUDGET_ROWS = 2000
 """Largest number of test rows whose masses are integrated if there is a time budget."""
 
 
-def fit_masses(data: TableData, seed: int) -> Masses | None:
+def fit_masses(data: TableData, config: TrainConfig, world: World, tell: Callable[[str], None]) -> Masses | None:
     """Fits the masses of the training rows' states; returns None if no column has several states."""
     if not data.schema.discrete:
         return None
     train, val, _ = (torch.from_numpy(data.states[part]) for part in PARTS)
     given = {part: torch.from_numpy(data.conditions[part]).float() for part in PARTS}
     has_context = given["train"].shape[1] > 0
-    return Masses.fit(
+    short: list[bool] = []
+
+    def affordable() -> bool:
+        enough = config.time_budget is None or world.elapsed() < MASSES_SHARE * config.time_budget
+        short.append(not enough)
+        return enough
+
+    masses = Masses.fit(
         train,
         data.schema.levels,
         given["train"] if has_context else None,
         val,
         given["val"] if has_context else None,
-        seed=seed,
+        seed=config.seed,
+        affordable=affordable,
     )
+    if any(short):
+        tell(
+            f"the time budget lets the masses of {sum(short)} of {len(short)} discrete columns have tables alone; "
+            "raise time_budget to let them learn more"
+        )
+    return masses
 
 
 def settings_for(data: TableData, config: TrainConfig) -> TrainConfig:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
 from jkoflow.data import Dataset, require_batch
+from jkoflow.data.checks import own_names
 from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model
@@ -184,6 +185,8 @@ class Trainer:
             "initial_map": flow.initial_map.recipe,
             "rounds": [{k: v for k, v in record.items() if k != "event"} for record in self.rounds],
         }
+        if not self.data.prepared:
+            flow.features, flow.context_features = own_names(self.data.features), own_names(self.data.context_features)
         model: Model = flow
         columns: Mapping[str, NDArray[Any]] | None = None
         if self._complete is not None:

@@ -152,7 +152,7 @@ class Count(Codec):
         places, _ = lattice_places(values, self.first, self.step)
         middle = (self.values - 1) / 2
         scaled = np.clip((places - middle) / max(middle, 1.0), -2, 2)
-        return np.concatenate([scaled[:, None], super().features(values)], 1)
+        return np.concatenate([scaled[:, None], super().features(values)], 1, dtype=np.float64)
 
 
 @dataclass

@@ -24,6 +24,9 @@ KINDS = {
 }
 """The kinds that a user may name, and what they stand for."""
 
+OTHERS = "*"
+"""Stands for all columns that have no kind of their own."""
+
 ARGUMENTS = {"log": (0, 1), "logit": (0, 2), "grid": (0, 1)}
 """Numbers of arguments that a kind allows; no others have any."""
 
@@ -69,17 +72,19 @@ def parse_override(column: str, text: str) -> Override:
 
 
 def parse_overrides(columns: Mapping[str, str], features: Sequence[str]) -> dict[str, Override]:
-    """Reads the kinds of columns by name.
+    """Reads the kinds of columns by name; that of ``*`` goes for all columns without a kind of their own.
 
     Raises:
         DataError: If there is no such column, or a kind is wrong.
     """
     for name in columns:
-        if name not in features:
+        if name not in features and name != OTHERS:
             near = difflib.get_close_matches(str(name), features, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(f"there is no column {name!r} to be a {columns[name]}; {hint}there are {_some(features)}")
-    return {name: parse_override(name, text) for name, text in columns.items()}
+    own = {name: text for name, text in columns.items() if name != OTHERS or name in features}
+    rest = dict.fromkeys(features, columns[OTHERS]) if len(own) < len(columns) else {}
+    return {name: parse_override(name, text) for name, text in (rest | own).items()}
 
 
 def split_overrides(text: str) -> dict[str, str]:

@@ -83,7 +83,10 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     context = [_plan_named(plans, column) for column in options.context_columns]
     own = [plan for plan in plans if plan.name not in options.context_columns]
     if not own:
+        refuse_missing(table, [plan.name for plan in inspection.plans if plan.reason != "as told"])
         raise DataError("no column is left to have a density; not all columns can be context or left out")
+    if all(plan.kind == "constant" for plan in own):
+        raise DataError(f"has no column that varies (it has {', '.join(repr(plan.name) for plan in own)}); give others")
     values = joined(table)
     if options.missing == "refuse":
         refuse_missing(table, [plan.name for plan in plans])
