@@ -37,9 +37,13 @@ def as_numbers(data: Any, name: str) -> NDArray[Any]:
 
 
 def stacked(data: Any) -> Any:
-    """Returns a list of tensors of one shape as one tensor, and everything else as it is."""
-    if isinstance(data, list | tuple) and data and all(isinstance(row, Tensor) for row in data):
+    """Returns a list of tensors, or of masked arrays, of one shape as one, and everything else as it is."""
+    if not isinstance(data, list | tuple) or not data:
+        return data
+    if all(isinstance(row, Tensor) for row in data):
         return torch.stack([*data])
+    if any(isinstance(row, np.ma.MaskedArray) for row in data) and len({np.shape(row) for row in data}) == 1:
+        return np.ma.stack(data)
     return data
 
 

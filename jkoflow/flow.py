@@ -16,7 +16,7 @@ from jkoflow.block import Block
 from jkoflow.composition import Composition, Trajectory
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
-from jkoflow.inputs import Rows, columns_by_name
+from jkoflow.inputs import Rows
 from jkoflow.links import Links
 from jkoflow.ops.grid import Grid, as_grid
 
@@ -99,18 +99,8 @@ class JKOFlow(Composition):
         Returns:
             Log-densities, with shape (B,), in the flow's dtype.
         """
-        own, given = self._names()
-        if context is None and given:
-            context = columns_by_name(x, given)
-        x, context = columns_by_name(x, own, x), columns_by_name(context, given, context)
         z, logdet = self.forward(x, context, num_steps, discrete, validate)
         return base_log_prob(z) + logdet
-
-    def _names(self) -> tuple[list[str], list[str]]:
-        """Returns the names of the columns and of the conditioning variables of the training, as far as known."""
-        columns = (self.metrics or {}).get("columns") or []
-        given = [column["name"] for column in columns if column["measure"] == "given"]
-        return [column["name"] for column in columns if column["name"] not in given], given
 
     def sample(
         self,

@@ -5,7 +5,6 @@ Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -99,16 +98,6 @@ def take_context(
     if validate:
         _check_finite(rows, context, "context")
     return rows
-
-
-def columns_by_name(data: Any, names: Sequence[str], otherwise: Any = None) -> Any:
-    """Returns the columns of a data frame that have these names, in their order.
-
-    Anything else, and a frame that lacks one of them, gives what is said otherwise.
-    """
-    if not names or not is_pandas(data) or not hasattr(data, "columns"):
-        return otherwise
-    return data[list(names)] if set(names) <= set(data.columns) else otherwise
 
 
 def shaped(rows: Tensor, leading: torch.Size) -> Tensor:

@@ -220,7 +220,7 @@ def test_a_folder_of_parquet_files(tmp_path, rows):
     assert kinds(table) == {"a": "f", "b": "f", "c": "f", "year": "i", "site": "O"}
     np.testing.assert_array_equal(np.sort(column(table, "a")), np.sort(rows[:, 0]))
     assert {*column(table, "site")} == {"x", "y", "z"}
-    with pytest.warns(DataWarning, match="'site'"):
+    with pytest.warns(DataWarning, match="'year' is taken for category"):
         assert load_dataset(folder).name == "table"
     victim = next(folder.rglob("*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-20])

@@ -379,7 +379,7 @@ def test_training_splits_by_groups_and_times(how, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(rows, TINY, group=group, split_by=split_by)
     assert torch.equal(seen["data"].test, split_rows(rows, TINY.seed, group=group, split_by=split_by).test)
-    with pytest.raises(ValueError, match="group and split_by must be None with a Dataset"):
+    with pytest.raises(ValueError, match="group and split_by must be left out"):
         train(seen["data"], TINY, group=group, split_by=split_by)
 
 
@@ -452,6 +452,8 @@ def test_masked_values_are_refused(places):
     message = f"the value in row {row} (counting from 0), column {column} is masked ({len(places)} such value"
     assert message in error_of(split_rows, masked)
     assert message in error_of(train, masked, TINY)
+    assert "NaN in row" in error_of(train, [*masked], TINY)
+    assert "is masked" in error_of(train, masked[:, column], TINY)
     assert f"column 'c{column}' is masked" in error_of(split_rows, normal(40, 2), context=masked, features=("a", "b"))
     part = torch.from_numpy(normal(20, 2)).float()
     assert f"in row {row} of val (counting" in error_of(Dataset, "d", part, masked, part, ("x0", "x1"))

@@ -75,7 +75,7 @@ def check_unmasked(rows: Any, features: Sequence[str], part: str = "") -> None:
     """Refuses a masked array in which something is masked.
 
     Arguments:
-        rows: Anything with shape (N, d); other than a masked array it is let pass.
+        rows: Anything with shape (N, d), or (N,) for one column; other than a masked array it is let pass.
         features: Names of the d columns.
         part: The part of the data that the rows are, such as ``"train"``.
 
@@ -84,7 +84,7 @@ def check_unmasked(rows: Any, features: Sequence[str], part: str = "") -> None:
     """
     if not isinstance(rows, np.ma.MaskedArray) or not (mask := np.ma.getmaskarray(rows)).any():
         return
-    row, column = np.argwhere(mask)[0].tolist()
+    row, column = np.argwhere(mask.reshape(len(mask), -1))[0].tolist()
     count = int(mask.sum())
     raise DataError(
         f"the value in row {row}{f' of {part}' if part else ''} (counting from 0), {column_label(features, column)} is "

@@ -11,6 +11,7 @@ from torch import Tensor
 from jkoflow.arrays import is_pandas
 from jkoflow.callers import warn_caller
 from jkoflow.data import DataError, Dataset, DataWarning
+from jkoflow.data.checks import check_unmasked
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
 from jkoflow.data.memory import as_table, check_paired
@@ -38,10 +39,15 @@ def rows_in_memory(
     for name, other in (("context", context), ("group", group), ("split_by", split_by)):
         check_paired(rows, other, name)
     labels = [label for label in (group, split_by) if isinstance(label, str)]
-    table = _without_row_numbers(as_table(rows), (*(columns or {}), *labels))
+    table = as_table(rows)
+    if missing == "refuse":
+        check_unmasked(rows, table.features)
+    table = _without_row_numbers(table, (*(columns or {}), *labels))
     context_names: tuple[str, ...] = ()
     if context is not None:
         table, context_names = _joined(table, as_table(context, "context"))
+        if missing == "refuse":
+            check_unmasked(context, context_names)
     table, group_name = _with_labels(table, group, "group")
     table, split_name = _with_labels(table, split_by, "split_by")
     options = TableOptions(context_names, columns or {}, missing, group_name, split_name)
