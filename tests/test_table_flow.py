@@ -12,6 +12,9 @@ import jkoflow
 from jkoflow import TableFlow, TrainConfig
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import DataError, DataWarning
+from jkoflow.training.memory import rows_in_memory
+from jkoflow.training.plan import Budget
+from jkoflow.training.tables import completed
 
 ROWS = 12_000
 CONFIG = TrainConfig(hidden=(64, 64), max_blocks=2, iterations_per_block=500)
@@ -329,3 +332,22 @@ def test_a_function_is_refused_where_values_are_missing_too():
     for rows in ([np.where(absent, np.nan, a), b, 2 * a], [a, b, np.where(absent, np.nan, a + b)]):
         with pytest.raises(DataError, match="'x2' is a function of others"):
             jkoflow.train(np.stack(rows, 1), SMALL, missing="indicator")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 10.0])
+def test_no_more_masses_are_integrated_than_a_time_budget_has_time_for(seconds):
+    random = np.random.default_rng(0)
+    rows = np.stack([random.poisson(60, 4000), random.standard_normal(4000)], 1)
+    data, _ = rows_in_memory(rows, 0)
+    model = jkoflow.train(data, SMALL)
+    now, told = [0.0], list[str]()
+
+    def clock():
+        now[0] += 50 * seconds  # between two looks, for the 50 rows that are timed
+        return now[0]
+
+    complete = completed(data, model.masses, Budget(clock, 80.0), told.append)
+    found = complete(model.flow, {**model.metrics, "n_test": 400})[1]
+    wanted = {0.0: 400, 0.2: 275, 10.0: 200}[seconds]
+    assert found["n_test"] == wanted
+    assert told == [] if wanted == 400 else f"{wanted} of 400" in told[0]

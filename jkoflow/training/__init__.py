@@ -14,6 +14,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.memory import Labels, rows_in_memory
+from jkoflow.training.plan import Budget
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
@@ -170,7 +171,8 @@ def _train(
         complete = None
         if isinstance(data, TableData):
             masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
-            complete = completed(data, masses, config, progress.message)
+            budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
+            complete = completed(data, masses, budget, progress.message)
         return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
     finally:
         if run is not None:

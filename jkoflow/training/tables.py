@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jkoflow import metrics
 from jkoflow.data.columns.codec import Array
@@ -19,13 +20,15 @@ from jkoflow.flow import JKOFlow
 from jkoflow.masses import Masses
 from jkoflow.table_flow import TableFlow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.plan import Budget
 from jkoflow.training.world import World
 
 MASSES_SHARE = 0.2
 """Share of a time budget after which no more networks are trained for masses."""
 
-BUDGET_ROWS = 2000
-"""Largest number of test rows whose masses are integrated if there is a time budget."""
+BUDGET_ROWS, FEWEST_ROWS, PACE_ROWS = 2000, 200, 50
+"""Largest and smallest number of test rows whose masses are integrated if there is a time budget, and the number of
+those by which the time of one is measured."""
 
 
 def fit_masses(data: TableData, config: TrainConfig, world: World, tell: Callable[[str], None]) -> Masses | None:
@@ -76,7 +79,7 @@ def settings_for(data: TableData, config: TrainConfig) -> TrainConfig:
 
 
 def completed(
-    data: TableData, masses: Masses | None, config: TrainConfig, tell: Callable[[str], None]
+    data: TableData, masses: Masses | None, budget: Budget | None, tell: Callable[[str], None]
 ) -> Callable[[JKOFlow, dict[str, Any]], tuple[TableFlow, dict[str, Any], dict[str, Array]]]:
     """Returns the function that makes the flow of a table, its results and its test columns of a flow of numbers."""
 
@@ -84,25 +87,35 @@ def completed(
         model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames)
         model = model.to(flow.standardize.mean.device).requires_grad_(False).eval()
         test = {name: data.columns["test"][name] for name in (*model.features, *model.context_features)}
-        return model, {**results, **_measured(model, data, results, config, tell)}, test
+        return model, {**results, **_measured(model, data, results, budget, tell)}, test
 
     return complete
 
 
 def _measured(
-    model: TableFlow, data: TableData, results: dict[str, Any], config: TrainConfig, tell: Callable[[str], None]
+    model: TableFlow, data: TableData, results: dict[str, Any], budget: Budget | None, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Returns the metrics of the table itself, on its test rows and in its own units."""
     columns = data.columns["test"]
     count = len(next(iter(columns.values())))
-    limit = BUDGET_ROWS if config.time_budget is not None and model.schema.noisy else results["n_test"]
-    rows = np.linspace(0, count - 1, min(count, limit)).astype(int)
+    names = (*model.features, *model.context_features)
+
+    def some(most: int) -> tuple[NDArray[np.int64], dict[str, Array]]:
+        """Returns the numbers of at most so many test rows, spread evenly, and these rows."""
+        chosen = np.linspace(0, count - 1, min(count, most)).astype(int)
+        return chosen, {name: columns[name][chosen] for name in names}
+
+    limit = results["n_test"]
+    if budget is not None and model.schema.noisy:
+        paced, began = some(PACE_ROWS)[1], budget.left()
+        model.log_prob(Table({"all": list(paced.values())}, names))
+        seconds = (began - budget.left()) / min(count, PACE_ROWS)
+        affordable = int(max(budget.left_with_slack(), 0.0) / max(seconds, 1e-9))
+        limit = min(limit, BUDGET_ROWS, max(affordable, FEWEST_ROWS))
+    rows, chosen = some(limit)
     if len(rows) < results["n_test"]:
         tell(f"the masses of {len(rows)} of {count} test rows are integrated; raise time_budget, or score them all")
-    names = (*model.features, *model.context_features)
-    table = Table({"all": [columns[name][rows] for name in names]}, names)
-    nll = -model.log_prob(table).numpy()
-    chosen = {name: columns[name][rows] for name in names}
+    nll = -model.log_prob(Table({"all": list(chosen.values())}, names)).numpy()
     weights = model.schema.encode(chosen, np.full((len(rows), len(model.features)), 0.5)).log_weights
     scale = float(weights.mean()) + results["test_nll"] - results["test_nll_data_units"]
     mean, stderr = float(nll.mean()), float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else math.nan
