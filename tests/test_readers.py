@@ -523,3 +523,22 @@ def test_columns_that_options_are_about_are_no_row_numbers(rows, tmp_path, suffi
     ):
         assert "id" in read_table(path, options.reading).features
     assert TableOptions(split_by="id").to_mapping() == {"split_by": "id"}
+
+
+@pytest.mark.parametrize("header", ["350,351.2,352.9", "1050.5,1100.25,1170.75", "-7e3,-1.5e3,-400.5"])
+def test_a_first_line_far_from_all_rows_is_told(read, header):
+    body = np.random.default_rng(0).standard_normal((60, 3)).round(4)
+    table, notes = read(header + "\n" + "\n".join(",".join(map(str, row)) for row in body) + "\n")
+    assert len(table.features) == 3
+    assert "--header" in notes[0] or "--no-header" in notes[0]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("decimals", [2, 3, 6])
+def test_commas_that_separate_cells_and_decimals_are_told(read, columns, decimals):
+    body = np.random.default_rng(0).standard_normal((200, columns)) * 20
+    text = "".join(",".join(f"{v:.{decimals}f}".replace(".", ",") for v in row) + "\n" for row in body)
+    notes = read(text)[1]
+    assert any("decimal mark" in note and "--sep ," in note for note in notes)
+    codes = "".join(f"{n},{n % 7},{n % 5},{n % 3}\n" for n in range(200))
+    assert not any("decimal mark" in note for note in read(codes, ReadOptions(index_column="none"))[1])

@@ -305,7 +305,7 @@ def test_row_numbers_in_memory_are_left_out_unless_an_option_is_about_them(start
     with pytest.warns(DataWarning, match=rf"left out row numbers: '{column}'; columns=.*keeps"):
         flow = jkoflow.train(given, SMALL)
     assert flow.sample(5).shape == (5, 2)
-    if name is not None:
+    if isinstance(given, pd.DataFrame):
         assert torch.equal(flow.log_prob(given), flow.log_prob(given[["a", "b"]]))
         assert jkoflow.train(given, SMALL, split_by=name).dim == 2
         assert jkoflow.train(given.assign(**{name: rows[:, 0] // 10}), SMALL, group=name).dim == 2
@@ -351,3 +351,9 @@ def test_no_more_masses_are_integrated_than_a_time_budget_has_time_for(seconds):
     wanted = {0.0: 400, 0.2: 275, 10.0: 200}[seconds]
     assert found["n_test"] == wanted
     assert told == [] if wanted == 400 else f"{wanted} of 400" in told[0]
+
+
+@pytest.mark.parametrize("rows", [np.zeros((0, 2)), pd.DataFrame({"a": [], "b": []}), pd.DataFrame({"a": ["x"]})[:0]])
+def test_a_table_without_rows_is_refused_as_such(rows):
+    with pytest.raises(DataError, match="has 0 rows; give at least 10"):
+        jkoflow.train(rows, SMALL)

@@ -77,6 +77,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     Raises:
         DataError: If the data cannot be used; the message tells the fix.
     """
+    _check_rows(table)
     inspection = inspect_table(table, options)
     overrides = parse_overrides(options.columns, table.features)
     plans = [plan for plan in inspection.plans if plan.codec is not None]
@@ -116,6 +117,15 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     return encode_table(
         name, schema, (*own, *context), {part: _take(values, rows) for part, rows in parts.items()}, seed, frames
     )
+
+
+def _check_rows(table: Table) -> None:
+    """Refuses a table, or a part of one, without rows."""
+    empty = [part for part in table.parts if table.rows(part) == 0]
+    if empty == ["all"]:
+        raise DataError("the table has 0 rows; give at least 10, so that each part of its split gets one")
+    if empty:
+        raise DataError(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty; give at least one row")
 
 
 def encode_table(

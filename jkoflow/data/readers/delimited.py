@@ -14,7 +14,7 @@ from jkoflow.data.readers.cells import MISSING, is_number, values_of
 from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.frames import different, frame_table
 from jkoflow.data.readers.header import header_of, usual_kind
-from jkoflow.data.readers.layout import Layout, cut, layout_of
+from jkoflow.data.readers.layout import Layout, cut, halves_of_decimals, layout_of
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.readers.text import EncodingError, Lines, encoding_of
@@ -118,6 +118,11 @@ def _plan(lines: Lines, options: ReadOptions, notes: list[str]) -> _Plan:
         names = None if found else _names_in_comment(start.head, rows[0], layout, notes)
         if header.note and names is None:
             notes.append(header.note)
+    if layout.separator == "," and options.separator is None and halves_of_decimals(rows[1:] if found else rows):
+        notes.append(
+            f"lines such as {body[-1].strip()[:80]!r} look as if commas separate the cells and are the decimal mark, "
+            "too; write the file with another separator, or give --sep , if these are whole numbers"
+        )
     lines.leave_out(start.marks)
     lines.first = list(body[1:] if found else body)
     return _shaped(layout, rows[0] if found else names, rows[1:] if found else rows)

@@ -88,7 +88,8 @@ def _names_by_number(names: Row, body: NDArray[np.float64], literals: Sequence[R
         beyond = np.maximum(low - values, values - high)
         width = high - low
     outside = rows >= MANY_ROWS and bool((beyond > 0).all())
-    far = rows >= MANY_ROWS and dim >= 2 and whole and bool((beyond > width).all())
+    apart = rows >= MANY_ROWS and dim >= 2 and bool((beyond > width).all())
+    far = apart and whole
     progressions = float(np.mean([_is_progression(row) for row in body.T]))
     progression = dim >= 3 and _is_progression(values) and progressions < 0.1
     ordered = dim >= 3 and _is_sorted(values) and np.mean([_is_sorted(row) for row in body.T]) < 0.02
@@ -98,7 +99,7 @@ def _names_by_number(names: Row, body: NDArray[np.float64], literals: Sequence[R
         return True
     if dim >= 2 and written_otherwise:
         return True
-    if progression or far or (another_kind and (dim >= 2 or written_otherwise)) or (ordered and outside):
+    if progression or apart or (another_kind and (dim >= 2 or written_otherwise)) or (ordered and outside):
         return None
     return False
 

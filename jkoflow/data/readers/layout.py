@@ -129,3 +129,24 @@ def _decimal_note(lines: Sequence[str], best: _Choice) -> str | None:
         f"took {best.decimal!r} in cells such as {marked[0]!r} for the decimal mark; if it sets thousands apart, give "
         f"--decimal {other}"
     )
+
+
+def halves_of_decimals(rows: Sequence[Sequence[str]]) -> bool:
+    """Tells whether the cells of rows are what commas cut numbers with decimal commas into.
+
+    Every second column then holds digits without a sign, equally many in all rows, and some begin with 0.
+    """
+    if len({len(row) for row in rows}) != 1 or len(rows[0]) % 2:
+        return False
+    columns = list(zip(*rows, strict=True))
+    if not all(cell.lstrip("+-").isdecimal() for column in columns[::2] for cell in column):
+        return False
+    if not all(cell.isdecimal() for column in columns[1::2] for cell in column):
+        return False
+    return all(
+        len({len(cell) for cell in column}) == 1
+        and len(column[0]) > 1
+        and any(cell[0] == "0" for cell in column)
+        and any(cell[0] != "0" for cell in column)
+        for column in columns[1::2]
+    )
