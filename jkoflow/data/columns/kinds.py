@@ -20,6 +20,12 @@ from jkoflow.links import Link
 FEW_VALUES = 20
 """Largest number of different numbers that are taken for the names of things."""
 
+REPEATED = 5
+"""Rows that numbers which are names have at least."""
+
+SPARSE = 10
+"""Places on a lattice, for each value that is there, from which on its values are irregular."""
+
 MOST_COUNTS = 32
 """Largest number of equally spaced values of which each is a state of its own."""
 
@@ -31,6 +37,9 @@ MOST_SPIKES = 8
 
 SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
 """A value is a spike from so many rows, such a share of them, and so many times more rows than other values on."""
+
+FEW_NUMBERS = 100
+"""Different numbers under which half of them, not nine tenths, tell how many rows share a number that is no spike."""
 
 CLEAR = 20
 """Steps that a fine lattice keeps away from an edge, so that its cells are narrow there, too."""
@@ -163,12 +172,23 @@ class _Decision:
             spacing = None
         if kind is None and len(distinct) == 2 and len(values) >= 10:
             return self._category("two different numbers")
+        if kind is None and self._are_names(values, spacing):
+            return self._category(f"only {len(distinct)} different numbers, irregularly spaced")
         if spacing is not None:
             return self._spaced(values, fit, spacing)
-        if len(distinct) <= FEW_VALUES and len(distinct) * 10 <= len(values):
-            return self._category(f"only {len(distinct)} different numbers")
         spikes = self._spikes(values, spacing)
         return self._mixed(self._real(values, fit, spikes, None), spikes)
+
+    def _are_names(self, values: Floats, spacing: Spacing | None) -> bool:
+        """Tells whether a column has so few, often repeated and irregularly spaced numbers that they are names."""
+        counts = np.unique(values, return_counts=True)[1]
+        if len(counts) * 10 > len(values) or float(np.median(counts)) < REPEATED:
+            return False  # among rare values there may be more that have not been seen
+        if spacing is None:
+            return len(counts) <= FEW_VALUES
+        if len(counts) <= FEW_VALUES and counts.min() >= REPEATED:
+            return len(counts) * 2 <= spacing.cells
+        return len(counts) <= MOST_LEVELS and len(counts) * SPARSE <= spacing.cells and spacing.fineness > FINE
 
     def _matters(self, values: Floats, distinct: Floats, spacing: Spacing) -> bool:
         """Tells whether a lattice is coarse enough for its values to be masses, or one of whole numbers."""
@@ -180,8 +200,7 @@ class _Decision:
 
     def _spaced(self, values: Floats, fit: Floats, spacing: Spacing) -> ColumnPlan:
         kind = "integer" if spacing.whole and spacing.step == 1 else "grid"
-        what = "whole numbers" if spacing.whole else f"multiples of {spacing.step:g}"
-        reason = f"{what} from {spacing.first:g} to {values.max():g}"
+        reason = f"{_steps(spacing)} from {spacing.first:g} to {values.max():g}"
         natural = spacing.first in (0.0, spacing.step)
         if spacing.cells <= MOST_COUNTS:
             codec: Codec = Count(spacing.first, spacing.step, spacing.cells, not natural, _ratio(fit, spacing))
@@ -267,7 +286,9 @@ class _Decision:
         distinct, counts = np.unique(values, return_counts=True)
         if len(distinct) <= 2:
             return []
-        typical = float(np.quantile(counts, 0.9))
+        # among few numbers, the repeated ones are many; a lattice of a few frequent values has no spikes
+        level = 0.5 if spacing is None and len(distinct) < FEW_NUMBERS else 0.9
+        typical = float(np.quantile(counts, level, method="lower"))
         least = max(SPIKE_ROWS, SPIKE_SHARE * len(values), SPIKE_FACTOR * typical)
         order = np.argsort(-counts, kind="stable")[:most]
         return sorted(float(distinct[index]) for index in order if counts[index] >= least)
@@ -294,6 +315,13 @@ def plan_column(
     """
     rows = np.arange(len(values)) if fit is None else fit
     return _Decision(name, label, values, rows, override).plan()
+
+
+def _steps(spacing: Spacing) -> str:
+    if spacing.whole and spacing.step == 1:
+        return "whole numbers"
+    places = spacing.first / spacing.step
+    return f"{'multiples' if abs(places - round(places)) < 1e-3 else 'steps'} of {spacing.step:g}"
 
 
 def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:
