@@ -173,6 +173,57 @@ def test_filler_of_a_spike_integrates_to_one(random):
     np.testing.assert_allclose(mass(codec, np.zeros(3)), 1, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("spike", "mean", "step"), [(0, 30, 1), (-999, 300, 1), (3000, 300, 1), (500, 500, 1), (-1, 40, 0.1), (0, 4000, 2)]
+)
+def test_spikes_of_a_lattice_are_states_and_their_cells_have_no_other_mass(random, spike, mean, step):
+    values = step * np.where(random.random(ROWS) < 0.4, spike, random.poisson(mean, ROWS))
+    values = values.round(6) if step < 1 else values
+    found = plan(values)
+    assert isinstance(found.codec, Mixed)
+    assert found.kind == ("integer+spikes" if step == 1 else "grid+spikes")
+    coded = found.codec.encode(values, random.random(ROWS))
+    assert (coded.states >= 0).all()
+    assert coded.states.mean() == pytest.approx((np.abs(values - step * spike) < step / 2).mean())
+    np.testing.assert_allclose(found.codec.decode(coded.states, coded.numbers), values, rtol=1e-12, atol=1e-9)
+    grid = (step * np.arange(-200, 3 * mean + 200)).round(6)
+    grid = grid[np.abs(grid - step * spike) > step / 2]
+    assert mass(found.codec, grid).sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "codes", [[1, 2, 3, 99], [1067, 10115, 20095, 50667], [0.5, 1, 2.5, 10], [1, 8, 64, 512, 4096]]
+)
+def test_few_irregular_numbers_are_names(random, codes):
+    values = np.array(codes)[random.integers(0, len(codes), ROWS)]
+    found = plan(values)
+    assert found.kind == "category"
+    assert "irregular" in found.reason
+    assert found.codec.levels == codes
+    values[:3] = np.array(codes[:1]) + np.arange(1, 4)  # numbers that are rare: there may be others
+    assert plan(values).kind != "category" or codes[-1] > 1000
+
+
+def test_many_irregular_numbers_keep_cells_of_their_own(random):
+    codes = np.sort(random.choice(90_000, 300, replace=False))
+    values = codes[random.integers(0, 300, 10 * ROWS)]
+    found = plan(values)
+    assert isinstance(found.codec, Lattice)
+    assert mass(found.codec, codes).sum() > 0.99
+
+
+def test_a_slope_of_frequent_counts_has_no_spikes(random):
+    assert plan(random.negative_binomial(0.3, 0.001, ROWS)).kind == "integer"
+    assert plan(np.floor(random.pareto(0.6, ROWS))).kind == "integer"
+
+
+@pytest.mark.parametrize("rows", [2000, 20_000])
+def test_the_numbers_beside_a_value_of_nearly_all_rows_are_no_names(random, rows):
+    values = np.zeros(rows)
+    values[:: rows // 8] = random.standard_normal(len(values[:: rows // 8]))
+    assert plan(values).kind == "real+spikes"
+
+
 def test_quadrature_is_exact_for_smooth_functions():
     for dims, tolerance in ((1, 1e-9), (2, 0.05), (5, 0.2)):
         nodes, log_weights = quadrature(dims, 256)

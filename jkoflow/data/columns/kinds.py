@@ -10,21 +10,26 @@ import torch
 from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, factorise, fit_lattice, missing
+from jkoflow.data.columns.codec import (
+    REPEATED,
+    Array,
+    Category,
+    Codec,
+    Count,
+    Floats,
+    factorise,
+    fit_lattice,
+    is_sparse,
+    missing,
+)
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
-from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
+from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days, without_cells
 from jkoflow.data.columns.override import Override
 from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
 FEW_VALUES = 20
 """Largest number of different numbers that are taken for the names of things."""
-
-REPEATED = 5
-"""Rows that numbers which are names have at least."""
-
-SPARSE = 10
-"""Places on a lattice, for each value that is there, from which on its values are irregular."""
 
 MOST_COUNTS = 32
 """Largest number of equally spaced values of which each is a state of its own."""
@@ -35,8 +40,14 @@ MOST_LEVELS = 100
 MOST_SPIKES = 8
 """Largest number of repeated values of a column that are states of their own."""
 
+LATTICE_SHARE = 0.01
+"""Least share of the rows of a spike on a lattice."""
+
 SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
 """A value is a spike from so many rows, such a share of them, and so many times more rows than other values on."""
+
+NEAR = 5
+"""Times that a spike on a lattice has more rows than each of so many neighbours on both sides."""
 
 FEW_NUMBERS = 100
 """Different numbers under which half of them, not nine tenths, tell how many rows share a number that is no spike."""
@@ -188,7 +199,7 @@ class _Decision:
             return len(counts) <= FEW_VALUES
         if len(counts) <= FEW_VALUES and counts.min() >= REPEATED:
             return len(counts) * 2 <= spacing.cells
-        return len(counts) <= MOST_LEVELS and len(counts) * SPARSE <= spacing.cells and spacing.fineness > FINE
+        return len(counts) <= MOST_LEVELS and is_sparse(values, spacing.step) and spacing.fineness > FINE
 
     def _matters(self, values: Floats, distinct: Floats, spacing: Spacing) -> bool:
         """Tells whether a lattice is coarse enough for its values to be masses, or one of whole numbers."""
@@ -209,15 +220,20 @@ class _Decision:
                 return ColumnPlan(self.name, codec, kind, reason, states)
             codec = Category([*_levels(values), None])
             return ColumnPlan(self.name, codec, f"{kind}+missing", reason, states)
-        spikes = self._spikes(values, spacing)
-        fine = spacing.fineness > FINE and len(spikes) <= MOST_SPIKES
-        if fine:
-            plan = self._real(values, fit, spikes, spacing)
-            if isinstance(plan.codec, Real) and _is_clear(plan.codec, values, spikes):
+        heaped = len(self._spikes(values, spacing, MOST_SPIKES + 1)) > MOST_SPIKES
+        spikes = [] if heaped else _apart(values, spacing.step)
+        rest, rest_fit = (part[~np.isin(part, spikes)] for part in (values, fit))
+        rest_fit = rest_fit if len(rest_fit) else rest
+        natural = float(rest.min()) in (0.0, spacing.step)
+        rest, rest_fit = (without_cells(part, spikes, spacing.step) for part in (rest, rest_fit))
+        spacing = spacing._replace(first=float(rest.min()))
+        if spacing.fineness > FINE and not heaped and not is_sparse(rest, spacing.step):
+            plan = self._real(rest, rest_fit, [], spacing)
+            if isinstance(plan.codec, Real) and _is_clear(plan.codec, rest):
                 return self._mixed(ColumnPlan(self.name, plan.codec, kind, reason, plan.treatment, plan.robust), spikes)
-        codec = fit_lattice(fit, spacing.first, spacing.step, natural)
+        codec = fit_lattice(rest_fit, spacing.first, spacing.step, natural)
         plan = ColumnPlan(self.name, codec, kind, reason, "cells filled with noise, the masses are integrals over them")
-        return self._mixed(plan, [])
+        return self._mixed(plan, spikes)
 
     def _real(self, values: Floats, fit: Floats, spikes: list[float], spacing: Spacing | None) -> ColumnPlan:
         override = self.override
@@ -317,6 +333,18 @@ def plan_column(
     return _Decision(name, label, values, rows, override).plan()
 
 
+def _apart(values: Floats, step: float) -> list[float]:
+    """Returns the values of a lattice that many rows, and far more than those beside them, share."""
+    distinct, counts = np.unique(values, return_counts=True)
+    apart = []
+    for value, count in zip(distinct, counts, strict=True):
+        if count >= max(2 * SPIKE_ROWS, LATTICE_SHARE * len(values)):
+            near = (np.abs(distinct - value) < (NEAR + 0.5) * step) & (distinct != value)
+            if count >= NEAR * counts[near].max(initial=0):
+                apart.append(float(value))
+    return apart if len(apart) <= MOST_SPIKES else []
+
+
 def _steps(spacing: Spacing) -> str:
     if spacing.whole and spacing.step == 1:
         return "whole numbers"
@@ -324,9 +352,8 @@ def _steps(spacing: Spacing) -> str:
     return f"{'multiples' if abs(places - round(places)) < 1e-3 else 'steps'} of {spacing.step:g}"
 
 
-def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:
+def _is_clear(codec: Real, rest: Floats) -> bool:
     """Tells whether no cell of a fine lattice is near an edge, where its width would matter."""
-    rest = values[~np.isin(values, spikes)]
     gaps = [rest.min() - codec.link.get("lower", -np.inf), codec.link.get("upper", np.inf) - rest.max()]
     return min(gaps) >= CLEAR * codec.step
 

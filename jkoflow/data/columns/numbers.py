@@ -20,6 +20,7 @@ from jkoflow.data.columns.codec import (
     ndtri,
     on_lattice,
     plain,
+    rounding_digits,
 )
 from jkoflow.links import Link
 
@@ -103,6 +104,11 @@ class Mixed(Codec):
         """Returns the number of repeated values, and one for the others, and perhaps one for missing values."""
         return 1 + len(self.values) + self.has_missing
 
+    @property
+    def _step(self) -> float:
+        """Returns the distance of neighbours on the base's lattice; 0 if it has none."""
+        return float(getattr(self.base, "step", 0.0)) if self.values else 0.0
+
     def encode(self, values: Array, noise: Floats) -> Encoded:
         """Returns the base's encoding in state 0, and noise in all others."""
         absent = missing(values)
@@ -115,7 +121,8 @@ class Mixed(Codec):
         numbers, weights = filler.copy(), 0.5 * filler**2 + 0.5 * math.log(2 * math.pi)
         noisy = ~regular
         if regular.any():
-            base = self.base.encode(values[regular], noise[regular])
+            others = without_cells(exact[regular], self.values, self._step) if self._step else values[regular]
+            base = self.base.encode(others, noise[regular])
             numbers[regular], weights[regular], noisy[regular] = base.numbers, base.log_weights, base.noisy
             states[regular] = base.states
         return Encoded(states, numbers, weights, noisy)
@@ -123,6 +130,8 @@ class Mixed(Codec):
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns the base's values in state 0 and the repeated ones in the others; NaN for missing ones."""
         found = self.base.decode(np.zeros(len(states), np.int64), numbers)
+        if self._step:
+            found = with_cells(found, self.values, self._step)
         if self.has_missing or not all(float(value).is_integer() for value in self.values):
             found = found.astype(np.float64)
         for state, value in enumerate(self.values, 1):
@@ -207,6 +216,21 @@ class Constant(Codec):
     @property
     def _value(self) -> Any:
         return np.datetime64(self.value, "us") if self.is_date else self.value
+
+
+def without_cells(values: Floats, left_out: list[float], step: float) -> Floats:
+    """Returns values (N,) of a lattice as if it had no cells for some others, so that none of its mass goes there."""
+    return values - step * np.searchsorted(np.sort(left_out), values)
+
+
+def with_cells(values: Array, left_out: list[float], step: float) -> Array:
+    """Returns the values (N,) that `without_cells` made others of."""
+    exact = np.asarray(values, np.float64)
+    for value in sorted(left_out):
+        exact = np.where(exact > value - 0.5 * step, exact + step, exact)
+    if values.dtype.kind in "iu":
+        return np.rint(exact).astype(values.dtype)
+    return np.round(exact, rounding_digits(step))
 
 
 def days(values: Array) -> Floats:
