@@ -11,7 +11,7 @@ from jkoflow.data.columns.dependence import find_dependences
 from jkoflow.data.columns.inspection import inspect_table
 from jkoflow.data.columns.kinds import plan_column
 from jkoflow.data.columns.lattice import find_spacing
-from jkoflow.data.columns.numbers import Mixed, Real
+from jkoflow.data.columns.numbers import Mixed, Real, Weekly
 from jkoflow.data.columns.override import parse_override, parse_overrides, split_overrides
 from jkoflow.data.columns.prepare import prepare
 from jkoflow.data.columns.schema import Schema
@@ -171,6 +171,69 @@ def test_filler_of_a_spike_integrates_to_one(random):
     codec = plan(values).codec
     assert isinstance(codec, Mixed)
     np.testing.assert_allclose(mass(codec, np.zeros(3)), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize(("weeks", "unit"), [(8, "D"), (60, "D"), (500, "D"), (8, "s"), (60, "us"), (500, "h")])
+@pytest.mark.parametrize("start", ["1931-03-01", "1970-01-01", "2024-02-27"])
+def test_dates_with_a_weekly_pattern_have_states_for_the_days_of_the_week(random, weeks, unit, start):
+    days = random.choice(7, ROWS, p=[0.2, 0.2, 0.2, 0.2, 0.14, 0.05, 0.01]) + 7 * random.integers(0, weeks, ROWS)
+    values = np.datetime64(start) + days.astype("timedelta64[D]")
+    if unit != "D":
+        ticks = int(np.timedelta64(1, "D") / np.timedelta64(1, unit))
+        values = values.astype(f"datetime64[{unit}]") + random.integers(0, ticks, ROWS).astype(f"timedelta64[{unit}]")
+    values = values.astype("datetime64[us]")
+    found = plan(values)
+    assert isinstance(found.codec, Weekly)
+    assert "weekly" in found.reason
+    coded = found.codec.encode(values, random.random(ROWS))
+    assert sorted(set(coded.states)) == list(range(7))
+    shares = np.bincount(coded.states) / ROWS
+    np.testing.assert_allclose(np.sort(shares)[-1], 0.2, atol=0.04)
+    back = found.codec.decode(coded.states, coded.numbers)
+    assert np.abs((back - values) / np.timedelta64(1, unit)).max() <= (0 if unit != "us" else 1)
+    assert found.codec.features(values).shape == (ROWS, 8)
+    schema = Schema(("t",), (found.codec,))
+    assert Schema.from_description(schema.describe()) == schema
+    if unit == "D":
+        grid = values.min() + np.arange(-6000, 7 * weeks + 6000).astype("timedelta64[D]")
+        assert mass(found.codec, grid).sum() == pytest.approx(7, abs=1e-2)  # one for each state
+
+
+def test_dates_without_a_weekly_pattern_have_no_states(random):
+    values = (np.datetime64("2020-01-01") + random.integers(0, 2000, ROWS).astype("timedelta64[D]")).astype("M8[us]")
+    assert plan(values).codec.states == 1
+    months = (np.datetime64("2015-01") + random.integers(0, 48, ROWS).astype("timedelta64[M]")).astype("M8[us]")
+    found = plan(months)
+    assert found.kind == "date"
+    assert not isinstance(found.codec, Weekly)
+    assert found.codec.encode(np.array(["2019-02-01"], "M8[us]"), np.full(1, 0.5)).states == 0  # later ones may come
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        (np.array([True, False] * 20), "integer", "true or false, which cannot be integer"),
+        (np.array([True, False] * 20, object), "real", "true or false, which cannot be real"),
+        (np.arange(40.0), "boolean", "not true or false: it has 40 different values"),
+        (np.array(["a", "b", "c"] * 20, object), "boolean", "not true or false"),
+        (np.arange(40).astype("M8[D]").astype("M8[us]"), "category", "dates, which cannot be category"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(values, kind, says):
+    with pytest.raises(DataError, match=says):
+        plan(values, kind)
+
+
+def test_dates_may_be_called_dates(random):
+    values = (np.datetime64("2020-01-01") + random.integers(0, 600, ROWS).astype("timedelta64[D]")).astype("M8[us]")
+    assert plan(values, "date") == plan(values)
+
+
+@pytest.mark.parametrize("codes", [[1, 5000, 90000], [1, 2, 1000]])
+def test_irregular_numbers_may_be_called_integers(random, codes):
+    values = np.array(codes)[random.integers(0, len(codes), ROWS)]
+    found = plan(values, "integer")
+    assert (found.codec.encode(values, random.random(ROWS)).states >= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,8 @@ def fit_lattice(values: Floats, first: float, step: float, natural: bool) -> Lat
     ordered = np.sort(places)
     few = max(len(ordered) // 50, 2)
     excess = float((ordered[-few:] - ordered[-few]).mean()), float((ordered[few - 1] - ordered[:few]).mean())
-    tails = (0.0 if natural else max(excess[1], 1.0), max(excess[0], 1.0))
+    gap = float(np.median(np.diff(seen))) if len(seen) > 1 else 1.0
+    tails = (0.0 if natural else max(excess[1], gap), max(excess[0], gap))
     return Lattice(first, step, edges.astype(int).tolist(), cumulative.tolist(), tails)
 
 

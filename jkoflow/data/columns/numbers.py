@@ -176,7 +176,10 @@ class Date(Codec):
 
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns dates, rounded to the unit."""
-        found = np.asarray(self.base.decode(states, numbers), dtype=np.float64)
+        return self._dates(np.asarray(self.base.decode(states, numbers), dtype=np.float64))
+
+    def _dates(self, found: Floats) -> Array:
+        """Returns days since 1970 as dates."""
         ticks = np.timedelta64(1, self.unit) // np.timedelta64(1, "us")
         exact = np.nan_to_num(found) * (MICROSECONDS / ticks)
         rounded = np.rint(np.clip(exact, -(2.0**53), 2.0**53)).astype(np.int64) * int(ticks)
@@ -187,6 +190,45 @@ class Date(Codec):
     def features(self, values: Array) -> Floats:
         """Returns the conditioning variables of the days."""
         return self.base.features(days(values))
+
+
+@dataclass
+class Weekly(Date):
+    """Dates with a weekly pattern: the day of the week is a state, and the base has the weeks.
+
+    A time t is the number of its week plus the fraction of its day that is over. So the times of one day of the week
+    make a line without gaps, on which a density per day is one of the dates.
+    """
+
+    origin: float = 0.0
+    """Day since 1970 with which the weeks begin."""
+
+    def lines(self, values: Array) -> tuple[NDArray[np.int64], Floats]:
+        """Returns the days of the week, and the numbers of the weeks plus the days' fractions, of dates (N,)."""
+        return weeks(days(values) - self.origin)
+
+    @property
+    def states(self) -> int:
+        """Returns the number of days of a week."""
+        return 7
+
+    def encode(self, values: Array, noise: Floats) -> Encoded:
+        """Returns the days of the week, and the encoding of the weeks."""
+        weekdays, lines = self.lines(values)
+        encoded = self.base.encode(lines, noise)
+        return encoded._replace(states=np.where(encoded.states < 0, -1, weekdays))
+
+    def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
+        """Returns dates, rounded to the unit."""
+        lines = np.asarray(self.base.decode(np.zeros(len(states), np.int64), numbers), dtype=np.float64)
+        ticks = np.timedelta64(1, "D") / np.timedelta64(1, self.unit)
+        lines = np.rint(lines * ticks) / ticks  # else rounding's errors could take a midnight to another week
+        return self._dates(self.origin + 6 * np.floor(lines) + lines + states)
+
+    def features(self, values: Array) -> Floats:
+        """Returns the base's number of the week beside indicators of the day of the week."""
+        weekdays, lines = self.lines(values)
+        return np.concatenate([self.base.features(lines), np.equal.outer(weekdays, np.arange(7)).astype(float)], 1)
 
 
 @dataclass
@@ -216,6 +258,13 @@ class Constant(Codec):
     @property
     def _value(self) -> Any:
         return np.datetime64(self.value, "us") if self.is_date else self.value
+
+
+def weeks(since: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Returns days of the week, from 0, and numbers of weeks plus the days' fractions, of days (N,) since some day."""
+    whole = np.floor(since)
+    number = np.floor(whole / 7)
+    return np.nan_to_num(whole - 7 * number).astype(np.int64), number + (since - whole)
 
 
 def without_cells(values: Floats, left_out: list[float], step: float) -> Floats:
