@@ -229,6 +229,20 @@ def test_dates_may_be_called_dates(random):
     assert plan(values, "date") == plan(values)
 
 
+@pytest.mark.parametrize("decimals", [None, 2, 0])
+@pytest.mark.parametrize(("bound", "low", "high"), [(0.0, 0.0, np.inf), (1.0, 0.0, 1.0), (100.0, 0.0, 100.0)])
+def test_a_repeated_bound_is_an_edge_of_the_other_values(random, decimals, bound, low, high):
+    others = 8000 * np.exp(0.4 * random.standard_normal(ROWS)) if bound == 0 else bound * random.beta(3, 3, ROWS)
+    if decimals is not None and bound != 1:
+        others = np.clip(others.round(decimals), low + 10.0**-decimals, high - 10.0**-decimals)
+    values = np.where(random.random(ROWS) < 0.3, bound, others)
+    codec = plan(values).codec
+    assert isinstance(codec, Mixed)
+    drawn = codec.decode(np.zeros(ROWS, np.int64), 6 * random.standard_normal(ROWS)).astype(float)
+    assert (drawn >= low).all()
+    assert (drawn <= high).all()
+
+
 @pytest.mark.parametrize("codes", [[1, 5000, 90000], [1, 2, 1000]])
 def test_irregular_numbers_may_be_called_integers(random, codes):
     values = np.array(codes)[random.integers(0, len(codes), ROWS)]

@@ -26,7 +26,7 @@ from jkoflow.data.columns.codec import (
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly, days, weeks, without_cells
 from jkoflow.data.columns.override import Override
-from jkoflow.data.columns.spikes import MOST_SPIKES, frequent_values, values_apart
+from jkoflow.data.columns.spikes import MOST_SPIKES, bounded_by, frequent_values, values_apart
 from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
@@ -260,20 +260,32 @@ class _Decision:
         rest, rest_fit = (without_cells(part, spikes, spacing.step) for part in (rest, rest_fit))
         spacing = spacing._replace(first=float(rest.min()))
         if spacing.fineness > FINE and not heaped and not is_sparse(rest, spacing.step):
-            plan = self._real(rest, rest_fit, [], spacing)
+            plan = self._real(rest, rest_fit, [], spacing, spikes)
             if isinstance(plan.codec, Real) and _is_clear(plan.codec, rest):
                 return self._mixed(ColumnPlan(self.name, plan.codec, kind, reason, plan.treatment, plan.robust), spikes)
         codec = fit_lattice(rest_fit, spacing.first, spacing.step, natural)
         plan = ColumnPlan(self.name, codec, kind, reason, "cells filled with noise, the masses are integrals over them")
         return self._mixed(plan, spikes)
 
-    def _real(self, values: Floats, fit: Floats, spikes: list[float], spacing: Spacing | None) -> ColumnPlan:
+    def _real(
+        self,
+        values: Floats,
+        fit: Floats,
+        spikes: list[float],
+        spacing: Spacing | None,
+        bounds: list[float] | None = None,
+    ) -> ColumnPlan:
+        """Plans real numbers beside spikes; bounds are the spikes of a lattice, which values and fit are without."""
         override = self.override
         told = override is not None and override.kind in ("real", "log", "logit", "asinh")
         rest, rest_fit = values[~np.isin(values, spikes)], fit[~np.isin(fit, spikes)]
         rest_fit = rest_fit if len(np.unique(rest_fit)) > 1 else rest
         choice = choose_link(rest)
         link, reason, robust = choice.link, choice.reason, choice.scale is not Scale.MOMENTS
+        step = 0.0 if spacing is None else spacing.step
+        bound = bounded_by(rest, spikes if bounds is None else bounds, step) if link.kind in ("real", "asinh") else None
+        if bound is not None:
+            link, robust, reason = bound, False, "all other values lie beside a repeated one that is a bound"
         if told:
             assert override is not None
             link, robust = self._told_link(override, rest, link), robust or override.kind == "asinh"
@@ -285,7 +297,6 @@ class _Decision:
         if not robust or scale <= 0:
             centre, scale = float(linked.mean()), float(linked.std())
         description = link.describe()
-        step = 0.0 if spacing is None else spacing.step
         kind = {"log": "log", "reflected": "log", "logit": "logit"}.get(link.kind, "real")
         treatment = {"real": "scaled", "log": "logarithm, scaled", "logit": "logit, scaled"}[kind]
         first = 0.0 if spacing is None else spacing.first

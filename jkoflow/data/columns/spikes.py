@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jkoflow.data.columns.codec import Floats
+from jkoflow.links import Link
 
 MOST_SPIKES = 8
 """Largest number of repeated values of a column that are states of their own."""
@@ -20,6 +21,9 @@ LATTICE_ROWS, LATTICE_SHARE = 10, 0.01
 
 NEAR = 5
 """Times that a spike on a lattice has more rows than each of so many neighbours on both sides."""
+
+LEAST_OTHERS = 10
+"""Different values that there are beside the spikes of a lattice at least."""
 
 
 def frequent_values(values: Floats, is_lattice: bool, most: int = MOST_SPIKES) -> list[float]:
@@ -47,5 +51,19 @@ def values_apart(values: Floats, step: float) -> list[float]:
     return apart if len(apart) <= min(MOST_SPIKES, len(distinct) - LEAST_OTHERS) else []
 
 
-LEAST_OTHERS = 10
-"""Different values that there are beside spikes at least."""
+def bounded_by(others: Floats, spikes: list[float], step: float) -> Link | None:
+    """Returns the link of numbers that have a repeated 0 below them, or lie between 0 and a repeated 1 or 100.
+
+    Arguments:
+        others: The numbers, on a lattice without the cells of the spikes.
+        spikes: The repeated values.
+        step: Distance of neighbours on the lattice; 0 if there is none.
+    """
+    low, high = (step * sum(spike <= end for spike in spikes) for end in (0.0, float(others.max())))
+    lower = (0.5 if 0.0 in spikes else -0.5) * step - low
+    if not others.min() > lower or others.min() + low <= 0:
+        return None
+    for bound in (1.0, 100.0):
+        if bound in spikes and others.max() < (upper := bound - 0.5 * step - high):
+            return Link("logit", lower=lower, upper=upper)
+    return Link("log", lower=lower) if 0.0 in spikes else None
