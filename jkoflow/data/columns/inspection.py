@@ -99,5 +99,6 @@ def _rounding(values: Column) -> Floats:
     exact = np.asarray(values, np.float64)
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
     spacing = find_spacing(exact, values.dtype)
-    rounded = spacing is not None and values.dtype.kind == "f" and not spacing.whole
-    return 8 * float(np.finfo(dtype).eps) * np.abs(exact) + (0.5 * spacing.step if rounded else 0.0)
+    digits = 8 * float(np.finfo(dtype).eps) * np.abs(exact)
+    is_rounded = spacing is not None and values.dtype.kind == "f" and not spacing.whole
+    return digits + 0.5 * spacing.step if is_rounded else digits
