@@ -100,5 +100,6 @@ def _rounding(values: Column) -> Floats:
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
     spacing = find_spacing(exact, values.dtype)
     digits = 8 * float(np.finfo(dtype).eps) * np.abs(exact)
-    is_rounded = spacing is not None and values.dtype.kind == "f" and not spacing.whole
-    return digits + 0.5 * spacing.step if is_rounded else digits
+    if spacing is None or spacing.whole or values.dtype.kind != "f":
+        return digits
+    return digits + 0.5 * spacing.step
