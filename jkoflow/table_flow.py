@@ -51,21 +51,25 @@ class TableFlow(nn.Module):
         flow: Flow of the numbers, whose context are the conditioning variables and the indicators of the states.
         masses: Masses of the states; None if no column has several.
         frames: Whether samples are pandas DataFrames; tensors otherwise, which needs columns of numbers.
+        dtype: Type of the tensors of samples: that of the rows of the training, float32 or float64.
 
     Example:
         >>> rows = torch.stack([torch.randint(0, 3, (500,)).float(), torch.randn(500)], 1)
         >>> config = jkoflow.TrainConfig(hidden=(8,), max_blocks=1, iterations_per_block=5, batch_size=100)
         >>> flow = jkoflow.train(rows, config, columns={"x0": "category"})
         >>> flow.sample(3)[:, 0].frac()
-        tensor([0., 0., 0.], dtype=torch.float64)
+        tensor([0., 0., 0.])
     """
 
-    def __init__(self, schema: Schema, flow: JKOFlow, masses: Masses | None, frames: bool) -> None:
+    def __init__(
+        self, schema: Schema, flow: JKOFlow, masses: Masses | None, frames: bool, dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__()
         self.schema = schema
         self.flow = flow
         self.masses = masses
         self.frames = frames
+        self.dtype = dtype
         self.metrics: dict[str, Any] | None = None
 
     @property
@@ -186,14 +190,15 @@ class TableFlow(nn.Module):
             exact: Whether to invert the flow's map to rounding, see `JKOFlow.inverse`.
 
         Returns:
-            A DataFrame with the columns of the training if that was given one, else a float64 tensor of shape (n, d).
+            A DataFrame with the columns of the training if that was given one, else a tensor of shape (n, d).
         """
         columns = self.sample_columns(n, context, num_steps, generator, exact)
         if self.frames:
             import pandas
 
             return pandas.DataFrame(columns)
-        return torch.from_numpy(np.stack([np.asarray(values, np.float64) for values in columns.values()], 1))
+        rows = np.stack([np.asarray(values, np.float64) for values in columns.values()], 1)
+        return torch.from_numpy(rows).to(self.dtype)
 
     def sample_and_log_prob(
         self,
@@ -287,6 +292,7 @@ class TableFlow(nn.Module):
             "masses": None if self.masses is None else self.masses.describe(),
             "flow": self.flow.describe(),
             "frames": self.frames,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "metrics": self.metrics,
         }
         checkpoint.save(path, KIND, self.state_dict(), description)
@@ -304,7 +310,13 @@ class TableFlow(nn.Module):
         try:
             masses = None if description["masses"] is None else Masses.from_description(description["masses"])
             flow = JKOFlow.from_description(description["flow"])
-            found = cls(Schema.from_description(description["schema"]), flow, masses, description["frames"])
+            found = cls(
+                Schema.from_description(description["schema"]),
+                flow,
+                masses,
+                description["frames"],
+                getattr(torch, description["dtype"]),
+            )
             found.load_state_dict(tensors)
             found.metrics = description["metrics"]
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

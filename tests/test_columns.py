@@ -11,7 +11,7 @@ from jkoflow.data.columns.dependence import find_dependences
 from jkoflow.data.columns.inspection import inspect_table
 from jkoflow.data.columns.kinds import plan_column
 from jkoflow.data.columns.lattice import find_spacing
-from jkoflow.data.columns.numbers import Mixed, Real
+from jkoflow.data.columns.numbers import Mixed, Real, Weekly
 from jkoflow.data.columns.override import parse_override, parse_overrides, split_overrides
 from jkoflow.data.columns.prepare import prepare
 from jkoflow.data.columns.schema import Schema
@@ -171,6 +171,134 @@ def test_filler_of_a_spike_integrates_to_one(random):
     codec = plan(values).codec
     assert isinstance(codec, Mixed)
     np.testing.assert_allclose(mass(codec, np.zeros(3)), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize(("weeks", "unit"), [(8, "D"), (60, "D"), (500, "D"), (8, "s"), (60, "us"), (500, "h")])
+@pytest.mark.parametrize("start", ["1931-03-01", "1970-01-01", "2024-02-27"])
+def test_dates_with_a_weekly_pattern_have_states_for_the_days_of_the_week(random, weeks, unit, start):
+    days = random.choice(7, ROWS, p=[0.2, 0.2, 0.2, 0.2, 0.14, 0.05, 0.01]) + 7 * random.integers(0, weeks, ROWS)
+    values = np.datetime64(start) + days.astype("timedelta64[D]")
+    if unit != "D":
+        ticks = int(np.timedelta64(1, "D") / np.timedelta64(1, unit))
+        values = values.astype(f"datetime64[{unit}]") + random.integers(0, ticks, ROWS).astype(f"timedelta64[{unit}]")
+    values = values.astype("datetime64[us]")
+    found = plan(values)
+    assert isinstance(found.codec, Weekly)
+    assert "weekly" in found.reason
+    coded = found.codec.encode(values, random.random(ROWS))
+    assert sorted(set(coded.states)) == list(range(7))
+    shares = np.bincount(coded.states) / ROWS
+    np.testing.assert_allclose(np.sort(shares)[-1], 0.2, atol=0.04)
+    back = found.codec.decode(coded.states, coded.numbers)
+    assert np.abs((back - values) / np.timedelta64(1, unit)).max() <= (0 if unit != "us" else 1)
+    assert found.codec.features(values).shape == (ROWS, 8)
+    schema = Schema(("t",), (found.codec,))
+    assert Schema.from_description(schema.describe()) == schema
+    if unit == "D":
+        grid = values.min() + np.arange(-6000, 7 * weeks + 6000).astype("timedelta64[D]")
+        assert mass(found.codec, grid).sum() == pytest.approx(7, abs=1e-2)  # one for each state
+
+
+def test_dates_without_a_weekly_pattern_have_no_states(random):
+    values = (np.datetime64("2020-01-01") + random.integers(0, 2000, ROWS).astype("timedelta64[D]")).astype("M8[us]")
+    assert plan(values).codec.states == 1
+    months = (np.datetime64("2015-01") + random.integers(0, 48, ROWS).astype("timedelta64[M]")).astype("M8[us]")
+    found = plan(months)
+    assert found.kind == "date"
+    assert not isinstance(found.codec, Weekly)
+    assert found.codec.encode(np.array(["2019-02-01"], "M8[us]"), np.full(1, 0.5)).states == 0  # later ones may come
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        (np.array([True, False] * 20), "integer", "true or false, which cannot be integer"),
+        (np.array([True, False] * 20, object), "real", "true or false, which cannot be real"),
+        (np.arange(40.0), "boolean", "not true or false: it has 40 different values"),
+        (np.array(["a", "b", "c"] * 20, object), "boolean", "not true or false"),
+        (np.arange(40).astype("M8[D]").astype("M8[us]"), "category", "dates, which cannot be category"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(values, kind, says):
+    with pytest.raises(DataError, match=says):
+        plan(values, kind)
+
+
+def test_dates_may_be_called_dates(random):
+    values = (np.datetime64("2020-01-01") + random.integers(0, 600, ROWS).astype("timedelta64[D]")).astype("M8[us]")
+    assert plan(values, "date") == plan(values)
+
+
+@pytest.mark.parametrize("decimals", [None, 2, 0])
+@pytest.mark.parametrize(("bound", "low", "high"), [(0.0, 0.0, np.inf), (1.0, 0.0, 1.0), (100.0, 0.0, 100.0)])
+def test_a_repeated_bound_is_an_edge_of_the_other_values(random, decimals, bound, low, high):
+    others = 8000 * np.exp(0.4 * random.standard_normal(ROWS)) if bound == 0 else bound * random.beta(3, 3, ROWS)
+    if decimals is not None and bound != 1:
+        others = np.clip(others.round(decimals), low + 10.0**-decimals, high - 10.0**-decimals)
+    values = np.where(random.random(ROWS) < 0.3, bound, others)
+    codec = plan(values).codec
+    assert isinstance(codec, Mixed)
+    drawn = codec.decode(np.zeros(ROWS, np.int64), 6 * random.standard_normal(ROWS)).astype(float)
+    assert (drawn >= low).all()
+    assert (drawn <= high).all()
+
+
+@pytest.mark.parametrize("codes", [[1, 5000, 90000], [1, 2, 1000]])
+def test_irregular_numbers_may_be_called_integers(random, codes):
+    values = np.array(codes)[random.integers(0, len(codes), ROWS)]
+    found = plan(values, "integer")
+    assert (found.codec.encode(values, random.random(ROWS)).states >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("spike", "mean", "step"), [(0, 30, 1), (-999, 300, 1), (3000, 300, 1), (500, 500, 1), (-1, 40, 0.1), (0, 4000, 2)]
+)
+def test_spikes_of_a_lattice_are_states_and_their_cells_have_no_other_mass(random, spike, mean, step):
+    values = step * np.where(random.random(ROWS) < 0.4, spike, random.poisson(mean, ROWS))
+    values = values.round(6) if step < 1 else values
+    found = plan(values)
+    assert isinstance(found.codec, Mixed)
+    assert found.kind == ("integer+spikes" if step == 1 else "grid+spikes")
+    coded = found.codec.encode(values, random.random(ROWS))
+    assert (coded.states >= 0).all()
+    assert coded.states.mean() == pytest.approx((np.abs(values - step * spike) < step / 2).mean())
+    np.testing.assert_allclose(found.codec.decode(coded.states, coded.numbers), values, rtol=1e-12, atol=1e-9)
+    grid = (step * np.arange(-200, 3 * mean + 200)).round(6)
+    grid = grid[np.abs(grid - step * spike) > step / 2]
+    assert mass(found.codec, grid).sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "codes", [[1, 2, 3, 99], [1067, 10115, 20095, 50667], [0.5, 1, 2.5, 10], [1, 8, 64, 512, 4096]]
+)
+def test_few_irregular_numbers_are_names(random, codes):
+    values = np.array(codes)[random.integers(0, len(codes), ROWS)]
+    found = plan(values)
+    assert found.kind == "category"
+    assert "irregular" in found.reason
+    assert found.codec.levels == codes
+    values[:3] = np.array(codes[:1]) + np.arange(1, 4)  # numbers that are rare: there may be others
+    assert plan(values).kind != "category" or codes[-1] > 1000
+
+
+def test_many_irregular_numbers_keep_cells_of_their_own(random):
+    codes = np.sort(random.choice(90_000, 300, replace=False))
+    values = codes[random.integers(0, 300, 10 * ROWS)]
+    found = plan(values)
+    assert isinstance(found.codec, Lattice)
+    assert mass(found.codec, codes).sum() > 0.99
+
+
+def test_a_slope_of_frequent_counts_has_no_spikes(random):
+    assert plan(random.negative_binomial(0.3, 0.001, ROWS)).kind == "integer"
+    assert plan(np.floor(random.pareto(0.6, ROWS))).kind == "integer"
+
+
+@pytest.mark.parametrize("rows", [2000, 20_000])
+def test_the_numbers_beside_a_value_of_nearly_all_rows_are_no_names(random, rows):
+    values = np.zeros(rows)
+    values[:: rows // 8] = random.standard_normal(len(values[:: rows // 8]))
+    assert plan(values).kind == "real+spikes"
 
 
 def test_quadrature_is_exact_for_smooth_functions():

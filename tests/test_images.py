@@ -161,6 +161,7 @@ def test_wrong_settings(wrong):
         AutoencoderConfig(**wrong)
 
 
+@pytest.mark.filterwarnings("ignore:.*are training rows, too:jkoflow.data.DataWarning")  # so few pixels repeat
 def test_latents_and_samples(tmp_path):
     pictures = read_pictures(write_set(tmp_path / "set"))
     run = tmp_path / "run"

@@ -12,6 +12,7 @@ from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, metrics, train
 from jkoflow.cli import console
 from jkoflow.data import DataError, Dataset, DataWarning, split_rows
 from jkoflow.left_out import RowNames
+from jkoflow.links import Link
 from jkoflow.report import write_report
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
@@ -43,7 +44,7 @@ def parts(make=ring, **changed):
     torch.manual_seed(0)
     rows = {"train": make(1000), "val": make(300), "test": make(200)}
     rows |= {part: change(rows[part]) for part, change in changed.items()}
-    return Dataset("data", **rows, features=("a", "b"))
+    return Dataset("data", **rows, features=("a", "b"), links=(Link(), Link()))  # links would bring far rows near
 
 
 def with_row(number, row):
@@ -228,7 +229,7 @@ def test_rows_of_a_flow_to_start_from_are_looked_at_too(tmp_path):
     """Its scale is that of other data, so that training rows overflow."""
     torch.manual_seed(0)
     start = train(1e-12 * torch.randn(1000, 2), TINY)
-    data = parts(lambda n: 1e-12 * torch.randn(n, 2), train=with_row(5, [1e17, 1.0]), val=with_row(0, [1e17, 1.0]))
+    data = parts(lambda n: 1e-12 * torch.randn(n, 2), train=with_row(5, [1e17, 1.0]), val=with_row(0, [1e17, 2.0]))
     with pytest.warns(DataWarning) as told:
         flow = train(data, TINY, start=start, run_dir=tmp_path / "run")
     texts = [str(warning.message) for warning in told]
@@ -242,7 +243,7 @@ def test_rows_of_a_flow_to_start_from_are_looked_at_too(tmp_path):
 def test_the_context_of_rows_left_out_goes_with_them():
     torch.manual_seed(0)
     data = split_rows(torch.randn(1000, 2), context=torch.randn(1000, 1))
-    data = dataclasses.replace(data, val=with_row(4, [1e9, 0.0])(data.val))
+    data = dataclasses.replace(data, val=with_row(4, [1e9, 0.0])(data.val), links=(Link(), Link()))
     with pytest.warns(DataWarning, match=r"1 of 100 validation rows \(row 4"):
         flow = train(data, TINY)
     assert bool(torch.isfinite(flow.log_prob(data.test, data.test_context)).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataError, DataWarning, column_label
 from jkoflow.data.dataset import Dataset
 from jkoflow.data.edges import bounded_links, is_crowded, positive_link
@@ -159,15 +159,27 @@ def choose_links(data: Dataset) -> Treatments:
 
 def warn_of_wild_values(data: Dataset, treatments: Treatments) -> None:
     """Warns of every column and conditioning variable with values far out that are apart from the others."""
-    for features, choices in ((data.features, treatments.columns), (data.context_features, treatments.context)):
+    for features, choices, context in (
+        (data.features, treatments.columns, ""),
+        (data.context_features, treatments.context, "_context"),
+    ):
         for index, choice in enumerate(choices):
             if choice.scale is Scale.CORE:
-                warnings.warn(
-                    f"{column_label(features, index)}: {choice.reason}; the column is scaled by its quantiles, which "
-                    "does not let these values decide; remove them if they are errors",
+                warn_caller(
+                    f"{column_label(features, index)}: {choice.reason} ({_farthest(data, context, index)}); the column "
+                    "is scaled by its quantiles, so that these values do not decide; remove them if they are errors",
                     DataWarning,
-                    stacklevel=2,
                 )
+
+
+def _farthest(data: Dataset, context: str, index: int) -> str:
+    """Returns where the value of a column is that is farthest from its median."""
+    parts = {part: getattr(data, f"{part}{context}")[:, index].double() for part in ("train", "val", "test")}
+    middle = parts["train"].median()
+    distances = {part: (values - middle).abs().max(0) for part, values in parts.items()}
+    part = max(distances, key=lambda name: float(distances[name].values))
+    row = int(distances[part].indices)
+    return f"{float(parts[part][row]):.6g} in row {row} of {part}"
 
 
 def explain(data: Dataset) -> list[str]:

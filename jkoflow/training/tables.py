@@ -84,7 +84,7 @@ def completed(
     """Returns the function that makes the flow of a table, its results and its test columns of a flow of numbers."""
 
     def complete(flow: JKOFlow, results: dict[str, Any]) -> tuple[TableFlow, dict[str, Any], dict[str, Array]]:
-        model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames)
+        model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames, data.dtype)
         model = model.to(flow.standardize.mean.device).requires_grad_(False).eval()
         test = {name: data.columns["test"][name] for name in (*model.features, *model.context_features)}
         return model, {**results, **_measured(model, data, results, budget, tell)}, test

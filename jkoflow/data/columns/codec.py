@@ -242,7 +242,7 @@ def fit_lattice(values: Floats, first: float, step: float, natural: bool) -> Lat
     seen, counts = np.unique(places, return_counts=True)
     edges = np.union1d(seen, seen + 1)
     most_knots = min(max(len(values) // ROWS_PER_BIN, MOST_BINS[0]), MOST_BINS[1])
-    if len(edges) > most_knots:  # every frequent value keeps a cell of its own
+    if len(edges) > most_knots and not is_sparse(values, step):  # every frequent value keeps a cell of its own
         frequent = seen[counts > 2 * len(values) / most_knots]
         spread = np.quantile(places, np.linspace(0, 1, most_knots // 2), method="nearest")
         edges = np.unique(np.concatenate([frequent, frequent + 1, spread, seen[:1], seen[-1:] + 1]))
@@ -254,9 +254,23 @@ def fit_lattice(values: Floats, first: float, step: float, natural: bool) -> Lat
     ordered = np.sort(places)
     few = max(len(ordered) // 50, 2)
     excess = float((ordered[-few:] - ordered[-few]).mean()), float((ordered[few - 1] - ordered[:few]).mean())
-    tails = (0.0 if natural else max(excess[1], 1.0), max(excess[0], 1.0))
+    gap = float(np.median(np.diff(seen))) if len(seen) > 1 else 1.0
+    tails = (0.0 if natural else max(excess[1], gap), max(excess[0], gap))
     return Lattice(first, step, edges.astype(int).tolist(), cumulative.tolist(), tails)
 
+
+def is_sparse(values: Floats, step: float) -> bool:
+    """Tells whether values (N,) of a lattice are repeated although they fill but a small part of it, as codes do."""
+    distinct, counts = np.unique(values, return_counts=True)
+    places = float(distinct[-1] - distinct[0]) / step
+    return len(distinct) * SPARSE <= places and float(np.median(counts)) >= REPEATED
+
+
+REPEATED = 5
+"""Rows that share a number, from which on it is likely that all numbers have been seen."""
+
+SPARSE = 10
+"""Places on a lattice, for each value that is there, from which on its values are irregular."""
 
 ROWS_PER_BIN = 100
 """Rows for each bin of a lattice's distribution."""
@@ -277,8 +291,12 @@ def on_lattice(places: NDArray[np.int64], first: float, step: float) -> Array:
     """Returns the values at places, as integers if the lattice is one of integers, else without rounding's digits."""
     if float(first).is_integer() and float(step).is_integer():
         return int(first) + places * int(step)
-    digits = max(0, 3 - math.floor(math.log10(step)))
-    return np.round(first + places * step, digits)
+    return np.round(first + places * step, rounding_digits(step))
+
+
+def rounding_digits(step: float) -> int:
+    """Returns the decimals to which the values of a lattice are rounded."""
+    return max(0, 3 - math.floor(math.log10(step)))
 
 
 def factorise(values: Array) -> tuple[list[Any], NDArray[np.int64]]:

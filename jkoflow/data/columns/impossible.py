@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Array, Category, Codec, Count, Lattice, lattice_places, missing
-from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
+from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly, days
 from jkoflow.data.columns.schema import Dependence, Schema
 
 
@@ -99,6 +99,8 @@ def _takes_missing(codec: Codec | None) -> bool:
 
 def _why(codec: Codec, value: Any) -> str:
     """Returns why a value has density zero, as the end of a sentence."""
+    if isinstance(codec, Weekly):
+        return _why(codec.base, codec.lines(np.array([value]))[1][0])
     if isinstance(codec, Date):
         return _why(codec.base, days(np.array([value]))[0])
     if isinstance(codec, Mixed):

@@ -10,10 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, factorise, fit_lattice, missing
+from jkoflow.data.columns.codec import (
+    REPEATED,
+    Array,
+    Category,
+    Codec,
+    Count,
+    Floats,
+    Lattice,
+    factorise,
+    fit_lattice,
+    is_sparse,
+    missing,
+)
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
-from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
+from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly, days, weeks, without_cells
 from jkoflow.data.columns.override import Override
+from jkoflow.data.columns.spikes import MOST_SPIKES, bounded_by, frequent_values, values_apart
 from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
@@ -26,14 +39,12 @@ MOST_COUNTS = 32
 MOST_LEVELS = 100
 """Largest number of different texts that are taken for categories."""
 
-MOST_SPIKES = 8
-"""Largest number of repeated values of a column that are states of their own."""
-
-SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
-"""A value is a spike from so many rows, such a share of them, and so many times more rows than other values on."""
-
 CLEAR = 20
 """Steps that a fine lattice keeps away from an edge, so that its cells are narrow there, too."""
+
+LEAST_WEEKS, WEEKLY = 4, 50.0
+"""Dates have a weekly pattern if they span so many weeks and chi-squared of the days of the week, which has six degrees
+of freedom, is so large; by chance it is in one of 10^8 cases."""
 
 UNITS = ("D", "h", "m", "s", "ms", "us")
 """Units of dates, the coarsest first."""
@@ -74,9 +85,10 @@ class _Decision:
             return ColumnPlan(self.name, None, "drop", "no value at all", "left out")
         if kind == "constant" or (kind is None and self._is_constant()):
             return self._constant()
-        if kind in ("category", "boolean"):
-            return self._category("as told")
+        if kind in ("category", "boolean") and self.dtype.kind != "M":
+            return self._names(kind)
         if self.dtype.kind == "b":
+            self._refuse_numbers(kind)
             return self._category("true or false", "boolean")
         if self.dtype.kind == "O":
             return self._text(kind)
@@ -112,14 +124,27 @@ class _Decision:
             levels.append(None)
         return ColumnPlan(self.name, Category(levels), kind, reason, f"{len(levels)} states with masses of their own")
 
+    def _names(self, kind: str) -> ColumnPlan:
+        levels = factorise(self.values)[0]
+        if kind == "boolean" and len(levels) > 2:
+            raise DataError(
+                f"{self.label} is not true or false: it has {len(levels)} different values; give category, or drop it"
+            )
+        return self._category("as told")
+
+    def _refuse_numbers(self, kind: str | None) -> None:
+        if kind is not None:
+            raise DataError(f"{self.label} is true or false, which cannot be {kind}; make numbers of it or drop it")
+
     def _text(self, kind: str | None) -> ColumnPlan:
         levels = factorise(self.values)[0]
+        if set(map(type, levels)) == {bool}:
+            self._refuse_numbers(kind)
+            return self._category("true or false", "boolean")
         if kind is not None:
             raise DataError(
                 f"{self.label} is text, such as {levels[0]!r}, which cannot be {kind}; correct it or drop it"
             )
-        if set(map(type, levels)) == {bool}:
-            return self._category("true or false", "boolean")
         if len(levels) > min(MOST_LEVELS, max(2, len(self.values) // 2)):
             reason = f"text with {len(levels)} different values, an identifier or free text"
             return ColumnPlan(self.name, None, "drop", reason, f"left out; {self.name}=category takes it in")
@@ -135,20 +160,43 @@ class _Decision:
         step = float(np.timedelta64(1, unit) / np.timedelta64(1, "D"))
         inner = self._numbers(days(self.values), days(self.fit), step if unit == "D" else None)
         assert inner.codec is not None
+        weekly = self._weekly(inner.codec, unit)
         shown = ticks.astype("datetime64[D]" if unit == "D" else "datetime64[s]")
         reason = f"dates from {shown.min()} to {shown.max()}"
+        if weekly is not None:
+            treatment = "the day of the week is a state of its own; the weeks are numbers"
+            return ColumnPlan(self.name, weekly, "date", f"{reason}, with a weekly pattern", treatment)
         return ColumnPlan(self.name, Date(inner.codec, unit), "date", reason, f"days: {inner.treatment}", inner.robust)
+
+    def _weekly(self, plain: Codec, unit: str) -> Weekly | None:
+        """Returns the codec of dates of which some days of the week are more frequent; None if there is no pattern."""
+        exact = days(self.values)
+        origin = float(np.floor(exact.min()))
+        if not isinstance(plain, Real | Lattice) or np.ptp(exact) < 7 * LEAST_WEEKS or is_sparse(np.floor(exact), 1.0):
+            return None
+        lines, (weekdays, fit_lines) = weeks(exact - origin)[1], weeks(days(self.fit) - origin)
+        counts = np.bincount(weekdays, minlength=7)
+        excess = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
+        if excess < WEEKLY:
+            return None
+        spacing = None if unit != "D" else find_spacing(lines, self.dtype, 1.0)
+        if spacing is not None and spacing.fineness <= FINE:
+            return Weekly(fit_lattice(fit_lines, spacing.first, spacing.step, natural=False), unit, origin)
+        codec = self._real(lines, fit_lines, [], spacing).codec
+        return None if codec is None else Weekly(codec, unit, origin)
 
     # ---- Numbers
 
     def _numbers(self, values: Floats, fit: Floats, step: float | None) -> ColumnPlan:
         override = self.override
         kind = None if override is None else override.kind
+        if kind == "date" and self.dtype.kind == "M":
+            kind = None
         if kind == "date":
             raise DataError(f"{self.label} holds numbers, not dates; give dates as text such as 2024-05-31, or drop it")
         if kind in ("real", "log", "logit", "asinh"):
             assert override is not None
-            spikes = self._spikes(values, None) if override.spikes else []
+            spikes = frequent_values(values, False) if override.spikes else []
             return self._mixed(self._real(values, fit, spikes, None), spikes)
         distinct = np.unique(values)
         given = override.arguments[0] if override is not None and override.arguments else None
@@ -163,12 +211,25 @@ class _Decision:
             spacing = None
         if kind is None and len(distinct) == 2 and len(values) >= 10:
             return self._category("two different numbers")
+        if kind is None and self._are_names(values, spacing):
+            return self._category(f"only {len(distinct)} different numbers, irregularly spaced")
         if spacing is not None:
             return self._spaced(values, fit, spacing)
-        if len(distinct) <= FEW_VALUES and len(distinct) * 10 <= len(values):
-            return self._category(f"only {len(distinct)} different numbers")
-        spikes = self._spikes(values, spacing)
+        spikes = frequent_values(values, spacing is not None)
         return self._mixed(self._real(values, fit, spikes, None), spikes)
+
+    def _are_names(self, values: Floats, spacing: Spacing | None) -> bool:
+        """Tells whether a column has so few, often repeated and irregularly spaced numbers that they are names."""
+        if self.dtype.kind == "M":
+            return False  # other dates will come
+        counts = np.unique(values, return_counts=True)[1]
+        if len(counts) * 10 > len(values) or float(np.median(counts)) < REPEATED:
+            return False  # among rare values there may be more that have not been seen
+        if spacing is None:
+            return len(counts) <= FEW_VALUES
+        if len(counts) <= FEW_VALUES and counts.min() >= REPEATED:
+            return len(counts) * 2 <= spacing.cells
+        return len(counts) <= MOST_LEVELS and is_sparse(values, spacing.step) and spacing.fineness > FINE
 
     def _matters(self, values: Floats, distinct: Floats, spacing: Spacing) -> bool:
         """Tells whether a lattice is coarse enough for its values to be masses, or one of whole numbers."""
@@ -176,12 +237,13 @@ class _Decision:
             return True
         if len(distinct) * 5 > len(values) * 4:
             return False  # hardly a value repeats
-        return spacing.fineness <= FINE or len(self._spikes(values, spacing, MOST_SPIKES + 1)) > MOST_SPIKES
+        return (
+            spacing.fineness <= FINE or len(frequent_values(values, spacing is not None, MOST_SPIKES + 1)) > MOST_SPIKES
+        )
 
     def _spaced(self, values: Floats, fit: Floats, spacing: Spacing) -> ColumnPlan:
         kind = "integer" if spacing.whole and spacing.step == 1 else "grid"
-        what = "whole numbers" if spacing.whole else f"multiples of {spacing.step:g}"
-        reason = f"{what} from {spacing.first:g} to {values.max():g}"
+        reason = f"{_steps(spacing)} from {spacing.first:g} to {values.max():g}"
         natural = spacing.first in (0.0, spacing.step)
         if spacing.cells <= MOST_COUNTS:
             codec: Codec = Count(spacing.first, spacing.step, spacing.cells, not natural, _ratio(fit, spacing))
@@ -190,35 +252,51 @@ class _Decision:
                 return ColumnPlan(self.name, codec, kind, reason, states)
             codec = Category([*_levels(values), None])
             return ColumnPlan(self.name, codec, f"{kind}+missing", reason, states)
-        spikes = self._spikes(values, spacing)
-        fine = spacing.fineness > FINE and len(spikes) <= MOST_SPIKES
-        if fine:
-            plan = self._real(values, fit, spikes, spacing)
-            if isinstance(plan.codec, Real) and _is_clear(plan.codec, values, spikes):
+        heaped = len(frequent_values(values, spacing is not None, MOST_SPIKES + 1)) > MOST_SPIKES
+        spikes = [] if heaped else values_apart(values, spacing.step)
+        rest, rest_fit = (part[~np.isin(part, spikes)] for part in (values, fit))
+        rest_fit = rest_fit if len(rest_fit) else rest
+        natural = float(rest.min()) in (0.0, spacing.step)
+        rest, rest_fit = (without_cells(part, spikes, spacing.step) for part in (rest, rest_fit))
+        spacing = spacing._replace(first=float(rest.min()))
+        if spacing.fineness > FINE and not heaped and not is_sparse(rest, spacing.step):
+            plan = self._real(rest, rest_fit, [], spacing, spikes)
+            if isinstance(plan.codec, Real) and _is_clear(plan.codec, rest):
                 return self._mixed(ColumnPlan(self.name, plan.codec, kind, reason, plan.treatment, plan.robust), spikes)
-        codec = fit_lattice(fit, spacing.first, spacing.step, natural)
+        codec = fit_lattice(rest_fit, spacing.first, spacing.step, natural)
         plan = ColumnPlan(self.name, codec, kind, reason, "cells filled with noise, the masses are integrals over them")
-        return self._mixed(plan, [])
+        return self._mixed(plan, spikes)
 
-    def _real(self, values: Floats, fit: Floats, spikes: list[float], spacing: Spacing | None) -> ColumnPlan:
+    def _real(
+        self,
+        values: Floats,
+        fit: Floats,
+        spikes: list[float],
+        spacing: Spacing | None,
+        bounds: list[float] | None = None,
+    ) -> ColumnPlan:
+        """Plans real numbers beside spikes; bounds are the spikes of a lattice, which values and fit are without."""
         override = self.override
         told = override is not None and override.kind in ("real", "log", "logit", "asinh")
         rest, rest_fit = values[~np.isin(values, spikes)], fit[~np.isin(fit, spikes)]
         rest_fit = rest_fit if len(np.unique(rest_fit)) > 1 else rest
         choice = choose_link(rest)
         link, reason, robust = choice.link, choice.reason, choice.scale is not Scale.MOMENTS
+        step = 0.0 if spacing is None else spacing.step
+        bound = bounded_by(rest, spikes if bounds is None else bounds, step) if link.kind in ("real", "asinh") else None
+        if bound is not None:
+            link, robust, reason = bound, False, "all other values lie beside a repeated one that is a bound"
         if told:
             assert override is not None
             link, robust = self._told_link(override, rest, link), robust or override.kind == "asinh"
             reason = "as told"
-        if link.kind == "asinh":  # the flow finds by itself what tails are like
+        if link.kind == "asinh" or self.dtype.kind == "M":  # the flow finds tails by itself; later dates will come
             link = Link("real")
         linked = _through(link, rest_fit)
         centre, scale = float(np.median(linked)), float(np.subtract(*np.quantile(linked, (0.75, 0.25)))) / 1.349
         if not robust or scale <= 0:
             centre, scale = float(linked.mean()), float(linked.std())
         description = link.describe()
-        step = 0.0 if spacing is None else spacing.step
         kind = {"log": "log", "reflected": "log", "logit": "logit"}.get(link.kind, "real")
         treatment = {"real": "scaled", "log": "logarithm, scaled", "logit": "logit, scaled"}[kind]
         first = 0.0 if spacing is None else spacing.first
@@ -262,16 +340,6 @@ class _Decision:
         codec = Mixed(plan.codec, spikes, self.has_missing)
         return ColumnPlan(self.name, codec, plan.kind + extra, reason, treatment, plan.robust)
 
-    def _spikes(self, values: Floats, spacing: Spacing | None, most: int = MOST_SPIKES) -> list[float]:
-        """Returns the values that far more rows share than others, the most frequent first."""
-        distinct, counts = np.unique(values, return_counts=True)
-        if len(distinct) <= 2:
-            return []
-        typical = float(np.quantile(counts, 0.9))
-        least = max(SPIKE_ROWS, SPIKE_SHARE * len(values), SPIKE_FACTOR * typical)
-        order = np.argsort(-counts, kind="stable")[:most]
-        return sorted(float(distinct[index]) for index in order if counts[index] >= least)
-
 
 def plan_column(
     name: str,
@@ -296,9 +364,15 @@ def plan_column(
     return _Decision(name, label, values, rows, override).plan()
 
 
-def _is_clear(codec: Real, values: Floats, spikes: list[float]) -> bool:
+def _steps(spacing: Spacing) -> str:
+    if spacing.whole and spacing.step == 1:
+        return "whole numbers"
+    places = spacing.first / spacing.step
+    return f"{'multiples' if abs(places - round(places)) < 1e-3 else 'steps'} of {spacing.step:g}"
+
+
+def _is_clear(codec: Real, rest: Floats) -> bool:
     """Tells whether no cell of a fine lattice is near an edge, where its width would matter."""
-    rest = values[~np.isin(values, spikes)]
     gaps = [rest.min() - codec.link.get("lower", -np.inf), codec.link.get("upper", np.inf) - rest.max()]
     return min(gaps) >= CLEAR * codec.step
 

@@ -20,6 +20,7 @@ from jkoflow.data.columns.codec import (
     ndtri,
     on_lattice,
     plain,
+    rounding_digits,
 )
 from jkoflow.links import Link
 
@@ -103,6 +104,11 @@ class Mixed(Codec):
         """Returns the number of repeated values, and one for the others, and perhaps one for missing values."""
         return 1 + len(self.values) + self.has_missing
 
+    @property
+    def _step(self) -> float:
+        """Returns the distance of neighbours on the base's lattice; 0 if it has none."""
+        return float(getattr(self.base, "step", 0.0)) if self.values else 0.0
+
     def encode(self, values: Array, noise: Floats) -> Encoded:
         """Returns the base's encoding in state 0, and noise in all others."""
         absent = missing(values)
@@ -115,7 +121,8 @@ class Mixed(Codec):
         numbers, weights = filler.copy(), 0.5 * filler**2 + 0.5 * math.log(2 * math.pi)
         noisy = ~regular
         if regular.any():
-            base = self.base.encode(values[regular], noise[regular])
+            others = without_cells(exact[regular], self.values, self._step) if self._step else values[regular]
+            base = self.base.encode(others, noise[regular])
             numbers[regular], weights[regular], noisy[regular] = base.numbers, base.log_weights, base.noisy
             states[regular] = base.states
         return Encoded(states, numbers, weights, noisy)
@@ -123,6 +130,8 @@ class Mixed(Codec):
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns the base's values in state 0 and the repeated ones in the others; NaN for missing ones."""
         found = self.base.decode(np.zeros(len(states), np.int64), numbers)
+        if self._step:
+            found = with_cells(found, self.values, self._step)
         if self.has_missing or not all(float(value).is_integer() for value in self.values):
             found = found.astype(np.float64)
         for state, value in enumerate(self.values, 1):
@@ -167,7 +176,10 @@ class Date(Codec):
 
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns dates, rounded to the unit."""
-        found = np.asarray(self.base.decode(states, numbers), dtype=np.float64)
+        return self._dates(np.asarray(self.base.decode(states, numbers), dtype=np.float64))
+
+    def _dates(self, found: Floats) -> Array:
+        """Returns days since 1970 as dates."""
         ticks = np.timedelta64(1, self.unit) // np.timedelta64(1, "us")
         exact = np.nan_to_num(found) * (MICROSECONDS / ticks)
         rounded = np.rint(np.clip(exact, -(2.0**53), 2.0**53)).astype(np.int64) * int(ticks)
@@ -178,6 +190,45 @@ class Date(Codec):
     def features(self, values: Array) -> Floats:
         """Returns the conditioning variables of the days."""
         return self.base.features(days(values))
+
+
+@dataclass
+class Weekly(Date):
+    """Dates with a weekly pattern: the day of the week is a state, and the base has the weeks.
+
+    A time t is the number of its week plus the fraction of its day that is over. So the times of one day of the week
+    make a line without gaps, on which a density per day is one of the dates.
+    """
+
+    origin: float = 0.0
+    """Day since 1970 with which the weeks begin."""
+
+    def lines(self, values: Array) -> tuple[NDArray[np.int64], Floats]:
+        """Returns the days of the week, and the numbers of the weeks plus the days' fractions, of dates (N,)."""
+        return weeks(days(values) - self.origin)
+
+    @property
+    def states(self) -> int:
+        """Returns the number of days of a week."""
+        return 7
+
+    def encode(self, values: Array, noise: Floats) -> Encoded:
+        """Returns the days of the week, and the encoding of the weeks."""
+        weekdays, lines = self.lines(values)
+        encoded = self.base.encode(lines, noise)
+        return encoded._replace(states=np.where(encoded.states < 0, -1, weekdays))
+
+    def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
+        """Returns dates, rounded to the unit."""
+        lines = np.asarray(self.base.decode(np.zeros(len(states), np.int64), numbers), dtype=np.float64)
+        ticks = np.timedelta64(1, "D") / np.timedelta64(1, self.unit)
+        lines = np.rint(lines * ticks) / ticks  # else rounding's errors could take a midnight to another week
+        return self._dates(self.origin + 6 * np.floor(lines) + lines + states)
+
+    def features(self, values: Array) -> Floats:
+        """Returns the base's number of the week beside indicators of the day of the week."""
+        weekdays, lines = self.lines(values)
+        return np.concatenate([self.base.features(lines), np.equal.outer(weekdays, np.arange(7)).astype(float)], 1)
 
 
 @dataclass
@@ -207,6 +258,28 @@ class Constant(Codec):
     @property
     def _value(self) -> Any:
         return np.datetime64(self.value, "us") if self.is_date else self.value
+
+
+def weeks(since: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Returns days of the week, from 0, and numbers of weeks plus the days' fractions, of days (N,) since some day."""
+    whole = np.floor(since)
+    number = np.floor(whole / 7)
+    return np.nan_to_num(whole - 7 * number).astype(np.int64), number + (since - whole)
+
+
+def without_cells(values: Floats, left_out: list[float], step: float) -> Floats:
+    """Returns values (N,) of a lattice as if it had no cells for some others, so that none of its mass goes there."""
+    return values - step * np.searchsorted(np.sort(left_out), values)
+
+
+def with_cells(values: Array, left_out: list[float], step: float) -> Array:
+    """Returns the values (N,) that `without_cells` made others of."""
+    exact = np.asarray(values, np.float64)
+    for value in sorted(left_out):
+        exact = np.where(exact > value - 0.5 * step, exact + step, exact)
+    if values.dtype.kind in "iu":
+        return np.rint(exact).astype(values.dtype)
+    return np.round(exact, rounding_digits(step))
 
 
 def days(values: Array) -> Floats:

@@ -49,6 +49,7 @@ class TableData:
         states: States of the parts, each with shape (N, k), without copies.
         conditions: Conditions of the parts, each with shape (N, c), without copies.
         frames: Whether the rows came as a file or a DataFrame, and samples go as one.
+        dtype: Type of the tensors of samples otherwise.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TableData:
     states: Mapping[str, NDArray[np.int64]]
     conditions: Mapping[str, Floats]
     frames: bool
+    dtype: torch.dtype
 
 
 def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: bool) -> Dataset | TableData:
@@ -147,6 +149,9 @@ def encode_table(
         tensors[f"{part}_context"] = to_float32(np.tile(given, (copies, 1)))
         if not schema.numeric:  # the masses are all there is; a flow of noise stands in for that of the numbers
             tensors[part] = to_float32(random.standard_normal((count, 1)))
+    types = {values.dtype for values in columns["train"].values()}
+    single = all(kind.kind == "f" and kind.itemsize <= 4 for kind in types)
+    dtype = torch.float32 if single else torch.float64
     features = tuple(schema.features[place] for place in schema.numeric) or ("noise",)
     width = tensors["train_context"].shape[1]
     if not schema.numeric or width == 0:
@@ -164,7 +169,7 @@ def encode_table(
         _compared=True,
         **tensors,
     )
-    return TableData(name, numbers, schema, plans, columns, states, conditions, frames)
+    return TableData(name, numbers, schema, plans, columns, states, conditions, frames, dtype)
 
 
 def _encode_copy(schema: Schema, rows: Columns, copy: tuple[int, int], random: np.random.Generator) -> Coded:

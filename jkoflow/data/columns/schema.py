@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Array, Category, Codec, Count, Floats, Lattice
-from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real
+from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly
 
 CODECS: dict[str, type[Codec]] = {
     "category": Category,
@@ -21,6 +21,7 @@ CODECS: dict[str, type[Codec]] = {
     "real": Real,
     "mixed": Mixed,
     "date": Date,
+    "week": Weekly,
     "constant": Constant,
 }
 """Codecs by the names that model files know them by."""
@@ -86,7 +87,7 @@ class Schema:
     @property
     def noisy(self) -> list[int]:
         """Returns the numbers of the columns whose numbers may depend on noise."""
-        return [place for place in self.numeric if not isinstance(self.codecs[place], Real)]
+        return [place for place in self.numeric if not _is_exact(self.codecs[place])]
 
     @property
     def levels(self) -> list[int]:
@@ -189,6 +190,10 @@ class Schema:
             tuple(codec for codec in context if codec is not None),
             dependences,
         )
+
+
+def _is_exact(codec: Codec | None) -> bool:
+    return isinstance(codec.base if isinstance(codec, Date) else codec, Real)
 
 
 def _base_is_real(codec: Codec) -> bool:
