@@ -318,12 +318,12 @@ def load(path: str | Path) -> Model:
 def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
     """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
 
-    In one dimension, and in two if their number is a square, they are those of Gauss and Legendre; else those of a
+    In one dimension, and in two and three if their number is a square or a cube, they are those of Gauss and Legendre; else those of a
     Kronecker sequence.
     """
     count = POINTS[dims > 1] if points is None else points
-    side = count if dims == 1 else math.isqrt(count)
-    if dims <= 2 and side**dims == count:
+    side = round(count ** (1 / dims))
+    if dims <= 3 and side**dims == count:
         nodes, weights = np.polynomial.legendre.leggauss(side)
         grid = np.stack(np.meshgrid(*[(nodes + 1) / 2] * dims, indexing="ij"), -1).reshape(-1, dims)
         products = np.stack(np.meshgrid(*[weights / 2] * dims, indexing="ij"), -1).reshape(-1, dims).prod(1)
