@@ -318,8 +318,8 @@ def load(path: str | Path) -> Model:
 def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
     """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
 
-    In one dimension, and in two and three if their number is a square or a cube, they are those of Gauss and Legendre; else those of a
-    Kronecker sequence.
+    In one dimension, and in two and three if their number is a square or a cube, they are those of Gauss and Legendre;
+    else those of a Kronecker sequence.
     """
     count = POINTS[dims > 1] if points is None else points
     side = round(count ** (1 / dims))
