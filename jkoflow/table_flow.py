@@ -345,12 +345,16 @@ def load(path: str | Path) -> Model:
 def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
     """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
 
-    In one dimension they are those of Gauss and Legendre, in more those of a Kronecker sequence.
+    In one dimension, and in two and three if their number is a square or a cube, they are those of Gauss and Legendre;
+    else those of a Kronecker sequence.
     """
     count = POINTS[dims > 1] if points is None else points
-    if dims == 1:
-        nodes, weights = np.polynomial.legendre.leggauss(count)
-        return (nodes[:, None] + 1) / 2, np.log(weights / 2)
+    side = round(count ** (1 / dims))
+    if dims <= 3 and side**dims == count:
+        nodes, weights = np.polynomial.legendre.leggauss(side)
+        grid = np.stack(np.meshgrid(*[(nodes + 1) / 2] * dims, indexing="ij"), -1).reshape(-1, dims)
+        products = np.stack(np.meshgrid(*[weights / 2] * dims, indexing="ij"), -1).reshape(-1, dims).prod(1)
+        return grid, np.log(products)
     root = 2.0  # the root of x^(dims + 1) = x + 1 spreads the points most evenly
     for _ in range(50):
         root = (1 + root) ** (1 / (dims + 1))
