@@ -11,7 +11,7 @@ from scipy import stats
 import jkoflow
 from jkoflow import TableFlow, TrainConfig
 from jkoflow.checkpoint import CheckpointError
-from jkoflow.data import DataError, DataWarning
+from jkoflow.data import DataError, DataWarning, TableOptions, load_dataset
 from jkoflow.training.memory import rows_in_memory
 from jkoflow.training.plan import Budget
 from jkoflow.training.tables import completed
@@ -357,3 +357,22 @@ def test_no_more_masses_are_integrated_than_a_time_budget_has_time_for(seconds):
 def test_a_table_without_rows_is_refused_as_such(rows):
     with pytest.raises(DataError, match="has 0 rows; give at least 10"):
         jkoflow.train(rows, SMALL)
+
+
+def test_numbers_and_text_in_one_column_are_names_if_told(tmp_path):
+    random = np.random.default_rng(0)
+    mix = np.array(["1", "2", "x"], object)[random.choice(3, 600, p=[0.5, 0.4, 0.1])]
+    unit = np.array(["5%", "7%"], object)[random.integers(0, 2, 600)]
+    frame = pd.DataFrame({"mix": mix, "unit": unit, "y": random.standard_normal(600)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match="'x' in row .*--columns mix=category or mix=drop"):
+        load_dataset(tmp_path / "t.csv", options=TableOptions(columns={"unit": "drop"}))
+    with pytest.raises(DataError, match="with a unit.*--columns unit=category"):
+        load_dataset(tmp_path / "t.csv", options=TableOptions(columns={"mix": "category"}))
+    told = {"mix": "category", "unit": "category"}
+    data = load_dataset(tmp_path / "t.csv", options=TableOptions(columns=told))
+    assert data.schema.levels == [3, 2]
+    mixed = frame.assign(mix=[int(value) if value.isdigit() else value for value in mix])
+    flow = jkoflow.train(mixed, SMALL, columns=told)
+    assert torch.isfinite(flow.log_prob(mixed)).all()
+    assert set(flow.sample(200)["mix"]) <= {"1", "2", "x"}

@@ -172,7 +172,9 @@ def load_scored(
     usual = options.reading.to_mapping()
     if not is_text(source):
         usual = {name: value for name, value in usual.items() if name == "index_column"}
-    reading = dataclasses.replace(ReadOptions.from_mapping({**usual, **told}), mentioned=options.reading.mentioned)
+    reading = dataclasses.replace(
+        ReadOptions.from_mapping({**usual, **told}), mentioned=options.reading.mentioned, texts=options.reading.texts
+    )
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         table = _read(source, seed, dataclasses.replace(reading, index_column=KEEP))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.table import Column, Table
 
 
-def as_table(data: Any, name: str = "rows", row_numbers: bool = True) -> Table:
+def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Sequence[str] = ("*",)) -> Table:
     """Returns an object in memory as a table.
 
     Arguments:
@@ -22,6 +23,7 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True) -> Table:
             values, nested lists, a Series or a data frame of pandas. What is masked or missing becomes NaN.
         name: Name of the data in errors.
         row_numbers: Whether a data frame's columns of row numbers are kept.
+        texts: Names of a data frame's columns that may hold numbers and text; ``*`` stands for all.
 
     Returns:
         The columns, under the names of a data frame or Series, or x0, x1, ...
@@ -30,7 +32,7 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True) -> Table:
         DataError: If the shape is another one, or an array holds other things than real numbers.
     """
     if is_pandas(data):
-        return _of_pandas(data, name, ReadOptions(index_column=KEEP if row_numbers else None))
+        return _of_pandas(data, name, ReadOptions(index_column=KEEP if row_numbers else None, texts=tuple(texts)))
     try:
         rows = as_numbers(data, name)
     except InputError as error:

@@ -255,7 +255,7 @@ def split_rows(
     """
     if context is not None:
         return _split_with_context(rows, context, seed, name, features, attribution, group, split_by)
-    given = as_table(rows, row_numbers=False)
+    given = as_table(rows, row_numbers=False, texts=())
     table, features = numbers_of(given), given.features if features is None else features
     if len(features) != table.shape[1]:
         raise DataError(f"features must name the {table.shape[1]} columns, got {len(features)} names")
@@ -282,7 +282,7 @@ def _split_with_context(
     split_by: Tensor | Column | None,
 ) -> Dataset:
     check_paired(rows, context)
-    given, given_context = as_table(rows, row_numbers=False), as_table(context, "context")
+    given, given_context = as_table(rows, row_numbers=False, texts=()), as_table(context, "context")
     table, conditions = numbers_of(given), numbers_of(given_context)
     if len(table) != len(conditions):
         raise DataError(f"context must have {len(table)} rows as rows has, got {len(conditions)}")

@@ -39,13 +39,14 @@ def rows_in_memory(
     for name, other in (("context", context), ("group", group), ("split_by", split_by)):
         check_paired(rows, other, name)
     labels = [label for label in (group, split_by) if isinstance(label, str)]
-    table = as_table(rows)
+    texts = [name for name, kind in (columns or {}).items() if kind in ("category", "drop")]
+    table = as_table(rows, texts=texts)
     if missing == "refuse":
         check_unmasked(rows, table.features)
     table = _without_row_numbers(table, (*(columns or {}), *labels))
     context_names: tuple[str, ...] = ()
     if context is not None:
-        table, context_names = _joined(table, as_table(context, "context"))
+        table, context_names = _joined(table, as_table(context, "context", texts=texts))
         if missing == "refuse":
             check_unmasked(context, context_names)
     table, group_name = _with_labels(table, group, "group")

@@ -47,7 +47,8 @@ class TableOptions:
             raise DataError(f"missing must be one of {', '.join(MISSING)}, got {self.missing!r}")
         if self.group is not None and self.split_by is not None:
             raise DataError("group and split_by were both given, and each tells how to split; give one of them")
-        object.__setattr__(self, "reading", dataclasses.replace(self.reading, mentioned=self._mentioned()))
+        texts = tuple(name for name, kind in self.columns.items() if kind in ("category", "drop"))
+        object.__setattr__(self, "reading", dataclasses.replace(self.reading, mentioned=self._mentioned(), texts=texts))
 
     def _mentioned(self) -> tuple[str, ...]:
         labels = (name for name in (self.group, self.split_by) if name is not None)

@@ -57,7 +57,7 @@ def is_grouped(cell: str, decimal: str) -> bool:
     return re.fullmatch(GROUPED[decimal], cell) is not None
 
 
-def values_of(cells: Any, name: str, decimal: str, notes: list[str]) -> Any:
+def values_of(cells: Any, name: str, decimal: str, notes: list[str], takes_text: bool = False) -> Any:
     """Returns what the cells of a column mean that pandas takes for text.
 
     Arguments:
@@ -65,6 +65,7 @@ def values_of(cells: Any, name: str, decimal: str, notes: list[str]) -> Any:
         name: Name of the column.
         decimal: The file's decimal mark.
         notes: Takes a sentence for each doubtful decision.
+        takes_text: Whether numbers with text among them, or with units, are text.
 
     Returns:
         The column as numbers or dates; or as text, without blanks around it.
@@ -87,8 +88,9 @@ def values_of(cells: Any, name: str, decimal: str, notes: list[str]) -> Any:
     dates = dates_of(filled, name, notes)
     if dates is not None:
         return dates.reindex(texts.index)
-    _refuse_units(filled, name)
-    refuse_spoilt(texts, name, decimal)
+    if not takes_text:
+        _refuse_units(filled, name)
+        refuse_spoilt(texts, name, decimal)
     return texts
 
 
@@ -123,7 +125,7 @@ def _refuse_units(filled: Any, name: str) -> None:
         return
     raise DataError(
         f"column {name!r} holds amounts with a unit, such as {filled.iloc[0]!r}; "
-        "write plain numbers, or drop the column"
+        f"write plain numbers, or say that they are names or nothing: {_as_told(name)}"
     )
 
 
@@ -150,5 +152,9 @@ def refuse_spoilt(cells: Any, name: str, decimal: str = ".") -> None:
     row = int(np.flatnonzero(cells.notna().to_numpy())[np.flatnonzero(spoilt)[0]])
     raise DataError(
         f"{cell[:40]!r} in row {row} (counting from 0), column {name!r} is not a number ({count} such cells); "
-        "correct these rows, drop them, or drop the column"
+        f"correct these rows, drop them, or say that all cells are names or nothing: {_as_told(name)}"
     )
+
+
+def _as_told(name: str) -> str:
+    return f"--columns {name}=category or {name}=drop (in Python: columns={{{name!r}: 'category'}})"

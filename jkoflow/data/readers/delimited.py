@@ -205,7 +205,7 @@ def _table(plan: _Plan, frame: Any, options: ReadOptions, notes: list[str]) -> T
     if not kept:
         raise DataError("has no columns")
     columns = {
-        labels[place]: _meant(frame.iloc[:, place], labels[place] if named else str(place), plan.layout, notes)
+        labels[place]: _meant(frame.iloc[:, place], labels[place] if named else str(place), plan.layout, notes, options)
         for place in kept
     }
     if plan.nameless_first and frame[0].dtype.kind not in "iuf":
@@ -213,18 +213,18 @@ def _table(plan: _Plan, frame: Any, options: ReadOptions, notes: list[str]) -> T
         notes.append("left out the first column, which holds names of rows: the header has no name for it")
     pandas = require("pandas", "reading tables")
     found = pandas.DataFrame(columns, copy=False)
-    table = frame_table(found, ReadOptions(index_column="none"), notes)
+    table = frame_table(found, ReadOptions(index_column="none", texts=options.texts), notes)
     return without_row_numbers(table, named, options, notes)
 
 
-def _meant(cells: Any, name: str, layout: Layout, notes: list[str]) -> Any:
+def _meant(cells: Any, name: str, layout: Layout, notes: list[str], options: ReadOptions) -> Any:
     pandas = require("pandas", "reading tables")
     if not (isinstance(cells.dtype, pandas.StringDtype) or cells.dtype == object):
         return cells
     filled = cells[cells.notna()]
     if not all(isinstance(cell, str) for cell in filled):
         return cells  # true and false with missing ones, or integers beyond 64 bits
-    return values_of(cells, name, layout.decimal, notes)
+    return values_of(cells, name, layout.decimal, notes, options.takes_text(name))
 
 
 def _all_numbers(row: Sequence[str], layout: Layout) -> bool:

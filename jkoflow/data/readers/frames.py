@@ -52,7 +52,7 @@ def frame_table(frame: Any, options: ReadOptions, notes: list[str]) -> Table:
     kept: list[str] = []
     left_out: list[str] = []
     for place, name in enumerate(names):
-        column = _column(frame.iloc[:, place], name, notes)
+        column = _column(frame.iloc[:, place], name, notes, options.takes_text(name))
         if column is None:
             left_out.append(repr(name))
         else:
@@ -83,7 +83,7 @@ def _name(label: Any) -> str:
     return " ".join(str(part) for part in label).strip() if isinstance(label, tuple) else str(label).strip()
 
 
-def _column(column: Any, name: str, notes: list[str]) -> Column | None:
+def _column(column: Any, name: str, notes: list[str], takes_text: bool = False) -> Column | None:
     """Returns the values of a Series; None if they are nothing that a table can hold."""
     pandas = require("pandas", "reading tables")
     types = pandas.api.types
@@ -91,7 +91,8 @@ def _column(column: Any, name: str, notes: list[str]) -> Column | None:
     if isinstance(dtype, pandas.SparseDtype):
         return _column(column.sparse.to_dense(), name, notes)
     if isinstance(dtype, pandas.CategoricalDtype):
-        return _column(column.astype(dtype.categories.dtype if column.notna().all() else object), name, notes)
+        plain = column.astype(dtype.categories.dtype if column.notna().all() else object)
+        return _column(plain, name, notes, takes_text)
     if isinstance(dtype, pandas.PeriodDtype):
         return _column(column.dt.to_timestamp(), name, notes)
     if isinstance(dtype, getattr(pandas, "ArrowDtype", ())):
@@ -115,7 +116,7 @@ def _column(column: Any, name: str, notes: list[str]) -> Column | None:
         return column.to_numpy(np.result_type(getattr(dtype, "numpy_dtype", dtype), np.float32), na_value=np.nan)
     if isinstance(dtype, pandas.StringDtype):
         return _objects(column)
-    return _of_objects(column, name, notes) if dtype.kind == "O" else None
+    return _of_objects(column, name, notes, takes_text) if dtype.kind == "O" else None
 
 
 def arrow_series(array: Any) -> Any:
@@ -129,7 +130,7 @@ def arrow_series(array: Any) -> Any:
     return found.reset_index(drop=True)
 
 
-def _of_objects(column: Any, name: str, notes: list[str]) -> Column | None:
+def _of_objects(column: Any, name: str, notes: list[str], takes_text: bool) -> Column | None:
     """Returns the values of a Series of Python objects: all numbers, all dates, all true or false, or text."""
     pandas = require("pandas", "reading tables")
     filled = column[column.notna().to_numpy()]
@@ -149,7 +150,8 @@ def _of_objects(column: Any, name: str, notes: list[str]) -> Column | None:
         return _column(pandas.to_timedelta(column), name, notes)
     if all(isinstance(value, bytes) for value in filled):
         return _objects(column.map(lambda value: value.decode("utf-8", "replace"), na_action="ignore"))
-    refuse_spoilt(column, name)
+    if not takes_text:
+        refuse_spoilt(column, name)
     if all(isinstance(value, str | bool | numbers.Real) for value in filled):
         return _objects(column.map(str, na_action="ignore"))
     return None

@@ -35,6 +35,9 @@ class ReadOptions:
     """Name of the column that numbers the rows and is left out; ``"none"`` keeps a column that looks like one."""
     mentioned: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Names of columns that other options are about, which are no row numbers then; no option of a file."""
+    texts: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Names of columns that may hold numbers and text, or amounts with a unit, and are text then; ``*`` stands for all;
+    no option of a file."""
 
     def __post_init__(self) -> None:
         """Checks the options, and spells out the separator."""
@@ -55,6 +58,10 @@ class ReadOptions:
         if separator == (self.decimal or "."):
             raise DataError(f"separator and decimal mark must differ, both are {separator!r}; change one of them")
         object.__setattr__(self, "separator", separator)
+
+    def takes_text(self, name: str) -> bool:
+        """Tells whether a column of numbers may hold text, too."""
+        return name in self.texts or "*" in self.texts
 
     @property
     def describes_text(self) -> bool:
@@ -82,4 +89,4 @@ class ReadOptions:
 
 def _names() -> list[str]:
     """Returns the names of the options of a file."""
-    return [field.name for field in fields(ReadOptions) if field.name != "mentioned"]
+    return [field.name for field in fields(ReadOptions) if field.name not in ("mentioned", "texts")]
