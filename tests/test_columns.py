@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from jkoflow.data import DataError, TableOptions
+from jkoflow.data import DataError, Dataset, DataWarning, TableOptions, as_table
 from jkoflow.data.columns.codec import Category, Count, Lattice, fit_lattice
 from jkoflow.data.columns.dependence import find_dependences
 from jkoflow.data.columns.inspection import inspect_table
@@ -503,3 +503,33 @@ def test_tables_of_plain_numbers_stay_datasets(random):
     assert data.links is None
     told = prepare(Table.of_array(np.exp(x), ("x0", "x1", "x2")), "t", 3, TableOptions(columns={"x1": "log"}), False)
     assert [link.kind for link in told.links] == ["real", "log", "real"] or told.links[1].kind == "log"
+
+
+@pytest.mark.parametrize("wrong", [1, 50, 250])
+def test_a_function_in_nearly_all_rows_is_told(random, wrong):
+    a, b = random.standard_normal((2, ROWS))
+    y = 2 * a
+    y[:wrong] += 1 + random.random(wrong)
+    with pytest.warns(
+        DataWarning, match=rf"'y' is a function of others in {1 - wrong / ROWS:.2%} of the rows \(y = 2 a"
+    ):
+        assert isinstance(prepare(table(a=a, b=b, y=y), "t", 0, TableOptions(), frames=False), Dataset)
+    zero = random.random(ROWS) < 0.95
+    both = find_dependences(
+        {"a": np.where(zero, 0, a), "b": np.where(zero, 0, b)}, {"a": np.zeros(ROWS), "b": np.zeros(ROWS)}
+    )
+    assert both == []
+
+
+def test_arrays_and_lists_of_text_are_tables(random):
+    rows = [
+        [str(kind), float(x)]
+        for kind, x in zip(random.choice(["u", "v"], 300), random.standard_normal(300), strict=True)
+    ]
+    for given in (rows, np.array(rows, dtype=object)):
+        found = as_table(given)
+        assert [values.dtype.kind for values in found.parts["all"]] == ["O", "f"]
+        assert found.features == ("x0", "x1")
+    assert as_table(np.array(["u", "v", "u"])).parts["all"][0].tolist() == ["u", "v", "u"]
+    with pytest.raises(DataError, match="must be real numbers"):
+        as_table(np.zeros((3, 2), complex))

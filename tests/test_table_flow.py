@@ -365,9 +365,9 @@ def test_numbers_and_text_in_one_column_are_names_if_told(tmp_path):
     unit = np.array(["5%", "7%"], object)[random.integers(0, 2, 600)]
     frame = pd.DataFrame({"mix": mix, "unit": unit, "y": random.standard_normal(600)})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DataError, match="'x' in row .*--columns mix=category or mix=drop"):
+    with pytest.raises(DataError, match=r"'x' in row .*--columns mix=category or mix=drop"):
         load_dataset(tmp_path / "t.csv", options=TableOptions(columns={"unit": "drop"}))
-    with pytest.raises(DataError, match="with a unit.*--columns unit=category"):
+    with pytest.raises(DataError, match=r"with a unit.*--columns unit=category"):
         load_dataset(tmp_path / "t.csv", options=TableOptions(columns={"mix": "category"}))
     told = {"mix": "category", "unit": "category"}
     data = load_dataset(tmp_path / "t.csv", options=TableOptions(columns=told))

@@ -764,7 +764,7 @@ def test_json_has_no_nan():
         (torch.randn(500, 2) * torch.tensor([1.0, 0.0]), "constant"),
         (torch.randn(50, 2), "fewer than a batch of 100"),
         (torch.randn(500, 2, 2), "shape"),
-        (np.array([["a", "b"]] * 500), "real numbers"),
+        (np.array([["a", "b"]] * 500), "no column that varies"),
     ],
     ids=["nan", "constant", "few rows", "three axes", "text"],
 )

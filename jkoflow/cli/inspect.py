@@ -43,6 +43,9 @@ def inspect(
     print(f"{data}: {rows} rows{parts}, {len(table.features)} column{'s' if len(table.features) > 1 else ''}")
     _show(found)
     for name, hit in found.dependences.items():
+        if hit.share < 1:
+            console.note(f"{name} is a function of others in {hit.share:.2%} of the rows ({name} = {hit.formula})")
+            continue
         console.note(
             f"{name} is a function of others ({name} = {hit.formula}): train refuses it; leave it out with "
             f"--columns {name}=drop"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jkoflow.arrays import InputError, as_numbers, is_pandas
 from jkoflow.data.checks import DataError, default_features
+from jkoflow.data.optional import require
 from jkoflow.data.readers.frames import columns_of
 from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.table import Column, Table
@@ -36,11 +37,24 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Seq
     try:
         rows = as_numbers(data, name)
     except InputError as error:
+        if _holds_text(data):
+            table = _of_pandas(require("pandas", "rows of text").DataFrame(data), name, ReadOptions(texts=tuple(texts)))
+            return Table(table.parts, default_features(len(table.features)))
         raise DataError(str(error)) from error
     rows = rows[:, None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise DataError(f"{name} must be real numbers with shape (N, d), got {rows.dtype} with shape {rows.shape}")
     return Table.of_array(rows, default_features(rows.shape[1]))
+
+
+def _holds_text(data: Any) -> bool:
+    """Tells whether an array or nested lists hold text, true or false, or dates, which a data frame sorts out."""
+    try:
+        array = np.asarray(data, dtype=None if isinstance(data, np.ndarray) else object)
+    except ValueError:
+        return False
+    cells = array.ravel().tolist()
+    return array.ndim in (1, 2) and array.size > 0 and all(isinstance(cell, str | int | float | None) for cell in cells)
 
 
 def numbers_of(table: Table, part: str = "all") -> NDArray[Any]:

@@ -52,7 +52,9 @@ def rows_in_memory(
     table, group_name = _with_labels(table, group, "group")
     table, split_name = _with_labels(table, split_by, "split_by")
     options = TableOptions(context_names, columns or {}, missing, group_name, split_name)
-    return prepare(table, "data", seed, options, is_pandas(rows)), options
+    # text has no tensor: samples of it are data frames, too
+    frames = is_pandas(rows) or any(values.dtype.kind in "OMb" for values in table.parts["all"])
+    return prepare(table, "data", seed, options, frames), options
 
 
 def _without_row_numbers(table: Table, mentioned: Sequence[str]) -> Table:

@@ -16,6 +16,9 @@ MOST_ROWS = 5000
 SPARE_ROWS = 10
 """Rows beyond two for every column without which a dependence may be chance."""
 
+NEARLY_ALL, TRIMS = 0.9, 4
+"""Share of rows in which a function must hold to be told, and times that the other rows are left out to find it."""
+
 MOST_DIGITS = 7
 """Digits of coefficients up to which simpler ones are tried."""
 
@@ -37,6 +40,8 @@ class Found(NamedTuple):
     """The function in words, such as ``2 x + 1``."""
     dependence: Dependence | None
     """The function, if it is affine."""
+    share: float = 1.0
+    """Share of the rows in which it holds."""
 
 
 def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, Floats]) -> list[Found]:
@@ -63,9 +68,37 @@ def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, Float
         hit = hit or _product(name, independent, exact, rows, precision)
         if hit is None:
             independent.append(name)
-        else:
+            hit = _nearly_affine(name, independent[:-1], exact, rows, precision)
+        if hit is not None:
             found.append(hit)
     return found
+
+
+def _nearly_affine(
+    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, Floats]
+) -> Found | None:
+    """Finds an affine function that holds in most rows, by leaving out the rows that miss it most, again and again."""
+    target, kept, off = exact[name], rows, np.zeros(len(exact[name]))
+    intercept, coefficients = 0.0, np.zeros(len(others))
+    for _ in range(TRIMS):
+        fitted = _fit(target, [exact[other] for other in others], kept)
+        if fitted is None:
+            return None
+        intercept, coefficients = fitted
+        off = np.abs(target - intercept - sum(a * exact[other] for a, other in zip(coefficients, others, strict=True)))
+        kept = rows[off[rows] <= np.quantile(off[rows], NEARLY_ALL)]
+    noise = precision[name] + sum(abs(a) * precision[other] for a, other in zip(coefficients, others, strict=True))
+    holds = off <= noise + LEAST_NOISE * float(np.quantile(np.abs(target), 0.9))
+    # where one value is repeated, such as zero beside zero, any line through it holds
+    if holds.mean() < NEARLY_ALL or 2 * len(np.unique(target[holds])) < len(holds):
+        return None
+    least = LEAST_COEFFICIENT * _spread(target[holds])
+    told = [k for k, other in enumerate(others) if abs(coefficients[k]) * _spread(exact[other][holds]) > least]
+    if not told:
+        return None
+    numbers = [float(f"{coefficients[k]:.6g}") for k in told]
+    formula = _words([others[k] for k in told], numbers, float(intercept), float(np.median(noise)) + least)
+    return Found(name, formula, None, float(holds.mean()))
 
 
 def _affine(

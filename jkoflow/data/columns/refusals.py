@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jkoflow.data.checks import LARGEST, DataError, column_label
+from jkoflow.callers import warn_caller
+from jkoflow.data.checks import LARGEST, DataError, DataWarning, column_label
 from jkoflow.data.columns.codec import missing
 from jkoflow.data.columns.dependence import Found
 from jkoflow.data.columns.kinds import ColumnPlan
@@ -101,6 +102,14 @@ def chosen_dependences(found: Mapping[str, Found], overrides: Mapping[str, Overr
     told: dict[str, Dependence] = {}
     for name, hit in found.items():
         override = overrides.get(name)
+        if hit.share < 1:
+            if override is None:
+                warn_caller(
+                    f"column {name!r} is a function of others in {hit.share:.2%} of the rows ({name} = {hit.formula}), "
+                    f"where no density exists: the likelihood says little; {as_told(name, 'drop')} leaves it out",
+                    DataWarning,
+                )
+            continue
         if override is None:
             raise DataError(
                 f"column {name!r} is a function of others ({name} = {hit.formula}), so no density exists; remove it "
