@@ -464,6 +464,14 @@ def test_dependent_columns_are_refused_dropped_or_repeated(random):
     assert np.isneginf(repeated.schema.encode(broken, np.full((300, 3), 0.5)).log_weights).all()
 
 
+def test_a_dependent_column_with_missing_values_cannot_be_repeated(random):
+    a = random.standard_normal(ROWS)
+    y = np.where(np.arange(ROWS) < 30, np.nan, 2 * a)
+    options = TableOptions(columns={"y": "dependent"}, missing="indicator")
+    with pytest.raises(DataError, match=r"'y' cannot be repeated by samples, since values of y are missing.*y=drop"):
+        prepare(table(a=a, b=random.standard_normal(ROWS), y=y), "t", 0, options, frames=False)
+
+
 def test_a_function_of_the_context_is_refused(random):
     c = random.standard_normal(ROWS)
     rows = table(y=3 * c, x=random.standard_normal(ROWS), c=c)

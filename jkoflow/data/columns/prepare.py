@@ -94,7 +94,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     if options.missing == "refuse":
         refuse_missing(table, [plan.name for plan in plans])
     refuse_constants(plans, overrides, table, values)
-    dependences = chosen_dependences(inspection.dependences, overrides)
+    dependences = chosen_dependences(inspection.dependences, overrides, values)
     parts = _parts(table, options, plans, seed)
     for plan in inspection.plans:
         if plan.codec is None and plan.reason != "as told" and plan.name not in (options.group, options.split_by):

@@ -97,7 +97,9 @@ def refuse_constants(
         )
 
 
-def chosen_dependences(found: Mapping[str, Found], overrides: Mapping[str, Override]) -> dict[str, Dependence]:
+def chosen_dependences(
+    found: Mapping[str, Found], overrides: Mapping[str, Override], values: Mapping[str, Column]
+) -> dict[str, Dependence]:
     """Returns the dependences that samples are to repeat; refuses columns that depend on others without a word."""
     told: dict[str, Dependence] = {}
     for name, hit in found.items():
@@ -116,6 +118,12 @@ def chosen_dependences(found: Mapping[str, Found], overrides: Mapping[str, Overr
                 f"from the data, or say {as_told(name, 'drop')}"
             )
         if override.kind == "dependent" and hit.dependence is not None:
+            holes = [column for column in (name, *hit.dependence.sources) if missing(values[column]).any()]
+            if holes:
+                raise DataError(
+                    f"column {name!r} cannot be repeated by samples, since values of {', '.join(holes)} are missing; "
+                    f"say {as_told(name, 'drop')}"
+                )
             told[name] = hit.dependence
     return told
 
