@@ -168,11 +168,6 @@ class Trainer:
         flow = self.best.requires_grad_(False).eval()
         budget, doubts = self._context.budget, list[str]()
         results = evaluate(flow, self.data, self.config.val_rows, budget, self.progress.message, doubts.append)
-        if budget is not None and budget.is_overrun():
-            self.progress.message(
-                f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
-                "short for these data and settings; raise time_budget, or lower batch_size, hidden or max_blocks"
-            )
         overflowing = results["rows_left_out"]
         results |= {
             "rows_left_out": {part: self._left_out.get(part, 0) + overflowing.get(part, 0) for part in _PARTS},
@@ -193,6 +188,11 @@ class Trainer:
             model, results, columns = self._complete(flow, results)
         elif self._treatments is not None:
             results["columns"] = described(self.data, self._treatments)
+        if budget is not None and budget.is_overrun():
+            self.progress.message(
+                f"the run has taken {self.world.elapsed():.1f} s of a time budget of {budget.seconds:g} s: that is too "
+                "short for these data and settings; raise time_budget, or lower batch_size, hidden or max_blocks"
+            )
         model.metrics = without_times(results)
         if self.directory is not None:
             self.directory.finish(model, results, self.data, columns)
