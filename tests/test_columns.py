@@ -541,3 +541,37 @@ def test_arrays_and_lists_of_text_are_tables(random):
     assert as_table(np.array(["u", "v", "u"])).parts["all"][0].tolist() == ["u", "v", "u"]
     with pytest.raises(DataError, match="must be real numbers"):
         as_table(np.zeros((3, 2), complex))
+
+
+@pytest.mark.parametrize("share", [0.002, 0.04, 0.3])
+@pytest.mark.parametrize("decimals", [0, 1, 2, 6])
+def test_a_code_far_from_all_values_is_a_spike_on_every_lattice(random, share, decimals):
+    values = np.round(1012 + 6 * random.standard_normal(ROWS), decimals)
+    values[: int(share * ROWS)] = -999
+    found = plan(values)
+    assert found.kind.endswith("+spikes")
+    assert found.codec.values == [-999]
+    assert plan(values, "real+spikes").codec.values == [-999]
+    with pytest.raises(DataError, match=r"leave \+spikes out"):
+        plan(random.standard_normal(ROWS), "real+spikes")
+
+
+def test_wild_values_that_do_not_repeat_are_no_codes(random):
+    values = random.standard_normal(ROWS)
+    values[:30] = 1e6 * random.standard_normal(30)
+    assert plan(values).kind == "real"
+
+
+@pytest.mark.parametrize("name", ["customer_id", "id", "userId", "order nr"])
+def test_numbers_that_identify_rows_are_left_out(random, name):
+    values = 10_000 + random.permutation(5 * ROWS)[:ROWS]
+    assert plan_column(name, name, values).codec is None
+    assert plan_column(name, name, values, override=parse_override(name, "integer")).codec is not None
+    assert plan_column("paid", "paid", values).codec is not None
+
+
+def test_values_somewhat_beyond_a_lattice_are_possible(random):
+    codec = plan(random.integers(18, 90, ROWS)).codec
+    masses = mass(codec, np.array([95, 120, 200]))
+    assert (masses > 0).all()
+    assert (np.diff(masses) < 0).all()

@@ -506,3 +506,14 @@ def test_data_are_named_after_the_file_without_its_suffixes(tmp_path, rows, name
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes((gzip if name.endswith(".gz") else bz2).compress(content))
     assert load_dataset(tmp_path / name).name == "t"
+
+
+def test_dates_as_text_in_a_frame_are_dates():
+    for dtype in (object, "string"):
+        frame = pd.DataFrame({"day": pd.Series(["2021-05-17", None, "2022-01-01"], dtype=dtype), "x": [1.0, 2.0, 3.0]})
+        day = columns_of(frame).parts["all"][0]
+        assert day.dtype.kind == "M"
+        assert str(day[0])[:10] == "2021-05-17"
+        assert np.isnat(day[1])
+    mixed = pd.DataFrame({"day": ["2021-05-17", "soon"]})
+    assert columns_of(mixed).parts["all"][0].tolist() == ["2021-05-17", "soon"]

@@ -542,3 +542,18 @@ def test_commas_that_separate_cells_and_decimals_are_told(read, columns, decimal
     assert any("decimal mark" in note and "--sep ," in note for note in notes)
     codes = "".join(f"{n},{n % 7},{n % 5},{n % 3}\n" for n in range(200))
     assert not any("decimal mark" in note for note in read(codes, ReadOptions(index_column="none"))[1])
+
+
+def test_codes_with_zeros_before_them_and_columns_of_names_stay_text(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "zip,kind,x\n"
+        + "".join(f"{z},{k},{x}\n" for z, k, x in zip(["01067", "20095"] * 20, [1, 2] * 20, range(40), strict=True))
+    )
+    with pytest.warns(DataWarning, match="'zip' has numbers with zeros before them"):
+        zips, kinds, _ = read_table(path).parts["all"]
+    assert zips.tolist()[:2] == ["01067", "20095"]
+    assert kinds.dtype.kind == "i"
+    zips, kinds, _ = read_table(path, ReadOptions(texts=("zip", "kind"))).parts["all"]  # told, so nothing is doubtful
+    assert zips.tolist()[:2] == ["01067", "20095"]
+    assert kinds.tolist()[:2] == ["1", "2"]

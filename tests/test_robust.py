@@ -419,7 +419,7 @@ def test_a_run_goes_on_with_the_treatments_that_it_began_with(tmp_path, monkeypa
     from jkoflow.training import trainer
 
     rows = torch.randn(1500, 2).exp()
-    rows[:5, 0] = 1e6
+    rows[:5, 0] = 1e6 * torch.arange(1.0, 6.0)
     config = dataclasses.replace(CONFIG, iterations_per_block=20, max_blocks=2)
 
     def stop(self, fit):

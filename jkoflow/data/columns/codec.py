@@ -186,7 +186,7 @@ class Lattice(Codec):
         low, high = self._cumulative(places), self._cumulative(places + 1)
         mass = high[0] - low[0]
         mass = np.where(high[1] < 0.5, low[1] - high[1], mass)  # from above, where the difference keeps its digits
-        possible &= mass > 1e-15
+        possible &= mass > LEAST_MASS
         mass = np.where(possible, mass, 1.0)
         below, above = low[0] + noise * mass, high[1] + (1 - noise) * mass
         numbers = np.where(below < 0.5, ndtri(np.clip(below, 1e-300, 1)), -ndtri(np.clip(above, 1e-300, 1)))
@@ -255,7 +255,8 @@ def fit_lattice(values: Floats, first: float, step: float, natural: bool) -> Lat
     few = max(len(ordered) // 50, 2)
     excess = float((ordered[-few:] - ordered[-few]).mean()), float((ordered[few - 1] - ordered[:few]).mean())
     gap = float(np.median(np.diff(seen))) if len(seen) > 1 else 1.0
-    tails = (0.0 if natural else max(excess[1], gap), max(excess[0], gap))
+    least = max(gap, float(ordered[-1] - ordered[0]) / WIDEST_TAIL)  # what lies beyond is rare, not impossible
+    tails = (0.0 if natural else max(excess[1], least), max(excess[0], least))
     return Lattice(first, step, edges.astype(int).tolist(), cumulative.tolist(), tails)
 
 
@@ -271,6 +272,12 @@ REPEATED = 5
 
 SPARSE = 10
 """Places on a lattice, for each value that is there, from which on its values are irregular."""
+
+LEAST_MASS = 1e-25
+"""Mass under which a value beyond those seen is impossible."""
+
+WIDEST_TAIL = 5
+"""Times that the tail of a lattice decays by e within the span of the values seen, at most."""
 
 ROWS_PER_BIN = 100
 """Rows for each bin of a lattice's distribution."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,15 @@ from jkoflow.data.columns.codec import (
 )
 from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly, days, weeks, without_cells
-from jkoflow.data.columns.override import Override
-from jkoflow.data.columns.spikes import MOST_SPIKES, bounded_by, frequent_values, values_apart
+from jkoflow.data.columns.override import Override, told_link
+from jkoflow.data.columns.spikes import (
+    LEAST_OTHERS,
+    MOST_SPIKES,
+    bounded_by,
+    far_codes,
+    frequent_values,
+    values_apart,
+)
 from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
@@ -45,6 +53,8 @@ CLEAR = 20
 LEAST_WEEKS, WEEKLY = 4, 50.0
 """Dates have a weekly pattern if they span so many weeks and chi-squared of the days of the week, which has six degrees
 of freedom, is so large; by chance it is in one of 10^8 cases."""
+
+_IDENTIFIER = re.compile(r"(?i:(^|[_\W])(id|uuid|key|nr|no))$|[a-z](Id|ID)$")
 
 UNITS = ("D", "h", "m", "s", "ms", "us")
 """Units of dates, the coarsest first."""
@@ -196,7 +206,7 @@ class _Decision:
             raise DataError(f"{self.label} holds numbers, not dates; give dates as text such as 2024-05-31, or drop it")
         if kind in ("real", "log", "logit", "asinh"):
             assert override is not None
-            spikes = frequent_values(values, False) if override.spikes else []
+            spikes = self._told_spikes(values) if override.spikes else []
             return self._mixed(self._real(values, fit, spikes, None), spikes)
         distinct = np.unique(values)
         given = override.arguments[0] if override is not None and override.arguments else None
@@ -213,16 +223,36 @@ class _Decision:
             return self._category("two different numbers")
         if kind is None and self._are_names(values, spacing):
             return self._category(f"only {len(distinct)} different numbers, irregularly spaced")
+        if kind is None and spacing is not None and self._identifies(distinct, spacing):
+            reason = "whole numbers that are all different, under the name of an identifier"
+            return ColumnPlan(self.name, None, "drop", reason, f"left out; {self.name}=integer takes it in")
         if spacing is not None:
             return self._spaced(values, fit, spacing)
         spikes = frequent_values(values, spacing is not None)
         return self._mixed(self._real(values, fit, spikes, None), spikes)
 
+    def _identifies(self, distinct: Floats, spacing: Spacing) -> bool:
+        """Tells whether a column of whole numbers tells the rows from each other, and is named so."""
+        return spacing.whole and len(distinct) == len(self.values) > REPEATED and bool(_IDENTIFIER.search(self.name))
+
+    def _told_spikes(self, values: Floats) -> list[float]:
+        """Returns the repeated values of a column that is said to have some, on a lattice or off it."""
+        spacing = find_spacing(values, self.dtype)
+        apart = [] if spacing is None else values_apart(values, spacing.step)
+        found = sorted({*frequent_values(values, False), *apart})[:MOST_SPIKES]
+        if not found:
+            raise DataError(f"{self.label} has no value that far more rows share than others; leave +spikes out")
+        return found
+
     def _are_names(self, values: Floats, spacing: Spacing | None) -> bool:
         """Tells whether a column has so few, often repeated and irregularly spaced numbers that they are names."""
         if self.dtype.kind == "M":
             return False  # other dates will come
-        counts = np.unique(values, return_counts=True)[1]
+        distinct, counts = np.unique(values, return_counts=True)
+        codes = far_codes(distinct, counts)
+        if codes and len(counts) - len(codes) >= LEAST_OTHERS:
+            rest = values[~np.isin(values, codes)]
+            return self._are_names(rest, find_spacing(rest, self.dtype))
         if len(counts) * 10 > len(values) or float(np.median(counts)) < REPEATED:
             return False  # among rare values there may be more that have not been seen
         if spacing is None:
@@ -250,7 +280,7 @@ class _Decision:
             states = f"{codec.states} states with masses of their own"
             if not self.has_missing:
                 return ColumnPlan(self.name, codec, kind, reason, states)
-            codec = Category([*_levels(values), None])
+            codec = Category([*factorise(values)[0], None])
             return ColumnPlan(self.name, codec, f"{kind}+missing", reason, states)
         heaped = len(frequent_values(values, spacing is not None, MOST_SPIKES + 1)) > MOST_SPIKES
         spikes = [] if heaped else values_apart(values, spacing.step)
@@ -288,7 +318,7 @@ class _Decision:
             link, robust, reason = bound, False, "all other values lie beside a repeated one that is a bound"
         if told:
             assert override is not None
-            link, robust = self._told_link(override, rest, link), robust or override.kind == "asinh"
+            link, robust = told_link(override, self.label, rest, link), robust or override.kind == "asinh"
             reason = "as told"
         if link.kind == "asinh" or self.dtype.kind == "M":  # the flow finds tails by itself; later dates will come
             link = Link("real")
@@ -302,30 +332,6 @@ class _Decision:
         first = 0.0 if spacing is None else spacing.first
         codec = Real(description, centre, scale or 1.0, first, step)
         return ColumnPlan(self.name, codec, kind, reason, treatment, robust)
-
-    def _told_link(self, override: Override, values: Floats, found: Link) -> Link:
-        """Returns the link that a user asked for, with the edges given or found."""
-        low, high = float(values.min()), float(values.max())
-        if override.kind == "real":
-            return Link("real")
-        if override.kind == "log":
-            edge = override.arguments[0] if override.arguments else (found.lower if found.kind == "log" else 0.0)
-            if not low > edge:
-                raise DataError(
-                    f"{self.label} has values down to {low:g}, not above the edge {edge:g}; give log:EDGE or real"
-                )
-            return Link("log", lower=edge)
-        if override.kind == "logit":
-            edges = override.arguments
-            if not edges:
-                edges = (found.lower, found.upper) if found.kind == "logit" else (0.0, 1.0 if high < 1 else 100.0)
-            if not edges[0] < low <= high < edges[1]:
-                raise DataError(
-                    f"{self.label} has values from {low:g} to {high:g}, not between the edges {edges[0]:g} and "
-                    f"{edges[1]:g}; give logit:LOW:HIGH or real"
-                )
-            return Link("logit", lower=edges[0], upper=edges[1])
-        return found if found.kind == "asinh" else Link("real")
 
     def _mixed(self, plan: ColumnPlan, spikes: list[float]) -> ColumnPlan:
         """Returns the plan with states for repeated and for missing values."""
@@ -387,10 +393,6 @@ def _ratio(values: Floats, spacing: Spacing) -> float:
     few = np.sort(places)[-max(len(places) // 20, 2) :]
     excess = float((few - few[0]).mean())
     return min(max(excess / (1 + excess), 0.05), 0.9)
-
-
-def _levels(values: Floats) -> list[Any]:
-    return factorise(values)[0]
 
 
 def _first_broken(distinct: Floats) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jkoflow.data.checks import DataError
+from jkoflow.data.columns.codec import Floats
+from jkoflow.links import Link
 
 KINDS = {
     "real": "any real number",
@@ -85,6 +87,40 @@ def parse_overrides(columns: Mapping[str, str], features: Sequence[str]) -> dict
     own = {name: text for name, text in columns.items() if name != OTHERS or name in features}
     rest = dict.fromkeys(features, columns[OTHERS]) if len(own) < len(columns) else {}
     return {name: parse_override(name, text) for name, text in (rest | own).items()}
+
+
+def told_link(override: Override, label: str, values: Floats, found: Link) -> Link:
+    """Returns the link of a kind of real numbers, with the edges that are told or were found.
+
+    Arguments:
+        override: What the user says; its kind is real, log, logit or asinh.
+        label: What messages call the column.
+        values: Values of the column that are no spikes, with shape (N,).
+        found: The link that would be chosen for them.
+
+    Raises:
+        DataError: If values are not between the edges.
+    """
+    low, high = float(values.min()), float(values.max())
+    if override.kind == "log":
+        edge = override.arguments[0] if override.arguments else (found.lower if found.kind == "log" else 0.0)
+        if not low > edge:
+            raise DataError(
+                f"{label} has values down to {low:g}, not above the edge {edge:g}; give log:EDGE, log+spikes if the "
+                "edge is repeated, or real"
+            )
+        return Link("log", lower=edge)
+    if override.kind == "logit":
+        edges = override.arguments
+        if not edges:
+            edges = (found.lower, found.upper) if found.kind == "logit" else (0.0, 1.0 if high < 1 else 100.0)
+        if not edges[0] < low <= high < edges[1]:
+            raise DataError(
+                f"{label} has values from {low:g} to {high:g}, not between the edges {edges[0]:g} and {edges[1]:g}; "
+                "give logit:LOW:HIGH, logit+spikes if an edge is repeated, or real"
+            )
+        return Link("logit", lower=edges[0], upper=edges[1])
+    return found if override.kind == "asinh" and found.kind == "asinh" else Link("real")
 
 
 def split_overrides(text: str) -> dict[str, str]:

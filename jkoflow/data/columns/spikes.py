@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jkoflow.data.columns.codec import Floats
 from jkoflow.links import Link
@@ -15,6 +16,9 @@ SPIKE_ROWS, SPIKE_SHARE, SPIKE_FACTOR = 5, 2e-4, 10
 
 FEW_NUMBERS = 100
 """Different numbers under which half of them, not nine tenths, tell how many rows share a number that is no spike."""
+
+FAR = 1.0
+"""Distance from all others, in ranges of the middle nine tenths of these, from which a repeated value is a code."""
 
 LATTICE_ROWS, LATTICE_SHARE = 10, 0.01
 """On a lattice a value is a spike from so many rows and such a share of them on."""
@@ -36,18 +40,30 @@ def frequent_values(values: Floats, is_lattice: bool, most: int = MOST_SPIKES) -
     typical = float(np.quantile(counts, level, method="lower"))
     least = max(SPIKE_ROWS, SPIKE_SHARE * len(values), SPIKE_FACTOR * typical)
     order = np.argsort(-counts, kind="stable")[:most]
-    return sorted(float(distinct[index]) for index in order if counts[index] >= least)
+    frequent = {float(distinct[index]) for index in order if counts[index] >= least}
+    codes = [] if len(frequent) > MOST_SPIKES else far_codes(distinct, counts)
+    return sorted(frequent | set(codes[: MOST_SPIKES - len(frequent)]))
+
+
+def far_codes(distinct: Floats, counts: NDArray[np.int64]) -> list[float]:
+    """Returns the repeated ones of different values that lie far from all others, such as -999."""
+    last = len(distinct) - 1
+    low, high = distinct[int(np.ceil(0.05 * last))], distinct[int(0.95 * last)]
+    gaps = np.diff(distinct, prepend=-np.inf, append=np.inf)
+    far = np.minimum(gaps[:-1], gaps[1:]) > FAR * (high - low)
+    return distinct[far & (counts >= max(SPIKE_ROWS, SPIKE_SHARE * counts.sum()))].tolist() if high > low else []
 
 
 def values_apart(values: Floats, step: float) -> list[float]:
     """Returns the values of a lattice that many rows, and far more than those beside them, share; none if many are."""
     distinct, counts = np.unique(values, return_counts=True)
-    apart = []
+    apart = far_codes(distinct, counts)
     for value, count in zip(distinct, counts, strict=True):
         if count >= max(LATTICE_ROWS, LATTICE_SHARE * len(values)):
             near = (np.abs(distinct - value) < (NEAR + 0.5) * step) & (distinct != value)
-            if count >= NEAR * counts[near].max(initial=0):
+            if value not in apart and count >= NEAR * counts[near].max(initial=0):
                 apart.append(float(value))
+    apart.sort()
     return apart if len(apart) <= min(MOST_SPIKES, len(distinct) - LEAST_OTHERS) else []
 
 

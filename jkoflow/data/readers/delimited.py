@@ -39,6 +39,9 @@ class _Start(NamedTuple):
     """Marks of comments among them; empty if a row may begin with such a mark."""
 
 
+_ZEROS = re.compile(r"0[0-9]{2,}")
+
+
 class _Plan(NamedTuple):
     """How the lines that are left are to be parsed."""
 
@@ -47,6 +50,8 @@ class _Plan(NamedTuple):
     width: int
     nameless_first: bool
     """Whether the first column holds the names of rows, over which the header has no cell."""
+    codes: tuple[int, ...] = ()
+    """Numbers of the columns whose cells are names although they look like numbers, such as 01067."""
 
 
 def read_delimited(path: Path, packing: str, options: ReadOptions, notes: list[str]) -> Table:
@@ -94,6 +99,7 @@ def _parse(path: Path, packing: str, encoding: str, options: ReadOptions) -> tup
                     low_memory=False,
                     skipinitialspace=True,
                     na_values=list(MISSING),
+                    dtype=dict.fromkeys(plan.codes, str),
                 )
             except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
                 raise DataError(_remedy(error, plan)) from error
@@ -125,7 +131,16 @@ def _plan(lines: Lines, options: ReadOptions, notes: list[str]) -> _Plan:
         )
     lines.leave_out(start.marks)
     lines.first = list(body[1:] if found else body)
-    return _shaped(layout, rows[0] if found else names, rows[1:] if found else rows)
+    plan = _shaped(layout, rows[0] if found else names, rows[1:] if found else rows)
+    return plan._replace(codes=_codes(plan, rows[1:] if found else rows, options))
+
+
+def _codes(plan: _Plan, rows: Sequence[Sequence[str]], options: ReadOptions) -> tuple[int, ...]:
+    """Returns the numbers of the columns whose cells are told to be names, or are of one width by zeros before them."""
+    told = {place for place, name in enumerate(plan.names or default_features(plan.width)) if name in options.texts}
+    zeros = {place for row in rows for place, cell in enumerate(row) if _ZEROS.fullmatch(cell)}
+    alike = {place for place in zeros if len({len(row[place]) for row in rows if len(row) > place and row[place]}) == 1}
+    return tuple(sorted(place for place in told | alike if place < plan.width))
 
 
 def _start(lines: Sequence[str], options: ReadOptions) -> _Start:
@@ -205,7 +220,7 @@ def _table(plan: _Plan, frame: Any, options: ReadOptions, notes: list[str]) -> T
     if not kept:
         raise DataError("has no columns")
     columns = {
-        labels[place]: _meant(frame.iloc[:, place], labels[place] if named else str(place), plan.layout, notes, options)
+        labels[place]: _meant(frame.iloc[:, place], labels[place] if named else str(place), plan, place, notes, options)
         for place in kept
     }
     if plan.nameless_first and frame[0].dtype.kind not in "iuf":
@@ -217,14 +232,18 @@ def _table(plan: _Plan, frame: Any, options: ReadOptions, notes: list[str]) -> T
     return without_row_numbers(table, named, options, notes)
 
 
-def _meant(cells: Any, name: str, layout: Layout, notes: list[str], options: ReadOptions) -> Any:
+def _meant(cells: Any, name: str, plan: _Plan, place: int, notes: list[str], options: ReadOptions) -> Any:
     pandas = require("pandas", "reading tables")
+    if place in plan.codes:
+        if not options.takes_text(name):
+            notes.append(f"column {name!r} has numbers with zeros before them, such as codes; took them for names")
+        return cells.map(lambda cell: cell.strip(), na_action="ignore")
     if not (isinstance(cells.dtype, pandas.StringDtype) or cells.dtype == object):
         return cells
     filled = cells[cells.notna()]
     if not all(isinstance(cell, str) for cell in filled):
         return cells  # true and false with missing ones, or integers beyond 64 bits
-    return values_of(cells, name, layout.decimal, notes, options.takes_text(name))
+    return values_of(cells, name, plan.layout.decimal, notes, options.takes_text(name))
 
 
 def _all_numbers(row: Sequence[str], layout: Layout) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from jkoflow.data.checks import DataError, DataWarning
 from jkoflow.data.optional import require
 from jkoflow.data.readers.cells import refuse_spoilt
+from jkoflow.data.readers.dates import dates_of, is_date
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.table import Column, Table
@@ -115,7 +116,7 @@ def _column(column: Any, name: str, notes: list[str], takes_text: bool = False) 
             return column.to_numpy(getattr(dtype, "numpy_dtype", dtype))
         return column.to_numpy(np.result_type(getattr(dtype, "numpy_dtype", dtype), np.float32), na_value=np.nan)
     if isinstance(dtype, pandas.StringDtype):
-        return _objects(column)
+        return _dates_or_text(column, name, notes)
     return _of_objects(column, name, notes, takes_text) if dtype.kind == "O" else None
 
 
@@ -150,11 +151,21 @@ def _of_objects(column: Any, name: str, notes: list[str], takes_text: bool) -> C
         return _column(pandas.to_timedelta(column), name, notes)
     if all(isinstance(value, bytes) for value in filled):
         return _objects(column.map(lambda value: value.decode("utf-8", "replace"), na_action="ignore"))
+    if all(isinstance(value, str) for value in filled):
+        return _dates_or_text(column, name, notes)
     if not takes_text:
         refuse_spoilt(column, name)
     if all(isinstance(value, str | bool | numbers.Real) for value in filled):
         return _objects(column.map(str, na_action="ignore"))
     return None
+
+
+def _dates_or_text(column: Any, name: str, notes: list[str]) -> Column:
+    """Returns a Series of text as dates if all of it are dates, else as it is."""
+    filled = column[column.notna()].astype(object)
+    if len(filled) and is_date(filled.iloc[0]) and (dates := dates_of(filled, name, notes)) is not None:
+        return dates.reindex(column.index).to_numpy()
+    return _objects(column)
 
 
 def _with_missing(column: Any) -> zip[tuple[bool, Any]]:
