@@ -205,6 +205,12 @@ def test_what_cannot_be_has_density_zero(frame, forest):
     assert np.isfinite(float(forest.log_prob(rows.assign(rings=40))))
 
 
+def test_the_one_odd_date_is_named(frame, forest):
+    odd = frame.head(9).assign(day=["2021-05-17"] * 6 + ["17.05.2021"] + ["2021-05-18"] * 2)
+    with pytest.raises(DataError, match=r"'17.05.2021' in row 6"):
+        forest.log_prob(odd)
+
+
 def test_a_table_flow_survives_its_file(frame, forest, tmp_path):
     forest.save(tmp_path / "m.safetensors")
     again = jkoflow.load(tmp_path / "m.safetensors")

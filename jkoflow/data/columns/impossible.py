@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -81,11 +82,19 @@ def _fitting(name: str, values: Array, codec: Codec | None) -> Array:
     absent = missing(values)
     if absent.all():
         return np.full(len(values), "NaT", "datetime64[us]") if wanted == "M" else np.full(len(values), np.nan)
-    row = int(np.argmax(~absent))
+    row = _odd_one(values, absent)
     raise DataError(
         f"column {name!r} must hold {what}, as in the training, got {_shown(values[row])} in row {row} (counting from "
         "0); correct it"
     )
+
+
+def _odd_one(values: Array, absent: NDArray[np.bool_]) -> int:
+    """Returns the row of the first value that is written in another form than most, or else of the first value."""
+    forms = np.array([re.sub("[0-9]", "0", str(value)) for value in values.tolist()])
+    kinds, counts = np.unique(forms[~absent], return_counts=True)
+    odd = ~absent & (forms != kinds[int(np.argmax(counts))])
+    return int(np.argmax(odd if odd.any() else ~absent))
 
 
 def _takes_missing(codec: Codec | None) -> bool:
