@@ -234,21 +234,20 @@ def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None =
     return Choice(link, Scale.MOMENTS, "as set")
 
 
-def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequence[Link] | None) -> list[Choice]:
+def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequence[Link | None] | None) -> list[Choice]:
     if not features:
         return []
     train, *rest = (getattr(data, f"{part}{suffix}").detach().cpu().numpy() for part in ("train", "val", "test"))
     others = np.concatenate(rest)
-    if given is not None:
-        for index, link in enumerate(given):
-            _check_bounds(link, np.concatenate([train[:, index], others[:, index]]), column_label(features, index))
     choose = choose_context_link if suffix else choose_link
-    return [
-        choose(train[:, index], others[:, index])
-        if given is None
-        else given_choice(given[index], train[:, index], others[:, index])
-        for index in range(len(features))
-    ]
+    choices = []
+    for index, link in enumerate([None] * len(features) if given is None else given):
+        if link is None:
+            choices.append(choose(train[:, index], others[:, index]))
+        else:
+            _check_bounds(link, np.concatenate([train[:, index], others[:, index]]), column_label(features, index))
+            choices.append(given_choice(link, train[:, index], others[:, index]))
+    return choices
 
 
 def _check_bounds(link: Link, values: NDArray[Any], label: str) -> None:

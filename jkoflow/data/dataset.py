@@ -38,8 +38,8 @@ class Dataset:
             resumed run compares it.
         warned: Whether columns that should be looked at have been pointed out already, as `split_rows` and
             `load_dataset` do; else training does so.
-        links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None lets
-            `jkoflow.data.continuous.choose_links` choose them.
+        links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None, for all columns or in
+            the place of one, lets `jkoflow.data.continuous.choose_links` choose.
         context_links: The same for the conditioning variables.
 
     Raises:
@@ -64,8 +64,8 @@ class Dataset:
     train_context: Tensor | None = None
     val_context: Tensor | None = None
     test_context: Tensor | None = None
-    links: tuple[Link, ...] | None = None
-    context_links: tuple[Link, ...] | None = None
+    links: tuple[Link | None, ...] | None = None
+    context_links: tuple[Link | None, ...] | None = None
     prepared: bool = False
     origin: str = ""
     warned: bool = field(default=False, repr=False, compare=False)

@@ -24,7 +24,7 @@ from jkoflow.data.columns.codec import (
     is_sparse,
     missing,
 )
-from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing
+from jkoflow.data.columns.lattice import FINE, Spacing, find_spacing, tail_ratio
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, Weekly, days, weeks, without_cells
 from jkoflow.data.columns.override import Override, told_link
 from jkoflow.data.columns.spikes import (
@@ -273,10 +273,10 @@ class _Decision:
 
     def _spaced(self, values: Floats, fit: Floats, spacing: Spacing) -> ColumnPlan:
         kind = "integer" if spacing.whole and spacing.step == 1 else "grid"
-        reason = f"{_steps(spacing)} from {spacing.first:g} to {values.max():g}"
+        reason = f"{spacing.words} from {spacing.first:g} to {values.max():g}"
         natural = spacing.first in (0.0, spacing.step)
         if spacing.cells <= MOST_COUNTS:
-            codec: Codec = Count(spacing.first, spacing.step, spacing.cells, not natural, _ratio(fit, spacing))
+            codec: Codec = Count(spacing.first, spacing.step, spacing.cells, not natural, tail_ratio(fit, spacing))
             states = f"{codec.states} states with masses of their own"
             if not self.has_missing:
                 return ColumnPlan(self.name, codec, kind, reason, states)
@@ -320,15 +320,19 @@ class _Decision:
             assert override is not None
             link, robust = told_link(override, self.label, rest, link), robust or override.kind == "asinh"
             reason = "as told"
-        if link.kind == "asinh" or self.dtype.kind == "M":  # the flow finds tails by itself; later dates will come
+        if (
+            link.kind == "asinh" and not told
+        ) or self.dtype.kind == "M":  # the flow finds tails by itself; later dates will come
             link = Link("real")
         linked = _through(link, rest_fit)
         centre, scale = float(np.median(linked)), float(np.subtract(*np.quantile(linked, (0.75, 0.25)))) / 1.349
         if not robust or scale <= 0:
             centre, scale = float(linked.mean()), float(linked.std())
         description = link.describe()
-        kind = {"log": "log", "reflected": "log", "logit": "logit"}.get(link.kind, "real")
-        treatment = {"real": "scaled", "log": "logarithm, scaled", "logit": "logit, scaled"}[kind]
+        kind = {"log": "log", "reflected": "log", "logit": "logit", "asinh": "asinh"}.get(link.kind, "real")
+        treatment = {"real": "scaled", "log": "logarithm, scaled", "logit": "logit, scaled", "asinh": "asinh, scaled"}[
+            kind
+        ]
         first = 0.0 if spacing is None else spacing.first
         codec = Real(description, centre, scale or 1.0, first, step)
         return ColumnPlan(self.name, codec, kind, reason, treatment, robust)
@@ -370,13 +374,6 @@ def plan_column(
     return _Decision(name, label, values, rows, override).plan()
 
 
-def _steps(spacing: Spacing) -> str:
-    if spacing.whole and spacing.step == 1:
-        return "whole numbers"
-    places = spacing.first / spacing.step
-    return f"{'multiples' if abs(places - round(places)) < 1e-3 else 'steps'} of {spacing.step:g}"
-
-
 def _is_clear(codec: Real, rest: Floats) -> bool:
     """Tells whether no cell of a fine lattice is near an edge, where its width would matter."""
     gaps = [rest.min() - codec.link.get("lower", -np.inf), codec.link.get("upper", np.inf) - rest.max()]
@@ -385,14 +382,6 @@ def _is_clear(codec: Real, rest: Floats) -> bool:
 
 def _through(link: Link, values: Floats) -> Floats:
     return link.forward(torch.from_numpy(values.copy()))[0].numpy()
-
-
-def _ratio(values: Floats, spacing: Spacing) -> float:
-    """Returns the ratio of the masses of neighbours at the upper end of a lattice of a few values."""
-    places = np.rint((values - spacing.first) / spacing.step)
-    few = np.sort(places)[-max(len(places) // 20, 2) :]
-    excess = float((few - few[0]).mean())
-    return min(max(excess / (1 + excess), 0.05), 0.9)
 
 
 def _first_broken(distinct: Floats) -> float:

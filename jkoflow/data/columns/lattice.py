@@ -33,6 +33,14 @@ class Spacing(NamedTuple):
         """Tells whether all values are integers."""
         return float(self.first).is_integer() and float(self.step).is_integer()
 
+    @property
+    def words(self) -> str:
+        """Returns what the values are, such as ``"multiples of 0.1"``."""
+        if self.whole and self.step == 1:
+            return "whole numbers"
+        places = self.first / self.step
+        return f"{'multiples' if abs(places - round(places)) < 1e-3 else 'steps'} of {self.step:g}"
+
 
 def find_spacing(values: Floats, dtype: np.dtype, step: float | None = None) -> Spacing | None:
     """Returns the coarsest lattice on which all values lie; None if there is none that float could tell.
@@ -72,3 +80,11 @@ def _decimal_step(distinct: Floats, dtype: np.dtype) -> float | None:
 
 def _common_divisor(whole: NDArray[np.int64]) -> int:
     return int(np.gcd.reduce(np.diff(whole)))
+
+
+def tail_ratio(values: Floats, spacing: Spacing) -> float:
+    """Returns the ratio of the masses of neighbours at the upper end of a lattice of a few values (N,)."""
+    places = np.rint((values - spacing.first) / spacing.step)
+    few = np.sort(places)[-max(len(places) // 20, 2) :]
+    excess = float((few - few[0]).mean())
+    return min(max(excess / (1 + excess), 0.05), 0.9)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Floats
+from jkoflow.data.ordered_values import OrderedValues
 from jkoflow.links import Link
 
 KINDS = {
@@ -120,7 +121,10 @@ def told_link(override: Override, label: str, values: Floats, found: Link) -> Li
                 "give logit:LOW:HIGH, logit+spikes if an edge is repeated, or real"
             )
         return Link("logit", lower=edges[0], upper=edges[1])
-    return found if override.kind == "asinh" and found.kind == "asinh" else Link("real")
+    if override.kind == "asinh":
+        ordered = OrderedValues.of(values)
+        return Link("asinh", centre=ordered.quantile(0.5), scale=ordered.spread or float(values.std()) or 1.0)
+    return Link("real")
 
 
 def split_overrides(text: str) -> dict[str, str]:

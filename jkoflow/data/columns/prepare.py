@@ -248,7 +248,7 @@ def _plan_named(plans: Sequence[ColumnPlan], name: str) -> ColumnPlan:
 
 def _is_plain(plan: ColumnPlan, values: Array) -> bool:
     """Tells whether float32 holds a column of numbers as it is, and nothing but a link is to be done."""
-    if type(plan.codec) is not Real or plan.codec.step or plan.codec.link["kind"] == "asinh":
+    if type(plan.codec) is not Real or plan.codec.step:
         return False
     spacing = float(np.spacing(np.float32(np.abs(values).max())))
     return float(values.std()) >= 100 * spacing
@@ -264,24 +264,28 @@ def _plain_dataset(
     compared: bool,
 ) -> Dataset:
     arrays: dict[str, Any] = {}
-    for part, rows in parts.items():
-        arrays[part] = to_float32(np.stack([values[plan.name] for plan in own], 1))[torch.from_numpy(rows)]
-        if context:
-            stacked = to_float32(np.stack([values[plan.name] for plan in context], 1))
-            arrays[f"{part}_context"] = stacked[torch.from_numpy(rows)]
-    links = None
-    if any(plan.name in overrides for plan in own):
-        links = tuple(Link(**plan.codec.link) for plan in own if isinstance(plan.codec, Real))
+    for suffix, chosen in (("", own), ("_context", context)):
+        if chosen:
+            stacked = to_float32(np.stack([values[plan.name] for plan in chosen], 1))
+            arrays |= {f"{part}{suffix}": stacked[torch.from_numpy(rows)] for part, rows in parts.items()}
     features, context_features = (tuple(plan.name for plan in chosen) for chosen in (own, context))
     return Dataset(
         name,
         features=features,
         context_features=context_features,
-        links=links,
+        links=_told_links(own, overrides),
+        context_links=_told_links(context, overrides),
         warned=True,
         _compared=compared,
         **arrays,
     )
+
+
+def _told_links(plans: Sequence[ColumnPlan], overrides: Mapping[str, Override]) -> tuple[Link | None, ...] | None:
+    """Returns the links of the columns whose kinds are told; those of the others are chosen."""
+    told = [plan.codec if plan.name in overrides else None for plan in plans]
+    links = tuple(Link(**codec.link) if isinstance(codec, Real) else None for codec in told)
+    return links if any(link is not None for link in links) else None
 
 
 def _warn(text: str) -> None:
