@@ -5,13 +5,13 @@ One such row would make every mean over its part of the data NaN.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkoflow.callers import warn_caller
 from jkoflow.data import DataWarning
 from jkoflow.flow import JKOFlow
 
@@ -79,4 +79,4 @@ def has_finite_length(x: Tensor) -> Tensor:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DataWarning, stacklevel=5)
+    warn_caller(text, DataWarning)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataWarning
 
 Keys = NDArray[np.uint64]
@@ -168,9 +168,8 @@ def warn_about_shared_rows(parts: Sequence[Sequence[NDArray[Any]]]) -> None:
         for count, part, name in zip(shared, parts[1:], ("validation", "test"), strict=True)
         if count
     )
-    warnings.warn(
+    warn_caller(
         f"{told} are training rows, too, so that results on them look better than on new rows; remove them from "
         "either part",
         DataWarning,
-        stacklevel=4,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import (
     DataError,
     DataWarning,
@@ -210,7 +210,7 @@ def _warn_of_near_duplicates(columns: Sequence[Column], groups: NDArray[np.int64
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DataWarning, stacklevel=4)
+    warn_caller(text, DataWarning)
 
 
 def split_rows(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import torch
 from torch import Tensor
 
+from jkoflow.callers import warn_caller
 from jkoflow.data import DataError, Dataset, DataWarning
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
@@ -79,4 +79,4 @@ def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
 
 def _warn(rows: Tensor, name: str, text: str) -> None:
     if bool(rows.any()):
-        warnings.warn(f"{RowNames(name).some(rows)}: {text}", DataWarning, stacklevel=5)
+        warn_caller(f"{RowNames(name).some(rows)}: {text}", DataWarning)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataError, DataWarning
 from jkoflow.data.readers.arrays import array_table, read_npy, read_npz
 from jkoflow.data.readers.arrow import parquet_files, read_feather, read_parquet, read_parquet_folder
@@ -100,7 +100,7 @@ def read_table(path: str | Path, options: ReadOptions = ReadOptions()) -> Table:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     for note in notes:
-        warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
+        warn_caller(f"{path}: {note}", DataWarning)
     return table
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import decimal
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataError, DataWarning
 from jkoflow.data.optional import require
 from jkoflow.data.readers.cells import refuse_spoilt
@@ -42,7 +42,7 @@ def columns_of(frame: Any, options: ReadOptions = ReadOptions()) -> Table:  # no
     notes: list[str] = []
     table = frame_table(frame.to_frame() if frame.ndim == 1 else frame, options, notes)
     for note in notes:
-        warnings.warn(note, DataWarning, stacklevel=2)
+        warn_caller(note, DataWarning)
     return table
 
 
