@@ -18,6 +18,7 @@ from jkoflow.data.columns.codec import Array, Floats
 from jkoflow.data.columns.impossible import fitting_columns
 from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.memory import as_table
+from jkoflow.data.optional import require
 from jkoflow.data.table import Table
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.masses import Masses
@@ -194,9 +195,7 @@ class TableFlow(nn.Module):
         """
         columns = self.sample_columns(n, context, num_steps, generator, exact)
         if self.frames:
-            import pandas
-
-            return pandas.DataFrame(columns)
+            return require("pandas", "samples of a table").DataFrame(columns)
         rows = np.stack([np.asarray(values, np.float64) for values in columns.values()], 1)
         return torch.from_numpy(rows).to(self.dtype)
 

@@ -26,6 +26,8 @@ class Inspection:
     plans: tuple[ColumnPlan, ...]
     dependences: Mapping[str, Found]
     """Columns that are functions of others."""
+    overrides: Mapping[str, Override]
+    """What the user says about columns, by name."""
 
 
 def inspect_table(table: Table, options: TableOptions = TableOptions()) -> Inspection:  # noqa: B008 (frozen)
@@ -57,7 +59,7 @@ def inspect_table(table: Table, options: TableOptions = TableOptions()) -> Inspe
             raise DataError(
                 f"column {name!r} is no affine function of the columns before it; leave its kind out, or drop it"
             )
-    return Inspection(table, tuple(plans), {hit.name: hit for hit in found})
+    return Inspection(table, tuple(plans), {hit.name: hit for hit in found}, overrides)
 
 
 def joined(table: Table) -> dict[str, Column]:

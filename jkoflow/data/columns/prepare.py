@@ -18,7 +18,7 @@ from jkoflow.data.columns.inspection import inspect_table, joined
 from jkoflow.data.columns.kinds import ColumnPlan
 from jkoflow.data.columns.numbers import Real
 from jkoflow.data.columns.options import TableOptions
-from jkoflow.data.columns.override import Override, parse_overrides
+from jkoflow.data.columns.override import Override
 from jkoflow.data.columns.refusals import chosen_dependences, label_of, refuse_constants, refuse_missing
 from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.dataset import Dataset
@@ -41,8 +41,8 @@ class TableData:
     """A table, prepared for training: its columns, and the numbers and states that they become.
 
     Arguments:
-        numbers: The numbers to train a flow on, given the conditions and the states' indicators; None if no column has
-            numbers.
+        numbers: The numbers to train a flow on, given the conditions and the states' indicators; one column of noise if
+            no column has numbers, since the masses are all there is then.
         schema: Translation of the columns.
         plans: What was decided about every column, in the table's order, those of the context last.
         columns: The user's columns of the three parts, by name.
@@ -52,7 +52,6 @@ class TableData:
         dtype: Type of the tensors of samples otherwise.
     """
 
-    name: str
     numbers: Dataset
     schema: Schema
     plans: tuple[ColumnPlan, ...]
@@ -81,7 +80,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
     """
     _check_rows(table)
     inspection = inspect_table(table, options)
-    overrides = parse_overrides(options.columns, table.features)
+    overrides = inspection.overrides
     plans = [plan for plan in inspection.plans if plan.codec is not None]
     context = [_plan_named(plans, column) for column in options.context_columns]
     own = [plan for plan in plans if plan.name not in options.context_columns]
@@ -169,7 +168,7 @@ def encode_table(
         _compared=True,
         **tensors,
     )
-    return TableData(name, numbers, schema, plans, columns, states, conditions, frames, dtype)
+    return TableData(numbers, schema, plans, columns, states, conditions, frames, dtype)
 
 
 def _encode_copy(schema: Schema, rows: Columns, copy: tuple[int, int], random: np.random.Generator) -> Coded:
