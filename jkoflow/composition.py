@@ -279,8 +279,7 @@ class Composition(nn.Module):
         return Trajectory(torch.stack(positions), torch.stack(logdets))
 
     def _take(self, x: Rows, validate: bool) -> tuple[Tensor, torch.Size]:
-        rows = in_order(x, self.features, "x")
-        return take_points(x if rows is None else rows, self.dim, "x", self.standardize.mean, validate)
+        return take_points(in_order(x, self.features, "x"), self.dim, "x", self.standardize.mean, validate)
 
     def _given(self, x: Rows, context: Rows | None, leading: torch.Size, validate: bool) -> Tensor | None:
         """Returns the standardised conditions; a data frame of points may hold them, too."""

@@ -5,7 +5,7 @@ Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from jkoflow.arrays import InputError, as_numbers, is_pandas, stacked
 
+T = TypeVar("T")
+
 Rows = Tensor | ArrayLike
 """Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
 
 
-def in_order(rows: Rows | None, names: tuple[str, ...] | None, name: str) -> Rows | None:
+def in_order(rows: T, names: tuple[str, ...] | None, name: str) -> T:
     """Returns the columns of a data frame in a flow's order, found by name.
 
     Other rows, and a frame without names, are returned as they are.

@@ -81,8 +81,7 @@ def seen_of(model: Model) -> dict[str, list[Any]]:
 @torch.no_grad()
 def _of_flow(flow: JKOFlow, rows: Rows, context: Rows | None) -> Tensor:
     like = flow.standardize.mean
-    named = in_order(rows, flow.features, "rows")
-    x, leading = take_points(rows if named is None else named, flow.dim, "rows", like, True)
+    x, leading = take_points(in_order(rows, flow.features, "rows"), flow.dim, "rows", like, True)
     given = take_context(in_order(context, flow.context_features, "context"), leading, flow.context_dim, like, True)
     base = _log_prob(flow, x, given)
     gains, beyond = np.zeros((len(x), flow.dim)), np.zeros((len(x), flow.dim), dtype=bool)
