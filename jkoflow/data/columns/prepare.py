@@ -61,6 +61,11 @@ class TableData:
     frames: bool
     dtype: torch.dtype
 
+    @property
+    def name(self) -> str:
+        """Returns the name of the data in reports, as a `Dataset` has it."""
+        return self.numbers.name
+
 
 def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: bool) -> Dataset | TableData:
     """Prepares a table for training.
