@@ -1,4 +1,4 @@
-"""The names that arguments and settings had in version 0.1, which are accepted for ever."""
+"""The names that arguments and settings had in version 0.1, which are accepted for ever, and what came later."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ T = TypeVar("T")
 
 PRESENT_NAMES = {"step_size": "jko_step", "step_size_growth": "jko_step_growth", "step_size_max": "jko_step_max"}
 """Present names of arguments by their former names, which sounded as if the JKO step h were the integrator's."""
+
+LATER_SETTINGS = {"optimizer": "adam", "weight_decay": 0.0}
+"""Settings that came after version 0.1, with the values by which it trained."""
 
 
 def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,6 +29,20 @@ def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{today} must be given once, got it as {name} (its former name), too; leave {name} out")
         present[today] = value
     return present
+
+
+def of_earlier_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all settings of a run of this version or an earlier one, under their present names.
+
+    Settings that there were not then have the values by which that version trained, whatever the defaults are today.
+
+    Example:
+        >>> of_earlier_run({"step_size": 0.5})
+        {'optimizer': 'adam', 'weight_decay': 0.0, 'jko_step': 0.5}
+        >>> of_earlier_run({"optimizer": "muon", "weight_decay": 0.2})
+        {'optimizer': 'muon', 'weight_decay': 0.2}
+    """
+    return {**LATER_SETTINGS, **under_present_names(values)}
 
 
 def accepts_former_names(function: Callable[P, T]) -> Callable[P, T]:

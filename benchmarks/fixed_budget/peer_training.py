@@ -19,7 +19,7 @@ from fixed_budget.trained import Point, Trained
 from jkoflow.metrics import spread_rows
 from jkoflow.training import TrainConfig
 from jkoflow.training.guard import guard_tolerances
-from jkoflow.training.optimizer import Adam, AdamState, cosine
+from jkoflow.training.optimizer import OptimizerState, adam, cosine
 from jkoflow.training.plan import Budget
 from jkoflow.training.pushed import Batches
 from jkoflow.training.world import Clock, World
@@ -97,10 +97,10 @@ class _PeerTraining:
         self, model: Model, problem: Problem, config: TrainConfig, rate: float, budget: Budget, seed: int
     ) -> None:
         self.model, self.problem, self.config, self.rate, self.budget = model, problem, config, rate, budget
-        self.adam = Adam(model, config.beta1, config.beta2, config.clip_norm)
+        self.adam = adam(model, 1.0, config.beta1, config.beta2, config.clip_norm)
         self.rows = Batches(problem.train, min(config.batch_size, len(problem.train)), seed, 0)
         self.val = problem.val
-        self.good: AdamState = self.adam.state()
+        self.good: OptimizerState = self.adam.state()
         self.best, self.best_nll = self.adam.parameters.clone(), math.inf
         self.curve: list[Point] = []
         self.events: list[str] = []

@@ -113,6 +113,10 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the data's split and of the training.", show_default=False)
     ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="How parameters are updated: muon, soap or adam.", show_default=False),
+    ] = None,
     context_columns: table_options.ContextColumns = None,
     columns: table_options.Columns = None,
     missing: table_options.Missing = None,
@@ -145,6 +149,7 @@ def train(
         "max_blocks": blocks,
         "time_budget": time_budget,
         "seed": seed,
+        "optimizer": optimizer,
         "reparam_rounds": reparam_rounds,
         "refine": refine,
         "finetune": finetune,

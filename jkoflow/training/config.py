@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from jkoflow.activation import parse_activation
-from jkoflow.former_names import accepts_former_names, attribute, under_present_names
+from jkoflow.former_names import accepts_former_names, attribute, of_earlier_run, under_present_names
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.training.optimizer.rates import OPTIMIZERS
 
 DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
@@ -76,12 +77,18 @@ class TrainConfig:
         iterations_per_block: Iterations per block; not used with a time budget.
         time_budget: Seconds for the whole of `jkoflow.train`, evaluation included; None means no limit. Iterations
             are planned from the measured speed, so that another machine trains longer or shorter.
-        learning_rate: Peak learning rate of Adam, reached after the warm-up and left along a cosine. None means 5e-3
-            for rows of up to ten columns, and less for more (`jkoflow.training.optimizer.peak_learning_rate`).
+        optimizer: How parameters are updated. ``"muon"`` and ``"soap"`` are for the matrices of the velocity's layers,
+            and take Adam for biases and the linear term; ``"adam"`` takes it for everything.
+        learning_rate: Peak learning rate of the matrices, reached after the warm-up and left along a cosine. The rate
+            of biases and linear term changes by the same factor. None means the optimiser's own
+            (`jkoflow.training.optimizer.peak_rates`).
+        weight_decay: Every update of ``"muon"`` takes this share of the learning rate off the matrices, those of first
+            layers excepted. The other optimisers have none.
         warmup: Iterations of linear warm-up at the start of every block (a fifth of the block at most).
         beta1: Decay of Adam's mean of gradients.
         beta2: Decay of Adam's mean of squared gradients.
-        clip_norm: Gradients longer than this are scaled down to it.
+        clip_norm: Gradients longer than this are scaled down to it; not used by ``"muon"``, whose steps do not depend
+            on the gradient's length.
         validate_every: Iterations between two looks at the validation loss, by which a block's parameters are chosen.
         val_rows: Validation rows for the validation loss and the evaluation's calibration; all if there are fewer.
         guard: Whether to watch the integrator (see `jkoflow.training.guard`).
@@ -127,7 +134,9 @@ class TrainConfig:
     time_budget: float | None = ranged(
         None, Range("be positive and finite, or None", lambda value: 0 < value < math.inf)
     )
+    optimizer: str = "muon"
     learning_rate: float | None = ranged(None, POSITIVE)
+    weight_decay: float = ranged(0.1, NOT_NEGATIVE)
     warmup: int = ranged(50, NOT_NEGATIVE)
     beta1: float = ranged(0.9, BELOW_ONE)
     beta2: float = ranged(0.99, BELOW_ONE)
@@ -153,6 +162,8 @@ class TrainConfig:
                 raise ValueError(f"{field.name} must {allowed.words}, got {value}")
         if self.initial_map != "auto" and self.initial_map not in RECIPES:
             raise ValueError(f"initial_map must be auto or one of {', '.join(RECIPES)}, got {self.initial_map!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         parse_activation(self.activation)
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
@@ -164,7 +175,7 @@ class TrainConfig:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, in version 0.1, too."""
-        self.__dict__.update(under_present_names(state))
+        self.__dict__.update(of_earlier_run(state))
 
     step_size = attribute("jko_step")
     step_size_growth = attribute("jko_step_growth")

@@ -12,7 +12,7 @@ from jkoflow.training.fit import Recipe, recipe_of_block
 from jkoflow.training.objectives import Likelihood
 
 RATE_SHARE = 0.5
-"""Peak learning rate of the chain, as a share of the peak learning rate of a single block."""
+"""Peak learning rates of the chain, as a share of those of a single block."""
 
 
 def recipe_of_chain(chain: Chain, config: TrainConfig, columns: int) -> Recipe:
@@ -25,7 +25,7 @@ def recipe_of_chain(chain: Chain, config: TrainConfig, columns: int) -> Recipe:
     share = config.finetune or 0.0  # without a time budget there is no such round unless it is set
     return Recipe(
         objective=Likelihood(),
-        peak_rate=RATE_SHARE * of_block.peak_rate,
+        peak_rates=of_block.peak_rates.times(RATE_SHARE),
         tolerances=of_block.tolerances.times(len(chain.blocks)),  # every block has passed with its own
         # an iteration takes as long as one of every block
         iterations=max(1, round(of_block.iterations * share / (1 - share))),

@@ -16,7 +16,7 @@ from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_samples, guard_tolerances
 from jkoflow.training.objectives import JKO, TERMS
-from jkoflow.training.optimizer import Adam, AdamState, learning_rate, peak_learning_rate
+from jkoflow.training.optimizer import OptimizerState, PeakRates, build_optimizer, learning_rate, peak_rates
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
@@ -37,8 +37,8 @@ class Recipe(NamedTuple):
     """The settings of a fit that depend on whether it trains one block by itself or several blocks together."""
 
     objective: JKO
-    peak_rate: float
-    """Largest learning rate."""
+    peak_rates: PeakRates
+    """Largest learning rates."""
     tolerances: Tolerances
     """Tolerances of the guard."""
     iterations: int
@@ -50,9 +50,9 @@ class Recipe(NamedTuple):
 
 def recipe_of_block(block: Block, config: TrainConfig, columns: int) -> Recipe:
     """Returns the recipe by which a block is trained by itself, on samples with the given number of columns."""
-    rate = peak_learning_rate(columns) if config.learning_rate is None else config.learning_rate
+    rates = peak_rates(config.optimizer, columns, config.learning_rate)
     tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, columns)
-    return Recipe(JKO(block.jko_step), rate, tolerances, config.iterations_per_block, block)
+    return Recipe(JKO(block.jko_step), rates, tolerances, config.iterations_per_block, block)
 
 
 @dataclass
@@ -99,7 +99,15 @@ class Fit:
 
     def __post_init__(self) -> None:
         config, samples, counters = self.config, self.samples, self.counters
-        self.adam = Adam(self.block, config.beta1, config.beta2, config.clip_norm)
+        self.optimizer = build_optimizer(
+            self.block,
+            config.optimizer,
+            self.recipe.peak_rates,
+            config.weight_decay,
+            config.beta1,
+            config.beta2,
+            config.clip_norm,
+        )
         # a resumed fit knows both
         counters.kept_rows = counters.kept_rows or len(samples.train)
         counters.validate_every = counters.validate_every or config.validate_every
@@ -109,29 +117,29 @@ class Fit:
         rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
         alone = self.recipe.alone is not None
         self.guard = Guard(self.block, rows, context, self.recipe.tolerances, config, may_soften=alone)
-        self.good: AdamState = self.adam.state()
+        self.good: OptimizerState = self.optimizer.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None
         self._overflowed = False
-        self.best: Tensor = self.adam.parameters.clone()
+        self.best: Tensor = self.optimizer.parameters.clone()
         if math.isinf(counters.best_loss) and self.recipe.alone is not None:
             self._consider_identity(self.recipe.alone)
 
     def state(self) -> FitState:
         """Returns the state from which a resumed run goes on with this fit."""
-        return FitState(self.block.describe(), self.counters, self.adam.state(), self.good, self.best)
+        return FitState(self.block.describe(), self.counters, self.optimizer.state(), self.good, self.best)
 
     def restore(self, state: FitState) -> None:
         """Takes over the parameters and the optimiser of a saved fit; block and counters came with the constructor."""
-        self.adam.restore(state.now)
+        self.optimizer.restore(state.now)
         self.good, self.best = state.good.to(self.best.device), state.best.to(self.best.device)
 
     def _consider_identity(self, block: Block) -> None:
         """Makes the identity the first candidate: on the validation rows, no block is worse than its absence."""
-        present = self.adam.parameters.clone()
+        present = self.optimizer.parameters.clone()
         block.velocity.scale_output(0.0)
-        self.best = self.adam.parameters.clone()
-        self.adam.load(present)
+        self.best = self.optimizer.parameters.clone()
+        self.optimizer.load(present)
         self.counters.best_loss = self.recipe.objective.of_identity(self.samples.val)
 
     def run(self) -> None:
@@ -149,21 +157,22 @@ class Fit:
                 self.hooks.save(self)
         if not counters.stopped:
             self.look(last=True)
-        self.adam.load(self.best)
-        self.adam.release()
+        self.optimizer.load(self.best)
+        self.optimizer.release()
 
     def iterate(self) -> None:
         """Does one iteration: a batch, its loss and an update of the parameters."""
         counters, config = self.counters, self.config
-        rate = learning_rate(counters.iteration, counters.iterations, self.recipe.peak_rate, config.warmup)
+        factor = learning_rate(counters.iteration, counters.iterations, 1.0, config.warmup)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
         terms = self.recipe.objective.terms(self.block, batch, context)
-        norm = self.adam.update(terms.total, rate)
+        norm = self.optimizer.update(terms.total, factor)
         if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
             # one read, since each waits for the device
             *values, grad_norm = torch.stack([*(term.detach() for term in terms), norm]).tolist()
             numbers = dict(zip(["loss", *TERMS], values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
+            rate = factor * self.recipe.peak_rates.matrices
             rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.world.elapsed()}
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
@@ -177,7 +186,7 @@ class Fit:
             return
         if not validate:
             return
-        if not config.guard and not bool(torch.isfinite(self.adam.parameters).all()):
+        if not config.guard and not bool(torch.isfinite(self.optimizer.parameters).all()):
             raise TrainingError(
                 f"the parameters of block {self.index} are no longer finite after {iteration} iterations; "
                 "set guard = true, or lower learning_rate"
@@ -187,7 +196,7 @@ class Fit:
         self.hooks.record({"event": "validation", **place, "loss": loss, "nll": nll})
         if loss < self.counters.best_loss:
             self.counters.best_loss = loss
-            self.best = self.adam.parameters.clone()
+            self.best = self.optimizer.parameters.clone()
         if not (math.isfinite(loss) or self._overflowed):
             self._overflowed = True
             self.hooks.progress.message(
@@ -220,19 +229,19 @@ class Fit:
         counters = self.counters
         match action:
             case Action.KEEP:
-                self.good = self.adam.state()
+                self.good = self.optimizer.state()
             case Action.HALVE:
-                self.good = self.adam.state()
+                self.good = self.optimizer.state()
                 self._change_grid(self.block.grid.halved())
             case Action.DOUBLE:
-                self.adam.restore(self.good)
+                self.optimizer.restore(self.good)
                 if counters.steps_halved:
                     counters.relax_after *= RELAX_BACKOFF
                 self._change_grid(self.block.grid.refined())
             case Action.DAMP | Action.RESET:
                 assert self.recipe.alone is not None
                 self.recipe.alone.velocity.scale_output(0.5 if action is Action.DAMP else 0.0)
-                self.good = self.adam.state()
+                self.good = self.optimizer.state()
             case Action.STOP:
                 counters.stopped = True
 
@@ -280,7 +289,7 @@ class Fit:
 
         def gradient() -> float:
             self.recipe.objective.terms(self.block, batch, context).total.backward()
-            return float(self.adam.gradient[0])  # waits for the device
+            return float(self.optimizer.gradient[0])  # waits for the device
 
         def carry() -> Tensor:
             return carry_rows(self.block, samples.val, samples.val_context)

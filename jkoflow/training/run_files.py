@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.data.columns.options import NAMES, TableOptions
+from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
 
 COUNTS = ("eval_num_steps", "blocks", "guard_events", "dim", "n_train", "seed")
@@ -80,7 +81,7 @@ def parse_settings(table: dict[str, Any]) -> RunSettings:
     if not isinstance(source, str):
         raise ValueError("it does not name the data")
     options = TableOptions.from_mapping({name: values.pop(name) for name in NAMES if name in values})
-    return RunSettings(source, options, TrainConfig.from_mapping(values))
+    return RunSettings(source, options, TrainConfig.from_mapping(of_earlier_run(values)))
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

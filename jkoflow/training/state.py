@@ -17,9 +17,9 @@ from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.errors import UserError
 from jkoflow.flow import JKOFlow
-from jkoflow.former_names import under_present_names
+from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.optimizer import AdamState
+from jkoflow.training.optimizer import OptimizerState
 
 RELAX_AFTER = 100
 """Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
@@ -78,8 +78,8 @@ class FitState:
     block: dict[str, Any]
     """Description of the block, as JSON values."""
     counters: FitCounters
-    now: AdamState
-    good: AdamState
+    now: OptimizerState
+    good: OptimizerState
     """The last parameters that passed the guard."""
     best: Tensor
     """The parameters with the smallest validation loss, with shape (P,)."""
@@ -152,8 +152,9 @@ class RunState:
                 named |= {f"{chain}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
         if self.fit is not None:
             named["fit.best"] = self.fit.best
-            for moment, adam in (("now", self.fit.now), ("good", self.fit.good)):
-                named |= {f"fit.{moment}.{part}": getattr(adam, part) for part in ("parameters", "mean", "square")}
+            for moment, state in (("now", self.fit.now), ("good", self.fit.good)):
+                named[f"fit.{moment}.parameters"] = state.parameters
+                named |= {f"fit.{moment}.{name}": tensor for name, tensor in state.memory.items()}
         return named
 
     @classmethod
@@ -198,7 +199,7 @@ def check_same_settings(saved: Mapping[str, Any], config: TrainConfig, path: Pat
     Raises:
         RunError: If a setting has changed; the message names all of them.
     """
-    settings, saved = config.to_mapping(), under_present_names(saved)
+    settings, saved = config.to_mapping(), of_earlier_run(saved)
     different = [
         f"{name} = {settings.get(name)} (was {saved.get(name)})"
         for name in sorted(settings.keys() | saved.keys())
@@ -234,10 +235,10 @@ def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mappin
 
 def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
     counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
-    now, good = (
-        AdamState(
-            tensors[f"fit.{moment}.parameters"], tensors[f"fit.{moment}.mean"], tensors[f"fit.{moment}.square"], updates
-        )
-        for moment, updates in zip(("now", "good"), description["updates"], strict=True)
-    )
+    states: list[OptimizerState] = []
+    for moment, updates in zip(("now", "good"), description["updates"], strict=True):
+        prefix = f"fit.{moment}."
+        memory = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        states.append(OptimizerState(memory.pop("parameters"), memory, updates))
+    now, good = states
     return FitState(description["block"], FitCounters(**counters), now, good, tensors["fit.best"])

@@ -1,0 +1,37 @@
+"""Adam: every parameter has a step length of its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8
+"""Added to the root of the mean square, so that a gradient that has always been 0 changes nothing."""
+
+
+class AdamRule:
+    """Adam, in a few operations whatever the number of parameters.
+
+    Arguments:
+        parameters: The parameters, with shape (Q,).
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of squared gradients.
+
+    References:
+        | Adam: A method for stochastic optimization (Kingma and Ba, 2014)
+        | https://arxiv.org/abs/1412.6980
+    """
+
+    def __init__(self, parameters: Tensor, beta1: float = 0.9, beta2: float = 0.99) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.memory = {"mean": torch.zeros_like(parameters), "square": torch.zeros_like(parameters)}
+
+    def step(self, parameters: Tensor, gradient: Tensor, rate: float, updates: int) -> None:
+        """Updates the parameters in place, see `jkoflow.training.optimizer.rule.Rule`."""
+        mean, square = self.memory["mean"], self.memory["square"]
+        mean.lerp_(gradient, 1 - self.beta1)
+        square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        root = square.sqrt().mul_(1 / math.sqrt(1 - self.beta2**updates)).add_(EPSILON)
+        parameters.addcdiv_(mean, root, value=-rate / (1 - self.beta1**updates))

@@ -1,0 +1,147 @@
+"""An optimiser on one vector of all parameters, whose parts have rules and rates of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkoflow.training.optimizer.adam import AdamRule
+from jkoflow.training.optimizer.flat import attach, padded
+from jkoflow.training.optimizer.groups import Group
+from jkoflow.training.optimizer.muon import MuonRule
+from jkoflow.training.optimizer.rule import Rule
+from jkoflow.training.optimizer.soap import SoapRule
+from jkoflow.training.optimizer.state import OptimizerState
+
+
+class _Part(NamedTuple):
+    """A group of parameters as a part of the vector."""
+
+    parameters: Tensor
+    gradient: Tensor
+    rule: Rule
+    rate: float
+    decay: float
+
+
+class Optimizer:
+    """An optimiser with gradient clipping, in a few operations per update whatever the number of parameters.
+
+    The parameters become views of one vector, and so do their gradients: clipping, updating, copying and saving are
+    then operations on vectors. Nothing waits for the device.
+
+    Arguments:
+        groups: The parameters, with what updates them; they keep their values and become views of the vector.
+        beta1: Adam's decay of the mean of gradients.
+        beta2: Adam's decay of the mean of squared gradients.
+        clip_norm: Gradients of all parameters together that are longer than this are scaled down to it.
+
+    Raises:
+        ValueError: If a parameter of Muon or SOAP is no matrix, or a rule is not known.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], beta1: float = 0.9, beta2: float = 0.99, clip_norm: float = math.inf
+    ) -> None:
+        self.clip_norm = clip_norm
+        self._module_parameters = [parameter for group in groups for parameter in group.parameters]
+        self.parameters, self.gradient = attach(self._module_parameters)
+        self.updates = 0
+        self._parts: list[_Part] = []
+        start = 0
+        for group in groups:
+            end = start + sum(padded(parameter.numel()) for parameter in group.parameters)
+            values, gradient = self.parameters[start:end], self.gradient[start:end]
+            rule = _rule(group, values, beta1, beta2)
+            self._parts.append(_Part(values, gradient, rule, group.rate, group.decay))
+            start = end
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Returns the memory of all rules by name; names have the number of their group if there are several."""
+        if len(self._parts) == 1:
+            return dict(self._parts[0].rule.memory)  # as in version 0.1, which had one group alone
+        return {f"{k}.{name}": t for k, part in enumerate(self._parts) for name, t in part.rule.memory.items()}
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, factor: float = 1.0) -> Tensor:
+        """Descends along the gradient of the loss.
+
+        Arguments:
+            loss: The number to minimise, a tensor without axes, computed from the parameters.
+            factor: Factor of the peak rates of all groups.
+
+        Returns:
+            Norm of the gradient before clipping, a tensor without axes.
+        """
+        self.gradient.zero_()
+        loss.backward()
+        return self.step(factor)
+
+    @torch.no_grad()
+    def step(self, factor: float = 1.0) -> Tensor:
+        """Descends along ``gradient`` as it is, see `update`."""
+        norm = torch.linalg.vector_norm(self.gradient)
+        if self.clip_norm < math.inf:
+            self.gradient.mul_((self.clip_norm / norm).clamp(max=1.0))  # norm = 0 gives inf, clamped
+        self.updates += 1
+        for part in self._parts:
+            rate = factor * part.rate
+            if part.decay:
+                part.parameters.mul_(1 - rate * part.decay)
+            part.rule.step(part.parameters, part.gradient, rate, self.updates)
+        return norm
+
+    def state(self) -> OptimizerState:
+        """Returns a copy of the parameters and of the optimiser's memory."""
+        memory = {name: tensor.clone() for name, tensor in self.memory.items()}
+        return OptimizerState(self.parameters.clone(), memory, self.updates)
+
+    def restore(self, state: OptimizerState) -> None:
+        """Restores a state, the module's parameters included.
+
+        Raises:
+            ValueError: If the state is that of another optimiser or module.
+        """
+        memory = self.memory
+        expected, found = (
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            for tensors in ({"parameters": self.parameters, **memory}, {"parameters": state.parameters, **state.memory})
+        )
+        if expected != found:
+            raise ValueError(
+                f"state must have tensors of the shapes {expected}, got {found}; restore it with the optimizer that it "
+                "is of"
+            )
+        self.load(state.parameters)
+        for name, tensor in memory.items():
+            tensor.copy_(state.memory[name])
+        self.updates = state.updates
+
+    def load(self, parameters: Tensor) -> None:
+        """Puts parameters (P,) into the module and leaves the optimiser's memory alone."""
+        with torch.no_grad():
+            self.parameters.copy_(parameters)
+
+    def release(self) -> None:
+        """Gives the module's parameters memory of their own and ends their training."""
+        for parameter in self._module_parameters:
+            parameter.data = parameter.data.clone()
+            parameter.grad = None
+
+
+def _rule(group: Group, values: Tensor, beta1: float, beta2: float) -> Rule:
+    """Returns the rule of a group, given its part of the vector of parameters, with shape (Q,)."""
+    shapes = [parameter.shape for parameter in group.parameters]
+    match group.algorithm:
+        case "adam":
+            return AdamRule(values, beta1, beta2)
+        case "muon":
+            return MuonRule(values, shapes)
+        case "soap":
+            return SoapRule(values, shapes)
+    raise ValueError(f"algorithm must be adam, muon or soap, got {group.algorithm!r}")
