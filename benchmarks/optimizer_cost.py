@@ -1,84 +1,83 @@
 """Measures which share of an iteration of training each optimiser's update takes.
 
-    python benchmarks/optimizer_cost.py [--width 128] [--batch 250] [--rounds 9] [--out figures.json]
+    python benchmarks/optimizer_cost.py [--width 128] [--batch 250] [--iterations 100] [--out figures.json]
 
-An iteration is a block's loss, its gradient and the update. SOAP's refreshes are spread over all updates.
+An iteration is a block's loss, its gradient and the update, one after the other as in training, by the time of one thread
+on the processor. SOAP's refreshes of its bases are spread over all updates.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-from collections.abc import Callable
-from functools import partial
+import time
+from typing import NamedTuple
 
 import torch
 
 import jkoflow
-from jkoflow.bench.stopwatch import wall_clock
-from jkoflow.bench.timing import median, ratio, rounds
 from jkoflow.training.optimizer import OPTIMIZERS, build_optimizer, peak_rates
-from jkoflow.training.optimizer.soap import REFRESH_EVERY
 from record import write
 
 DIMS, STEPS = (2, 11, 63), (4, 1)
 """Numbers of columns and of Runge-Kutta steps that are measured."""
 
-
-def updates(name: str, dim: int, width: int, batch: int) -> Callable[[], None]:
-    """Returns a function that makes as many updates as there are from one refresh of SOAP's bases to the next."""
-    block = new_block(dim, width)
-    optimizer = build_optimizer(block, name, peak_rates(name, dim))
-    block.jko_loss(torch.randn(batch, dim)).total.backward()  # an update's time does not depend on the gradient
-
-    def run() -> None:
-        for _ in range(REFRESH_EVERY):
-            optimizer.step(1e-6)
-
-    return run
+WARMUP = 10
+"""Iterations before the clock runs."""
 
 
-def gradient(dim: int, width: int, batch: int, steps: int) -> Callable[[], None]:
-    """Returns a function that computes a block's loss and its gradient."""
-    block, x = new_block(dim, width), torch.randn(batch, dim)
-    block.num_steps = steps
-    return lambda: block.jko_loss(x).total.backward()
+class Cost(NamedTuple):
+    """Mean milliseconds of the two parts of an iteration."""
+
+    gradient: float
+    update: float
+
+    @property
+    def share(self) -> float:
+        """Returns the update's share of the iteration."""
+        return self.update / (self.gradient + self.update)
 
 
-def new_block(dim: int, width: int) -> jkoflow.Block:
-    """Returns a block as training has it by default."""
+def cost(name: str, dim: int, steps: int, width: int, batch: int, iterations: int) -> Cost:
+    """Measures iterations of a block as training has it by default, with hardly any change of its parameters."""
     torch.manual_seed(0)
-    return jkoflow.Block(jkoflow.MLPVelocity(dim, (width, width), linear=True), jko_step=math.inf)
+    block = jkoflow.Block(jkoflow.MLPVelocity(dim, (width, width), linear=True), steps, jko_step=math.inf)
+    optimizer = build_optimizer(block, name, peak_rates(name, dim), weight_decay=0.1)
+    x = torch.randn(batch, dim)
+    gradient, update = 0.0, 0.0
+    for iteration in range(WARMUP + iterations):
+        start = time.process_time()
+        optimizer.gradient.zero_()
+        block.jko_loss(x).total.backward()
+        middle = time.process_time()
+        optimizer.step(1e-6)
+        end = time.process_time()
+        if iteration >= WARMUP:
+            gradient, update = gradient + middle - start, update + end - middle
+    return Cost(1e3 * gradient / iterations, 1e3 * update / iterations)
 
 
 def main() -> None:
-    """Measures every number of columns and prints a table."""
+    """Measures every size and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=250)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.1, help="time of each candidate in a round")
+    parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--out", help="JSON file to write")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     results = []
-    heads = " | ".join(f"{f'{name}, ms (share)':>20}" for name in OPTIMIZERS)
+    heads = " | ".join(f"{f'{name}, ms (share)':>18}" for name in OPTIMIZERS)
     print(f"{'d':>3} | {'steps':>5} | {'gradient, ms':>12} | {heads}")
-    for dim in DIMS:
-        sizes = (dim, arguments.width, arguments.batch)
-        calls = {name: updates(name, *sizes) for name in OPTIMIZERS}
-        calls |= {f"{steps} steps": gradient(*sizes, steps) for steps in STEPS}
-        timers = {name: partial(wall_clock, run) for name, run in calls.items()}
-        times = rounds(timers, arguments.rounds, arguments.seconds)
-        for steps in STEPS:
-            own = times[f"{steps} steps"]
-            share = {name: 1 / (1 + REFRESH_EVERY * ratio(own, times[name])) for name in OPTIMIZERS}
-            cost = {name: 1e3 * median(times[name]) / REFRESH_EVERY for name in OPTIMIZERS}
-            row = {"dim": dim, "steps": steps, "gradient_ms": 1e3 * median(own), "update_ms": cost, "share": share}
-            results.append(row)
-            cells = " | ".join(f"{cost[name]:11.3f} ({share[name]:6.1%})" for name in OPTIMIZERS)
-            print(f"{dim:3} | {steps:5} | {row['gradient_ms']:12.2f} | {cells}", flush=True)
+    for dim, steps in itertools.product(DIMS, STEPS):
+        costs = {
+            name: cost(name, dim, steps, arguments.width, arguments.batch, arguments.iterations) for name in OPTIMIZERS
+        }
+        results.append({"dim": dim, "steps": steps, **{name: of._asdict() for name, of in costs.items()}})
+        cells = " | ".join(f"{of.update:9.3f} ({of.share:6.1%})" for of in costs.values())
+        least = min(of.gradient for of in costs.values())
+        print(f"{dim:3} | {steps:5} | {least:12.2f} | {cells}", flush=True)
     write(results, arguments.out)
 
 

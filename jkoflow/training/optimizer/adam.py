@@ -16,6 +16,7 @@ class AdamRule:
 
     Arguments:
         parameters: The parameters, with shape (Q,).
+        gradient: Their gradient, with shape (Q,), where it is at every step.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
 
@@ -24,14 +25,15 @@ class AdamRule:
         | https://arxiv.org/abs/1412.6980
     """
 
-    def __init__(self, parameters: Tensor, beta1: float = 0.9, beta2: float = 0.99) -> None:
+    def __init__(self, parameters: Tensor, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.99) -> None:
         self.beta1, self.beta2 = beta1, beta2
+        self._parameters, self._gradient = parameters, gradient
         self.memory = {"mean": torch.zeros_like(parameters), "square": torch.zeros_like(parameters)}
 
-    def step(self, parameters: Tensor, gradient: Tensor, rate: float, updates: int) -> None:
+    def step(self, rate: float, updates: int) -> None:
         """Updates the parameters in place, see `jkoflow.training.optimizer.rule.Rule`."""
-        mean, square = self.memory["mean"], self.memory["square"]
+        mean, square, gradient = self.memory["mean"], self.memory["square"], self._gradient
         mean.lerp_(gradient, 1 - self.beta1)
         square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         root = square.sqrt().mul_(1 / math.sqrt(1 - self.beta2**updates)).add_(EPSILON)
-        parameters.addcdiv_(mean, root, value=-rate / (1 - self.beta1**updates))
+        self._parameters.addcdiv_(mean, root, value=-rate / (1 - self.beta1**updates))

@@ -26,10 +26,12 @@ EPSILON = 1e-7
 class MuonRule:
     """Muon with Nesterov's momentum: all singular values of a step are about 1, whatever the gradient's are.
 
+    Steps of tall matrices are longer, by the root of rows / columns, so that every number they put out moves as much.
     The length of the gradient does not count, so that clipping it would not shorten a step.
 
     Arguments:
         parameters: The parameters, with shape (Q,).
+        gradient: Their gradient, with shape (Q,), where it is at every step.
         shapes: Shapes of the matrices that the parameters are; neighbours of one shape are computed together.
 
     Raises:
@@ -40,18 +42,21 @@ class MuonRule:
         | https://kellerjordan.github.io/posts/muon/
     """
 
-    def __init__(self, parameters: Tensor, shapes: Sequence[torch.Size]) -> None:
-        self._stacks = stacks(shapes)
+    def __init__(self, parameters: Tensor, gradient: Tensor, shapes: Sequence[torch.Size]) -> None:
         self.memory = {"mean": torch.zeros_like(parameters)}
+        self._gradient, self._ahead = gradient, torch.zeros_like(gradient)
+        # made once, since views cost as much as small products
+        self._matrices = [
+            (stack.of(parameters), stack.of(self._ahead), math.sqrt(max(1.0, stack.rows / stack.columns)))
+            for stack in stacks(shapes)
+        ]
 
-    def step(self, parameters: Tensor, gradient: Tensor, rate: float, updates: int) -> None:
+    def step(self, rate: float, updates: int) -> None:
         """Updates the matrices in place, see `jkoflow.training.optimizer.rule.Rule`."""
-        mean = self.memory["mean"].lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(mean, MOMENTUM)
-        for stack in self._stacks:
-            # a tall matrix's step moves the layer's many outputs as much as a square one's would
-            length = rate * math.sqrt(max(1.0, stack.rows / stack.columns))
-            stack.of(parameters).add_(orthogonalized(stack.of(ahead)), alpha=-length)
+        mean = self.memory["mean"].lerp_(self._gradient, 1 - MOMENTUM)
+        torch.lerp(self._gradient, mean, MOMENTUM, out=self._ahead)
+        for parameters, ahead, length in self._matrices:
+            parameters.add_(orthogonalized(ahead), alpha=-rate * length)
 
 
 def orthogonalized(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:

@@ -22,7 +22,6 @@ class _Part(NamedTuple):
     """A group of parameters as a part of the vector."""
 
     parameters: Tensor
-    gradient: Tensor
     rule: Rule
     rate: float
     decay: float
@@ -56,8 +55,8 @@ class Optimizer:
         for group in groups:
             end = start + sum(padded(parameter.numel()) for parameter in group.parameters)
             values, gradient = self.parameters[start:end], self.gradient[start:end]
-            rule = _rule(group, values, beta1, beta2)
-            self._parts.append(_Part(values, gradient, rule, group.rate, group.decay))
+            rule = _rule(group, values, gradient, beta1, beta2)
+            self._parts.append(_Part(values, rule, group.rate, group.decay))
             start = end
 
     @property
@@ -93,7 +92,7 @@ class Optimizer:
             rate = factor * part.rate
             if part.decay:
                 part.parameters.mul_(1 - rate * part.decay)
-            part.rule.step(part.parameters, part.gradient, rate, self.updates)
+            part.rule.step(rate, self.updates)
         return norm
 
     def state(self) -> OptimizerState:
@@ -134,14 +133,14 @@ class Optimizer:
             parameter.grad = None
 
 
-def _rule(group: Group, values: Tensor, beta1: float, beta2: float) -> Rule:
-    """Returns the rule of a group, given its part of the vector of parameters, with shape (Q,)."""
+def _rule(group: Group, values: Tensor, gradient: Tensor, beta1: float, beta2: float) -> Rule:
+    """Returns the rule of a group, given its parts of the vectors of parameters and gradients, with shape (Q,)."""
     shapes = [parameter.shape for parameter in group.parameters]
     match group.algorithm:
         case "adam":
-            return AdamRule(values, beta1, beta2)
+            return AdamRule(values, gradient, beta1, beta2)
         case "muon":
-            return MuonRule(values, shapes)
+            return MuonRule(values, gradient, shapes)
         case "soap":
-            return SoapRule(values, shapes)
+            return SoapRule(values, gradient, shapes)
     raise ValueError(f"algorithm must be adam, muon or soap, got {group.algorithm!r}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jkoflow.training.optimizer.flat import Stack, stacks
+from jkoflow.training.optimizer.flat import stacks
 
 BETA = 0.95
 """Decay of all means: of gradients, of their squares in the eigenbasis, and of their products."""
@@ -18,6 +19,33 @@ REFRESH_EVERY = 10
 
 EPSILON = 1e-8
 """Added to the root of the mean square, as in Adam."""
+
+
+class _Matrices(NamedTuple):
+    """Matrices of one shape and their memory, all with shape (n, rows, columns) but for the sides'."""
+
+    parameters: Tensor
+    gradient: Tensor
+    mean: Tensor
+    square: Tensor
+    """Mean of the squares of the gradient in the eigenbases."""
+    left: _Side
+    right: _Side
+
+
+class _Side(NamedTuple):
+    """The rows of matrices, or their columns, with shape (n, size, size)."""
+
+    product: Tensor
+    """Mean of G G^T, or of G^T G."""
+    basis: Tensor
+    """Its eigenvectors, one a column, as far as they are known."""
+
+    def gather(self, G: Tensor, refresh: bool) -> None:
+        """Takes gradients (n, size, *) into the mean."""
+        self.product.baddbmm_(G, G.mT, beta=BETA, alpha=1 - BETA)
+        if refresh:
+            self.basis.copy_(torch.linalg.qr(torch.bmm(self.product, self.basis)).Q)
 
 
 class SoapRule:
@@ -30,6 +58,7 @@ class SoapRule:
 
     Arguments:
         parameters: The parameters, with shape (Q,).
+        gradient: Their gradient, with shape (Q,), where it is at every step.
         shapes: Shapes of the matrices that the parameters are; neighbours of one shape are computed together.
 
     Raises:
@@ -40,39 +69,39 @@ class SoapRule:
         | https://arxiv.org/abs/2409.11321
     """
 
-    def __init__(self, parameters: Tensor, shapes: Sequence[torch.Size]) -> None:
-        self._stacks = stacks(shapes)
+    def __init__(self, parameters: Tensor, gradient: Tensor, shapes: Sequence[torch.Size]) -> None:
         self.memory = {"mean": torch.zeros_like(parameters), "square": torch.zeros_like(parameters)}
-        for number, stack in enumerate(self._stacks):
-            for side, size in (("left", stack.rows), ("right", stack.columns)):
-                eye = torch.eye(size, dtype=parameters.dtype, device=parameters.device)
-                self.memory[f"{side}.{number}"] = parameters.new_zeros(stack.matrices, size, size)
-                self.memory[f"{side}_basis.{number}"] = eye.repeat(stack.matrices, 1, 1)
+        self._gradient = gradient
+        self._matrices: list[_Matrices] = []
+        mean, square = self.memory["mean"], self.memory["square"]
+        for number, stack in enumerate(stacks(shapes)):
+            left = self._side(f"left.{number}", stack.matrices, stack.rows, parameters)
+            right = self._side(f"right.{number}", stack.matrices, stack.columns, parameters)
+            values, G, M, V = (stack.of(vector) for vector in (parameters, gradient, mean, square))
+            self._matrices.append(_Matrices(values, G, M, V, left, right))
 
-    def step(self, parameters: Tensor, gradient: Tensor, rate: float, updates: int) -> None:
+    def _side(self, name: str, matrices: int, size: int, like: Tensor) -> _Side:
+        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        side = _Side(like.new_zeros(matrices, size, size), eye.repeat(matrices, 1, 1))
+        self.memory[name], self.memory[f"{name}.basis"] = side
+        return side
+
+    def step(self, rate: float, updates: int) -> None:
         """Updates the matrices in place, see `jkoflow.training.optimizer.rule.Rule`."""
-        self.memory["mean"].lerp_(gradient, 1 - BETA)
-        for number, stack in enumerate(self._stacks):
-            self._gather(number, stack.of(gradient), refresh=updates % REFRESH_EVERY == 1)
-            self._descend(number, stack, parameters, gradient, rate, updates)
+        self.memory["mean"].lerp_(self._gradient, 1 - BETA)
+        for matrices in self._matrices:
+            _update(matrices, rate, updates)
 
-    def _gather(self, number: int, gradients: Tensor, refresh: bool) -> None:
-        """Takes the gradients (n, rows, columns) of a stack into the means of their products."""
-        for side, G in (("left", gradients), ("right", gradients.mT)):
-            product, basis = self.memory[f"{side}.{number}"], self.memory[f"{side}_basis.{number}"]
-            product.baddbmm_(G, G.mT, beta=BETA, alpha=1 - BETA)
-            if refresh:
-                basis.copy_(torch.linalg.qr(product @ basis).Q)
 
-    def _descend(
-        self, number: int, stack: Stack, parameters: Tensor, gradient: Tensor, rate: float, updates: int
-    ) -> None:
-        """Updates the matrices of a stack by Adam in their eigenbases."""
-        left, right = self.memory[f"left_basis.{number}"], self.memory[f"right_basis.{number}"]
-        turned, mean = (left.mT @ stack.of(vector) @ right for vector in (gradient, self.memory["mean"]))
-        square = stack.of(self.memory["square"])
-        square.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
-        correction = 1 - BETA**updates
-        root = square.sqrt().mul_(1 / math.sqrt(correction)).add_(EPSILON)
-        step = left @ mean.div_(root) @ right.mT
-        stack.of(parameters).add_(step, alpha=-rate / correction)
+def _update(matrices: _Matrices, rate: float, updates: int) -> None:
+    """Updates matrices of one shape by Adam in their eigenbases."""
+    parameters, gradient, mean, square, left, right = matrices
+    refresh = updates % REFRESH_EVERY == 1
+    left.gather(gradient, refresh)
+    right.gather(gradient.mT, refresh)
+    turned, turned_mean = (torch.bmm(torch.bmm(left.basis.mT, G), right.basis) for G in (gradient, mean))
+    square.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
+    correction = 1 - BETA**updates
+    root = square.sqrt().mul_(1 / math.sqrt(correction)).add_(EPSILON)
+    step = torch.bmm(torch.bmm(left.basis, turned_mean.div_(root)), right.basis.mT)
+    parameters.add_(step, alpha=-rate / correction)
