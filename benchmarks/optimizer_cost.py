@@ -2,8 +2,8 @@
 
     python benchmarks/optimizer_cost.py [--width 128] [--batch 250] [--iterations 100] [--out figures.json]
 
-An iteration is a block's loss, its gradient and the update, one after the other as in training, by the time of one thread
-on the processor. SOAP's refreshes of its bases are spread over all updates.
+An iteration is a block's loss, its gradient and the update, one after the other as in training, by the time of one
+thread on the processor. SOAP's refreshes of its bases are spread over all updates.
 """
 
 from __future__ import annotations

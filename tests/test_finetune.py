@@ -152,7 +152,7 @@ def test_it_is_undone_if_it_gains_nothing(rows, tmp_path, monkeypatch):
             run(fit)
             return
         with torch.no_grad():
-            fit.adam.parameters.mul_(0.5)
+            fit.optimizer.parameters.mul_(0.5)
 
     monkeypatch.setattr(Fit, "run", ruin)
     flow = train(rows, dataclasses.replace(SMALL, iterations_per_block=20), run_dir=tmp_path)

@@ -19,7 +19,6 @@ from jkoflow.ops import jko_terms
 from jkoflow.ops.grid import as_grid
 from jkoflow.training.fit import Fit, FitHooks, recipe_of_block
 from jkoflow.training.guard import GuardReading, read_guard
-from jkoflow.training.optimizer import Adam
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import Batches, PushedSamples, push_rows
 from jkoflow.training.state import FitCounters, TrainingError
@@ -329,13 +328,13 @@ def test_guard_at_its_limit_ends_the_block_with_good_parameters(tmp_path):
 
 def test_rollback_restores_parameters_and_optimiser_state():
     fit = make_fit(num_steps=1, guard_nll=1e-6, guard_every=1000)
-    fit.good = good = fit.adam.state()
+    fit.good = good = fit.optimizer.state()
     for _ in range(3):
         fit.iterate()
-    assert not torch.equal(fit.adam.parameters, good.parameters)
+    assert not torch.equal(fit.optimizer.parameters, good.parameters)
     fit.look(last=True)
     assert fit.block.num_steps == 2
-    assert fit.adam.updates == good.updates == 0
+    assert fit.optimizer.updates == good.updates == 0
     for part in ("parameters", "mean", "square"):
         assert torch.equal(getattr(fit.adam, part), getattr(good, part))
     assert torch.equal(fit.block.velocity.layers[0].weight.reshape(-1), good.parameters[: 8 * 3])
@@ -413,17 +412,17 @@ def test_the_guard_allows_many_columns_more():
 
 def test_non_finite_parameters_trigger_the_guard():
     fit = make_fit()
-    fit.good = good = fit.adam.state()
+    fit.good = good = fit.optimizer.state()
     fit.iterate()
-    fit.adam.parameters.fill_(math.nan)
+    fit.optimizer.parameters.fill_(math.nan)
     fit.look(last=True)
     assert fit.block.num_steps == 6
-    assert torch.equal(fit.adam.parameters, good.parameters)
+    assert torch.equal(fit.optimizer.parameters, good.parameters)
 
 
 def test_without_the_guard_non_finite_parameters_are_an_error():
     fit = make_fit(guard=False)
-    fit.adam.parameters.fill_(math.nan)
+    fit.optimizer.parameters.fill_(math.nan)
     with pytest.raises(TrainingError, match="no longer finite after 0 iterations; set guard = true"):
         fit.look(last=True)
 
@@ -437,14 +436,14 @@ def test_a_velocity_that_overshoots_in_the_next_block_is_shortened(strength, act
         for parameter in fit.block.velocity.layers[-1].parameters():
             parameter.zero_()
         fit.block.velocity.linear.weight.copy_(strength * torch.eye(2))
-    fit.good = fit.adam.state()  # as a fit begins with them
+    fit.good = fit.optimizer.state()  # as a fit begins with them
     fit.look()
     assert [event["action"] for event in recorded if event["event"] == "guard"] == actions
     assert fit.block.num_steps == 3
     left = 0 if "reset" in actions else strength * 0.5 ** len(actions)
     torch.testing.assert_close(fit.block.velocity.linear.weight.detach(), left * torch.eye(2))
     assert bool((fit.block.velocity.layers[0].weight != 0).any())
-    assert torch.equal(fit.good.parameters, fit.adam.parameters)
+    assert torch.equal(fit.good.parameters, fit.optimizer.parameters)
 
 
 def make_fit(recorded=None, seconds=None, **settings):
@@ -470,42 +469,6 @@ def test_best_parameters_are_those_of_the_smallest_validation_loss(tmp_path):
     samples = pushed_by(flow, rows, config, blocks=0)
     y, logdet = push_rows(flow.blocks[0], samples.val)
     assert jko_terms(samples.val, y, logdet, math.inf).total.item() == pytest.approx(min(losses), abs=1e-5)
-
-
-def test_adam_is_adam():
-    """The same path as PyTorch's Adam behind PyTorch's clipping."""
-    ours, theirs = (MLPVelocity(3, hidden=(7, 5), linear=True).double() for _ in range(2))
-    theirs.load_state_dict(ours.state_dict())
-    adam = Adam(ours, 0.8, 0.97, clip_norm=0.5)
-    torchs = torch.optim.Adam(theirs.parameters(), betas=(0.8, 0.97))
-    for step in range(20):
-        x = torch.randn(10, 3, dtype=torch.float64)
-        rate = 0.01 * (step + 1)
-        norm = adam.update(ours(x).square().sum(), rate)
-        torchs.zero_grad()
-        theirs(x).square().sum().backward()
-        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
-        torchs.param_groups[0]["lr"] = rate
-        torchs.step()
-        assert norm.item() == pytest.approx(expected.item(), rel=1e-6)  # PyTorch adds 1e-6 to the norm
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_adam_survives_a_zero_gradient():
-    velocity = MLPVelocity(2, hidden=(4,))
-    before = [parameter.detach().clone() for parameter in velocity.parameters()]
-    Adam(velocity, clip_norm=1.0).update(sum((p * 0).sum() for p in velocity.parameters()), 0.1)
-    assert all(torch.equal(a, b) for a, b in zip(before, velocity.parameters(), strict=True))
-
-
-def test_released_parameters_own_their_memory():
-    velocity = MLPVelocity(2, hidden=(4,))
-    adam = Adam(velocity)
-    adam.release()
-    adam.parameters.fill_(7)
-    assert not any(bool((parameter == 7).any()) for parameter in velocity.parameters())
-    assert all(parameter.grad is None for parameter in velocity.parameters())
 
 
 def test_batches_cover_an_epoch_and_are_functions_of_their_number():
