@@ -111,6 +111,16 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(work):
     assert config["data"] == str(work / "rows.csv")
 
 
+def test_an_optimizer_is_chosen_or_refused(work, tmp_path, no_report):
+    common = ("train", work / "rows.csv", "--config", work / "small.toml", "--blocks", 1)
+    assert run_cli(*common, "--out", tmp_path / "run", "--optimizer", "soap").exit_code == 0
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["optimizer"] == "soap"
+    result = run_cli(*common, "--out", tmp_path / "other", "--optimizer", "sgd")
+    assert result.exit_code != 0
+    assert "optimizer must be one of adam, muon, soap, got 'sgd'" in result.output
+    assert not (tmp_path / "other").exists()
+
+
 def test_fine_tuning_is_asked_for_and_told(work, tmp_path, no_report):
     settings = tmp_path / "small.toml"
     settings.write_text(SMALL)

@@ -20,9 +20,12 @@ from jkoflow.training.state import RunError
 
 CONFIG = TrainConfig(
     initial_map="none", hidden=(8, 8), max_blocks=3, iterations_per_block=30, batch_size=100, validate_every=10,
-    guard_every=5, num_steps=1, guard_nll=0.002, learning_rate=0.02, gain_tolerance=-9.0,
+    guard_every=5, num_steps=1, guard_nll=0.002, optimizer="adam", learning_rate=0.02, gain_tolerance=-9.0,
     movement_tolerance=0.0, save_seconds=0.0,
 )  # fmt: skip
+
+RATES = {"adam": 0.02, "muon": 0.1, "soap": 0.05}
+"""Learning rates at which the guard has something to do."""
 
 SHORT = dataclasses.replace(CONFIG, max_blocks=1, iterations_per_block=5)
 
@@ -197,13 +200,20 @@ def numbers(run):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 @pytest.mark.parametrize(
-    "script",
-    [PLANNED, AT_THE_GUARD, IN_ROUNDS, BEHIND_A_MAP, UNPLANNED],
-    ids=["planned moments", "at the guard", "in rounds", "behind a map", "any moment"],
+    ("optimizer", "script"),
+    [
+        pytest.param("adam", PLANNED, id="planned moments"),
+        pytest.param("adam", AT_THE_GUARD, id="at the guard"),
+        pytest.param("adam", IN_ROUNDS, id="in rounds"),
+        pytest.param("adam", BEHIND_A_MAP, id="behind a map"),
+        pytest.param("adam", UNPLANNED, id="any moment"),
+        *(pytest.param(name, IN_ROUNDS, id=f"in rounds, {name}") for name in ("muon", "soap")),
+    ],
 )
-def test_killed_runs_end_with_the_same_numbers(script, tmp_path):
+def test_killed_runs_end_with_the_same_numbers(optimizer, script, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, learning_rate=RATES[optimizer])
     done = subprocess.run(
-        [sys.executable, "-c", HOST + script, str(tmp_path), repr(dataclasses.asdict(CONFIG))],
+        [sys.executable, "-c", HOST + script, str(tmp_path), repr(dataclasses.asdict(config))],
         capture_output=True,
         text=True,
         timeout=120,

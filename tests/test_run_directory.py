@@ -240,7 +240,8 @@ def test_settings_without_their_file(run):
 
 def test_settings_of_version_0_1_are_understood(run):
     (run.path / "config.toml").write_text("data = 'rose'\nstep_size = 0.25\n")
-    assert run.settings().config == TrainConfig(jko_step=0.25)
+    config = run.settings().config
+    assert config == TrainConfig(jko_step=0.25, optimizer="adam", weight_decay=0.0)  # by which it trained
     assert run.table() == {"data": "rose", "step_size": 0.25}  # as it stands there
 
 
