@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEAST_VARIANCE = 1e-6
-"""Least variance, as a share of the largest, of a direction that `Whiten` scales to variance 1."""
+from jkoflow.initial_map.covariance import shrunk_covariance
 
 
 class Whiten(nn.Module):
@@ -30,11 +29,13 @@ class Whiten(nn.Module):
 
     @classmethod
     def fit(cls, rows: Tensor) -> Whiten:
-        """Fits a map that brings rows (N, d) to mean 0 and covariance 1 and turns them as little as possible."""
-        covariance = torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
-        variance, directions = torch.linalg.eigh(covariance)
-        root = variance.clamp(min=LEAST_VARIANCE * float(variance[-1])).sqrt()
-        return cls(rows.mean(0), (directions * root) @ directions.T)
+        """Fits a map that brings rows (N, d) to mean 0 and covariance 1 and turns them as little as possible.
+
+        The covariance is that of `jkoflow.initial_map.covariance.shrunk_covariance`: a map by itself is the density of
+        a Gaussian that few rows do not make too narrow.
+        """
+        variances, directions = shrunk_covariance(rows)
+        return cls(rows.mean(0), (directions * variances.sqrt()) @ directions.T)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
