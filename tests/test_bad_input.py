@@ -83,8 +83,6 @@ def spoilt(kind):
         table[7, 1] = np.inf
     elif kind == "constant":
         table[:, 1] = 3
-    elif kind == "few":
-        table = table[:40]
     elif kind == "tiny":
         table = table[:5]
     return table
@@ -97,7 +95,6 @@ def spoilt(kind):
         ("nan", "NaN in row 7 (counting from 0), column"),
         ("inf", "inf in row 7 (counting from 0), column"),
         ("constant", "is constant (value 3)"),
-        ("few", "has 32 training rows, fewer than a batch of 40"),
         ("tiny", "has 5 rows; give at least 10"),
     ],
 )

@@ -21,7 +21,6 @@ from jkoflow.data import (
     load_dataset,
     load_rows,
     read_table,
-    require_batch,
     split_rows,
     write_table,
 )
@@ -334,14 +333,6 @@ def test_a_number_spoilt_by_text_is_an_error_not_a_lost_column(tmp_path):
 def test_too_few_rows(tmp_path, rows):
     assert "9 rows; give at least 10" in error_of(split_rows, rows[:9])
     assert len(split_rows(rows[:10]).val) == 1
-
-
-def test_fewer_rows_than_a_batch(rows):
-    data = split_rows(rows)
-    require_batch(data, 160)
-    message = error_of(require_batch, data, 161)
-    assert "160 training rows, fewer than a batch of 161" in message
-    assert "batch_size = 160" in message
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])

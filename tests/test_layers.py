@@ -32,6 +32,7 @@ LAYERS = [
     "spline",
     "masses",
     "knots",
+    "gain",
     "initial_map",
     "arrays",
     "inputs",

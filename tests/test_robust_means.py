@@ -317,7 +317,7 @@ def test_a_block_that_overflows_says_so_once(loss, monkeypatch):
     """Four looks at the validation rows in each of two blocks."""
     torch.manual_seed(0)
     told = Messages()
-    monkeypatch.setattr(Fit, "_validate", lambda fit: (loss, loss))
+    monkeypatch.setattr(Fit, "_validate", lambda fit: (loss, loss, True))
     train(clusters(1000), dataclasses.replace(TINY, validate_every=10, gain_tolerance=-1.0), progress=told)
     assert [text.split(" after ")[0] for text in told.texts] == [
         f"block {index} overflows on validation rows" for index in (0, 1)

@@ -371,11 +371,11 @@ def test_training_splits_by_groups_and_times(how, monkeypatch):
     group, split_by = (values // 5, None) if how == "group" else (None, values)
     seen: dict[str, Dataset] = {}
 
-    def remember(data, config):
+    def remember(data):
         seen["data"] = data
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jkoflow.training.require_batch", remember)
+    monkeypatch.setattr("jkoflow.training.warn_once", remember)
     with pytest.raises(KeyboardInterrupt):
         train(rows, TINY, group=group, split_by=split_by)
     assert torch.equal(seen["data"].test, split_rows(rows, TINY.seed, group=group, split_by=split_by).test)

@@ -23,11 +23,9 @@ from jkoflow.cli.sample import sample
 from jkoflow.cli.score import score
 from jkoflow.data import (
     DataWarning,
-    TableData,
     load_dataset,
     place,
     require,
-    require_batch,
 )
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
@@ -162,7 +160,6 @@ def train(
     else:
         run, source, resolved = settings.for_start(data, out, given)
     dataset = load_dataset(source.data, resolved.seed, options=source.options)
-    require_batch(dataset.numbers if isinstance(dataset, TableData) else dataset, resolved.batch_size)
     again = f"jkoflow train --resume {shlex.quote(str(run))}"
     training_run.train_and_report(
         dataset, place(source.data), resolved, run, resume=resume, again=again, options=source.options

@@ -14,7 +14,7 @@ import typer
 from jkoflow import experiments
 from jkoflow.cli import settings, training_run
 from jkoflow.cli.settings import ConfigError
-from jkoflow.data import DataError, TableData, load_dataset, place, require_batch
+from jkoflow.data import DataError, TableData, load_dataset, place
 from jkoflow.data.idx import PictureSet, read_pictures
 from jkoflow.experiments import Experiment
 from jkoflow.flow import JKOFlow
@@ -85,7 +85,6 @@ def reproduce(
     dataset = load_dataset(where, resolved.seed)
     if isinstance(dataset, TableData):
         raise DataError(f"{where} must hold plain numbers; its columns are {', '.join(p.kind for p in dataset.plans)}")
-    require_batch(dataset, resolved.batch_size)
 
     def more(flow: JKOFlow, measured: Mapping[str, Any]) -> Mapping[str, Any]:
         found = experiments.comparison(experiment, measured)

@@ -18,7 +18,7 @@ from jkoflow.data.bundled import gasturbine
 from jkoflow.data.checks import DataError, DataWarning, check_finite, check_varies, default_features
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare, split_table
-from jkoflow.data.dataset import Dataset, require_batch, warn_once
+from jkoflow.data.dataset import Dataset, warn_once
 from jkoflow.data.memory import as_table, numbers_of
 from jkoflow.data.optional import MissingExtraError, require
 from jkoflow.data.readers import READERS, ReadOptions, columns_of, is_text, read_table, stem
@@ -54,7 +54,6 @@ __all__ = [
     "place",
     "read_table",
     "require",
-    "require_batch",
     "split_rows",
     "warn_once",
     "write_table",

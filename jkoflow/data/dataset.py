@@ -178,21 +178,3 @@ def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
     if rows.shape[0] == 0:
         raise DataError(f"{part} is empty; give it at least one row")
     check_finite(rows.detach().cpu().numpy(), features, part)
-
-
-def require_batch(data: Dataset, batch_size: int) -> None:
-    """Refuses data whose training part does not fill a batch.
-
-    Arguments:
-        data: The data to train on.
-        batch_size: Rows in a batch.
-
-    Raises:
-        DataError: If there are fewer training rows than a batch has.
-    """
-    rows = data.train.shape[0]
-    if rows < batch_size:
-        raise DataError(
-            f"{data.name} has {rows} training rows, fewer than a batch of {batch_size}; "
-            f"give more rows, or set batch_size = {rows} or less in the configuration"
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jkoflow.data import Dataset, TableData, TableOptions, require_batch, warn_once
+from jkoflow.data import Dataset, TableData, TableOptions, warn_once
 from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model, TableFlow
@@ -143,7 +143,6 @@ def _train(
 ) -> Model:
     rows = data if isinstance(data, Dataset) else data.numbers
     config = config if isinstance(data, Dataset) else settings_for(data, config)
-    require_batch(rows, config.batch_size)
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = usable_device(config.device)

@@ -17,6 +17,7 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_samples, guard_tolerances
 from jkoflow.training.objectives import JKO, TERMS
 from jkoflow.training.optimizer import OptimizerState, PeakRates, build_optimizer, learning_rate, peak_rates
+from jkoflow.training.overfit import beats_identity
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
@@ -135,7 +136,7 @@ class Fit:
         self.good, self.best = state.good.to(self.best.device), state.best.to(self.best.device)
 
     def _consider_identity(self, block: Block) -> None:
-        """Makes the identity the first candidate: on the validation rows, no block is worse than its absence."""
+        """Makes the identity the first candidate, which others must clearly beat (`jkoflow.training.overfit`)."""
         present = self.optimizer.parameters.clone()
         block.velocity.scale_output(0.0)
         self.best = self.optimizer.parameters.clone()
@@ -191,10 +192,10 @@ class Fit:
                 f"the parameters of block {self.index} are no longer finite after {iteration} iterations; "
                 "set guard = true, or lower learning_rate"
             )
-        loss, nll = self._validate()
+        loss, nll, better = self._validate()
         place = {"block": self.index, "iteration": iteration}
         self.hooks.record({"event": "validation", **place, "loss": loss, "nll": nll})
-        if loss < self.counters.best_loss:
+        if better and loss < self.counters.best_loss:
             self.counters.best_loss = loss
             self.best = self.optimizer.parameters.clone()
         if not (math.isfinite(loss) or self._overflowed):
@@ -205,13 +206,18 @@ class Fit:
             )
         self._replan()
 
-    def _validate(self) -> tuple[float, float]:
-        """Returns the loss of the validation rows and their NLL under the flow with this block, on a refined grid."""
+    def _validate(self) -> tuple[float, float, bool]:
+        """Returns the loss of the validation rows, their NLL under the flow with this block, and if it may be taken.
+
+        All is on a refined grid. A block that is trained by itself may only be taken if it is clearly better than none.
+        """
         y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
         terms = self.recipe.objective.validate(self.samples.val, y, logdet)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
-        return loss, nll + gaussian_constant(y)
+        alone = self.recipe.alone is not None
+        better = not alone or beats_identity(self.recipe.objective, self.samples.val, y, logdet)
+        return loss, nll + gaussian_constant(y), better
 
     # ---- What the guard says is done
 

@@ -31,6 +31,11 @@ class JKO:
         """Returns the loss and its terms, in float64, for rows x (N, d) carried to y (N, d) with a logdet (N,)."""
         return jko_terms(x.double(), y.double(), logdet.double(), self.jko_step)
 
+    def rows(self, x: Tensor, y: Tensor, logdet: Tensor) -> Tensor:
+        """Returns the loss of every row, in float64 with shape (N,), for rows x (N, d) carried to y with a logdet."""
+        x, y = x.double(), y.double()
+        return 0.5 * y.square().sum(1) - logdet.double() + 0.5 * (y - x).square().sum(1) / self.jko_step
+
     def of_identity(self, x: Tensor) -> float:
         """Returns the loss of rows x (N, d) that stay where they are."""
         return float(0.5 * x.square().sum(1).double().mean())

@@ -43,9 +43,13 @@ class PushedSamples:
         """
         before = self.train
         self.train = carry_rows(block, self.train, self.train_context)
+        self.push_val(block)
+        return movement(before, self.train)
+
+    def push_val(self, block: Trainable) -> None:
+        """Carries the validation rows alone through a finished block."""
         self.val, increment = push_rows(block, self.val, self.val_context)
         self.val_logdet = self.val_logdet + increment
-        return movement(before, self.train)
 
     def push_through(self, blocks: Sequence[Block]) -> list[float]:
         """Carries the samples through finished blocks, sets their movements and returns their standard errors."""
@@ -64,7 +68,11 @@ class PushedSamples:
 
     def val_nll(self) -> float:
         """Returns the NLL of the validation rows under the flow so far, in nats, on standardised columns."""
-        return float((0.5 * self.val.square().sum(1) - self.val_logdet).double().mean()) + gaussian_constant(self.val)
+        return float(self.val_rows().mean()) + gaussian_constant(self.val)
+
+    def val_rows(self) -> Tensor:
+        """Returns the NLL of every validation row but for the Gaussian's constant, in float64 with shape (N_val,)."""
+        return (0.5 * self.val.square().sum(1) - self.val_logdet).double()
 
 
 @torch.no_grad()
@@ -90,7 +98,7 @@ class Batches:
 
     Arguments:
         rows: Rows, with shape (N, d).
-        batch_size: Rows per batch, at most N; rows at the end of an epoch that do not fill a batch are dropped.
+        batch_size: Rows per batch, all if N is less; rows at the end of an epoch that do not fill a batch are dropped.
         seed: Seed of the run.
         block: Number of the block.
         round_number: Number of the round: every round sees the rows in an order of its own.
@@ -108,8 +116,8 @@ class Batches:
     ) -> None:
         self.rows = rows
         self.conditions = context
-        self.batch_size = batch_size
-        self.per_epoch = rows.shape[0] // batch_size
+        self.batch_size = min(batch_size, rows.shape[0])
+        self.per_epoch = rows.shape[0] // self.batch_size
         self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
         self._shuffled, self._shuffled_context = rows, context

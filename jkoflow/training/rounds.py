@@ -15,6 +15,7 @@ from typing import Any
 from jkoflow import schedule
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
+from jkoflow.gain import Gain
 from jkoflow.metrics import Movement
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.fit import Fit
@@ -175,7 +176,7 @@ def record(
     blocks: Sequence[Block],
     movements_stderr: Sequence[float],
     val_nll: float,
-    best: float | None,
+    gain: Gain | None,
     seconds: float,
 ) -> dict[str, Any]:
     """Returns the history's record of a round that has ended.
@@ -186,11 +187,11 @@ def record(
         blocks: The blocks at the end of the round.
         movements_stderr: Standard errors of the blocks' movements.
         val_nll: Validation NLL with these blocks, in nats on standardised columns.
-        best: Validation NLL of the best flow before; None for the first round.
+        gain: What the validation rows gain from the best flow before to this one; None for the first round.
         seconds: Seconds that the round took.
 
     Returns:
-        Names and values; ``kept`` is False if the flow before was no worse.
+        Names and values; ``kept`` is False if the gain is not clear, as few rows gain by chance.
     """
     return {
         "event": "round",
@@ -203,7 +204,7 @@ def record(
         "movements_stderr": list(movements_stderr),
         "movement_spread": movement_spread(blocks),
         "val_nll": val_nll,
-        "kept": best is None or val_nll < best,
+        "kept": gain is None or gain.is_clear,
         "seconds": seconds,
     }
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jkoflow.callers import warn_caller
-from jkoflow.data import Dataset, require_batch
+from jkoflow.data import Dataset
 from jkoflow.data.checks import own_names
 from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
 from jkoflow.flow import JKOFlow
+from jkoflow.gain import paired_gain
 from jkoflow.table_flow import Model
 from jkoflow.training import rounds
 from jkoflow.training.config import TrainConfig
@@ -72,7 +74,8 @@ class Trainer:
             start = plain_flow(data, config, self._treatments)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
         self.data, self._left_out = usable_rows(self.best, data)
-        require_batch(self.data, config.batch_size)
+        if (rows := len(self.data.train)) < config.batch_size:
+            progress.message(f"batch_size = {config.batch_size} is more than there are: a batch has all {rows} rows")
         self._context = RunContext(self.data, config, world, progress, self._record, self._save_if_due)
         self.rounds: list[dict[str, Any]] = []
         self.guard_events = 0
@@ -134,16 +137,25 @@ class Trainer:
         """Keeps or undoes the result of a round; ``errors`` are the standard errors of its blocks' movements."""
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds, nll = self.world.elapsed() - trainer.started, trainer.samples.val_nll()
-        record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, best, seconds)
+        gain = None if best is None else paired_gain(self._best_rows(), trainer.samples.val_rows())
+        record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, gain, seconds)
         if record["kept"]:
             self.best = trainer.flow
         else:
+            chance = "" if gain is None or not gain.value > 0 else f" beyond chance ({gain.stderr:.4f})"
             self.progress.message(
                 f"round {trainer.number + 1} ({trainer.kind}) ended at a validation NLL of {record['val_nll']:.4f} "
-                f"nats, no better than {best:.4f} before: undone"
+                f"nats, no better than {best:.4f} before{chance}: undone"
             )
         self._record(record)
         self.rounds.append(record)
+
+    def _best_rows(self) -> Tensor:
+        """Returns the NLL of every validation row under the best flow so far, but for the Gaussian's constant."""
+        samples = self._enter()
+        for block in self.best.stack:
+            samples.push_val(block)
+        return samples.val_rows()
 
     def _measure_start(self) -> None:
         """Records the flow to start from as a round of its own, with which the next round is compared."""
