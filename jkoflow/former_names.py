@@ -12,7 +12,7 @@ T = TypeVar("T")
 PRESENT_NAMES = {"step_size": "jko_step", "step_size_growth": "jko_step_growth", "step_size_max": "jko_step_max"}
 """Present names of arguments by their former names, which sounded as if the JKO step h were the integrator's."""
 
-LATER_SETTINGS = {"optimizer": "adam", "weight_decay": 0.0}
+LATER_SETTINGS = {"optimizer": "adam", "weight_decay": 0.0, "first_layer_scale": 1.0, "divide": 1}
 """Settings that came after version 0.1, with the values by which it trained."""
 
 
@@ -38,9 +38,9 @@ def of_earlier_run(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> of_earlier_run({"step_size": 0.5})
-        {'optimizer': 'adam', 'weight_decay': 0.0, 'jko_step': 0.5}
-        >>> of_earlier_run({"optimizer": "muon", "weight_decay": 0.2})
-        {'optimizer': 'muon', 'weight_decay': 0.2}
+        {'optimizer': 'adam', 'weight_decay': 0.0, 'first_layer_scale': 1.0, 'divide': 1, 'jko_step': 0.5}
+        >>> of_earlier_run({"optimizer": "muon", "weight_decay": 0.2})["optimizer"]
+        'muon'
     """
     return {**LATER_SETTINGS, **under_present_names(values)}
 

@@ -19,6 +19,8 @@ class Fixed(NamedTuple):
     Example:
         >>> Fixed(3).refined(), Fixed(3).split(2), Fixed(1).halved()
         (Fixed(num_steps=6), Fixed(num_steps=2), Fixed(num_steps=1))
+        >>> Fixed(4).raised(), Fixed(6).lowered()
+        (Fixed(num_steps=6), Fixed(num_steps=4))
     """
 
     num_steps: int
@@ -30,6 +32,14 @@ class Fixed(NamedTuple):
     def halved(self) -> Fixed:
         """Returns the grid of half the steps, rounded down, and of at least one."""
         return Fixed(max(1, self.num_steps // 2))
+
+    def raised(self) -> Fixed:
+        """Returns the next finer grid for training: half as many steps more, and at least one more."""
+        return Fixed(self.num_steps + max(1, self.num_steps // 2))
+
+    def lowered(self) -> Fixed:
+        """Returns the next coarser grid for training: a third of the steps less, and at least one step left."""
+        return Fixed(max(1, self.num_steps - max(1, self.num_steps // 3)))
 
     def split(self, parts: int) -> Fixed:
         """Returns the grid for each of ``parts`` equal parts of the interval: its share of the steps, rounded up."""

@@ -22,7 +22,9 @@ _CONVERGED = {
 }
 
 _ACTIONS = {
+    "raised": "went back to the last good parameters, took more steps",
     "doubled": "went back to the last good parameters, doubled the steps",
+    "lowered": "took fewer steps: they are enough again",
     "halved": "halved the steps: half as many are enough again",
     "damped": "halved the velocity that the block was warm-started with",
     "reset": "started the block afresh",

@@ -1,8 +1,10 @@
 """The choice of the initial map from the data alone, in closed form.
 
-Blocks train as fast on standardised columns as on whitened ones or on a Gaussian copula (docs/sweep.md). They train
-slowly where the distances from the centre span orders of magnitude, as those of patches of photographs do: velocities
-of tanh units act on one scale at a time.
+Blocks train faster on whitened columns than on standardised ones. They train slowly where columns have spikes or tails
+of their own, or where the distances from the centre span orders of magnitude, as those of patches of photographs do:
+velocities of tanh units act on one scale at a time. Splines take spikes and tails away column by column, but bend what
+was straight between columns, so that they are taken only where the columns as a whole gain nearly as much as each of
+them does by itself (docs/sweep.md).
 """
 
 from __future__ import annotations
@@ -21,6 +23,15 @@ AUTO = "auto"
 
 RADIAL_GAIN = 0.25
 """Nats per column that a radial map must gain over whitening alone to be taken."""
+
+MARGINALS_GAIN = 0.05
+"""Nats per column that splines must gain over standard Gaussians to be taken."""
+
+MARGINALS_KEPT = 0.8
+"""Share of that gain that must be left between whitened rows: the rest is what bent dependences cost."""
+
+CHOICE_ROWS = 20_000
+"""Largest number of rows that a choice looks at; one half is fitted to and the other judges."""
 
 FIT_ROWS = 100_000
 """Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
@@ -59,11 +70,24 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
 
 
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
-    if recipe != AUTO:
-        return InitialMap.fit(rows, recipe)
-    radial = InitialMap.fit(rows, "whiten+radial")
-    gain = gaussian_nll(InitialMap.fit(rows, "whiten"), rows) - gaussian_nll(radial, rows)
-    return radial if gain >= RADIAL_GAIN * rows.shape[1] else InitialMap()
+    return InitialMap.fit(rows, choose_recipe(rows) if recipe == AUTO else recipe)
+
+
+def choose_recipe(rows: Tensor) -> str:
+    """Returns the name of the recipe for standardised rows (N, d), by what rows gain that it was not fitted to."""
+    rows = spread_rows(rows, CHOICE_ROWS)
+    seen, unseen, columns = rows[::2], rows[1::2], rows.shape[1]
+    if len(unseen) < 2:
+        return "none"
+
+    def nll(recipe: str) -> float:
+        return gaussian_nll(InitialMap.fit(seen, recipe), unseen)
+
+    alone, together = nll("none") - nll("marginals"), nll("whiten") - nll("marginals+whiten")
+    bends = alone >= MARGINALS_GAIN * columns and together >= MARGINALS_KEPT * alone
+    recipe = "marginals+whiten" if bends else "whiten"
+    radial = f"{recipe}+radial"
+    return radial if nll(recipe) - nll(radial) >= RADIAL_GAIN * columns else recipe
 
 
 def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:

@@ -52,12 +52,15 @@ class TrainConfig:
         hidden: Widths of the velocity's hidden layers.
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
+        first_layer_scale: Factor of the initial weights in the first layer of the first block: the larger, the finer
+            the details that it begins with. None means that it is measured on the data
+            (`jkoflow.training.first_layer`).
         time: Whether the velocity depends on time.
         method: Runge-Kutta method, see `jkoflow.integrate`.
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block, and lower
             it again.
-        max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget fewer if it
-            is too short for so many (`jkoflow.training.plan.blocks_within`).
+        max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget what its plan
+            has (`jkoflow.training.plan.plan_run`): a single free block, which a longer budget divides.
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         jko_step: JKO step size h of the first block.
         jko_step_growth: Factor from one block's JKO step size to that of the next block.
@@ -70,7 +73,10 @@ class TrainConfig:
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
             undone like the others if it gains nothing. None means 0.8 under a time budget that is long enough to profit
-            (`jkoflow.training.plan.finetune_share`), and 0 under any other or without one.
+            (`jkoflow.training.plan.plan_run`), and 0 under any other or without one.
+        divide: Number of blocks that every block is divided into before all are trained together, each for a part of
+            the block's time interval and with a velocity of its own. None means what a time budget's plan has, and 1
+            without one.
         movement_tolerance: A block whose movement (standardised units) is less ends the chain; the free block follows.
         gain_tolerance: A block that lowers the validation NLL by less (nats) ends the chain; the free block follows.
         batch_size: Rows per iteration.
@@ -98,7 +104,7 @@ class TrainConfig:
             for rows of up to ten columns; more for more (`jkoflow.training.guard.guard_tolerances`).
         guard_round_trip: Mean distance (standardised units) between x and the end of its way through a block and back
             that is allowed for rows of up to ten columns; more for more, as with ``guard_nll``.
-        max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of doubling.
+        max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of raising them.
         save_seconds: Seconds between two saves of the state that a killed run resumes from.
 
     Raises:
@@ -115,9 +121,10 @@ class TrainConfig:
     hidden: tuple[int, ...] = (128, 128)
     activation: str = "tanh"
     linear: bool = True
+    first_layer_scale: float | None = ranged(None, POSITIVE)
     time: bool = True
     method: str = "rk4"
-    num_steps: int = ranged(1, AT_LEAST_ONE)
+    num_steps: int = ranged(2, AT_LEAST_ONE)
     max_blocks: int | None = ranged(None, AT_LEAST_ONE)
     free_block: bool = True
     jko_step: float = ranged(0.5, POSITIVE)
@@ -127,6 +134,7 @@ class TrainConfig:
     reparam_damping: float = ranged(0.5, Range("be greater than 0 and at most 1", lambda value: 0 < value <= 1))
     refine: int = ranged(1, AT_LEAST_ONE)
     finetune: float | None = ranged(None, BELOW_ONE)
+    divide: int | None = ranged(None, AT_LEAST_ONE)
     movement_tolerance: float = ranged(0.01, NOT_NEGATIVE)
     gain_tolerance: float = ranged(0.002, Range("be a number", lambda value: not math.isnan(value)))
     batch_size: int = ranged(250, AT_LEAST_ONE)
@@ -144,9 +152,9 @@ class TrainConfig:
     validate_every: int = ranged(50, AT_LEAST_ONE)
     val_rows: int = ranged(5000, AT_LEAST_ONE)
     guard: bool = True
-    guard_every: int = ranged(25, AT_LEAST_ONE)
+    guard_every: int = ranged(50, AT_LEAST_ONE)
     guard_rows: int = ranged(500, AT_LEAST_ONE)
-    guard_nll: float = ranged(0.02, POSITIVE)
+    guard_nll: float = ranged(0.1, POSITIVE)
     guard_round_trip: float = ranged(0.02, POSITIVE)
     max_num_steps: int = 24
     save_seconds: float = ranged(30.0, NOT_NEGATIVE)

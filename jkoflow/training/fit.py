@@ -28,7 +28,7 @@ LOG_EVERY = 10
 """Iterations between two records of the loss; reading the loss waits for the device."""
 
 RELAX_BACKOFF = 4
-"""Factor by which the guard waits longer after a halving that was exploited; the velocity may be tamer later."""
+"""Factor by which the guard waits longer after fewer steps were exploited; the velocity may be tamer later."""
 
 REPLAN_BEYOND = 0.02
 """Change of the number of iterations, as a share, below which a plan is kept."""
@@ -44,16 +44,35 @@ class Recipe(NamedTuple):
     """Tolerances of the guard."""
     iterations: int
     """Number of iterations without a time budget, which would set it."""
+    span: tuple[float, float]
+    """Part of the learning rate's curve that the fit goes through."""
+    weight_decay: float
+    """Decay of the matrices that have one."""
+    last: bool
+    """Whether no block of the round follows."""
     alone: Block | None
     """The block that is trained by itself, which may do nothing and whose velocity may be shortened at the start; None
     for a chain."""
 
 
-def recipe_of_block(block: Block, config: TrainConfig, columns: int) -> Recipe:
-    """Returns the recipe by which a block is trained by itself, on samples with the given number of columns."""
+def recipe_of_block(
+    block: Block, config: TrainConfig, columns: int, scale: float = 1.0, end: float = 1.0, last: bool = True
+) -> Recipe:
+    """Returns the recipe by which a block is trained by itself.
+
+    Arguments:
+        block: The block.
+        config: Settings of the run.
+        columns: Number of columns of the samples.
+        scale: Scale of the first layer (`jkoflow.training.first_layer`). Sharp details take large weights behind the
+            first layer, too, so that weight decay is divided by it.
+        end: Where on the learning rate's curve the fit ends: before its end if the same block is then divided and
+            trained on.
+        last: Whether no block of the round follows.
+    """
     rates = peak_rates(config.optimizer, columns, config.learning_rate)
     tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, columns)
-    return Recipe(JKO(block.jko_step), rates, tolerances, config.iterations_per_block, block)
+    return Recipe(JKO(block.jko_step), rates, tolerances, config.iterations_per_block, (0.0, end), config.weight_decay / scale, last, block)
 
 
 @dataclass
@@ -104,7 +123,7 @@ class Fit:
             self.block,
             config.optimizer,
             self.recipe.peak_rates,
-            config.weight_decay,
+            self.recipe.weight_decay,
             config.beta1,
             config.beta2,
             config.clip_norm,
@@ -164,7 +183,7 @@ class Fit:
     def iterate(self) -> None:
         """Does one iteration: a batch, its loss and an update of the parameters."""
         counters, config = self.counters, self.config
-        factor = learning_rate(counters.iteration, counters.iterations, 1.0, config.warmup)
+        factor = learning_rate(counters.iteration, counters.iterations, 1.0, config.warmup, self.recipe.span)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
         terms = self.recipe.objective.terms(self.block, batch, context)
         norm = self.optimizer.update(terms.total, factor)
@@ -236,14 +255,14 @@ class Fit:
         match action:
             case Action.KEEP:
                 self.good = self.optimizer.state()
-            case Action.HALVE:
+            case Action.LOWER:
                 self.good = self.optimizer.state()
-                self._change_grid(self.block.grid.halved())
-            case Action.DOUBLE:
+                self._change_grid(self.block.grid.lowered())
+            case Action.RAISE:
                 self.optimizer.restore(self.good)
-                if counters.steps_halved:
+                if counters.steps_lowered:
                     counters.relax_after *= RELAX_BACKOFF
-                self._change_grid(self.block.grid.refined())
+                self._change_grid(self.block.grid.raised())
             case Action.DAMP | Action.RESET:
                 assert self.recipe.alone is not None
                 self.recipe.alone.velocity.scale_output(0.5 if action is Action.DAMP else 0.0)
@@ -254,7 +273,7 @@ class Fit:
     def _change_grid(self, grid: Grid) -> None:
         """Changes the block's grid, and with it the plan, since iterations and push now take another time."""
         counters = self.counters
-        counters.steps_halved = grid.cost < self.block.grid.cost
+        counters.steps_lowered = grid.cost < self.block.grid.cost
         self.block.grid, counters.steps_changed = grid, counters.iteration
         self._set_deadline()
         self._start_session()
@@ -336,6 +355,7 @@ class Fit:
             len(samples.train),
             len(samples.val),
             self.config.batch_size,
+            self.recipe.last,
         )
         counters.kept_rows, counters.deadline = push.kept_rows, counters.started + seconds - push.seconds
 

@@ -41,6 +41,12 @@ PUSH_SHARE = 0.1
 LEAST_PUSHED = 10_000
 """Smallest number of training rows that are pushed on; later blocks would learn fewer rows by heart."""
 
+DIVIDED_SHARE = 0.7
+"""Share of the training after a single block has been divided."""
+
+LEAST_TO_DIVIDE = 500
+"""Smallest number of iterations for which a single block is divided."""
+
 VALIDATION_SHARE = 0.05
 """Share of a block's time that validations may take under a time budget; if they take more, they become rarer."""
 
@@ -90,6 +96,8 @@ class RunPlan(NamedTuple):
     """Largest number of blocks."""
     finetune: float
     """Share of the training that goes to fine-tuning."""
+    divide: int
+    """Number of blocks that every block is divided into before the fine-tuning."""
 
 
 class FitPlan(NamedTuple):
@@ -153,14 +161,21 @@ class Outlook:
     """The finest grid of any block so far."""
     finetune: float
     """Share of the training for fine-tuning."""
+    divide: int
+    """Number of blocks that every block is divided into before the fine-tuning."""
     rows: EvaluationRows
     """Numbers of rows that the evaluation looks at when time is not short."""
 
 
 def plan_run(
-    seconds: float, rounds: int, iteration_seconds: float, most_blocks: int, given_blocks: int | None
+    seconds: float, rounds: int, iteration_seconds: float, most_blocks: int, given_blocks: int | None, free: bool
 ) -> RunPlan:
     """Plans blocks and fine-tuning from the measured speed of the first block.
+
+    What gives the best likelihood at every budget is a single free block, which is divided in two before half of the
+    time has passed and then trained on as a chain: its first iterations cost one network, its last ones have two, and
+    nothing has to be learned twice (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every
+    block again, the chain is built block by block, and trained together where there is time.
 
     Arguments:
         seconds: Seconds that the budget has left.
@@ -168,10 +183,13 @@ def plan_run(
         iteration_seconds: Expected time of an iteration of the first block.
         most_blocks: Largest number of blocks.
         given_blocks: The number that was asked for; None if the plan may choose.
+        free: Whether a block without movement penalty may end the chain.
     """
     iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
+    if given_blocks is None and free and rounds == 1:
+        return RunPlan(1, DIVIDED_SHARE, 2) if iterations >= LEAST_TO_DIVIDE else RunPlan(1, 0.0, 1)
     blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
-    return RunPlan(blocks, finetune_share(iterations))
+    return RunPlan(blocks, finetune_share(iterations), 1)
 
 
 def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
@@ -182,11 +200,18 @@ def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
 
 
 def plan_push(
-    seconds: float, grid: Grid, row_step: float, row_carry: float, train_rows: int, val_rows: int, batch_size: int
+    seconds: float,
+    grid: Grid,
+    row_step: float,
+    row_carry: float,
+    train_rows: int,
+    val_rows: int,
+    batch_size: int,
+    last: bool,
 ) -> PushPlan:
     """Plans how many training rows are pushed through a finished block.
 
-    Rows that a later block has no time to look at need not be carried to it.
+    Rows that a later block has no time to look at, or that no block follows for, need not be carried on.
 
     Arguments:
         seconds: Seconds that the block may take.
@@ -196,9 +221,10 @@ def plan_push(
         train_rows: Number of training rows.
         val_rows: Number of validation rows, all of which are pushed on.
         batch_size: Rows of a batch, the smallest number of training rows that can be pushed on.
+        last: Whether no block follows, so that the rows only tell how far they have moved.
     """
     steps = grid.refined().cost
-    affordable = int(PUSH_SHARE * seconds / max(steps * row_carry, 1e-12))
+    affordable = 0 if last else int(PUSH_SHARE * seconds / max(steps * row_carry, 1e-12))
     kept = min(train_rows, max(affordable, LEAST_PUSHED, batch_size))
     return PushPlan(kept, steps * (row_carry * kept + row_step * val_rows))
 
@@ -212,6 +238,7 @@ def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: f
         outlook: The work of the run from then on.
         row_step: Measured seconds of one step of one row.
     """
+    divided = outlook.divide if outlook.finetune else 1
     blocks = outlook.round_blocks * outlook.children
     grid = outlook.grid.split(outlook.children)  # the children of a refinement to come share their parents' steps
 
@@ -221,7 +248,7 @@ def seconds_for_fit(budget: float, started: float, outlook: Outlook, row_step: f
     everything, least = evaluation(outlook.rows.test), evaluation(LEAST_TEST_ROWS)
     wanted = min(everything, max(least, EVALUATION_SHARE * budget))
     reserve = min(wanted, MOST_RESERVED * budget) + PLANS_SHARE * budget
-    if blocks > 1:
+    if blocks * divided > 1:
         reserve += outlook.finetune * max(budget - reserve, 0.0)
     fits = outlook.blocks_left + outlook.round_blocks * outlook.later_rounds
     return seconds_for_block(budget, started, reserve, fits)

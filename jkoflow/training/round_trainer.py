@@ -17,6 +17,7 @@ from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
 from jkoflow.training.finetune import recipe_of_chain
+from jkoflow.training.first_layer import first_layer_scale, sharpen
 from jkoflow.training.fit import Fit, FitHooks, Recipe, recipe_of_block
 from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
 from jkoflow.training.progress import Progress
@@ -76,6 +77,8 @@ class RoundTrainer:
 
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
+        given = self.run.config.first_layer_scale
+        self._scale = first_layer_scale(self.samples.train) if given is None else given
         self._saved_fit: FitState | None = None
         self._costs: Costs | None = None  # of the last fit
 
@@ -92,6 +95,8 @@ class RoundTrainer:
         fit = None if together else self._next_fit()
         if self.run.budget is not None and self.plan is None and fit is not None:
             self.plan = self._plan(fit)
+            assert isinstance(fit.block, Block)
+            fit.recipe = self._recipe(fit.index, fit.block)
         self.run.progress.start_round(self.number, self.kind, len(self.warm) or self._most_blocks)
         if together:
             return self._train_together()
@@ -122,8 +127,17 @@ class RoundTrainer:
         else:
             before = self.flow.stack[index - 1] if index else None
             block = new_block(self.run.data, self.run.config, index, jko_step, before)
+            if before is None:
+                sharpen(block, self._scale)
         block = block.to(self.samples.train.device)
-        return self._fit(index, block, recipe_of_block(block, self.run.config, self._columns), state)
+        return self._fit(index, block, self._recipe(index, block), state)
+
+    def _recipe(self, index: int, block: Block) -> Recipe:
+        """Returns the recipe of a block that is trained by itself."""
+        config, plan = self.run.config, self.plan
+        divided = self.kind == rounds.BUILD and rounds.is_divided_single(config, plan)
+        end = 1 - rounds.finetune_share(config, plan) if divided else 1.0
+        return recipe_of_block(block, config, self._columns, self._scale, end, last=index + 1 == self._round_blocks)
 
     def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
         """Returns a fit, restored from its saved state if there is one."""
@@ -141,7 +155,7 @@ class RoundTrainer:
         block, kept = fit.block, fit.counters.kept_rows
         assert isinstance(block, Block)
         rows = len(self.samples.train)
-        if kept < rows:
+        if kept < rows and not fit.recipe.last:
             self.run.progress.message(
                 f"the time budget lets {kept} of {rows} training rows go on behind block {fit.index}; "
                 "raise time_budget to keep more"
@@ -157,7 +171,9 @@ class RoundTrainer:
         state, self._saved_fit = self._saved_fit, None
         chain = Chain(self.warm) if state is None else Chain.from_description(state.block)
         chain.to(self.samples.train.device)
-        fit = self._fit(0, chain, recipe_of_chain(chain, self.run.config, self._columns), state)
+        config = self.run.config
+        share, divided = rounds.finetune_share(config, self.plan), rounds.is_divided_single(config, self.plan)
+        fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self._scale, share, divided), state)
         fit.run()
         self._keep(fit.counters.kept_rows)
         before = self.samples.train
@@ -193,6 +209,11 @@ class RoundTrainer:
         """Returns the largest number of blocks of a chain that is built."""
         return self.run.config.most_blocks if self.plan is None else self.plan.blocks
 
+    @property
+    def _round_blocks(self) -> int:
+        """Returns the number of blocks that the round trains, at most; a chain that is trained together is one."""
+        return 1 if self.kind == rounds.FINETUNE else len(self.warm) or self._most_blocks
+
     def _plan(self, first: Fit) -> RunPlan:
         """Plans the run from the times that its first fit measures."""
         config = self.run.config
@@ -200,12 +221,12 @@ class RoundTrainer:
         assert config.time_budget is not None
         left = config.time_budget - first.counters.started
         iteration = first.counters.iteration_seconds
-        return plan_run(left, 1 + self.later_rounds, iteration, config.most_blocks, config.max_blocks)
+        later = 1 + self.later_rounds
+        return plan_run(left, later, iteration, config.most_blocks, config.max_blocks, config.free_block)
 
     def outlook(self, index: int, grid: Grid) -> Outlook:
         """Returns the work of the run from the fit of a block on, given the block's present grid."""
-        config = self.run.config
-        blocks = 1 if self.kind == rounds.FINETUNE else len(self.warm) or self._most_blocks  # a chain is one
+        config, blocks = self.run.config, self._round_blocks
         free = not self.warm and math.isinf(self._next_jko_step() or 1.0)
         return Outlook(
             round_blocks=blocks,
@@ -214,6 +235,7 @@ class RoundTrainer:
             children=1 if self.kind in (rounds.REFINE, rounds.FINETUNE) else config.refine,
             grid=finest([grid, training_grid(self.flow), *(block.grid for block in self.warm)]),
             finetune=rounds.finetune_share(config, self.plan),
+            divide=1 if self.kind == rounds.FINETUNE else rounds.divide(config, self.plan),
             rows=wanted_rows(self.run.data, config.val_rows),
         )
 

@@ -29,11 +29,14 @@ FINETUNE = "finetune"
 """The last kind of round: train all blocks at once, on the likelihood."""
 
 
-def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool) -> str | None:
+def next_kind(
+    rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool, divide: int = 1
+) -> str | None:
     """Returns the kind of the next round, given the records of the rounds that have ended; None at the end of the run.
 
     A round of reparametrisation that gained nothing is the last of its kind, since the next would have the same
-    JKO step sizes. ``finetune`` tells whether a last round is to train all blocks at once.
+    JKO step sizes. ``finetune`` tells whether a last round is to train all blocks at once, and ``divide`` the number
+    that every block is divided into before.
     """
     if not rounds:
         return BUILD
@@ -51,7 +54,7 @@ def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune
     if config.refine > 1 and REFINE not in kinds:
         return REFINE
     # a single block has no other to do better with
-    return FINETUNE if finetune and kept["blocks"] > 1 else None
+    return FINETUNE if finetune and kept["blocks"] * divide > 1 else None
 
 
 def has_converged(
@@ -119,6 +122,20 @@ def finetune_share(config: TrainConfig, plan: RunPlan | None) -> float:
     return 0.0 if plan is None else plan.finetune
 
 
+def divide(config: TrainConfig, plan: RunPlan | None) -> int:
+    """Returns the number of blocks that every block is divided into before the fine-tuning."""
+    if config.divide is not None:
+        return config.divide
+    return 1 if plan is None else plan.divide
+
+
+def is_divided_single(config: TrainConfig, plan: RunPlan | None) -> bool:
+    """Tells whether the run is one block that is trained, divided and trained on along one curve of learning rates."""
+    blocks = config.most_blocks if plan is None else plan.blocks
+    plain = config.reparam_rounds == 0 and config.refine == 1 and config.free_block
+    return plain and blocks == 1 and finetune_share(config, plan) > 0 and divide(config, plan) > 1
+
+
 def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainConfig) -> int:
     """Returns how many rounds of single blocks may follow the present one, so that time is left for them."""
     if kind in (REFINE, FINETUNE):
@@ -127,12 +144,14 @@ def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainCo
     return max(0, config.reparam_rounds - done) + (config.refine > 1)
 
 
-def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig) -> list[Block]:
+def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig, plan: RunPlan | None) -> list[Block]:
     """Returns the blocks that a round other than the first begins with: copies with the round's JKO step sizes."""
     if kind == REPARAMETRIZE:
         flow = flow.reparametrize(config.reparam_damping, config.jko_step_max)
     elif kind == REFINE:
         flow = flow.refine(config.refine)
+    elif kind == FINETUNE:
+        flow = flow.refine(divide(config, plan))
     else:
         flow = flow.with_blocks([copy.deepcopy(block) for block in flow.stack])
     sizes = [block.jko_step for block in flow.stack]

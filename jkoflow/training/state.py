@@ -22,7 +22,7 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.optimizer import OptimizerState
 
 RELAX_AFTER = 100
-"""Iterations that the guard waits after a change of the Runge-Kutta steps before it halves them."""
+"""Iterations that the guard waits after a change of the Runge-Kutta steps before it lowers them."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -51,10 +51,10 @@ class FitCounters:
     """Smallest validation loss so far."""
     steps_changed: int = 0
     """Iteration at which the guard last changed the block's Runge-Kutta steps."""
-    steps_halved: bool = False
-    """Whether the guard's last change of the Runge-Kutta steps was a halving."""
+    steps_lowered: bool = False
+    """Whether the guard's last change of the Runge-Kutta steps was to fewer."""
     relax_after: int = RELAX_AFTER
-    """Iterations to wait before the next halving; more after one that was exploited."""
+    """Iterations to wait before steps are lowered again; more after fewer were exploited."""
     stopped: bool = False
     """Whether the guard ended the block."""
     started: float = 0.0
@@ -114,6 +114,8 @@ class RunState:
     """Largest number of blocks that the time budget is enough for; None before it is planned, or without a budget."""
     planned_finetune: float = 0.0
     """Share of the time budget for fine-tuning; 0 before it is planned, or without a budget."""
+    planned_divide: int = 1
+    """Number of blocks that every block is divided into before the fine-tuning; 1 before it is planned."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -127,6 +129,7 @@ class RunState:
             "guard_events": self.guard_events,
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
+            "planned_divide": self.planned_divide,
             "rounds": self.rounds,
             "accepted": [block.describe() for block in self.accepted],
             "round_started": self.round_started,
@@ -235,6 +238,8 @@ def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mappin
 
 def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
     counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
+    if "steps_halved" in counters:  # of version 0.1
+        counters["steps_lowered"] = counters.pop("steps_halved")
     states: list[OptimizerState] = []
     for moment, updates in zip(("now", "good"), description["updates"], strict=True):
         prefix = f"fit.{moment}."

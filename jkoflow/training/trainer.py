@@ -109,7 +109,8 @@ class Trainer:
     # ---- Rounds
 
     def _next_kind(self) -> str | None:
-        return rounds.next_kind(self.rounds, self.config, rounds.finetune_share(self.config, self._plan) > 0)
+        share, divide = rounds.finetune_share(self.config, self._plan), rounds.divide(self.config, self._plan)
+        return rounds.next_kind(self.rounds, self.config, share > 0, divide)
 
     def _enter(self) -> PushedSamples:
         return entering(self.best, self.data, self.config.val_rows)
@@ -122,7 +123,7 @@ class Trainer:
             self._context,
             number=len(self.rounds),
             kind=kind,
-            warm=[] if kind == rounds.BUILD else rounds.warm_blocks(kind, self.best, self.config),
+            warm=[] if kind == rounds.BUILD else rounds.warm_blocks(kind, self.best, self.config, self._plan),
             flow=self.best.with_blocks([]),
             samples=self._enter(),
             later_rounds=rounds.rounds_after(kind, self.rounds, self.config),
@@ -240,6 +241,7 @@ class Trainer:
             guard_events=self.guard_events,
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,
+            planned_divide=1 if plan is None else plan.divide,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=0.0 if trainer is None else trainer.started,
@@ -255,7 +257,7 @@ class Trainer:
         self.world.go_on_after(state.elapsed)
         self.rounds, self.guard_events = state.rounds, state.guard_events
         if state.planned_blocks is not None:
-            self._plan = RunPlan(state.planned_blocks, state.planned_finetune)
+            self._plan = RunPlan(state.planned_blocks, state.planned_finetune, state.planned_divide)
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
 
 

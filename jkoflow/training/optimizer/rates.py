@@ -60,7 +60,9 @@ def peak_learning_rate(columns: int) -> float:
     return 5e-3 / math.sqrt(max(1.0, columns / 10))
 
 
-def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> float:
+def learning_rate(
+    iteration: int, iterations: int, peak: float, warmup: int, span: tuple[float, float] = (0.0, 1.0)
+) -> float:
     r"""Returns the learning rate of an iteration: linear warm-up to the peak, then half a cosine down to 1 % of it.
 
     Arguments:
@@ -68,14 +70,16 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int) -> 
         iterations: Iterations in all.
         peak: Largest learning rate; with 1, the result is the factor that all rates are multiplied by.
         warmup: Iterations of the warm-up; at most a fifth of all is used.
+        span: Part of the cosine that these iterations go through; all of it unless a training has several parts.
 
     Returns:
         The learning rate, positive.
     """
     warmup = min(warmup, iterations // 5)
     if iteration < warmup:
-        return peak * (iteration + 1) / (warmup + 1)
-    return peak * cosine((iteration - warmup) / max(1, iterations - warmup))
+        return peak * cosine(span[0]) * (iteration + 1) / (warmup + 1)
+    first, last = span
+    return peak * cosine(first + (last - first) * (iteration - warmup) / max(1, iterations - warmup))
 
 
 def cosine(progress: float) -> float:

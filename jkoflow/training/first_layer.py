@@ -1,0 +1,70 @@
+"""How fine the first layer of a velocity begins, measured on the rows that enter its block.
+
+PyTorch's initial weights make a network that is smooth on the scale of the whole data, and training has to sharpen it
+first. How fine a detail rows can show at all depends on how far apart they are: a network whose units change over the
+distance within which a row has `NEIGHBORS` others can learn the detail from the beginning, and cannot tell single rows
+apart. Few columns have such neighbors close by, many columns have them nowhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jkoflow.block import Block
+from jkoflow.metrics import spread_rows
+from jkoflow.velocity import MLPVelocity
+
+NEIGHBORS = 50
+"""Number of other rows that a detail must have to be more than chance."""
+
+MOST_SCALE = 30.0
+"""Largest factor; finer details than the thirtieth part of the data's width are left to training."""
+
+ROWS = 20_000
+"""Largest number of rows among which neighbors are looked for."""
+
+PROBES = 500
+"""Largest number of rows whose neighbors are looked for."""
+
+
+@torch.no_grad()
+def first_layer_scale(rows: Tensor) -> float:
+    """Returns the factor by which the first layer's initial weights and biases are multiplied.
+
+    It is the median distance between two rows, over the median distance from a row to its `NEIGHBORS`-th neighbor.
+
+    Arguments:
+        rows: The rows that enter the block, with shape (N, d).
+
+    Returns:
+        The factor, from 1 to `MOST_SCALE`; 1 if there are no more rows than neighbors wanted.
+
+    Example:
+        >>> torch.manual_seed(0)
+        >>> [round(first_layer_scale(torch.randn(4000, d)), 1) for d in (1, 2, 10)]
+        [30.0, 11.5, 2.1]
+    """
+    rows = spread_rows(rows, ROWS)
+    if len(rows) <= NEIGHBORS:
+        return 1.0
+    probes = spread_rows(rows, PROBES)
+    near = torch.cdist(probes, rows).kthvalue(NEIGHBORS + 1, dim=1).values.median()  # a row is nearest to itself
+    width = torch.cdist(probes, probes).median()
+    scale = float(width / near)
+    return min(max(scale, 1.0), MOST_SCALE) if scale == scale else 1.0  # equal rows: nan
+
+
+@torch.no_grad()
+def sharpen(block: Block, scale: float) -> None:
+    """Multiplies the weights of x and t and the biases in the first layer of a new block by a factor.
+
+    Weights of conditioning variables stay, since the factor was not measured on these.
+    """
+    velocity = block.velocity
+    if not isinstance(velocity, MLPVelocity):
+        return
+    layer = next(velocity.layers.children())
+    assert isinstance(layer, torch.nn.Linear)
+    layer.weight[:, : velocity.dim + int(velocity.time)].mul_(scale)
+    layer.bias.mul_(scale)
