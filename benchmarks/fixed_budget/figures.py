@@ -13,7 +13,7 @@ from jkoflow.report.style import FAINT, INK, MUTED, WIDTH, dress_axes, new_figur
 
 COLOURS = {
     "jkoflow": "#e0761c", "end_to_end": "#8a4b08", "ffjord": "#2b7bd4", "ot_flow": "#1b8a5a", "maf": "#7b5bb8",
-    "nsf": "#69737d",
+    "nsf": "#69737d", "flow_matching": "#c2185b", "local_flow_matching": "#0f9fb5",
 }  # fmt: skip
 COLUMNS = 3
 
