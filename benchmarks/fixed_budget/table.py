@@ -15,6 +15,7 @@ NAMES = {
     "ot_flow": "OT-Flow",
     "maf": "MAF (zuko)",
     "nsf": "NSF (zuko)",
+    "sospf": "SOSPF (zuko)",
 }
 HEADINGS = (
     "method", "test NLL", "MMD² x 1000", "inversion error, mean (max)", "batches", "s / batch", "parameters", "MiB",

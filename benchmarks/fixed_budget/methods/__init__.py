@@ -34,7 +34,7 @@ def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Mod
     return FFJORD(rows.shape[1], seed, config.hidden, **settings)
 
 
-def flow_matching(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "none", **settings: Any) -> Model:
+def flow_matching(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "whiten", **settings: Any) -> Model:
     """Builds a flow of one of our blocks, to be trained by flow matching."""
     from fixed_budget.methods.flow_matching import single_block
 
@@ -42,7 +42,7 @@ def flow_matching(rows: Tensor, seed: int, config: TrainConfig, initial_map: str
 
 
 def local_flow_matching(
-    rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "none", **settings: Any
+    rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "whiten", **settings: Any
 ) -> Model:
     """Builds a chain of our blocks, to be trained by flow matching one after the other."""
     from fixed_budget.methods.local_flow_matching import chain_of_blocks
@@ -77,9 +77,16 @@ def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.hidden, **settings)
 
 
+def sospf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """Builds the library zuko's sum-of-squares polynomial flow."""
+    from fixed_budget.methods.autoregressive import Autoregressive
+
+    return Autoregressive(rows.shape[1], seed, "SOSPF", hidden=config.hidden, **settings)
+
+
 PEERS: dict[str, Callable[..., Model]] = {
     "end_to_end": end_to_end, "flow_matching": flow_matching, "local_flow_matching": local_flow_matching,
-    "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf,
+    "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf, "sospf": sospf,
 }  # fmt: skip
 """Builders of the methods that share one training loop, by name: functions of standardised training rows, seed, the
 default configuration and settings."""

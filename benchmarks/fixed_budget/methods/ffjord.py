@@ -18,8 +18,8 @@ from jkoflow.data import require
 from jkoflow.ops.reference import mlp_rhs
 from jkoflow.velocity import MLPVelocity
 
-TIGHTEST = 1e-6
-"""Smallest tolerance that float32 has enough digits to meet."""
+TIGHTEST = {torch.float32: 1e-6, torch.float64: 1e-9}
+"""Smallest tolerances that the parameters' type has enough digits to meet."""
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -64,8 +64,8 @@ class FFJORD(Model):
 
     @property
     def levels(self) -> int:  # type: ignore[override]
-        """Returns the number of levels: the tolerance of the last is `TIGHTEST`."""
-        return 1 + round(torch.log10(torch.tensor(self.tolerance / TIGHTEST)).item())
+        """Returns the number of levels: the tolerance of the last is that of `TIGHTEST`."""
+        return 1 + round(math.log10(self.tolerance / self._tightest))
 
     def describe_level(self, level: int) -> str:
         """Returns the text of a level, such as ``dopri5, tolerance 1e-04``."""
@@ -113,7 +113,11 @@ class FFJORD(Model):
         return z
 
     def _tolerance(self, level: int) -> float:
-        return max(TIGHTEST, self.tolerance * 10.0**-level)
+        return max(self._tightest, self.tolerance * 10.0**-level)
+
+    @property
+    def _tightest(self) -> float:
+        return TIGHTEST[next(self.parameters()).dtype]
 
     def _solve(
         self, velocity: nn.Module, field: Field, x: Tensor, start: float, end: float, tolerance: float

@@ -68,7 +68,7 @@ def chain_of_blocks(
     config: TrainConfig,
     initial_map: InitialMap | None = None,
     steps: int = 4,
-    times: Sequence[float] = (0.25, 0.5, 1.0, math.inf),
+    times: Sequence[float] = (0.5, math.inf),
 ) -> LocalFlowMatching:
     """Returns a chain of blocks of the configuration, all at the identity.
 
