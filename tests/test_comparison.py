@@ -247,7 +247,7 @@ def test_a_chain_is_trained_block_by_block(source, monkeypatch):
     from fixed_budget.methods import local_flow_matching
 
     problem = load(source)
-    model = chain_of_blocks(2, 0, SMALL, steps=4, times=(0.5, math.inf))
+    model = chain_of_blocks(2, 0, SMALL, steps=4, times=(0.5,))
     monkeypatch.setattr(local_flow_matching, "LEAST_PUSHED", 150)  # and no more: this clock finds pushing slow
     result = train_chain(model, problem, SMALL, 2e-2, 3.0, 0, stepping_clock(0.02))
     assert all(sum(parameter.abs().sum() for parameter in block.parameters()) > 0 for block in model.flow.stack)
@@ -257,7 +257,7 @@ def test_a_chain_is_trained_block_by_block(source, monkeypatch):
     assert [point.seconds for point in result.curve] == sorted(point.seconds for point in result.curve)
     assert result.curve[-1].batches <= result.batches
     assert result.val_nll < result.curve[0].nll
-    with pytest.raises(ValueError, match=r"times must be 1 positive numbers, one per block, got \[0\.0\]"):
+    with pytest.raises(ValueError, match=r"times must be 2 positive numbers, one per block, got \[0\.0, inf\]"):
         chain_of_blocks(2, 0, SMALL, times=(0.0,))
 
 

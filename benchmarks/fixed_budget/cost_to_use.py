@@ -23,7 +23,7 @@ REPEATS = 3
 """Number of times that rows are scored and sampled after a first time; the fastest counts."""
 
 SLOW_SECONDS = 2.0
-"""Seconds beyond which the first time counts and nothing is repeated: what it does once is a small part of that."""
+"""Seconds beyond which a tenth of the rows is enough and nothing is repeated: what is done once is little of that."""
 
 REFERENCE_CHANGE = 0.1 * TOLERANCE
 """Nats by which the last refinement in float64 may move the mean that others are compared with."""
@@ -52,8 +52,8 @@ def cost_to_use(model: Model, problem: Problem, level: int) -> dict[str, Any]:
         evaluations = sum(len(part) * rung.evaluations(part) for part in rows.split(CHUNK)) / len(rows)
     return {
         "evaluations_per_row": evaluations,
-        "rows_scored_per_second": len(rows) / _seconds(lambda: nll_of_rows(rung, rows, 0, CHUNK)),
-        "rows_sampled_per_second": len(rows) / _seconds(lambda: samples(rung, len(rows), problem.dim, 0)),
+        "rows_scored_per_second": _rate(lambda count: nll_of_rows(rung, rows[:count], 0, CHUNK), len(rows)),
+        "rows_sampled_per_second": _rate(lambda count: samples(rung, count, problem.dim, 0), len(rows)),
         "used_with": rung.describe_level(0),
     }
 
@@ -92,13 +92,14 @@ def in_double(model: Model) -> Iterator[None]:
         model.to(before)  # from float64 back to what fitted into fewer digits is exact
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """Returns the seconds of processor time of a call, the least of `REPEATS` unless it is slow."""
+def _rate(call: Callable[[int], object], most: int) -> float:
+    """Returns the rows in a second of processor time of a call that takes their number, the best of `REPEATS`."""
 
-    def once() -> float:
+    def rate(count: int) -> float:
         began = time.process_time()
-        call()
-        return max(time.process_time() - began, 1e-9)
+        call(count)
+        return count / max(time.process_time() - began, 1e-9)
 
-    first = once()
-    return first if first > SLOW_SECONDS else min(once() for _ in range(REPEATS))
+    few = max(1, most // 10)
+    first = rate(few)
+    return first if few / first > SLOW_SECONDS else max(rate(most) for _ in range(REPEATS))

@@ -68,7 +68,7 @@ def chain_of_blocks(
     config: TrainConfig,
     initial_map: InitialMap | None = None,
     steps: int = 4,
-    times: Sequence[float] = (0.5, math.inf),
+    times: Sequence[float] = (0.5,),
 ) -> LocalFlowMatching:
     """Returns a chain of blocks of the configuration, all at the identity.
 
@@ -78,13 +78,13 @@ def chain_of_blocks(
         config: The blocks' settings.
         initial_map: The map before the blocks.
         steps: Runge-Kutta steps per block that validation begins with.
-        times: See `LocalFlowMatching`.
+        times: Ornstein-Uhlenbeck times of the blocks before the last, which goes to the noise itself.
     """
     torch.manual_seed(seed)
-    stack = [block_of(config, dim) for _ in times]
+    stack = [block_of(config, dim) for _ in range(len(times) + 1)]
     for block in stack:
         block.velocity.scale_output(0.0)
-    return LocalFlowMatching(JKOFlow(dim, stack, initial_map=initial_map), steps, times, seed)
+    return LocalFlowMatching(JKOFlow(dim, stack, initial_map=initial_map), steps, [*times, math.inf], seed)
 
 
 def train_chain(
