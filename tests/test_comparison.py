@@ -12,14 +12,18 @@ import torch
 
 from fixed_budget import driver, page, record, settings, sweep, tune
 from fixed_budget.cli import main
+from fixed_budget.cost_to_use import cheapest, cost_to_use, exact_nll, in_double
 from fixed_budget.evaluate import evaluate
 from fixed_budget.methods import METHODS, OURS, PEERS, train
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.methods.blockwise import curve
 from fixed_budget.methods.ensemble import Mixture
 from fixed_budget.methods.ffjord import FFJORD, _estimated, _exact
+from fixed_budget.methods.flow_matching import FlowMatching, nearest, single_block
+from fixed_budget.methods.local_flow_matching import chain_of_blocks, train_chain
 from fixed_budget.methods.ot_flow import OTFlow, Potential
-from fixed_budget.model import Model, SolverError, mean_nll
+from fixed_budget.model import Model, SolverError, mean_nll, nll_of_rows
+from fixed_budget.optimizers import OPTIMIZERS, adam
 from fixed_budget.peer_training import rate_at, train_peer
 from fixed_budget.problem import load
 from fixed_budget.table import markdown, spread
@@ -68,15 +72,21 @@ def models():
     for name, build in PEERS.items():
         model = build(torch.randn(400, 2), 0, config)
         # autoregressive flows are no identity as they are, and their splines do not bear large parameters
-        yield pytest.param(model if name in ("maf", "nsf") else seeded(model, 0.3), id=name)
+        yield pytest.param(model if name in ("maf", "nsf", "sospf") else seeded(model, 0.3), id=name)
 
 
 @pytest.mark.parametrize("model", list(models()))
 @torch.no_grad()
 def test_densities_have_total_one(model):
-    side = torch.linspace(-8, 8, 401 if model.levels == 1 else 81)  # splines have kinks
-    density = (-model.nll(torch.cartesian_prod(side, side))).exp()
-    assert float(density.double().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=5e-3)
+    if model.levels > 1:
+        side = torch.linspace(-8, 8, 81)
+        weight = torch.ones(81)
+    else:  # splines have kinks, and polynomials behind a soft clip have tails as heavy as Cauchy's
+        u = torch.linspace(-1, 1, 403)[1:-1]
+        side, weight = 8 * u / (1 - u.square()), (1 + u.square()) / (1 - u.square()).square()
+    density = (-model.nll(torch.cartesian_prod(side, side))).exp().view(len(side), len(side)).double()
+    step = 16 / (len(side) - 1 if model.levels > 1 else len(side) + 1)
+    assert float(weight.double() @ density @ weight.double()) * step**2 == pytest.approx(1, abs=5e-3)
 
 
 @pytest.mark.parametrize("model", list(models()))
@@ -172,12 +182,12 @@ def test_gradients_of_ffjord_are_those_of_its_loss(adjoint):
     assert float(bias.grad[0]) == pytest.approx(slope, abs=1e-4)
 
 
-@pytest.mark.parametrize(("method", "rate"), [("end_to_end", 2e-2), ("ffjord", 2e-2), ("ot_flow", 2e-2), ("maf", 2e-2)])
-def test_training_finds_a_gaussian(source, method, rate):
+@pytest.mark.parametrize("method", ["end_to_end", "flow_matching", "ffjord", "ot_flow", "maf", "sospf"])
+def test_training_finds_a_gaussian(source, method):
     problem = load(source)
     exact = 1 + math.log(2 * math.pi) + 0.5 * math.log(1 - CORRELATION**2)
     model = OTFlow(2, 0, 8, steps=2) if method == "ot_flow" else PEERS[method](torch.randn(400, 2), 0, SMALL)
-    result = train_peer(model, problem, SMALL, rate, 1.5, 0, stepping_clock())
+    result = train_peer(model, problem, SMALL, 2e-2, 1.5, 0, stepping_clock())
     assert 50 < result.batches < 150
     assert result.val_nll == pytest.approx(mean_nll(model, problem.val, model.val_level, 100), abs=1e-5)
     assert result.val_nll == min(point.nll for point in result.curve)
@@ -191,6 +201,7 @@ def test_every_method_leaves_a_whole_record(source, method):
     figures = [
         "test_nll", "test_nll_stderr", "test_nll_as_trained", "val_nll", "train_seconds", "seconds_per_batch",
         "inversion_error_mean", "inversion_error_max", "mmd_median", "mmd_median_threshold", "sum_log_std",
+        "evaluations_per_row", "rows_scored_per_second", "rows_sampled_per_second",
     ]  # fmt: skip
     assert {key: found[key] for key in figures if not math.isfinite(found[key])} == {}
     assert (found["data"], found["dim"], found["test_rows"], found["inversion_rows"]) == ("pair", 2, 400, 400)
@@ -202,6 +213,119 @@ def test_every_method_leaves_a_whole_record(source, method):
     assert len(found["curve"]) >= 2
     assert json.loads(json.dumps(finite(found))) == finite(found)
     assert "learning_rate" in found["settings"] or method not in PEERS
+
+
+@torch.no_grad()
+def test_the_loss_of_flow_matching_between_gaussians():
+    flow = seeded(single_block(2, 0, SMALL), 0.0)
+    x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(4))
+    assert float(flow.loss(x)) == pytest.approx(2 * 2, rel=0.03)  # v = 0: E |y - x|^2
+    near = FlowMatching(flow.flow, 8, 0, time=0.1)  # y = e^-0.1 x + noise
+    assert float(near.loss(x)) == pytest.approx(2 * ((1 - math.exp(-0.1)) ** 2 + 1 - math.exp(-0.2)), rel=0.03)
+    flow.velocity.linear.weight.copy_(-torch.eye(2))
+    assert float(flow.loss(x)) == pytest.approx(2 * (1 / 3 + 7 / 3), rel=0.03)  # E |t x - (1 + t) y|^2
+
+
+@torch.no_grad()
+def test_coupled_partners_have_the_least_distance():
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(5))
+    y = torch.randn(6, 2, generator=torch.Generator().manual_seed(6))
+    found = float((y[nearest(x, y)] - x).square().sum())
+    least = min(float((y[list(order)] - x).square().sum()) for order in itertools.permutations(range(6)))
+    assert found == pytest.approx(least)
+    assert sorted(nearest(x, y).tolist()) == list(range(6))
+    flow = seeded(single_block(2, 0, SMALL), 0.0)
+    coupled = FlowMatching(flow.flow, 8, 0, "ot")
+    assert float(coupled.loss(x.repeat(20, 1))) < float(flow.loss(x.repeat(20, 1)))
+    with pytest.raises(ValueError, match="coupling must be independent or ot, got 'sinkhorn'"):
+        FlowMatching(flow.flow, 8, 0, "sinkhorn")
+    with pytest.raises(ValueError, match=r"coupling must be independent if time is finite, got 'ot' and 0\.5"):
+        FlowMatching(flow.flow, 8, 0, "ot", 0.5)
+
+
+def test_a_chain_is_trained_block_by_block(source, monkeypatch):
+    from fixed_budget.methods import local_flow_matching
+
+    problem = load(source)
+    model = chain_of_blocks(2, 0, SMALL, steps=4, times=(0.5,))
+    monkeypatch.setattr(local_flow_matching, "LEAST_PUSHED", 150)  # and no more: this clock finds pushing slow
+    result = train_chain(model, problem, SMALL, 2e-2, 3.0, 0, stepping_clock(0.02))
+    assert all(sum(parameter.abs().sum() for parameter in block.parameters()) > 0 for block in model.flow.stack)
+    assert result.extra["blocks"] == 2
+    assert result.val_nll == pytest.approx(mean_nll(model, problem.val, 1, 100), abs=2e-3)
+    assert [point.batches for point in result.curve] == sorted(point.batches for point in result.curve)
+    assert [point.seconds for point in result.curve] == sorted(point.seconds for point in result.curve)
+    assert result.curve[-1].batches <= result.batches
+    assert result.val_nll < result.curve[0].nll
+    with pytest.raises(ValueError, match=r"times must be 2 positive numbers, one per block, got \[0\.0, inf\]"):
+        chain_of_blocks(2, 0, SMALL, times=(0.0,))
+
+
+def test_a_grid_that_training_does_not_use_is_refined_without_going_back(source):
+    model = seeded(single_block(2, 0, SMALL, steps=1), 0.8)
+    result = train_peer(model, load(source), SMALL, 1e-4, 1.0, 0, stepping_clock())
+    assert model.grid.cost > 1
+    assert "validates with twice the steps now" in result.events[0]
+    assert result.val_nll == pytest.approx(mean_nll(model, load(source).val, 1, 100), abs=1e-4)
+
+
+def test_the_optimizer_is_a_setting(source, monkeypatch):
+    made = []
+
+    def counted(module, config):
+        made.append(module)
+        return adam(module, config)
+
+    monkeypatch.setitem(OPTIMIZERS, "counted", counted)
+    chosen = {"learning_rate": 1e-2, "optimizer": "counted"}
+    for method in ("end_to_end", "local_flow_matching"):
+        train(method, load(source), chosen, 0.3, 0, SMALL, clock=stepping_clock())
+    assert len(made) == 3
+    with pytest.raises(ValueError, match="optimizer must be one of adam, counted, got 'lion'"):
+        train("maf", load(source), {"learning_rate": 1e-2, "optimizer": "lion"}, 0.3, 0, SMALL)
+
+
+def test_the_cost_to_use_is_that_of_the_coarsest_right_grid(source):
+    problem = load(source)
+    blocks = [seeded(Block(MLPVelocity(2, (16, 16)), 1), 0.7, seed) for seed in range(2)]
+    model = BlockFlow(JKOFlow(2, blocks), Fixed(4))
+    level = evaluate(model, problem)["level"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    exact = exact_nll(model, problem.test, level)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+    with in_double(model):
+        fine = float(nll_of_rows(model.on(Fixed(200)), problem.test.double(), 0, 1000).mean())
+    assert exact == pytest.approx(fine, abs=2e-5)
+    costs = [rung.grid.cost for rung in model.ladder(level)]
+    assert costs[:6] == [1, 2, 3, 4, 6, 8]
+    steps = cheapest(model, problem.test, level).grid.cost
+    wrong = {cost: abs(mean_nll(model.on(Fixed(cost)), problem.test, 0, 1000) - fine) for cost in costs}
+    assert all(wrong[cost] < 1e-3 for cost in costs if cost >= steps)
+    assert wrong[costs[costs.index(steps) - 1]] >= 1e-3
+    found = cost_to_use(model, problem, level)
+    assert (found["evaluations_per_row"], found["used_with"]) == (2 * 4 * steps, f"{steps} steps per block")
+    assert found["rows_scored_per_second"] > 0 < found["rows_sampled_per_second"]
+    short = BlockFlow(model.flow, Fixed(1))
+    short.most = 2  # its levels end before they stand still
+    assert set(cost_to_use(short, problem, 1).values()) == {None}
+
+
+def test_tables_of_records_without_costs_have_empty_cells():
+    results = json.loads(json.dumps(record.read(page.RECORD)))
+    costs = ("evaluations_per_row", "rows_scored_per_second", "rows_sampled_per_second")
+    for entry in results["runs"]:
+        for key in costs:
+            entry.pop(key, None)
+    assert all(line.endswith("|  |  |  |") for line in markdown(results).splitlines() if line.startswith("| jkoflow"))
+    for number, entry in enumerate(results["runs"]):
+        entry.update(evaluations_per_row=64.0, rows_scored_per_second=41234.5, rows_sampled_per_second=None)
+        entry["rate_tuned_at"] = 10.0 * (1 + number % 2)
+    text = markdown(results)
+    assert all(
+        line.endswith("| 64 | 41,200 | not reached |") for line in text.splitlines() if line.startswith("| jkoflow")
+    )
+    assert "tuned at 10 and 20 s" in text
 
 
 def test_end_to_end_has_the_blocks_of_block_wise_training(source):
@@ -330,22 +454,49 @@ def test_thinning_keeps_the_ends():
 
 
 def test_unknown_methods_are_named(source):
-    with pytest.raises(ValueError, match="jkoflow, end_to_end, ffjord, ot_flow, maf, nsf, got 'glow'"):
+    with pytest.raises(ValueError, match=f"method must be one of {', '.join(METHODS)}, got 'glow'"):
         train("glow", load(source), {}, 1.0, 0, SMALL)
 
 
 def test_settings_fit_their_methods():
     for method in METHODS:
-        chosen = settings.of(method, "no such data")
+        chosen = settings.of(method, "no such data", 10.0)
+        assert settings.tuned_at(method, "no such data", 10.0) is None
         assert ("learning_rate" in chosen) == (method in PEERS)
         if method in PEERS:
-            chosen.pop("learning_rate")
+            for name in ("learning_rate", "optimizer", "batch_size"):
+                chosen.pop(name, None)
             PEERS[method](torch.randn(400, 3), 0, SMALL, **chosen)
             assert settings.candidates(method)
     for method, entries in settings.rates().items():
-        for data, entry in entries.items():
-            assert entry["learning_rate"] == tune.best_rate(entry["val_nll"])
-            assert settings.of(method, data)["learning_rate"] == entry["learning_rate"]
+        for data, budgets in entries.items():
+            for seconds, entry in budgets.items():
+                assert entry["learning_rate"] == tune.best_rate(entry["val_nll"])
+                assert settings.of(method, data, float(seconds))["learning_rate"] == entry["learning_rate"]
+
+
+def test_rates_of_several_budgets_stand_side_by_side(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "RATES", tmp_path / "rates.json")
+    monkeypatch.setattr(settings, "candidates", lambda method: [1e-3, 1e-2])
+
+    def run_here(jobs, folder, slots):
+        folder.mkdir()
+        for job in jobs:
+            driver.place(job, folder).write_text(json.dumps(run(job, SMALL)))
+        return []
+
+    monkeypatch.setattr(tune, "run_missing", run_here)
+    found = tune.tune([source], ["maf"], 0.2, 1, tmp_path / "out", 1)
+    assert set(found["maf"]["pair"]["0.2"]["val_nll"]) == {"0.001", "0.01"}
+    tune.keep(found)
+    tune.keep({"maf": {"pair": {"20": {"learning_rate": 0.5, "val_nll": {"0.5": 1.0}}}}})
+    assert set(settings.rates()["maf"]["pair"]) == {"0.2", "20"}
+    assert [settings.tuned_at("maf", "pair", budget) for budget in (0.1, 1.9, 2.1, 100)] == [0.2, 0.2, 20, 20]
+    assert settings.of("maf", "pair", 9.0)["learning_rate"] == 0.5
+    chosen = run(Job(source, "maf", 0, 0.3, test=False), SMALL)
+    assert chosen["rate_tuned_at"] == 0.2
+    assert chosen["settings"]["learning_rate"] == found["maf"]["pair"]["0.2"]["learning_rate"]
+    assert "rate_tuned_at" not in run(Job(source, "maf", 0, 0.1, learning_rate=0.1, test=False), SMALL)
 
 
 def test_the_best_rate_is_that_of_the_smallest_nll():

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run what is missing in a directory")
     run.set_defaults(command=_run)
     run.add_argument("--seeds", type=int, default=3)
-    search = commands.add_parser("tune", help="search every method's learning rate")
+    search = commands.add_parser("tune", help="search every method's learning rate at a budget")
     search.set_defaults(command=_tune)
     search.add_argument("--write", action="store_true", help=f"keep the rates in {settings.RATES.name}")
     for command, folder in ((run, "runs/comparison"), (search, "runs/tune")):

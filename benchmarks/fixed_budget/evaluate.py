@@ -28,7 +28,7 @@ def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
 
     Returns:
         ``test_nll`` (nats, standardised columns) with its standard error, refined until it moved less than `TOLERANCE`
-        (``nll_converged``, the level in ``computed_with``), the test NLL at the level of training
+        (``nll_converged``, the ``level``, its text in ``computed_with``), the test NLL at the level of training
         (``test_nll_as_trained``), mean and largest inversion error, and the distances between test rows and samples.
     """
     level = 0
@@ -49,6 +49,7 @@ def evaluate(model: Model, problem: Problem) -> dict[str, Any]:
         "test_rows": len(rows),
         "nll_converged": converged,
         "nll_last_change": change,
+        "level": level,
         "computed_with": model.describe_level(level),
         "inversion_error_mean": float(back.mean()),
         "inversion_error_max": float(back.max()),

@@ -13,7 +13,8 @@ from jkoflow.report.style import FAINT, INK, MUTED, WIDTH, dress_axes, new_figur
 
 COLOURS = {
     "jkoflow": "#e0761c", "end_to_end": "#8a4b08", "ffjord": "#2b7bd4", "ot_flow": "#1b8a5a", "maf": "#7b5bb8",
-    "nsf": "#69737d",
+    "nsf": "#69737d", "flow_matching": "#c2185b", "local_flow_matching": "#0f9fb5",
+    "sospf": "#a8a13a",
 }  # fmt: skip
 COLUMNS = 3
 
@@ -43,7 +44,7 @@ def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) ->
         ax.set_ylim(*_limits(runs))
     present = [method for method, _ in by_method(record["runs"])]
     handles = [figure.axes[0].plot([], [], color=COLOURS[method], lw=2, label=NAMES[method])[0] for method in present]
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8.5, frameon=False, labelcolor=INK)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8.5, frameon=False, labelcolor=INK)
     return figure
 
 

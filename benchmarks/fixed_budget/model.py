@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from jkoflow.flow import base_log_prob
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.grid import Fixed, Grid
 
 
 class SolverError(RuntimeError):
@@ -42,6 +44,20 @@ class Model(nn.Module):
         """Returns the text of a level, such as ``dopri5, tolerance 1e-04``."""
         return "closed form"
 
+    def ladder(self, level: int) -> list[Model]:
+        """Returns views of the flow from coarse to fine, the last about as fine as a level; level 0 is theirs.
+
+        It begins below the accuracy of training, and its rungs may be closer than the levels.
+        """
+        return [self]
+
+    def evaluations(self, x: Tensor) -> float:
+        """Returns how often networks are evaluated for the likelihood of each row of a batch x (B, d) at level 0.
+
+        An evaluation of a velocity with its divergence is one.
+        """
+        raise NotImplementedError
+
     def nll(self, x: Tensor, level: int = 0) -> Tensor:
         """Returns the negative log-likelihood of every row in nats, with shape (B,)."""
         z, logdet = self.encode(x, level)
@@ -57,6 +73,9 @@ class GridModel(Model):
     """
 
     val_level = 1
+
+    trains_on_grid: bool = True
+    """Whether training integrates, and so may exploit a coarse grid."""
 
     def __init__(self, grid: Grid, most: int) -> None:
         super().__init__()
@@ -76,6 +95,22 @@ class GridModel(Model):
         for _ in range(level):
             grid = grid.refined()
         return grid
+
+    def ladder(self, level: int) -> list[Model]:
+        """Returns the flow on grids of 1, 2, 3, 4, 6, 8, 12 steps and so on, up to one level beyond the given one."""
+        most = min(self.grid_at(level + 1).cost, self.most)
+        grids = {Fixed(1)}
+        for grid in (Fixed(2), Fixed(3)):
+            while grid.cost <= most:
+                grids.add(grid)
+                grid = grid.refined()
+        return [self.on(grid) for grid in sorted(grids, key=lambda grid: grid.cost)]
+
+    def on(self, grid: Grid) -> GridModel:
+        """Returns a view of the flow, with the same parameters, whose level 0 has another grid."""
+        view = copy.copy(self)
+        view.grid = grid
+        return view
 
     def refine(self) -> bool:
         """Refines the grid of training itself; returns False, and changes nothing, if it cannot be refined."""

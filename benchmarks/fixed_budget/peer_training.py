@@ -14,12 +14,13 @@ import torch
 
 from fixed_budget.memory import Peak
 from fixed_budget.model import GridModel, Model, SolverError, mean_nll
+from fixed_budget.optimizers import MakeOptimizer, adam
 from fixed_budget.problem import Problem
 from fixed_budget.trained import Point, Trained
 from jkoflow.metrics import spread_rows
 from jkoflow.training import TrainConfig
 from jkoflow.training.guard import guard_tolerances
-from jkoflow.training.optimizer import OptimizerState, adam, cosine
+from jkoflow.training.optimizer import OptimizerState, cosine
 from jkoflow.training.plan import Budget
 from jkoflow.training.pushed import Batches
 from jkoflow.training.world import Clock, World
@@ -50,20 +51,23 @@ def train_peer(
     seconds: float,
     seed: int,
     clock: Clock | None = None,
+    make_optimizer: MakeOptimizer = adam,
 ) -> Trained:
     """Trains a model until the time is over and leaves the best parameters in it.
 
     Arguments:
         model: The model.
         problem: The rows.
-        config: Configuration; only batch size, Adam's constants, clipping and the guard's tolerances and rows are used.
+        config: Configuration; only batch size, the optimiser's constants and the guard's tolerances and rows are used.
         rate: Peak learning rate.
         seconds: Time for training and validation.
         seed: Seed of the batches.
         clock: Function that returns the time in seconds; the machine's clock if None.
+        make_optimizer: Function that makes the optimiser of the model.
     """
     peak = Peak()
-    training = _PeerTraining(model, problem, config, rate, Budget(World(clock).elapsed, seconds), seed)
+    budget = Budget(World(clock).elapsed, seconds)
+    training = _PeerTraining(model, problem, config, rate, budget, seed, make_optimizer)
     training.run()
     spent = training.budget.clock()
     training.finish()
@@ -94,14 +98,21 @@ class _PeerTraining:
     """The state of one training, and its loop."""
 
     def __init__(
-        self, model: Model, problem: Problem, config: TrainConfig, rate: float, budget: Budget, seed: int
+        self,
+        model: Model,
+        problem: Problem,
+        config: TrainConfig,
+        rate: float,
+        budget: Budget,
+        seed: int,
+        make_optimizer: MakeOptimizer,
     ) -> None:
         self.model, self.problem, self.config, self.rate, self.budget = model, problem, config, rate, budget
-        self.adam = adam(model, 1.0, config.beta1, config.beta2, config.clip_norm)
+        self.optimizer = make_optimizer(model, config)
         self.rows = Batches(problem.train, min(config.batch_size, len(problem.train)), seed, 0)
         self.val = problem.val
-        self.good: OptimizerState = self.adam.state()
-        self.best, self.best_nll = self.adam.parameters.clone(), math.inf
+        self.good: OptimizerState = self.optimizer.state()
+        self.best, self.best_nll = self.optimizer.parameters.clone(), math.inf
         self.curve: list[Point] = []
         self.events: list[str] = []
         self.batches = 0
@@ -123,8 +134,8 @@ class _PeerTraining:
 
     def finish(self) -> None:
         """Puts the best parameters into the model."""
-        self.adam.load(self.best)
-        self.adam.release()
+        self.optimizer.load(self.best)
+        self.optimizer.release()
 
     def _deadline(self) -> float:
         """Returns when the batches should end so that the last validation has time."""
@@ -142,7 +153,7 @@ class _PeerTraining:
     def _iterate(self, progress: float) -> None:
         """Does one update on a batch, at a share of the time."""
         try:
-            norm = self.adam.update(self.model.loss(self.rows(self.batches)), rate_at(progress, self.rate))
+            norm = self.optimizer.update(self.model.loss(self.rows(self.batches)), rate_at(progress, self.rate))
         except SolverError as error:
             self._go_back(str(error))
         else:
@@ -163,17 +174,21 @@ class _PeerTraining:
         if not math.isfinite(nll):
             self._go_back("the validation NLL was not finite")
             return
-        self.good = self.adam.state()
+        self.good = self.optimizer.state()
         if nll < self.best_nll:
-            self.best, self.best_nll = self.adam.parameters.clone(), nll
+            self.best, self.best_nll = self.optimizer.parameters.clone(), nll
         self.validation_seconds = self.budget.clock() - began
         self.curve.append(Point(self.budget.clock(), self.batches, nll))
 
     @torch.no_grad()
     def _takes_finer_grid(self, model: GridModel) -> bool:
-        """Goes back and takes the next finer grid, if there is one and the likelihood depends on the present grid.
+        """Takes the next finer grid, if there is one and the likelihood depends on the present grid.
 
-        The guard of a block reads its round trip, too; here the NLL of the whole flow decides alone.
+        The guard of a block reads its round trip, too; here the NLL of the whole flow decides alone. A training that
+        integrates goes back to the last good parameters; one that does not has done nothing wrong and goes on.
+
+        Returns:
+            Whether training has gone back, so that there is nothing to validate.
         """
         config = self.config
         rows = self.problem.val[: config.guard_rows]
@@ -181,11 +196,19 @@ class _PeerTraining:
         tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, rows.shape[1])
         if gap <= tolerances.nll or not model.refine():
             return False
-        self._go_back(f"mean difference of the NLL at twice the steps {gap:.2g} nats; trains with twice the steps now")
-        return True
+        told = f"mean difference of the NLL at twice the steps {gap:.2g} nats"
+        if model.trains_on_grid:
+            self._go_back(f"{told}; trains with twice the steps now")
+            return True
+        self._tell(f"{told}; validates with twice the steps now")
+        self.best_nll = math.inf  # those so far were computed with too few steps
+        return False
 
     def _go_back(self, reason: str) -> None:
         """Restores the last good parameters, and records the reason."""
+        self._tell(reason)
+        self.optimizer.restore(self.good)
+
+    def _tell(self, event: str) -> None:
         if len(self.events) < MOST_EVENTS:
-            self.events.append(f"batch {self.batches}: {reason}")
-        self.adam.restore(self.good)
+            self.events.append(f"batch {self.batches}: {event}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,23 @@ SETTINGS = Path(__file__).parent / "settings.toml"
 RATES = Path(__file__).parent / "rates.json"
 
 
-def of(method: str, data: str) -> dict[str, Any]:
-    """Returns a method's settings on a data set: those of settings.toml, with the tuned learning rate if any."""
+def of(method: str, data: str, budget: float) -> dict[str, Any]:
+    """Returns a method's settings on a data set: those of settings.toml, with the tuned learning rate if any.
+
+    The rate is that of the tuned budget whose ratio to the given one, in seconds, is nearest to one.
+    """
     table = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))[method]
     particular = table.pop("data", {}).get(data, {})
-    tuned = rates().get(method, {}).get(data)
-    return table | particular | ({} if tuned is None else {"learning_rate": tuned["learning_rate"]})
+    tuned = tuned_at(method, data, budget)
+    if tuned is None:
+        return table | particular
+    return table | particular | {"learning_rate": rates()[method][data][f"{tuned:g}"]["learning_rate"]}
+
+
+def tuned_at(method: str, data: str, budget: float) -> float | None:
+    """Returns the budget in seconds at which a learning rate was tuned and which is nearest; None without one."""
+    budgets = [float(text) for text in rates().get(method, {}).get(data, {})]
+    return min(budgets, key=lambda found: abs(math.log(found / budget)), default=None)
 
 
 def candidates(method: str) -> list[float]:
@@ -24,6 +36,6 @@ def candidates(method: str) -> list[float]:
     return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))["tune"].get(method, [])
 
 
-def rates() -> dict[str, dict[str, Any]]:
-    """Returns the results of `tune`, by method and data set: chosen learning rate, budget and every rate's NLL."""
+def rates() -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the results of `tune`, by method, data set and budget in seconds: chosen rate and every rate's NLL."""
     return json.loads(RATES.read_text(encoding="utf-8")) if RATES.is_file() else {}

@@ -9,14 +9,17 @@ from typing import Any
 NAMES = {
     "jkoflow": "jkoflow, block by block",
     "end_to_end": "the same blocks, end to end",
+    "flow_matching": "flow matching",
+    "local_flow_matching": "local flow matching",
     "ffjord": "FFJORD",
     "ot_flow": "OT-Flow",
     "maf": "MAF (zuko)",
     "nsf": "NSF (zuko)",
+    "sospf": "SOSPF (zuko)",
 }
 HEADINGS = (
     "method", "test NLL", "MMD² x 1000", "inversion error, mean (max)", "batches", "s / batch", "parameters", "MiB",
-    "NLL computed with",
+    "NLL computed with", "evaluations / row", "rows scored / s", "rows sampled / s",
 )  # fmt: skip
 
 SHORTEST = 30
@@ -88,7 +91,19 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         format(runs[0]["parameters"], ","),
         "" if None in memory else format(mean(value for value in memory if value is not None), ",.0f"),
         " / ".join(dict.fromkeys(run["computed_with"] for run in runs)),
+        *(_cost(runs, key) for key in ("evaluations_per_row", "rows_scored_per_second", "rows_sampled_per_second")),
     ]
+
+
+def _cost(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Returns the mean over the seeds in three digits; an empty text if a run does not know it."""
+    if any(key not in run for run in runs):
+        return ""
+    found = [run[key] for run in runs if run[key] is not None]
+    if not found:
+        return "not reached"
+    text = f"{float(f'{mean(found):.3g}'):,.10g}"
+    return text if len(found) == len(runs) else f"{text} ({len(found)} of {len(runs)})"
 
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,6 +137,9 @@ def _settings(record: Mapping[str, Any]) -> str:
         told = [f"{key} = {value}" for key, value in rest.items()]
         if any(rate is not None for rate in rates.values()):
             told.append("learning rate " + ", ".join(f"{rate:g} ({data})" for data, rate in rates.items()))
+        tuned = sorted({run["rate_tuned_at"] for run in runs if "rate_tuned_at" in run})
+        if tuned:
+            told.append(f"tuned at {' and '.join(f'{seconds:g}' for seconds in tuned)} s")
         lines.append(f"- {NAMES[method]}: {'; '.join(told) or 'the default configuration'}")
     return "Settings:\n\n" + "\n".join(lines)
 

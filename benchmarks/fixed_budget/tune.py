@@ -17,12 +17,12 @@ from jkoflow import checkpoint
 
 def tune(
     sources: Sequence[str], methods: Sequence[str], budget: float, threads: int, folder: Path, slots: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Trains every method at every candidate rate on every data set.
 
     Returns:
-        By method and data set: ``learning_rate`` with the smallest validation NLL, ``budget`` in seconds and
-        ``val_nll`` of every rate.
+        By method, data set and budget in seconds (such as ``"10"``): ``learning_rate`` with the smallest validation NLL
+        and ``val_nll`` of every rate.
     """
     jobs = [
         Job(source, method, 0, budget, threads, rate, test=False)
@@ -33,15 +33,15 @@ def tune(
     failures = run_missing(jobs, folder, slots)
     if failures:
         raise SystemExit("\n".join(["some runs failed; run the command again:", *failures]))
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for job in jobs:
         record = json.loads(place(job, folder).read_text(encoding="utf-8"))
-        entry = found.setdefault(job.method, {}).setdefault(name_of(job.source), {"budget": budget, "val_nll": {}})
+        entries = found.setdefault(job.method, {}).setdefault(name_of(job.source), {})
+        entry = entries.setdefault(f"{budget:g}", {"val_nll": {}})
         nll = record["val_nll"]
         entry["val_nll"][f"{job.learning_rate:g}"] = None if nll is None else round(nll, 4)
-    for entries in found.values():
-        for entry in entries.values():
-            entry["learning_rate"] = best_rate(entry["val_nll"])
+    for entry in (entry for data in found.values() for entries in data.values() for entry in entries.values()):
+        entry["learning_rate"] = best_rate(entry["val_nll"])
     return found
 
 
@@ -50,9 +50,10 @@ def best_rate(nll: dict[str, float | None]) -> float:
     return float(min((math.inf if value is None else value, rate) for rate, value in nll.items())[1])
 
 
-def keep(found: dict[str, dict[str, Any]]) -> None:
-    """Adds the results of `tune` to rates.json."""
+def keep(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Adds the results of `tune` to rates.json, beside those of other budgets."""
     known = settings.rates()
     for method, entries in found.items():
-        known.setdefault(method, {}).update(entries)
+        for data, budgets in entries.items():
+            known.setdefault(method, {}).setdefault(data, {}).update(budgets)
     checkpoint.write_atomically(settings.RATES, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from fixed_budget import settings
+from fixed_budget.cost_to_use import cost_to_use
 from fixed_budget.evaluate import evaluate
 from fixed_budget.methods import train
-from fixed_budget.problem import load
+from fixed_budget.model import Model
+from fixed_budget.problem import Problem, load
 from fixed_budget.trained import Point
 from jkoflow import checkpoint
 from jkoflow.bench.allocator import keep_freed_memory
@@ -75,9 +77,10 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
     members = changes.pop("ensemble", 1)
     config = dataclasses.replace(config, **changes)
     problem = load(job.source)
-    chosen = settings.of(job.method, problem.name)
+    chosen = settings.of(job.method, problem.name, job.budget)
+    tuned = settings.tuned_at(job.method, problem.name, job.budget)
     if job.learning_rate is not None:
-        chosen["learning_rate"] = job.learning_rate
+        chosen["learning_rate"], tuned = job.learning_rate, None
     result = train(job.method, problem, chosen, job.budget, job.seed, config, members, CLOCKS[job.clock])
     return {
         "format": FORMAT,
@@ -89,7 +92,8 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
         "threads": job.threads,
         "clock": job.clock,
         "settings": chosen,
-        "batch_size": min(config.batch_size, len(problem.train)),
+        **({} if tuned is None else {"rate_tuned_at": tuned}),
+        "batch_size": min(chosen.get("batch_size", config.batch_size), len(problem.train)),
         "dim": problem.dim,
         "train_rows": len(problem.train),
         "sum_log_std": problem.sum_log_std,
@@ -101,9 +105,14 @@ def run(job: Job, config: TrainConfig = TrainConfig()) -> dict[str, Any]:  # noq
         "val_nll": result.val_nll,
         "events": result.events,
         **result.extra,
-        **(evaluate(result.model, problem) if job.test and members == 1 else {}),
+        **(_measured(result.model, problem) if job.test and members == 1 else {}),
         "curve": [[round(p.seconds, 2), p.batches, p.nll] for p in thinned(result.curve)],
     }
+
+
+def _measured(model: Model, problem: Problem) -> dict[str, Any]:
+    found = evaluate(model, problem)
+    return found | cost_to_use(model, problem, found["level"])
 
 
 def thinned(points: list[Point], limit: int = CURVE_POINTS) -> list[Point]:

@@ -70,24 +70,25 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
 
 
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
-    return InitialMap.fit(rows, choose_recipe(rows) if recipe == AUTO else recipe)
+    if recipe == AUTO:
+        gain = _gain(rows, "whiten", "whiten+radial")
+        recipe = "whiten+radial" if gain >= RADIAL_GAIN * rows.shape[1] else "whiten"
+    return InitialMap.fit(rows, recipe)
 
 
-def choose_recipe(rows: Tensor) -> str:
-    """Returns the name of the recipe for standardised rows (N, d), by what rows gain that it was not fitted to."""
+def wants_splines(rows: Tensor) -> bool:
+    """Tells whether splines of all columns should go before the rest of the map of standardised rows (N, d)."""
+    alone, together = _gain(rows, "none", "marginals"), _gain(rows, "whiten", "marginals+whiten")
+    return alone >= MARGINALS_GAIN * rows.shape[1] and together >= MARGINALS_KEPT * alone
+
+
+def _gain(rows: Tensor, before: str, after: str) -> float:
+    """Returns what rows gain in nats from one recipe to another, both fitted to other rows; 0 if there are too few."""
     rows = spread_rows(rows, CHOICE_ROWS)
-    seen, unseen, columns = rows[::2], rows[1::2], rows.shape[1]
+    seen, unseen = rows[::2], rows[1::2]
     if len(unseen) < 2:
-        return "none"
-
-    def nll(recipe: str) -> float:
-        return gaussian_nll(InitialMap.fit(seen, recipe), unseen)
-
-    alone, together = nll("none") - nll("marginals"), nll("whiten") - nll("marginals+whiten")
-    bends = alone >= MARGINALS_GAIN * columns and together >= MARGINALS_KEPT * alone
-    recipe = "marginals+whiten" if bends else "whiten"
-    radial = f"{recipe}+radial"
-    return radial if nll(recipe) - nll(radial) >= RADIAL_GAIN * columns else recipe
+        return 0.0
+    return gaussian_nll(InitialMap.fit(seen, before), unseen) - gaussian_nll(InitialMap.fit(seen, after), unseen)
 
 
 def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:

@@ -18,7 +18,7 @@ from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import CORE_SEARCH, Radial
 from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
-from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map
+from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map, wants_splines
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
@@ -31,11 +31,21 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     train = data.train if links is None else links(data.train)[0]
     context, context_links = _context_moments(data, context_choices)
     flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
-    standardised = flow.standardized(data.train)[0]
+    standardised = flow.standardized(spread_rows(data.train, FIT_ROWS))[0]
+    if config.initial_map == AUTO and wants_splines(standardised):
+        choices = [_through_quantiles(choice) for choice in choices]
     columns = {scale: found for scale in FITS if (found := _columns(choices, scale))}
     first = fit_columns(standardised, columns, _reach(flow, data)) if columns else []
     flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
+
+
+def _through_quantiles(choice: Choice) -> Choice:
+    """Returns the choice for a column with a spline of all of its quantiles in place of another treatment.
+
+    What brings values far out near the others stays, since most quantiles say nothing of these.
+    """
+    return choice if choice.scale is Scale.CORE else choice._replace(scale=Scale.QUANTILES)
 
 
 def settled(treatments: Treatments, data: Dataset, config: TrainConfig) -> Treatments:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fixed_budget.model import Model
+from fixed_budget.optimizers import maker
 from fixed_budget.peer_training import train_peer
 from fixed_budget.problem import Problem
 from fixed_budget.trained import Trained
@@ -33,6 +34,28 @@ def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Mod
     return FFJORD(rows.shape[1], seed, config.hidden, **settings)
 
 
+def flow_matching(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "whiten", **settings: Any) -> Model:
+    """Builds a flow of one of our blocks, to be trained by flow matching."""
+    from fixed_budget.methods.flow_matching import single_block
+
+    return single_block(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
+
+
+def local_flow_matching(
+    rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "whiten", **settings: Any
+) -> Model:
+    """Builds a chain of our blocks, to be trained by flow matching one after the other."""
+    from fixed_budget.methods.local_flow_matching import chain_of_blocks
+
+    return chain_of_blocks(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
+
+
+def _train_chain(*arguments: Any) -> Trained:
+    from fixed_budget.methods.local_flow_matching import train_chain
+
+    return train_chain(*arguments)
+
+
 def ot_flow(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """Builds OT-Flow, by default with the width of our blocks."""
     from fixed_budget.methods.ot_flow import OTFlow
@@ -54,11 +77,22 @@ def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.hidden, **settings)
 
 
+def sospf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
+    """Builds the library zuko's sum-of-squares polynomial flow."""
+    from fixed_budget.methods.autoregressive import Autoregressive
+
+    return Autoregressive(rows.shape[1], seed, "SOSPF", hidden=config.hidden, **settings)
+
+
 PEERS: dict[str, Callable[..., Model]] = {
-    "end_to_end": end_to_end, "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf,
+    "end_to_end": end_to_end, "flow_matching": flow_matching, "local_flow_matching": local_flow_matching,
+    "ffjord": ffjord, "ot_flow": ot_flow, "maf": maf, "nsf": nsf, "sospf": sospf,
 }  # fmt: skip
 """Builders of the methods that share one training loop, by name: functions of standardised training rows, seed, the
 default configuration and settings."""
+
+TRAINERS: dict[str, Callable[..., Trained]] = {"local_flow_matching": _train_chain}
+"""Training loops other than `train_peer`, with its arguments."""
 
 METHODS = (OURS, *PEERS)
 
@@ -78,7 +112,9 @@ def train(
     Arguments:
         name: One of `METHODS`.
         problem: The rows.
-        settings: Settings from `fixed_budget.settings.of`: ``learning_rate`` and arguments of the method's function.
+        settings: Settings from `fixed_budget.settings.of`: ``learning_rate`` and arguments of the method's function;
+            for peers also ``optimizer``, one of `fixed_budget.optimizers.OPTIMIZERS`, and ``batch_size`` in place of
+            the configuration's.
         budget: Seconds of training.
         seed: Seed of parameters, batches and probes.
         config: Configuration, with the sizes of networks and batches and Adam's constants.
@@ -101,6 +137,7 @@ def train(
     if name not in PEERS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     rest = dict(settings)
-    rate = rest.pop("learning_rate")
+    rate, make_optimizer = rest.pop("learning_rate"), maker(rest.pop("optimizer", "adam"))
+    config = dataclasses.replace(config, batch_size=rest.pop("batch_size", config.batch_size))
     model = PEERS[name](problem.train, seed, config, **rest)
-    return train_peer(model, problem, config, rate, budget, seed, clock)
+    return TRAINERS.get(name, train_peer)(model, problem, config, rate, budget, seed, clock, make_optimizer)

@@ -9,6 +9,7 @@ from fixed_budget.model import GridModel
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import InitialMap
 from jkoflow.ops.grid import Grid
+from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training import TrainConfig
 from jkoflow.training.start import block_of
 
@@ -49,6 +50,10 @@ class BlockFlow(GridModel):
     def decode(self, z: Tensor, level: int = 0) -> Tensor:
         """Carries z (B, d) backwards in time."""
         return self.flow.inverse(z, num_steps=self.grid_at(level).num_steps)[0]
+
+    def evaluations(self, x: Tensor) -> float:
+        """Returns stages times steps times blocks."""
+        return self.grid.num_steps * sum(TABLEAUX[block.method].stages for block in self.flow.stack)
 
     def describe_level(self, level: int) -> str:
         """Returns the text of a level, such as ``6 steps per block``."""

@@ -6,6 +6,8 @@ divergence, in closed form, so that neither waits for d backward passes.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,8 +18,8 @@ from jkoflow.data import require
 from jkoflow.ops.reference import mlp_rhs
 from jkoflow.velocity import MLPVelocity
 
-TIGHTEST = 1e-6
-"""Smallest tolerance that float32 has enough digits to meet."""
+TIGHTEST = {torch.float32: 1e-6, torch.float64: 1e-9}
+"""Smallest tolerances that the parameters' type has enough digits to meet."""
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -58,16 +60,33 @@ class FFJORD(Model):
             nn.init.zeros_(field.layers[-1].bias)  # type: ignore[union-attr, index]
         self.tolerance, self.adjoint = tolerance, adjoint
         self._probes = torch.Generator().manual_seed(seed)
-        self.evaluations = 0
+        self.evaluated = 0
 
     @property
     def levels(self) -> int:  # type: ignore[override]
-        """Returns the number of levels: the tolerance of the last is `TIGHTEST`."""
-        return 1 + round(torch.log10(torch.tensor(self.tolerance / TIGHTEST)).item())
+        """Returns the number of levels: the tolerance of the last is that of `TIGHTEST`."""
+        return 1 + round(math.log10(self.tolerance / self._tightest))
 
     def describe_level(self, level: int) -> str:
         """Returns the text of a level, such as ``dopri5, tolerance 1e-04``."""
         return f"dopri5, tolerance {self._tolerance(level):.0e}"
+
+    def ladder(self, level: int) -> list[Model]:
+        """Returns the flow at tolerances from 0.1 to a tenth of that of a level."""
+        finest = self._tolerance(level + 1)
+        tolerances = [10.0**-power for power in range(1, 1 + round(-math.log10(finest)))]
+        return [self._at(tolerance) for tolerance in tolerances]
+
+    def _at(self, tolerance: float) -> FFJORD:
+        view = copy.copy(self)
+        view.tolerance = tolerance
+        return view
+
+    def evaluations(self, x: Tensor) -> float:
+        """Returns how often the solver evaluates the velocities for x (B, d); steps are common to all rows of x."""
+        before = self.evaluated
+        self.encode(x)
+        return self.evaluated - before
 
     def loss(self, x: Tensor) -> Tensor:
         """Returns the mean NLL by an estimate with one Rademacher probe per row, fixed during a solve."""
@@ -94,7 +113,11 @@ class FFJORD(Model):
         return z
 
     def _tolerance(self, level: int) -> float:
-        return max(TIGHTEST, self.tolerance * 10.0**-level)
+        return max(self._tightest, self.tolerance * 10.0**-level)
+
+    @property
+    def _tightest(self) -> float:
+        return TIGHTEST[next(self.parameters()).dtype]
 
     def _solve(
         self, velocity: nn.Module, field: Field, x: Tensor, start: float, end: float, tolerance: float
@@ -104,7 +127,7 @@ class FFJORD(Model):
         options = {"rtol": tolerance, "atol": tolerance, "method": "dopri5"}
 
         def counted(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            self.evaluations += 1
+            self.evaluated += 1
             return field(t, state[0])
 
         try:

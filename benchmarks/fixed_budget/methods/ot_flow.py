@@ -114,6 +114,10 @@ class OTFlow(GridModel):
         """Returns the text of a level, such as ``16 steps``."""
         return f"{self.grid_at(level).num_steps} steps"
 
+    def evaluations(self, x: Tensor) -> float:
+        """Returns four evaluations per step."""
+        return 4 * self.grid.num_steps
+
     def loss(self, x: Tensor) -> Tensor:
         """Returns the mean NLL, with transport cost and HJB violation in proportion to the published weights."""
         z, logdet, transport, violation = self._forward(x, self.grid.num_steps)
