@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from fixed_budget.methods.block_flow import BlockFlow
+from fixed_budget.model import Model
 from jkoflow.training import TrainConfig
-from jkoflow.training.optimizer import Adam, HasParameters
+from jkoflow.training.chain import Chain
+from jkoflow.training.optimizer import Optimizer, adam, build_optimizer, peak_rates
 
-MakeOptimizer = Callable[[HasParameters, TrainConfig], Adam]
-"""Function that makes the optimiser of a module; the configuration has its constants."""
+MakeOptimizer = Callable[[Model, TrainConfig, float], Optimizer]
+"""Function that makes the optimiser of a model; the configuration has its constants, the number is the peak rate."""
 
 
-def adam(module: HasParameters, config: TrainConfig) -> Adam:
+def with_adam(model: Model, config: TrainConfig, rate: float) -> Optimizer:
     """Returns Adam with the configuration's constants."""
-    return Adam(module, config.beta1, config.beta2, config.clip_norm)
+    return adam(model, rate, config.beta1, config.beta2, config.clip_norm)
 
 
-OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": adam}
-"""Makers of the optimisers by name."""
+def with_matrices(name: str, model: Model, config: TrainConfig, rate: float) -> Optimizer:
+    """Returns an optimiser for matrices, as `jkoflow.train` has it, for a model that is a chain of blocks.
+
+    Raises:
+        ValueError: If the model is not one of blocks.
+    """
+    if not isinstance(model, BlockFlow):
+        raise ValueError(f"optimizer {name!r} is for chains of blocks, got a {type(model).__name__}; take adam")
+    rates = peak_rates(name, model.flow.dim, rate)
+    return build_optimizer(Chain(model.flow.stack), name, rates, config.weight_decay, config.beta1, config.beta2, math.inf)
+
+
+OPTIMIZERS: Mapping[str, MakeOptimizer] = {
+    "adam": with_adam, "muon": partial(with_matrices, "muon"), "soap": partial(with_matrices, "soap"),
+}  # fmt: skip
+"""Makers of the optimisers by name; those for matrices need a model of blocks."""
 
 
 def maker(name: str) -> MakeOptimizer:

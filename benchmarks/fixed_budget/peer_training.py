@@ -107,8 +107,8 @@ class _PeerTraining:
         seed: int,
         make_optimizer: MakeOptimizer,
     ) -> None:
-        self.model, self.problem, self.config, self.rate, self.budget = model, problem, config, rate, budget
-        self.optimizer = make_optimizer(model, config)
+        self.model, self.problem, self.config, self.budget = model, problem, config, budget
+        self.optimizer = make_optimizer(model, config, rate)
         self.rows = Batches(problem.train, min(config.batch_size, len(problem.train)), seed, 0)
         self.val = problem.val
         self.good: OptimizerState = self.optimizer.state()
@@ -153,7 +153,7 @@ class _PeerTraining:
     def _iterate(self, progress: float) -> None:
         """Does one update on a batch, at a share of the time."""
         try:
-            norm = self.optimizer.update(self.model.loss(self.rows(self.batches)), rate_at(progress, self.rate))
+            norm = self.optimizer.update(self.model.loss(self.rows(self.batches)), rate_at(progress))
         except SolverError as error:
             self._go_back(str(error))
         else:
