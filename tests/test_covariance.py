@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from sklearn.covariance import ledoit_wolf as reference
 
-from jkoflow.gain import Gain, paired_gain
+from jkoflow.gain import Gain, errors_beyond_chance, paired_gain
 from jkoflow.initial_map import InitialMap, Whiten
 from jkoflow.initial_map import covariance as module
 from jkoflow.initial_map.covariance import FACTORS, ledoit_wolf, shrunk_covariance
@@ -120,6 +121,12 @@ def test_a_map_that_whitens_is_the_shrunk_gaussian():
 )
 def test_a_gain_is_clear_beyond_its_error(before, after, clear):
     assert paired_gain(torch.tensor(before), torch.tensor(after)).is_clear is clear
+
+
+@pytest.mark.parametrize("rows", [4, 6, 20, 100, 5000])
+def test_few_rows_need_more_errors_as_student_says(rows):
+    expected = stats.t.ppf(stats.norm.cdf(2.0), rows - 1)
+    assert errors_beyond_chance(rows) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(("before", "after"), [((2,), (3,)), ((2, 1), (2, 1)), ((0,), (0,))])
