@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -83,3 +84,13 @@ def paired_gain(before: Tensor, after: Tensor) -> Gain:
     differences = before.double() - after.double()
     stderr = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
     return Gain(float(differences.mean()), stderr, len(differences))
+
+
+def clearly_best(losses: Sequence[Tensor]) -> int:
+    """Returns the number of the model with the least mean loss, of the first and those clearly better than the first.
+
+    Arguments:
+        losses: Losses of the same rows under every model, the simplest first, each with shape (N,).
+    """
+    clear = [number for number, other in enumerate(losses) if number and paired_gain(losses[0], other).is_clear]
+    return min(clear, key=lambda number: float(losses[number].double().mean()), default=0)
