@@ -464,7 +464,7 @@ def test_what_is_not_step_converged_is_warned_of(monkeypatch, tmp_path):
         flow = train(table(), CONVERGED, progress=Listener(), run_dir=tmp_path / "run")
     (warning,) = caught
     assert warning.filename == __file__
-    assert told == [str(warning.message)]
+    assert told[-1] == str(warning.message)
     assert flow.converged is False
     assert JKOFlow.load(tmp_path / "run").converged is False
 

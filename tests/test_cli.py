@@ -174,7 +174,7 @@ def test_time_budget_and_built_in_data(work, tmp_path, no_report):
 
 def test_rounds_are_flags_and_are_told(work, tmp_path, no_report):
     result = run_cli(
-        *("train", work / "rows.csv", "--out", tmp_path / "run", "--config", work / "small.toml", "--seed", 5),
+        *("train", "moons", "--out", tmp_path / "run", "--config", work / "small.toml", "--seed", 5),
         *("--reparam-rounds", 1, "--refine", 2),
     )
     assert result.exit_code == 0, result.output

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from sklearn.covariance import ledoit_wolf as reference
 
-from jkoflow.gain import Gain, paired_gain
-from jkoflow.initial_map import InitialMap, Whiten
+from jkoflow.gain import clearly_best, errors_beyond_chance, paired_gain
+from jkoflow.initial_map import InitialMap, Whiten, clear_recipe, held_out_nll
 from jkoflow.initial_map import covariance as module
 from jkoflow.initial_map.covariance import FACTORS, ledoit_wolf, shrunk_covariance
 
@@ -46,7 +47,7 @@ def test_the_first_shrinkage_is_that_of_ledoit_and_wolf(rows, dim, orders):
 def test_a_row_is_judged_by_the_others_alone(monkeypatch):
     x = correlated(30, 4)
     seen = []
-    monkeypatch.setattr(module, "paired_gain", lambda before, after: seen.extend((before, after)) or Gain(0.0, 1.0))
+    monkeypatch.setattr(module, "clearly_best", lambda losses: seen.extend(losses) or 0)
     shrunk_covariance(x)
     shrinkage, mean = shrinkage_of(x), float(torch.cov(x.T, correction=0).trace()) / 4
     for row in range(30):
@@ -122,7 +123,39 @@ def test_a_gain_is_clear_beyond_its_error(before, after, clear):
     assert paired_gain(torch.tensor(before), torch.tensor(after)).is_clear is clear
 
 
+@pytest.mark.parametrize("rows", [4, 6, 20, 100, 5000])
+def test_few_rows_need_more_errors_as_student_says(rows):
+    expected = stats.t.ppf(stats.norm.cdf(2.0), rows - 1)
+    assert errors_beyond_chance(rows) == pytest.approx(expected, rel=0.03)
+
+
 @pytest.mark.parametrize(("before", "after"), [((2,), (3,)), ((2, 1), (2, 1)), ((0,), (0,))])
 def test_losses_that_do_not_fit_are_refused(before, after):
     with pytest.raises(ValueError, match="must have the same shape"):
         paired_gain(torch.zeros(before), torch.zeros(after))
+
+
+def test_the_best_is_chosen_among_the_clear_gains():
+    losses = [torch.tensor(x) for x in ([5.0, 6, 7, 8], [4.0, 5, 6, 7], [3.0, 4, 5, 6.1], [-40.0, 6, 7, 8])]
+    assert clearly_best(losses) == 2  # the last gains most in the mean, by a single row
+    assert clearly_best(losses[:1]) == 0
+    assert clearly_best([losses[1], losses[0]]) == 0
+
+
+@pytest.mark.parametrize("recipe", ["whiten", "marginals+whiten+radial"])
+def test_a_held_out_row_is_judged_by_the_other_folds(recipe):
+    x = correlated(53, 3)
+    losses = held_out_nll(x, recipe)
+    for fold in range(5):
+        of_fold = torch.arange(53) % 5 == fold
+        y, logdet = InitialMap.fit(x[~of_fold], recipe)(x[of_fold])
+        expected = -(torch.distributions.Normal(0.0, 1.0).log_prob(y).sum(1) + logdet)
+        torch.testing.assert_close(losses[of_fold], expected)
+    with pytest.raises(ValueError, match="rows must be at least 5"):
+        held_out_nll(x[:4], recipe)
+
+
+def test_few_gaussian_rows_get_no_splines_and_skewed_ones_do():
+    recipes = ["whiten", "whiten+radial", "marginals+whiten", "marginals+whiten+radial"]
+    assert clear_recipe(correlated(300, 8), recipes) == "whiten"
+    assert clear_recipe(correlated(2000, 8, 0.5).mul(3).exp(), recipes).startswith("marginals")

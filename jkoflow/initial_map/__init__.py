@@ -5,8 +5,20 @@ distances from the centre those of the base. The blocks learn the rest, which ne
 """
 
 from jkoflow.initial_map.chain import RECIPES, STAGES, InitialMap
+from jkoflow.initial_map.held_out import clear_recipe, held_out_nll
 from jkoflow.initial_map.marginals import CORE_SEARCH, Marginals, is_partial
 from jkoflow.initial_map.radial import Radial
 from jkoflow.initial_map.whiten import Whiten
 
-__all__ = ["CORE_SEARCH", "RECIPES", "STAGES", "InitialMap", "Marginals", "Radial", "Whiten", "is_partial"]
+__all__ = [
+    "CORE_SEARCH",
+    "RECIPES",
+    "STAGES",
+    "InitialMap",
+    "Marginals",
+    "Radial",
+    "Whiten",
+    "clear_recipe",
+    "held_out_nll",
+    "is_partial",
+]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkoflow.gain import paired_gain
+from jkoflow.gain import clearly_best
 
 LEAST_VARIANCE = 1e-6
 """Least variance, as a share of the largest, that a direction is given."""
@@ -55,8 +55,7 @@ def shrunk_covariance(rows: Tensor) -> Spectrum:
     variances = variances.clamp(min=0.0)
     shrinkages = ledoit_wolf(centred, variances) * torch.tensor(FACTORS, dtype=torch.float64).to(variances)
     losses = _left_out_nll((centred @ directions).square(), variances, shrinkages)
-    best = int(losses.mean(0).argmin())
-    chosen = best if paired_gain(losses[:, 0], losses[:, best]).is_clear else 0
+    chosen = clearly_best(losses.unbind(1))
     shrunk = _shrink(variances, shrinkages[chosen, None], variances.mean())[0]
     return Spectrum(shrunk.to(rows.dtype), directions.to(rows.dtype))
 

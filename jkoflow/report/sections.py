@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import torch
 
 from jkoflow.checkpoint import CheckpointError
@@ -9,6 +11,7 @@ from jkoflow.images import IMAGES_FILE
 from jkoflow.report import page, probes, tables
 from jkoflow.report.results import Results
 from jkoflow.report.table_sections import table_pictures
+from jkoflow.training import overfit
 
 
 def images(run: Results) -> list[str]:
@@ -134,11 +137,12 @@ def training(run: Results) -> str:
         "Movement is the root mean squared distance the training rows travel in a block. A free block has no "
         "penalty (h = ∞).",
     )
+    lessons = "".join(f"<p>{escape(text[0].upper() + text[1:])}.</p>" for text in overfit.told(run.metrics))
     details = page.details("Block by block", tables.blocks(run))
     if guards:
         title = f"Integrator guard: {page.count(len(guards), 'event')}"
         details += page.details(title, tables.guard_events(run))
-    return page.section("Training", curves + bars + _rounds(run) + details)
+    return page.section("Training", curves + lessons + bars + _rounds(run) + details)
 
 
 def _rounds(run: Results) -> str:

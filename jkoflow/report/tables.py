@@ -14,6 +14,7 @@ from jkoflow.data.columns.codec import missing
 from jkoflow.report import page, probes
 from jkoflow.report.baseline import gaussian_nll, independent_nll
 from jkoflow.report.results import Results
+from jkoflow.training import overfit
 from jkoflow.two_sample import FIXED_BANDWIDTH
 
 _CONVERGED = {
@@ -148,6 +149,7 @@ def _of_the_flow(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         *_distances(m),
         ("Total movement", page.number(sum(m["movements"])), "standardised units, summed over the blocks"),
         ("Blocks", page.number(m["blocks"]), ""),
+        *_overfit(m),
         ("Guard events", page.number(m["guard_events"]), "times the integrator guard stepped in"),
     ]
 
@@ -185,6 +187,15 @@ def _distances(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for name, label in _DISTANCES.items()
         if name in m
     ]
+
+
+def _overfit(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the row of the gap between training and validation rows; none for runs of versions without it."""
+    gap, stderr = m.get("overfit_gap"), m.get("overfit_gap_stderr")
+    if gap is None or stderr is None:
+        return []
+    what = f"nats by which validation rows are less likely than training rows; {overfit.in_short(m)}"
+    return [("Learned by heart", f"{page.number(gap, 3)} ± {page.number(stderr, 3)}", what)]
 
 
 def _exact_inversion(m: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
 from jkoflow.ops.grid import Fixed, Grid
+from jkoflow.training import overfit
 from jkoflow.training.plan import FEWEST_ROWS, Budget, EvaluationRows, evaluation_work, plan_evaluation
 
 INVERSION_ROWS = 10_000
@@ -23,6 +24,9 @@ INVERSION_ROWS = 10_000
 
 CALIBRATION_SHARE = 0.3
 """Share of the time left that the first two grids of the calibration may take; fewer validation rows are taken then."""
+
+OVERFIT_ROWS = 2000
+"""Largest number of training rows, and of validation rows, whose NLLs are compared."""
 
 TWO_SAMPLE_ROWS = 1000
 """Largest number of test rows, and of samples, between which distances are computed."""
@@ -58,6 +62,7 @@ def evaluate(
         twenty; they are missing if there are too few test rows. Rows without a finite density are left out of
         everything, with a `jkoflow.data.DataWarning`; ``rows_left_out`` counts them by the part of the data. ``seen``
         holds the `jkoflow.data.seen.quantiles` of all columns of the training rows, those of the context last.
+        ``overfit_gap`` is what `jkoflow.training.overfit.measured` finds.
     """
     device = flow.standardize.mean.device
     pace = Pace(flow, data, val_rows, budget)
@@ -85,6 +90,8 @@ def evaluate(
         finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context))
         test, test_context = test[finite], None if test_context is None else test_context[finite]
     inversion, exact = _inversion_errors(flow, test, test_context, rows)
+    few = pace.rows_to_compare(max(nll.num_steps, calibration.num_steps))
+    train_part, val_part = spread(data.train, data.train_context, few, device), spread(val, val_context, few, device)
     results = {
         "test_nll": nll.nll - metrics.mean_log_scale(flow, test),
         "test_nll_data_units": nll.nll,
@@ -104,9 +111,11 @@ def evaluate(
         "dim": data.dim,
         "context_dim": data.context_dim,
         "n_train": data.train.shape[0],
+        "n_val": data.val.shape[0],
         "n_test": len(test),
         "rows_left_out": {"val": calibration.left_out, "test": nll.left_out},
         "seen": _seen(data),
+        **overfit.measured(flow, train_part, val_part),
     }
     compared, context = spread(test, test_context, 2 * rows.samples, device)
     if len(compared) < 4:
@@ -208,6 +217,14 @@ class Pace:
             slack = self._budget.left_with_slack() - left
             self.rows = plan_evaluation(self.rows, Fixed(num_steps), left, slack, self._row_step)
         return self.rows
+
+    def rows_to_compare(self, num_steps: int) -> int:
+        """Returns how many training rows, and as many validation rows, half the time left is enough to score."""
+        if self._budget is None:
+            return OVERFIT_ROWS
+        seconds_of_two = 2 * self._row_step * Fixed(num_steps).cost
+        affordable = 0.5 * max(self._budget.left_with_slack(), 0.0) / max(seconds_of_two, 1e-12)
+        return int(min(OVERFIT_ROWS, max(FEWEST_ROWS, affordable)))
 
     def can_score_on(self, grid: Grid) -> bool:
         """Tells whether there is time to score the test rows on a finer grid and to do the rest of the evaluation."""

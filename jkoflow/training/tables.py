@@ -19,6 +19,7 @@ from jkoflow.data.table import PARTS, Table
 from jkoflow.flow import JKOFlow
 from jkoflow.masses import Masses
 from jkoflow.table_flow import TableFlow
+from jkoflow.training import overfit
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.plan import Budget
 from jkoflow.training.world import World
@@ -84,6 +85,8 @@ def completed(
     """Returns the function that makes the flow of a table, its results and its test columns of a flow of numbers."""
 
     def complete(flow: JKOFlow, results: dict[str, Any]) -> tuple[TableFlow, dict[str, Any], dict[str, Array]]:
+        if not data.schema.numeric:  # the flow is of noise
+            results = {name: value for name, value in results.items() if name not in overfit.KEYS}
         model = TableFlow(data.schema, flow, None if masses is None else masses.cpu(), data.frames, data.dtype)
         model = model.to(flow.standardize.mean.device).requires_grad_(False).eval()
         test = {name: data.columns["test"][name] for name in (*model.features, *model.context_features)}

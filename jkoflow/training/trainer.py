@@ -16,7 +16,7 @@ from jkoflow.data.continuous import Treatments, choose_links, described, warn_of
 from jkoflow.flow import JKOFlow
 from jkoflow.gain import paired_gain
 from jkoflow.table_flow import Model
-from jkoflow.training import rounds
+from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
@@ -209,6 +209,8 @@ class Trainer:
         model.metrics = without_times(results)
         if self.directory is not None:
             self.directory.finish(model, results, self.data, columns)
+        for text in overfit.told(results):
+            self.progress.message(text)
         for text in doubts:  # at last: a warning may be an error
             self.progress.message(text)
             warn_caller(text, ConvergenceWarning)
