@@ -24,7 +24,7 @@ from fixed_budget.methods.local_flow_matching import chain_of_blocks, train_chai
 from fixed_budget.methods.ot_flow import OTFlow, Potential
 from fixed_budget.model import Model, SolverError, mean_nll, nll_of_rows
 from fixed_budget.optimizers import OPTIMIZERS, adam
-from fixed_budget.peer_training import rate_at, train_peer
+from fixed_budget.peer_training import rate_share, train_peer
 from fixed_budget.problem import load
 from fixed_budget.table import markdown, spread
 from fixed_budget.trained import Point
@@ -404,11 +404,11 @@ def test_grids_are_refined_up_to_a_bound():
 
 
 def test_the_learning_rate_is_a_function_of_the_time():
-    assert rate_at(0.01, 0.2) == pytest.approx(0.1, rel=1e-2)  # half of the warm-up
-    assert rate_at(0.02, 0.2) == pytest.approx(0.2, rel=1e-2)
-    assert rate_at(0.5, 0.2) == pytest.approx(0.2 * (0.01 + 0.99 / 2))
-    assert rate_at(1.0, 0.2) == rate_at(1.3, 0.2) == pytest.approx(0.002)
-    assert rate_at(0.0, 0.2) > 0
+    assert rate_share(0.01) == pytest.approx(0.5, rel=1e-2)  # half of the warm-up
+    assert rate_share(0.02) == pytest.approx(1.0, rel=1e-2)
+    assert rate_share(0.5) == pytest.approx(0.01 + 0.99 / 2)
+    assert rate_share(1.0) == rate_share(1.3) == pytest.approx(0.01)
+    assert rate_share(0.0) > 0
 
 
 @pytest.mark.parametrize("method", [OURS, "ot_flow"])

@@ -83,15 +83,9 @@ def train_peer(
     )
 
 
-def rate_at(progress: float, peak: float) -> float:
-    """Returns the learning rate at a share of the time: linear warm-up to the peak, then half a cosine.
-
-    Arguments:
-        progress: Share of the time that is over, from 0.
-        peak: Largest learning rate.
-    """
-    warm = peak * min(1.0, max(progress, 1e-3) / WARMUP)
-    return warm * cosine(progress)
+def rate_share(progress: float) -> float:
+    """Returns the share of the peak rate at a share of the time, from 0: linear warm-up, then half a cosine."""
+    return min(1.0, max(progress, 1e-3) / WARMUP) * cosine(progress)
 
 
 class _PeerTraining:
@@ -153,7 +147,7 @@ class _PeerTraining:
     def _iterate(self, progress: float) -> None:
         """Does one update on a batch, at a share of the time."""
         try:
-            norm = self.optimizer.update(self.model.loss(self.rows(self.batches)), rate_at(progress))
+            norm = self.optimizer.update(self.model.loss(self.rows(self.batches)), rate_share(progress))
         except SolverError as error:
             self._go_back(str(error))
         else:

@@ -9,13 +9,15 @@ them does by itself (docs/sweep.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from jkoflow.data.continuous import Scale
 from jkoflow.flow import base_log_prob
-from jkoflow.initial_map import InitialMap, Marginals
+from jkoflow.gain import Gain, paired_gain
+from jkoflow.initial_map import InitialMap, Marginals, held_out_nll
 from jkoflow.metrics import spread_rows
 
 AUTO = "auto"
@@ -30,8 +32,11 @@ MARGINALS_GAIN = 0.05
 MARGINALS_KEPT = 0.8
 """Share of that gain that must be left between whitened rows: the rest is what bent dependences cost."""
 
-CHOICE_ROWS = 20_000
-"""Largest number of rows that a choice looks at; one half is fitted to and the other judges."""
+CHOICE_ROWS = 5000
+"""Largest number of rows that a choice looks at; every one of them judges a map that was fitted to others."""
+
+FEWEST_ROWS = 50
+"""Smallest number of rows that a choice is made from; for fewer there is only whitening."""
 
 FIT_ROWS = 100_000
 """Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
@@ -72,23 +77,23 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
     if recipe == AUTO:
         gain = _gain(rows, "whiten", "whiten+radial")
-        recipe = "whiten+radial" if gain >= RADIAL_GAIN * rows.shape[1] else "whiten"
+        recipe = "whiten+radial" if gain.is_clear and gain.value >= RADIAL_GAIN * rows.shape[1] else "whiten"
     return InitialMap.fit(rows, recipe)
 
 
 def wants_splines(rows: Tensor) -> bool:
     """Tells whether splines of all columns should go before the rest of the map of standardised rows (N, d)."""
     alone, together = _gain(rows, "none", "marginals"), _gain(rows, "whiten", "marginals+whiten")
-    return alone >= MARGINALS_GAIN * rows.shape[1] and together >= MARGINALS_KEPT * alone
+    enough = alone.value >= MARGINALS_GAIN * rows.shape[1] and together.value >= MARGINALS_KEPT * alone.value
+    return enough and together.is_clear
 
 
-def _gain(rows: Tensor, before: str, after: str) -> float:
-    """Returns what rows gain in nats from one recipe to another, both fitted to other rows; 0 if there are too few."""
+def _gain(rows: Tensor, before: str, after: str) -> Gain:
+    """Returns what rows gain from one recipe to another, both fitted to other rows; nothing if there are too few."""
     rows = spread_rows(rows, CHOICE_ROWS)
-    seen, unseen = rows[::2], rows[1::2]
-    if len(unseen) < 2:
-        return 0.0
-    return gaussian_nll(InitialMap.fit(seen, before), unseen) - gaussian_nll(InitialMap.fit(seen, after), unseen)
+    if len(rows) < FEWEST_ROWS:
+        return Gain(0.0, math.nan)
+    return paired_gain(held_out_nll(rows, before), held_out_nll(rows, after))
 
 
 def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:

@@ -120,29 +120,25 @@ class Batches:
         self.per_epoch = rows.shape[0] // self.batch_size
         self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
-        self._shuffled, self._shuffled_context = rows, context
+        self._order = torch.empty(0, dtype=torch.long)
 
     def __call__(self, iteration: int) -> Tensor:
-        """Returns the batch (batch_size, d) of an iteration: a view, not a copy."""
-        place = self._place(iteration)  # first: it may shuffle anew
-        return self._shuffled[place]
+        """Returns the batch (batch_size, d) of an iteration."""
+        return self.rows[self._place(iteration)]
 
     def context(self, iteration: int) -> Tensor | None:
         """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
-        place = self._place(iteration)
-        return None if self._shuffled_context is None else self._shuffled_context[place]
+        return None if self.conditions is None else self.conditions[self._place(iteration)]
 
-    def _place(self, iteration: int) -> slice:
-        """Returns the slice of the shuffled epoch that is the batch of an iteration."""
+    def _place(self, iteration: int) -> Tensor:
+        """Returns the numbers of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(
                 self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round)
-            ).to(self.rows.device)
-            self._shuffled = self.rows[order]
-            self._shuffled_context = None if self.conditions is None else self.conditions[order]
-            self._epoch = epoch
-        return slice(place * self.batch_size, (place + 1) * self.batch_size)
+            )
+            self._order, self._epoch = order.to(self.rows.device), epoch
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:

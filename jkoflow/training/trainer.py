@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,6 +82,7 @@ class Trainer:
         self.guard_events = 0
         self._plan: RunPlan | None = None  # of a time budget
         self._round: RoundTrainer | None = None
+        self._entered: PushedSamples | None = None
         self._state = state
         self._complete = complete
         if state is not None:
@@ -113,7 +115,10 @@ class Trainer:
         return rounds.next_kind(self.rounds, self.config, share > 0, divide)
 
     def _enter(self) -> PushedSamples:
-        return entering(self.best, self.data, self.config.val_rows)
+        """Returns the samples that enter the first block, which no round changes."""
+        if self._entered is None:
+            self._entered = entering(self.best, self.data, self.config.val_rows)
+        return dataclasses.replace(self._entered)
 
     def _begin_round(self, kind: str) -> RoundTrainer:
         """Returns the trainer of a round, with the blocks and the fit that a resumed run has already trained in it."""
