@@ -69,6 +69,11 @@ class Block(nn.Module):
         self._grid = as_grid(grid)
 
     @property
+    def cost(self) -> int:
+        """Cost of a pass through the block, in Runge-Kutta steps of every row."""
+        return self._grid.cost
+
+    @property
     def num_steps(self) -> int:
         """Runge-Kutta steps of the block's grid."""
         return self._grid.num_steps

@@ -23,7 +23,7 @@ from fixed_budget.methods.flow_matching import FlowMatching, nearest, single_blo
 from fixed_budget.methods.local_flow_matching import chain_of_blocks, train_chain
 from fixed_budget.methods.ot_flow import OTFlow, Potential
 from fixed_budget.model import Model, SolverError, mean_nll, nll_of_rows
-from fixed_budget.optimizers import OPTIMIZERS, adam
+from fixed_budget.optimizers import OPTIMIZERS, with_adam
 from fixed_budget.peer_training import rate_share, train_peer
 from fixed_budget.problem import load
 from fixed_budget.table import markdown, spread
@@ -272,17 +272,27 @@ def test_a_grid_that_training_does_not_use_is_refined_without_going_back(source)
 def test_the_optimizer_is_a_setting(source, monkeypatch):
     made = []
 
-    def counted(module, config):
-        made.append(module)
-        return adam(module, config)
+    def counted(model, config, rate):
+        made.append(model)
+        return with_adam(model, config, rate)
 
     monkeypatch.setitem(OPTIMIZERS, "counted", counted)
     chosen = {"learning_rate": 1e-2, "optimizer": "counted"}
     for method in ("end_to_end", "local_flow_matching"):
         train(method, load(source), chosen, 0.3, 0, SMALL, clock=stepping_clock())
     assert len(made) == 3
-    with pytest.raises(ValueError, match="optimizer must be one of adam, counted, got 'lion'"):
+    with pytest.raises(ValueError, match="optimizer must be one of adam, muon, soap, counted, got 'lion'"):
         train("maf", load(source), {"learning_rate": 1e-2, "optimizer": "lion"}, 0.3, 0, SMALL)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "soap"])
+def test_chains_of_blocks_have_optimizers_for_matrices(source, optimizer):
+    problem, chosen = load(source), {"learning_rate": 1e-2, "optimizer": optimizer}
+    result = train("end_to_end", problem, chosen, 1.0, 0, SMALL, clock=stepping_clock())
+    untrained = train("end_to_end", problem, {**chosen, "learning_rate": 1e-9}, 1.0, 0, SMALL, clock=stepping_clock())
+    assert result.val_nll < untrained.val_nll - 0.05
+    with pytest.raises(ValueError, match=f"optimizer '{optimizer}' is for chains of blocks, got a Autoregressive"):
+        train("maf", problem, chosen, 0.3, 0, SMALL)
 
 
 def test_the_cost_to_use_is_that_of_the_coarsest_right_grid(source):

@@ -13,10 +13,10 @@ from jkoflow.data import draw, split_rows
 from jkoflow.ops import Fixed, jko_terms
 from jkoflow.training import round_trainer
 from jkoflow.training.chain import Chain
-from jkoflow.training.finetune import recipe_of_chain
 from jkoflow.training.fit import Fit, recipe_of_block
 from jkoflow.training.guard import Tolerances
 from jkoflow.training.progress import Silent
+from jkoflow.training.recipe import recipe_of_block, recipe_of_chain
 from oracles import random_velocity
 
 SMALL = TrainConfig(
@@ -162,7 +162,7 @@ def test_it_is_undone_if_it_gains_nothing(rows, tmp_path, monkeypatch):
 
 
 def test_the_guard_watches_the_chain(rows, tmp_path, monkeypatch):
-    """Tolerances that the blocks' steps do not pass: they are doubled, in all blocks, and training goes on."""
+    """Tolerances that the blocks' steps do not pass: they are raised, in all blocks, and training goes on."""
     recipe_of_chain = round_trainer.recipe_of_chain
 
     def strict(*args):
@@ -173,7 +173,7 @@ def test_the_guard_watches_the_chain(rows, tmp_path, monkeypatch):
     events = [record for record in history(tmp_path, "guard") if record["round"] == 1]
     assert events
     assert {record["block"] for record in events} == {0}
-    assert events[0]["action"] == "doubled"
+    assert events[0]["action"] == "raised"
     built, tuned = history(tmp_path, "round")
     assert all(fine > coarse for coarse, fine in zip(built["num_steps"], tuned["num_steps"], strict=True))
 
@@ -182,7 +182,37 @@ def test_a_chain_may_be_off_as_much_as_its_blocks_together():
     config = dataclasses.replace(SMALL, guard_nll=0.01, guard_round_trip=0.03)
     blocks = blocks_of(2, 1, 1)
     assert recipe_of_block(blocks[0], config, 2).tolerances == (0.01, 0.03)
-    assert recipe_of_chain(Chain(blocks), config, 2).tolerances == (0.03, pytest.approx(0.09))
+    of_chain = recipe_of_chain(Chain(blocks), config, 2, scale=1.0, share=0.5, divided=False)
+    assert of_chain.tolerances == (0.03, pytest.approx(0.09))
+
+
+def test_a_divided_block_goes_on_where_its_learning_rate_ended():
+    chain = Chain(blocks_of(1, 1))
+    config = dataclasses.replace(SMALL, num_steps=2, weight_decay=0.1, iterations_per_block=300)
+    before = recipe_of_block(chain.blocks[0], config, 2, scale=4.0, end=0.25)
+    after = recipe_of_chain(chain, config, 2, scale=4.0, share=0.75, divided=True)
+    built = recipe_of_chain(chain, config, 2, scale=4.0, share=0.75, divided=False)
+    assert (before.span, after.span, built.span) == ((0.0, 0.25), (0.25, 1.0), (0.0, 1.0))
+    assert before.peak_rates == after.peak_rates == built.peak_rates.times(2)
+    assert before.weight_decay == after.weight_decay == pytest.approx(0.025)
+    assert after.iterations == 900, "three quarters of the work"
+    assert [after.rate_share(cost) for cost in (1, 2, 8)] == [1.0, 1.0, 0.5]
+    assert [built.rate_share(cost) for cost in (2, 4, 16)] == [1.0, 1.0, 0.5]
+
+
+def test_a_single_block_is_divided_and_trained_on(rows, tmp_path):
+    config = dataclasses.replace(SMALL, max_blocks=1, divide=3, num_steps=3, finetune=0.6)
+    flow = train(rows, config, run_dir=tmp_path)
+    build, together = history(tmp_path, "round")
+    assert (build["kind"], build["blocks"], together["kind"], together["blocks"]) == ("build", 1, "finetune", 3)
+    assert [(block.t0, block.t1) for block in flow.blocks] == [
+        (0.0, pytest.approx(1 / 3)), (pytest.approx(1 / 3), pytest.approx(2 / 3)), (pytest.approx(2 / 3), 1.0)
+    ]  # fmt: skip
+    rates = [record["learning_rate"] for record in history(tmp_path, "iteration") if record["round"] == 0]
+    first, *_ = [record for record in history(tmp_path, "validation") if record["round"] == 1]
+    assert first["nll"] == pytest.approx(build["val_nll"], abs=0.02), "dividing changes nothing"
+    assert together["val_nll"] < build["val_nll"]
+    assert rates[-1] > 0.5 * max(rates), "the curve is cut where the block is divided"
 
 
 def test_a_chain_has_no_jko_step_of_its_own():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jkoflow.ops import Fixed
 from jkoflow.training.plan import (
+    DIVIDED_SHARE,
     FEWEST_ROWS,
     LEAST_PUSHED,
     LEAST_TEST_ROWS,
@@ -15,6 +16,7 @@ from jkoflow.training.plan import (
     Costs,
     EvaluationRows,
     Outlook,
+    RunPlan,
     blocks_within,
     evaluation_work,
     expected_grid,
@@ -83,11 +85,21 @@ def test_evaluation_grows_with_everything_it_does():
 
 
 def test_the_speed_of_the_first_block_decides_the_number_of_blocks_unless_it_is_given():
-    quick, slow = (plan_run(60.0, 1, seconds, 6, None) for seconds in (0.001, 0.05))
-    assert (quick.blocks, quick.finetune) == (6, 0.8)
-    assert (slow.blocks, slow.finetune) == (2, 0.0)
-    assert plan_run(60.0, 1, 0.05, 6, 5).blocks == 5
-    assert plan_run(60.0, 5, 0.001, 6, None).finetune == 0.0, "what later rounds take is not there for fine-tuning"
+    quick, slow = (plan_run(60.0, 1, seconds, 6, None, free=False, fine=False) for seconds in (0.001, 0.05))
+    assert quick == RunPlan(blocks=6, finetune=0.8, divide=1)
+    assert slow == RunPlan(blocks=2, finetune=0.0, divide=1)
+    assert plan_run(60.0, 1, 0.05, 6, 5, free=True, fine=False).blocks == 5
+    later = plan_run(60.0, 5, 0.001, 6, None, free=True, fine=False)
+    assert later.finetune == 0.0, "what later rounds take is not there for fine-tuning"
+    assert later.blocks > 1
+
+
+def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
+    def plan(seconds, fine):
+        return plan_run(seconds, 1, 0.01, 6, None, free=True, fine=fine)
+
+    assert plan(60.0, fine=False) == RunPlan(blocks=1, finetune=DIVIDED_SHARE, divide=2)
+    assert plan(60.0, fine=True) == plan(1.0, fine=False) == RunPlan(blocks=1, finetune=0.0, divide=1)
 
 
 def test_validations_take_a_share_of_the_time():
@@ -101,18 +113,19 @@ def test_validations_take_a_share_of_the_time():
 def test_rows_go_on_as_far_as_a_tenth_of_the_time_lets_them():
     kept = {}
     for seconds in (1e-3, 10.0, 1e6):
-        plan = plan_push(seconds, Fixed(2), 2e-5, 1e-5, train_rows=100_000, val_rows=500, batch_size=250)
+        plan = plan_push(seconds, Fixed(2), 2e-5, 1e-5, train_rows=100_000, val_rows=500, batch_size=250, last=False)
         kept[seconds] = plan.kept_rows
         assert plan.seconds == pytest.approx(4 * (1e-5 * plan.kept_rows + 2e-5 * 500))
     assert kept == {1e-3: LEAST_PUSHED, 10.0: pytest.approx(25_000, abs=1), 1e6: 100_000}
-    assert plan_push(1.0, Fixed(2), 1e-5, 1e-5, 300, 500, 250).kept_rows == 300
-    assert plan_push(1.0, Fixed(2), 1.0, 1.0, 50_000, 500, 20_000).kept_rows == 20_000, "a batch at least"
+    assert plan_push(1.0, Fixed(2), 1e-5, 1e-5, 300, 500, 250, last=False).kept_rows == 300
+    assert plan_push(1.0, Fixed(2), 1.0, 1.0, 50_000, 500, 20_000, last=False).kept_rows == 20_000, "a batch at least"
+    assert plan_push(1e6, Fixed(2), 2e-5, 1e-5, 100_000, 500, 250, last=True).kept_rows == LEAST_PUSHED
 
 
 def outlook(**changes):
     usual = {
         "round_blocks": 3, "blocks_left": 3, "later_rounds": 0, "children": 1, "grid": Fixed(1), "finetune": 0.0,
-        "rows": ROWS,
+        "divide": 1, "rows": ROWS,
     }  # fmt: skip
     return Outlook(**{**usual, **changes})
 
@@ -125,6 +138,11 @@ def test_blocks_of_all_rounds_share_what_the_evaluation_leaves():
     assert seconds_for_fit(100.0, 10.0, outlook(blocks_left=1), row_step) == pytest.approx(90 - reserve)
     tuned = seconds_for_fit(100.0, 10.0, outlook(finetune=0.5), row_step)
     assert tuned == pytest.approx((90 - reserve - 0.5 * (100 - reserve)) / 3)
+    alone, divided = (
+        seconds_for_fit(100.0, 0.0, outlook(round_blocks=1, blocks_left=1, finetune=0.5, divide=divide), row_step)
+        for divide in (1, 2)
+    )
+    assert divided == pytest.approx(alone / 2), "a block that is not divided is not fine-tuned"
 
 
 def test_children_share_the_steps_of_their_parents():

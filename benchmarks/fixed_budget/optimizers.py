@@ -30,7 +30,9 @@ def with_matrices(name: str, model: Model, config: TrainConfig, rate: float) -> 
     if not isinstance(model, BlockFlow):
         raise ValueError(f"optimizer {name!r} is for chains of blocks, got a {type(model).__name__}; take adam")
     rates = peak_rates(name, model.flow.dim, rate)
-    return build_optimizer(Chain(model.flow.stack), name, rates, config.weight_decay, config.beta1, config.beta2, math.inf)
+    return build_optimizer(
+        Chain(model.flow.stack), name, rates, config.weight_decay, config.beta1, config.beta2, math.inf
+    )
 
 
 OPTIMIZERS: Mapping[str, MakeOptimizer] = {

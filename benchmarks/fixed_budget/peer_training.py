@@ -14,7 +14,7 @@ import torch
 
 from fixed_budget.memory import Peak
 from fixed_budget.model import GridModel, Model, SolverError, mean_nll
-from fixed_budget.optimizers import MakeOptimizer, adam
+from fixed_budget.optimizers import MakeOptimizer, with_adam
 from fixed_budget.problem import Problem
 from fixed_budget.trained import Point, Trained
 from jkoflow.metrics import spread_rows
@@ -51,7 +51,7 @@ def train_peer(
     seconds: float,
     seed: int,
     clock: Clock | None = None,
-    make_optimizer: MakeOptimizer = adam,
+    make_optimizer: MakeOptimizer = with_adam,
 ) -> Trained:
     """Trains a model until the time is over and leaves the best parameters in it.
 

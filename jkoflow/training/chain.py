@@ -40,6 +40,11 @@ class Chain:
         for block, share in zip(self.blocks, self._proportions, strict=True):
             block.grid = grid.scaled(share.cost, most)
 
+    @property
+    def cost(self) -> int:
+        """Returns the cost of a pass through all blocks, in Runge-Kutta steps of every row."""
+        return sum(block.grid.cost for block in self.blocks)
+
     def _grids(self, grid: Grid | None) -> list[Grid]:
         """Returns the grids of all blocks, given the grid of the block that takes the most steps."""
         most = self.grid

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from jkoflow.data.continuous import Scale
-from jkoflow.flow import base_log_prob
 from jkoflow.gain import Gain, paired_gain
 from jkoflow.initial_map import InitialMap, Marginals, held_out_nll
 from jkoflow.metrics import spread_rows
@@ -94,9 +93,3 @@ def _gain(rows: Tensor, before: str, after: str) -> Gain:
     if len(rows) < FEWEST_ROWS:
         return Gain(0.0, math.nan)
     return paired_gain(held_out_nll(rows, before), held_out_nll(rows, after))
-
-
-def gaussian_nll(initial_map: InitialMap, rows: Tensor) -> float:
-    """Returns the mean NLL of rows (N, d) in nats, as if their images under the map were standard Gaussian."""
-    y, logdet = initial_map(rows)
-    return -float((base_log_prob(y) + logdet).double().mean())

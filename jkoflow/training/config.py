@@ -124,7 +124,7 @@ class TrainConfig:
     first_layer_scale: float | None = ranged(None, POSITIVE)
     time: bool = True
     method: str = "rk4"
-    num_steps: int = ranged(2, AT_LEAST_ONE)
+    num_steps: int = ranged(4, AT_LEAST_ONE)
     max_blocks: int | None = ranged(None, AT_LEAST_ONE)
     free_block: bool = True
     jko_step: float = ranged(0.5, POSITIVE)
@@ -155,7 +155,7 @@ class TrainConfig:
     guard_every: int = ranged(50, AT_LEAST_ONE)
     guard_rows: int = ranged(500, AT_LEAST_ONE)
     guard_nll: float = ranged(0.1, POSITIVE)
-    guard_round_trip: float = ranged(0.02, POSITIVE)
+    guard_round_trip: float = ranged(0.1, POSITIVE)
     max_num_steps: int = 24
     save_seconds: float = ranged(30.0, NOT_NEGATIVE)
 

@@ -21,6 +21,9 @@ NEIGHBORS = 50
 MOST_SCALE = 30.0
 """Largest factor; finer details than the thirtieth part of the data's width are left to training."""
 
+FINE = 4.0
+"""Scale above which rows are said to have fine details."""
+
 ROWS = 20_000
 """Largest number of rows among which neighbors are looked for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from jkoflow.block import Block
 from jkoflow.ops.grid import Grid
 from jkoflow.training.chain import Trainable
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.guard import Action, Guard, GuardReading, Tolerances, guard_samples, guard_tolerances
-from jkoflow.training.objectives import JKO, TERMS
-from jkoflow.training.optimizer import OptimizerState, PeakRates, build_optimizer, learning_rate, peak_rates
+from jkoflow.training.guard import Action, Guard, GuardReading, guard_samples
+from jkoflow.training.objectives import TERMS
+from jkoflow.training.optimizer import OptimizerState, build_optimizer, learning_rate
 from jkoflow.training.overfit import beats_identity
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
+from jkoflow.training.recipe import Recipe
 from jkoflow.training.state import FitCounters, FitState, TrainingError
 from jkoflow.training.world import World
 
@@ -32,47 +33,6 @@ RELAX_BACKOFF = 4
 
 REPLAN_BEYOND = 0.02
 """Change of the number of iterations, as a share, below which a plan is kept."""
-
-
-class Recipe(NamedTuple):
-    """The settings of a fit that depend on whether it trains one block by itself or several blocks together."""
-
-    objective: JKO
-    peak_rates: PeakRates
-    """Largest learning rates."""
-    tolerances: Tolerances
-    """Tolerances of the guard."""
-    iterations: int
-    """Number of iterations without a time budget, which would set it."""
-    span: tuple[float, float]
-    """Part of the learning rate's curve that the fit goes through."""
-    weight_decay: float
-    """Decay of the matrices that have one."""
-    last: bool
-    """Whether no block of the round follows."""
-    alone: Block | None
-    """The block that is trained by itself, which may do nothing and whose velocity may be shortened at the start; None
-    for a chain."""
-
-
-def recipe_of_block(
-    block: Block, config: TrainConfig, columns: int, scale: float = 1.0, end: float = 1.0, last: bool = True
-) -> Recipe:
-    """Returns the recipe by which a block is trained by itself.
-
-    Arguments:
-        block: The block.
-        config: Settings of the run.
-        columns: Number of columns of the samples.
-        scale: Scale of the first layer (`jkoflow.training.first_layer`). Sharp details take large weights behind the
-            first layer, too, so that weight decay is divided by it.
-        end: Where on the learning rate's curve the fit ends: before its end if the same block is then divided and
-            trained on.
-        last: Whether no block of the round follows.
-    """
-    rates = peak_rates(config.optimizer, columns, config.learning_rate)
-    tolerances = guard_tolerances(config.guard_nll, config.guard_round_trip, columns)
-    return Recipe(JKO(block.jko_step), rates, tolerances, config.iterations_per_block, (0.0, end), config.weight_decay / scale, last, block)
 
 
 @dataclass
@@ -183,7 +143,9 @@ class Fit:
     def iterate(self) -> None:
         """Does one iteration: a batch, its loss and an update of the parameters."""
         counters, config = self.counters, self.config
-        factor = learning_rate(counters.iteration, counters.iterations, 1.0, config.warmup, self.recipe.span)
+        recipe = self.recipe
+        share = recipe.rate_share(self.block.cost)
+        factor = learning_rate(counters.iteration, counters.iterations, share, config.warmup, recipe.span)
         batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
         terms = self.recipe.objective.terms(self.block, batch, context)
         norm = self.optimizer.update(terms.total, factor)

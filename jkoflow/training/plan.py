@@ -168,14 +168,21 @@ class Outlook:
 
 
 def plan_run(
-    seconds: float, rounds: int, iteration_seconds: float, most_blocks: int, given_blocks: int | None, free: bool
+    seconds: float,
+    rounds: int,
+    iteration_seconds: float,
+    most_blocks: int,
+    given_blocks: int | None,
+    free: bool,
+    fine: bool,
 ) -> RunPlan:
     """Plans blocks and fine-tuning from the measured speed of the first block.
 
-    What gives the best likelihood at every budget is a single free block, which is divided in two before half of the
-    time has passed and then trained on as a chain: its first iterations cost one network, its last ones have two, and
-    nothing has to be learned twice (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every
-    block again, the chain is built block by block, and trained together where there is time.
+    A single free block gives the best likelihood for the time. It is divided in two before half of the time has passed
+    and trained on as a chain: the first iterations cost one network, the later ones have two, and nothing has to be
+    learned twice. Rows with fine details need Runge-Kutta steps more than a second network, so that their block stays
+    whole (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every block again, the chain is
+    built block by block, and trained together where there is time.
 
     Arguments:
         seconds: Seconds that the budget has left.
@@ -184,10 +191,12 @@ def plan_run(
         most_blocks: Largest number of blocks.
         given_blocks: The number that was asked for; None if the plan may choose.
         free: Whether a block without movement penalty may end the chain.
+        fine: Whether the rows can have fine details.
     """
     iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
     if given_blocks is None and free and rounds == 1:
-        return RunPlan(1, DIVIDED_SHARE, 2) if iterations >= LEAST_TO_DIVIDE else RunPlan(1, 0.0, 1)
+        divides = iterations >= LEAST_TO_DIVIDE and not fine
+        return RunPlan(1, DIVIDED_SHARE, 2) if divides else RunPlan(1, 0.0, 1)
     blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
     return RunPlan(blocks, finetune_share(iterations), 1)
 

@@ -134,9 +134,7 @@ class Batches:
         """Returns the numbers of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(
-                self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round)
-            )
+            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
             self._order, self._epoch = order.to(self.rows.device), epoch
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 

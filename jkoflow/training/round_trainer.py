@@ -16,12 +16,12 @@ from jkoflow.training import rounds
 from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
-from jkoflow.training.finetune import recipe_of_chain
-from jkoflow.training.first_layer import first_layer_scale, sharpen
-from jkoflow.training.fit import Fit, FitHooks, Recipe, recipe_of_block
+from jkoflow.training.first_layer import FINE, first_layer_scale, sharpen
+from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples
+from jkoflow.training.recipe import Recipe, recipe_of_block, recipe_of_chain
 from jkoflow.training.start import new_block
 from jkoflow.training.state import FitCounters, FitState
 from jkoflow.training.world import World
@@ -96,6 +96,7 @@ class RoundTrainer:
         if self.run.budget is not None and self.plan is None and fit is not None:
             self.plan = self._plan(fit)
             assert isinstance(fit.block, Block)
+            fit.block.jko_step = self._next_jko_step() or math.inf  # the plan says if it is the last block, too
             fit.recipe = self._recipe(fit.index, fit.block)
         self.run.progress.start_round(self.number, self.kind, len(self.warm) or self._most_blocks)
         if together:
@@ -222,7 +223,8 @@ class RoundTrainer:
         left = config.time_budget - first.counters.started
         iteration = first.counters.iteration_seconds
         later = 1 + self.later_rounds
-        return plan_run(left, later, iteration, config.most_blocks, config.max_blocks, config.free_block)
+        fine = self._scale > FINE
+        return plan_run(left, later, iteration, config.most_blocks, config.max_blocks, config.free_block, fine)
 
     def outlook(self, index: int, grid: Grid) -> Outlook:
         """Returns the work of the run from the fit of a block on, given the block's present grid."""

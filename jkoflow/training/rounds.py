@@ -29,9 +29,7 @@ FINETUNE = "finetune"
 """The last kind of round: train all blocks at once, on the likelihood."""
 
 
-def next_kind(
-    rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool, divide: int = 1
-) -> str | None:
+def next_kind(rounds: Sequence[Mapping[str, Any]], config: TrainConfig, finetune: bool, divide: int = 1) -> str | None:
     """Returns the kind of the next round, given the records of the rounds that have ended; None at the end of the run.
 
     A round of reparametrisation that gained nothing is the last of its kind, since the next would have the same

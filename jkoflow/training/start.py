@@ -23,6 +23,9 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
 
+MOMENT_ROWS = 4096
+"""Rows whose moments are summed at once."""
+
 
 def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JKOFlow:
     """Returns a flow without blocks: the links, the standardisation and the initial map of the data."""
@@ -179,11 +182,13 @@ def _moments(rows: Tensor, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
     They are mean and standard deviation; those of the values that are not wild, where these are apart from the others;
     or median and spread of the central quantiles for heavy tails.
     """
-    exact = rows.double()
-    mean, std = exact.mean(0), exact.std(0, correction=0)
+    # in parts, since all rows in float64 would not stay in the cache
+    mean = torch.stack([part.sum(0, dtype=torch.float64) for part in rows.split(MOMENT_ROWS)]).sum(0) / len(rows)
+    squares = torch.stack([(part.double() - mean).square().sum(0) for part in rows.split(MOMENT_ROWS)]).sum(0)
+    std = (squares / len(rows)).sqrt()
     for column, choice in enumerate(choices):
         if choice.scale in (Scale.QUANTILES, Scale.CORE):
-            values = OrderedValues.of(exact[:, column].cpu().numpy())
+            values = OrderedValues.of(rows[:, column].double().cpu().numpy())
             apart = choice.scale is Scale.CORE
             location, scale = values.moments(CORE_SEARCH) if apart else (values.quantile(0.5), values.spread)
             mean[column], std[column] = location, scale or std[column]

@@ -15,7 +15,7 @@ import torch
 from fixed_budget.memory import Peak
 from fixed_budget.methods.block_flow import BlockFlow
 from fixed_budget.methods.flow_matching import FINEST_VALIDATION, FlowMatching
-from fixed_budget.optimizers import MakeOptimizer, adam
+from fixed_budget.optimizers import MakeOptimizer, with_adam
 from fixed_budget.peer_training import train_peer
 from fixed_budget.problem import Problem
 from fixed_budget.trained import Point, Trained
@@ -95,7 +95,7 @@ def train_chain(
     seconds: float,
     seed: int,
     clock: Clock | None = None,
-    make_optimizer: MakeOptimizer = adam,
+    make_optimizer: MakeOptimizer = with_adam,
 ) -> Trained:
     """Trains the blocks one after the other, each by `train_peer` in an equal part of the time that is left.
 
