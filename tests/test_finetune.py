@@ -13,7 +13,7 @@ from jkoflow.data import draw, split_rows
 from jkoflow.ops import Fixed, jko_terms
 from jkoflow.training import round_trainer
 from jkoflow.training.chain import Chain
-from jkoflow.training.fit import Fit, recipe_of_block
+from jkoflow.training.fit import Fit
 from jkoflow.training.guard import Tolerances
 from jkoflow.training.progress import Silent
 from jkoflow.training.recipe import recipe_of_block, recipe_of_chain
