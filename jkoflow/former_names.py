@@ -13,7 +13,7 @@ PRESENT_NAMES = {"step_size": "jko_step", "step_size_growth": "jko_step_growth",
 """Present names of arguments by their former names, which sounded as if the JKO step h were the integrator's."""
 
 LATER_SETTINGS = {"optimizer": "adam", "weight_decay": 0.0, "first_layer_scale": 1.0, "divide": 1}
-"""Settings that came after version 0.1, with the values by which it trained."""
+"""Settings that came after version 0.1, with the values by which it trained; later runs name their optimizer."""
 
 
 def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def of_earlier_run(values: Mapping[str, Any]) -> dict[str, Any]:
         >>> of_earlier_run({"optimizer": "muon", "weight_decay": 0.2})["optimizer"]
         'muon'
     """
-    return {**LATER_SETTINGS, **under_present_names(values)}
+    present = under_present_names(values)
+    return present if "optimizer" in present else {**LATER_SETTINGS, **present}
 
 
 def accepts_former_names(function: Callable[P, T]) -> Callable[P, T]:

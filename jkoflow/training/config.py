@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 from jkoflow.activation import parse_activation
 from jkoflow.former_names import accepts_former_names, attribute, of_earlier_run, under_present_names
 from jkoflow.initial_map import RECIPES
-from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
 
@@ -57,8 +56,9 @@ class TrainConfig:
             (`jkoflow.training.first_layer`).
         time: Whether the velocity depends on time.
         method: Runge-Kutta method, see `jkoflow.integrate`.
-        num_steps: Runge-Kutta steps per block that training begins with; the guard may raise it for a block, and lower
-            it again.
+        num_steps: Runge-Kutta steps per block that training begins with; the guard may raise them for a block, and
+            lower them again. None means 2 to 6, the more, the finer the details that the data can have
+            (`jkoflow.training.first_layer.first_steps`).
         max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget what its plan
             has (`jkoflow.training.plan.plan_run`): a single free block, which a longer budget divides.
         free_block: Whether the last block is trained without the movement penalty (h = inf).
@@ -124,7 +124,7 @@ class TrainConfig:
     first_layer_scale: float | None = ranged(None, POSITIVE)
     time: bool = True
     method: str = "rk4"
-    num_steps: int = ranged(4, AT_LEAST_ONE)
+    num_steps: int | None = ranged(None, AT_LEAST_ONE)
     max_blocks: int | None = ranged(None, AT_LEAST_ONE)
     free_block: bool = True
     jko_step: float = ranged(0.5, POSITIVE)
@@ -177,7 +177,7 @@ class TrainConfig:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
-        for name, least in (("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps)):
+        for name, least in (("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps or 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -188,11 +188,6 @@ class TrainConfig:
     step_size = attribute("jko_step")
     step_size_growth = attribute("jko_step_growth")
     step_size_max = attribute("jko_step_max")
-
-    @property
-    def grid(self) -> Grid:
-        """Grid that the training of a block begins with."""
-        return Fixed(self.num_steps)
 
     @property
     def most_blocks(self) -> int:

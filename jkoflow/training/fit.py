@@ -96,7 +96,9 @@ class Fit:
         )
         rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
         alone = self.recipe.alone is not None
-        self.guard = Guard(self.block, rows, context, self.recipe.tolerances, config, may_soften=alone)
+        self.guard = Guard(
+            self.block, rows, context, self.recipe.tolerances, self.recipe.coarsest, config.max_num_steps, alone
+        )
         self.good: OptimizerState = self.optimizer.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from jkoflow.ops.grid import Grid
 from jkoflow.training.chain import Trainable
-from jkoflow.training.config import TrainConfig
 from jkoflow.training.state import FitCounters
 
 MAX_DAMPINGS = 4
@@ -84,7 +83,8 @@ class Guard:
         x: Samples that enter the block, with shape (B, d).
         context: Standardised conditioning variables of the samples, with shape (B, c).
         tolerances: The largest readings that are allowed.
-        config: Settings, of which the first and the largest number of steps are read.
+        coarsest: The grid that training began with, below which steps are not lowered.
+        most_steps: Largest number of Runge-Kutta steps per block.
         may_soften: Whether the velocity may be shortened before the first iteration, where it overshoots on samples
             that it has already moved.
     """
@@ -93,7 +93,8 @@ class Guard:
     x: Tensor
     context: Tensor | None
     tolerances: Tolerances
-    config: TrainConfig
+    coarsest: Grid
+    most_steps: int
     may_soften: bool
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Guard:
         if counters.iteration == 0 and self.may_soften:
             self._dampings += 1
             return (Action.DAMP if self._dampings <= MAX_DAMPINGS else Action.RESET), reading
-        affordable = self.block.grid.raised().cost <= self.config.max_num_steps
+        affordable = self.block.grid.raised().cost <= self.most_steps
         return (Action.RAISE if affordable else Action.STOP), reading
 
     def _fewer_would_do(self, reading: GuardReading, counters: FitCounters) -> GuardReading | None:
@@ -122,7 +123,7 @@ class Guard:
         """
         grid = self.block.grid
         waited = counters.iteration - counters.steps_changed
-        if grid.cost <= self.config.grid.cost or waited < counters.relax_after:
+        if grid.cost <= self.coarsest.cost or waited < counters.relax_after:
             return None
         if not reading.within(*self.tolerances.times(RELAX_BELOW)):
             return None

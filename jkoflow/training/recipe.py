@@ -11,8 +11,10 @@ import math
 from typing import NamedTuple
 
 from jkoflow.block import Block
+from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.first_layer import first_steps
 from jkoflow.training.guard import Tolerances, guard_tolerances
 from jkoflow.training.objectives import JKO, Likelihood
 from jkoflow.training.optimizer import PeakRates, peak_rates
@@ -27,6 +29,8 @@ class Recipe(NamedTuple):
     objective: JKO
     peak_rates: PeakRates
     """Largest learning rates."""
+    coarsest: Grid
+    """Coarsest grid, of a block or of the chain's block with the most steps, that the guard goes back to."""
     full_rate_cost: int
     """Cost of a pass, in Runge-Kutta steps, up to which learning rates are full."""
     span: tuple[float, float]
@@ -51,6 +55,11 @@ class Recipe(NamedTuple):
         return math.sqrt(min(1.0, self.full_rate_cost / cost))
 
 
+def first_grid(config: TrainConfig, scale: float) -> Grid:
+    """Returns the grid that the training of a block begins with, given the scale of the first layer."""
+    return Fixed(first_steps(scale) if config.num_steps is None else config.num_steps)
+
+
 def recipe_of_block(
     block: Block, config: TrainConfig, columns: int, scale: float = 1.0, end: float = 1.0, last: bool = True
 ) -> Recipe:
@@ -66,10 +75,12 @@ def recipe_of_block(
             trained on.
         last: Whether no block of the round follows.
     """
+    grid = first_grid(config, scale)
     return Recipe(
         objective=JKO(block.jko_step),
         peak_rates=peak_rates(config.optimizer, columns, config.learning_rate),
-        full_rate_cost=config.grid.cost,
+        coarsest=grid,
+        full_rate_cost=grid.cost,
         span=(0.0, end),
         weight_decay=config.weight_decay / scale,
         tolerances=guard_tolerances(config.guard_nll, config.guard_round_trip, columns),
@@ -101,6 +112,7 @@ def recipe_of_chain(
     return of_block._replace(
         objective=Likelihood(),
         peak_rates=of_block.peak_rates.times(1.0 if divided else RATE_SHARE),
+        coarsest=of_block.coarsest.split(blocks) if divided else of_block.coarsest,
         full_rate_cost=of_block.full_rate_cost * (1 if divided else blocks),
         span=(1 - share, 1.0) if divided else (0.0, 1.0),
         tolerances=of_block.tolerances.times(blocks),  # every block has passed with its own

@@ -21,7 +21,7 @@ from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples
-from jkoflow.training.recipe import Recipe, recipe_of_block, recipe_of_chain
+from jkoflow.training.recipe import Recipe, first_grid, recipe_of_block, recipe_of_chain
 from jkoflow.training.start import new_block
 from jkoflow.training.state import FitCounters, FitState
 from jkoflow.training.world import World
@@ -127,7 +127,8 @@ class RoundTrainer:
             block = self.warm[index]
         else:
             before = self.flow.stack[index - 1] if index else None
-            block = new_block(self.run.data, self.run.config, index, jko_step, before)
+            grid = first_grid(self.run.config, self._scale)
+            block = new_block(self.run.data, self.run.config, grid, index, jko_step, before)
             if before is None:
                 sharpen(block, self._scale)
         block = block.to(self.samples.train.device)

@@ -142,7 +142,7 @@ def rounds_after(kind: str, rounds: Sequence[Mapping[str, Any]], config: TrainCo
     return max(0, config.reparam_rounds - done) + (config.refine > 1)
 
 
-def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig, plan: RunPlan | None) -> list[Block]:
+def warm_blocks(kind: str, flow: JKOFlow, config: TrainConfig, plan: RunPlan | None = None) -> list[Block]:
     """Returns the blocks that a round other than the first begins with: copies with the round's JKO step sizes."""
     if kind == REPARAMETRIZE:
         flow = flow.reparametrize(config.reparam_damping, config.jko_step_max)

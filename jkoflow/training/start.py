@@ -18,6 +18,7 @@ from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import CORE_SEARCH, Radial
 from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
+from jkoflow.ops.grid import Grid
 from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map, wants_splines
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
@@ -125,19 +126,22 @@ def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
     return PushedSamples(train, val, logdet, *contexts)
 
 
-def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, before: Block | None) -> Block:
+def new_block(
+    data: Dataset, config: TrainConfig, grid: Grid, index: int, jko_step: float, before: Block | None
+) -> Block:
     """Returns a block to train, on the CPU, with the parameters of the block before it.
 
     Arguments:
         data: Data, of which the numbers of columns and of conditioning variables are read.
         config: Settings, of which the network's sizes and the seed are read.
+        grid: Grid that its training begins with.
         index: Number of the block, from 0.
         jko_step: JKO step size h of the new block.
         before: The block before it; None for the first one, which starts as the identity.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, index).initial_seed())
-        block = block_of(config, data.dim, data.context_dim, jko_step)
+        block = block_of(config, grid, data.dim, data.context_dim, jko_step)
     if before is None:
         block.velocity.scale_output(0.0)  # an arbitrary velocity would first have to be unlearned
     else:
@@ -145,11 +149,11 @@ def new_block(data: Dataset, config: TrainConfig, index: int, jko_step: float, b
     return block
 
 
-def block_of(config: TrainConfig, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
+def block_of(config: TrainConfig, grid: Grid, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
     """Returns a block with the configuration's network, whose parameters are drawn from PyTorch's generator."""
     with _single_precision():
         velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
-    return Block(velocity, config.grid, config.method, jko_step=jko_step)
+    return Block(velocity, grid, config.method, jko_step=jko_step)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from fixed_budget.problem import Problem
 from fixed_budget.trained import Trained
 from jkoflow.training import TrainConfig
 from jkoflow.training.choose_map import fit_map
+from jkoflow.training.first_layer import first_layer_scale
 from jkoflow.training.world import Clock
 
 OURS = "jkoflow"
@@ -24,7 +25,9 @@ def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = 
     """Builds an end-to-end flow of the same blocks as block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
-    return block_flow.end_to_end(rows.shape[1], seed, config, fit_map(rows, initial_map), **settings)
+    entrance = fit_map(rows, initial_map)
+    scale = first_layer_scale(entrance(rows)[0])
+    return block_flow.end_to_end(rows.shape[1], seed, config, entrance, scale, **settings)
 
 
 def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:

@@ -11,6 +11,8 @@ from jkoflow.initial_map import InitialMap
 from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training import TrainConfig
+from jkoflow.training.first_layer import sharpen
+from jkoflow.training.recipe import first_grid
 from jkoflow.training.start import block_of
 
 MOST_STEPS = 384
@@ -24,6 +26,7 @@ class BlockFlow(GridModel):
         flow: The flow, whose blocks are all integrated on the same grid.
         grid: The grid of every block at level 0.
         finest_training: Cost of the grid at which `refine` ends.
+        scale: Scale of the blocks' first layers.
         kinetic: Weight of the kinetic energy, the sum of the blocks' squared movements, in `loss`.
     """
 
@@ -73,8 +76,9 @@ def end_to_end(
     seed: int,
     config: TrainConfig,
     initial_map: InitialMap | None = None,
+    scale: float = 1.0,
     kinetic: float = 0.0,
-    blocks: int | None = None,
+    blocks: int = 2,
 ) -> BlockFlow:
     """Returns a flow with the same networks as block-wise training has, to be trained jointly.
 
@@ -85,12 +89,14 @@ def end_to_end(
         seed: Seed of the parameters.
         config: The blocks' settings.
         initial_map: The map before the blocks.
+        scale: Scale of the blocks' first layers.
         kinetic: Weight of the kinetic energy, see `BlockFlow`.
-        blocks: Number of blocks; None means as many as block-wise training has at most.
+        blocks: Number of blocks, which share the Runge-Kutta steps that `jkoflow.train` begins with.
     """
     torch.manual_seed(seed)
-    grid = config.grid
-    stack = [block_of(config, dim) for _ in range(config.most_blocks if blocks is None else blocks)]
+    grid = first_grid(config, scale).split(blocks)
+    stack = [block_of(config, grid, dim) for _ in range(blocks)]
     for block in stack:
+        sharpen(block, scale)
         block.velocity.scale_output(0.0)
     return BlockFlow(JKOFlow(dim, stack, initial_map=initial_map), grid, config.max_num_steps, kinetic)

@@ -109,6 +109,6 @@ def single_block(
         coupling: See `Coupling`.
     """
     torch.manual_seed(seed)
-    block = block_of(config, dim)
+    block = block_of(config, Fixed(steps), dim)
     block.velocity.scale_output(0.0)
     return FlowMatching(JKOFlow(dim, [block], initial_map=initial_map), steps, seed, coupling)

@@ -81,7 +81,7 @@ def chain_of_blocks(
         times: Ornstein-Uhlenbeck times of the blocks before the last, which goes to the noise itself.
     """
     torch.manual_seed(seed)
-    stack = [block_of(config, dim) for _ in range(len(times) + 1)]
+    stack = [block_of(config, Fixed(steps), dim) for _ in range(len(times) + 1)]
     for block in stack:
         block.velocity.scale_output(0.0)
     return LocalFlowMatching(JKOFlow(dim, stack, initial_map=initial_map), steps, [*times, math.inf], seed)
