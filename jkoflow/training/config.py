@@ -144,7 +144,7 @@ class TrainConfig:
     )
     optimizer: str = "muon"
     learning_rate: float | None = ranged(None, POSITIVE)
-    weight_decay: float = ranged(0.1, NOT_NEGATIVE)
+    weight_decay: float = ranged(0.3, NOT_NEGATIVE)
     warmup: int = ranged(50, NOT_NEGATIVE)
     beta1: float = ranged(0.9, BELOW_ONE)
     beta2: float = ranged(0.99, BELOW_ONE)

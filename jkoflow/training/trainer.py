@@ -82,7 +82,8 @@ class Trainer:
         self.guard_events = 0
         self._plan: RunPlan | None = None  # of a time budget
         self._round: RoundTrainer | None = None
-        self._entered: PushedSamples | None = None
+        self._entered: PushedSamples | None = None  # kept for the next round
+        self._rows_of_best: Tensor | None = None
         self._state = state
         self._complete = complete
         if state is not None:
@@ -114,11 +115,13 @@ class Trainer:
         share, divide = rounds.finetune_share(self.config, self._plan), rounds.divide(self.config, self._plan)
         return rounds.next_kind(self.rounds, self.config, share > 0, divide)
 
-    def _enter(self) -> PushedSamples:
-        """Returns the samples that enter the first block, which no round changes."""
-        if self._entered is None:
-            self._entered = entering(self.best, self.data, self.config.val_rows)
-        return dataclasses.replace(self._entered)
+    def _enter(self, kind: str) -> PushedSamples:
+        """Returns the samples that enter the first block in a round of some kind."""
+        samples, self._entered = self._entered, None
+        samples = samples or entering(self.best, self.data, self.config.val_rows)
+        if kind == rounds.BUILD and self._context.budget is not None:  # time is short, and another round likely
+            self._entered = dataclasses.replace(samples)
+        return samples
 
     def _begin_round(self, kind: str) -> RoundTrainer:
         """Returns the trainer of a round, with the blocks and the fit that a resumed run has already trained in it."""
@@ -130,7 +133,7 @@ class Trainer:
             kind=kind,
             warm=[] if kind == rounds.BUILD else rounds.warm_blocks(kind, self.best, self.config, self._plan),
             flow=self.best.with_blocks([]),
-            samples=self._enter(),
+            samples=self._enter(kind),
             later_rounds=rounds.rounds_after(kind, self.rounds, self.config),
             plan=self._plan,
             started=state.round_started if state is not None and going_on else self.world.elapsed(),
@@ -143,10 +146,11 @@ class Trainer:
         """Keeps or undoes the result of a round; ``errors`` are the standard errors of its blocks' movements."""
         best = rounds.last_kept(self.rounds)["val_nll"] if self.rounds else None
         seconds, nll = self.world.elapsed() - trainer.started, trainer.samples.val_nll()
-        gain = None if best is None else paired_gain(self._best_rows(), trainer.samples.val_rows())
+        rows = trainer.samples.val_rows()
+        gain = None if best is None else paired_gain(self._best_rows(), rows)
         record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, gain, seconds)
         if record["kept"]:
-            self.best = trainer.flow
+            self.best, self._rows_of_best = trainer.flow, rows
         else:
             chance = "" if gain is None or not gain.value > 0 else f" beyond chance ({gain.stderr:.4f})"
             self.progress.message(
@@ -158,14 +162,16 @@ class Trainer:
 
     def _best_rows(self) -> Tensor:
         """Returns the NLL of every validation row under the best flow so far, but for the Gaussian's constant."""
-        samples = self._enter()
-        for block in self.best.stack:
-            samples.push_val(block)
-        return samples.val_rows()
+        if self._rows_of_best is None:  # a resumed run
+            samples = entering(self.best, self.data, self.config.val_rows)
+            for block in self.best.stack:
+                samples.push_val(block)
+            self._rows_of_best = samples.val_rows()
+        return self._rows_of_best
 
     def _measure_start(self) -> None:
         """Records the flow to start from as a round of its own, with which the next round is compared."""
-        blocks, samples = self.best.stack, self._enter()
+        blocks, samples = self.best.stack, self._enter(rounds.START)
         if (budget := self._context.budget) is not None:
 
             def carry() -> None:
