@@ -18,9 +18,9 @@ from jkoflow.training.pushed import Batches
 from oracles import random_velocity
 
 SMALL = TrainConfig(
-    initial_map="none", first_layer_scale=1.0, hidden=(16, 16), max_blocks=4, iterations_per_block=80, batch_size=400, optimizer="adam",
-    learning_rate=0.02, val_rows=1000, validate_every=20, gain_tolerance=-9.0, movement_tolerance=0.0, free_block=False,
-    jko_step=0.3,
+    initial_map="none", first_layer_scale=1.0, hidden=(16, 16), max_blocks=4, iterations_per_block=80, batch_size=400,
+    optimizer="adam", learning_rate=0.02, val_rows=1000, validate_every=20, gain_tolerance=-9.0,
+    movement_tolerance=0.0, free_block=False, jko_step=0.3,
 )  # fmt: skip
 
 
