@@ -107,7 +107,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(work):
     assert config["max_blocks"] == 2  # flag; 3 in the file
     assert config["seed"] == 5  # flag
     assert config["hidden"] == [16]  # file
-    assert config["num_steps"] == 1  # default
+    assert config["jko_step"] == 0.5  # default
     assert config["data"] == str(work / "rows.csv")
 
 

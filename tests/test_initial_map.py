@@ -335,7 +335,7 @@ def student(rows, dim, freedom):
 def test_auto_takes_a_radial_map_where_distances_span_orders_of_magnitude(tmp_path):
     import json
 
-    for rows, recipe in ((student(2000, 8, 1), "whiten+radial"), (student(2000, 8, 50), "none")):
+    for rows, recipe in ((student(2000, 8, 1), "whiten+radial"), (student(2000, 8, 50), "whiten")):
         flow = train(rows, dataclasses.replace(TINY, max_blocks=1), run_dir=tmp_path / recipe)
         assert flow.initial_map.recipe == recipe
         assert json.loads((tmp_path / recipe / "metrics.json").read_text())["initial_map"] == recipe
@@ -359,21 +359,22 @@ def test_the_first_nll_is_that_of_the_map():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_whitening_is_what_solving_gives_bit_for_bit(dtype):
+def test_whitening_is_what_solving_gives(dtype):
     for dim in (1, 2, 6, 43):
         rows = torch.randn(200, dim).double() @ torch.randn(dim, dim).double()
         layer, x = Whiten.fit(rows).to(dtype), rows.to(dtype)
         for _ in range(2):
             y, logdet = layer(x)
-            assert torch.equal(y, torch.linalg.solve(layer.root, (x - layer.mean).T).T)
-            assert torch.equal(logdet, -torch.linalg.slogdet(layer.root)[1].expand(200))
+            exact = torch.linalg.solve(layer.root.double(), (x - layer.mean).double().T).T
+            torch.testing.assert_close(y.double(), exact, rtol=0, atol=5e-5 if dtype == torch.float32 else 1e-12)
+            torch.testing.assert_close(logdet, -torch.linalg.slogdet(layer.root)[1].expand(200))
             assert torch.equal(layer.inverse(y)[1], -logdet)
 
 
-def test_whitening_factorises_once_and_again_after_every_change(monkeypatch):
+def test_whitening_inverts_once_and_again_after_every_change(monkeypatch):
     layer, x = Whiten.fit(torch.randn(50, 3).double()), torch.randn(5, 3).double()
-    calls, factor = [], torch.linalg.lu_factor
-    monkeypatch.setattr(torch.linalg, "lu_factor", lambda root: calls.append(root) or factor(root))
+    calls, invert = [], torch.linalg.inv
+    monkeypatch.setattr(torch.linalg, "inv", lambda root: calls.append(root) or invert(root))
     with torch.inference_mode():
         layer(x)
     y, _ = layer(x.requires_grad_())  # what was factorised in inference mode serves autograd, too
@@ -392,12 +393,14 @@ def test_whitening_factorises_once_and_again_after_every_change(monkeypatch):
             change()
         for _ in range(2):
             points = x.detach().to(layer.root.dtype)
-            assert torch.equal(layer(points)[0], torch.linalg.solve(layer.root, (points - layer.mean).T).T)
+            exact = torch.linalg.solve(layer.root.double(), (points - layer.mean).double().T).T
+            torch.testing.assert_close(layer(points)[0].double(), exact, rtol=1e-4, atol=1e-4)
         assert len(calls) == count
     with torch.no_grad():
         layer.root.mul_(3)  # what is known is of the root before
     copied = copy.deepcopy(layer)
-    assert torch.equal(copied(x.detach())[0], torch.linalg.solve(copied.root, (x.detach() - copied.mean).T).T)
+    exact = torch.linalg.solve(copied.root, (x.detach() - copied.mean).T).T
+    torch.testing.assert_close(copied(x.detach())[0], exact, rtol=1e-9, atol=1e-9)
     with torch.inference_mode():
         inferred = copy.deepcopy(layer)
         inferred.root = inferred.root.clone()

@@ -431,4 +431,6 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
     assert starts == [(0, planned)]
     again = RunDirectory(tmp_path).load_state()
     assert again is not None
-    assert again.planned_blocks == state.planned_blocks == TrainConfig().most_blocks
+    plan = state.planned_blocks, state.planned_finetune, state.planned_divide
+    assert (again.planned_blocks, again.planned_finetune, again.planned_divide) == plan
+    assert plan[0] == 1

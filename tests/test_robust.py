@@ -14,7 +14,7 @@ from jkoflow import JKOFlow, TrainConfig, metrics, train
 from jkoflow.data import DataError, Dataset, DataWarning, split_rows
 from jkoflow.data.continuous import Scale, Treatments, choose_link, choose_links, explain, warn_of_wild_values
 from jkoflow.data.edges import round_number
-from jkoflow.initial_map import InitialMap, Marginals
+from jkoflow.initial_map import InitialMap, Marginals, Whiten
 from jkoflow.links import Link, Links
 from jkoflow.training.start import plain_flow
 from jkoflow.training.state import RunError
@@ -336,7 +336,7 @@ def test_bounded_and_skewed_columns_have_their_densities(distribution, low, high
     rows, fresh = distribution.sample((8000, 1)), distribution.sample((8000, 1))
     fresh = fresh[(fresh > low) & (fresh < high)][:, None]  # float32 rounds some to the bound
     found, flow = gap(rows, fresh, lambda x: distribution.log_prob(x)[:, 0])
-    assert abs(found) < 0.03
+    assert abs(found) < 0.04
     with torch.no_grad():
         drawn = flow.sample(20_000)
     assert bool(((drawn >= low) & (drawn <= high)).all())
@@ -372,12 +372,14 @@ def test_wild_values_are_named_and_heavy_tails_are_not():
     warn_of_wild_values(data, choose_links(data))  # a warning would be an error
 
 
-def test_clean_columns_keep_their_path_bit_for_bit():
+def test_clean_columns_are_whitened_alone():
     data = split_rows(torch.randn(2000, 2) @ torch.tensor([[3.0, 1.0], [0.0, 0.2]]) + 7)
     flow = plain_flow(data, CONFIG, choose_links(data))
-    assert (flow.links, len(flow.initial_map.stages)) == (None, 0)
-    assert torch.equal(flow.standardize.mean, data.train.double().mean(0).float())
-    assert torch.equal(flow.standardize.std, data.train.double().std(0, correction=0).float())
+    assert (flow.links, [type(stage) for stage in flow.initial_map.stages]) == (None, [Whiten])
+    torch.testing.assert_close(flow.standardize.mean, data.train.double().mean(0).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        flow.standardize.std, data.train.double().std(0, correction=0).float(), rtol=1e-6, atol=0
+    )
 
 
 def test_links_that_are_given_are_taken_and_carried_along():

@@ -19,7 +19,10 @@ from jkoflow.training.fit import Fit
 from jkoflow.training.guard import guard_samples
 from jkoflow.training.progress import Silent
 
-TINY = TrainConfig(hidden=(8,), max_blocks=2, iterations_per_block=30, batch_size=100, num_steps=2)
+TINY = TrainConfig(
+    initial_map="none", first_layer_scale=1.0, hidden=(8,), max_blocks=2, iterations_per_block=30, batch_size=100,
+    num_steps=2,
+)  # fmt: skip
 
 
 class Messages(Silent):

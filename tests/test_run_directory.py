@@ -81,7 +81,10 @@ def test_what_toml_cannot_hold_is_refused(value):
 
 
 def test_every_setting_reads_back():
-    config = dataclasses.replace(SMALL, time_budget=60.0, learning_rate=1e-3, finetune=0.5, activation="softplus(5)")
+    config = dataclasses.replace(
+        SMALL, time_budget=60.0, learning_rate=1e-3, finetune=0.5, activation="softplus(5)", num_steps=3, divide=2,
+        first_layer_scale=2.5,
+    )  # fmt: skip
     table = tomllib.loads(config_toml(config, 'C:\\data\\"new".csv', {"context_columns": ["a", "b c"]}).decode())
     assert table.pop("data") == 'C:\\data\\"new".csv'
     assert table.pop("context_columns") == ["a", "b c"]
@@ -241,7 +244,8 @@ def test_settings_without_their_file(run):
 def test_settings_of_version_0_1_are_understood(run):
     (run.path / "config.toml").write_text("data = 'rose'\nstep_size = 0.25\n")
     config = run.settings().config
-    assert config == TrainConfig(jko_step=0.25, optimizer="adam", weight_decay=0.0)  # by which it trained
+    trained = TrainConfig(jko_step=0.25, optimizer="adam", weight_decay=0.0, first_layer_scale=1.0, divide=1)
+    assert config == trained  # by which it trained
     assert run.table() == {"data": "rose", "step_size": 0.25}  # as it stands there
 
 

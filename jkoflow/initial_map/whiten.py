@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jkoflow.initial_map.covariance import shrunk_covariance
+from jkoflow.initial_map.rowwise import rowwise_product
 
 
 class Whiten(nn.Module):
@@ -25,7 +26,7 @@ class Whiten(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("root", root)
-        self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._known: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def fit(cls, rows: Tensor) -> Whiten:
@@ -39,29 +40,29 @@ class Whiten(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
-        factors, pivots, log_det = self._factorised()
-        centred = (x - self.mean).T
-        return torch.linalg.lu_solve(factors, pivots, centred).T.contiguous(), -log_det.expand(x.shape[0])
+        inverse, log_det = self._inverted()
+        return rowwise_product(x - self.mean, inverse.T), -log_det.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
-        return y @ self.root.T + self.mean, self._factorised()[2].expand(y.shape[0])
+        return rowwise_product(y, self.root.T) + self.mean, self._inverted()[1].expand(y.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state without the cached factors, since the version counters of copies begin anew."""
+        """Returns the state without the cached inverse, since the version counters of copies begin anew."""
         return {**self.__dict__, "_known": None}
 
-    def _factorised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns LU factors, pivots and log det of the root, computed anew only if the root has changed."""
+    def _inverted(self) -> tuple[Tensor, Tensor]:
+        """Returns inverse and log det of the root, computed anew only if the root has changed."""
         root = self.root
         if torch.compiler.is_compiling() or root.is_inference():  # what has no version may change unseen
-            return _factorise(root)
+            return _invert(root)
         known = self._known
         if known is None or known[0] is not root or known[1] != root._version:
             with torch.inference_mode(False), torch.no_grad():  # to be used in any mode
-                known = self._known = root, root._version, _factorise(root)
+                known = self._known = root, root._version, _invert(root)
         return known[2]
 
 
-def _factorise(root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return *torch.linalg.lu_factor(root), torch.linalg.slogdet(root)[1]
+def _invert(root: Tensor) -> tuple[Tensor, Tensor]:
+    exact = root.double()
+    return torch.linalg.inv(exact).to(root.dtype), torch.linalg.slogdet(exact)[1].to(root.dtype)

@@ -75,8 +75,7 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
 
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
     if recipe == AUTO:
-        gain = _gain(rows, "whiten", "whiten+radial")
-        recipe = "whiten+radial" if gain.is_clear and gain.value >= RADIAL_GAIN * rows.shape[1] else "whiten"
+        recipe = "whiten+radial" if _radial_gain(rows) >= RADIAL_GAIN * rows.shape[1] else "whiten"
     return InitialMap.fit(rows, recipe)
 
 
@@ -84,7 +83,12 @@ def wants_splines(rows: Tensor) -> bool:
     """Tells whether splines of all columns should go before the rest of the map of standardised rows (N, d)."""
     alone, together = _gain(rows, "none", "marginals"), _gain(rows, "whiten", "marginals+whiten")
     enough = alone.value >= MARGINALS_GAIN * rows.shape[1] and together.value >= MARGINALS_KEPT * alone.value
-    return enough and together.is_clear
+    return enough and together.is_clear and together.value >= _radial_gain(rows)
+
+
+def _radial_gain(rows: Tensor) -> float:
+    """Returns what rows gain from a radial map behind whitening; no gain of heavy tails would be clear."""
+    return _gain(rows, "whiten", "whiten+radial").value
 
 
 def _gain(rows: Tensor, before: str, after: str) -> Gain:

@@ -34,23 +34,24 @@ PROBES = 500
 
 
 @torch.no_grad()
-def first_layer_scale(rows: Tensor) -> float:
+def first_layer_scale(rows: Tensor, context: Tensor | None = None) -> float:
     """Returns the factor by which the first layer's initial weights and biases are multiplied.
 
     It is the median distance between two rows, over the median distance from a row to its `NEIGHBORS`-th neighbor.
 
     Arguments:
         rows: The rows that enter the block, with shape (N, d).
+        context: Standardised conditioning variables, with shape (N, c), beside which the rows are looked at.
 
     Returns:
         The factor, from 1 to `MOST_SCALE`; 1 if there are no more rows than neighbors wanted.
 
     Example:
-        >>> torch.manual_seed(0)
-        >>> [round(first_layer_scale(torch.randn(4000, d)), 1) for d in (1, 2, 10)]
-        [30.0, 11.5, 2.1]
+        >>> rows = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0))
+        >>> [round(first_layer_scale(rows[:, :d])) for d in (1, 2, 10)]
+        [30, 8, 2]
     """
-    rows = spread_rows(rows, ROWS)
+    rows = spread_rows(rows if context is None else torch.cat([rows, context], 1), ROWS)
     if len(rows) <= NEIGHBORS:
         return 1.0
     probes = spread_rows(rows, PROBES)

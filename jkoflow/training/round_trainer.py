@@ -78,7 +78,7 @@ class RoundTrainer:
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
         given = self.run.config.first_layer_scale
-        self._scale = first_layer_scale(self.samples.train) if given is None else given
+        self._scale = first_layer_scale(self.samples.train, self.samples.train_context) if given is None else given
         self._saved_fit: FitState | None = None
         self._costs: Costs | None = None  # of the last fit
 

@@ -28,6 +28,10 @@ MOMENT_ROWS = 4096
 """Rows whose moments are summed at once."""
 
 
+NEAR = 100.0
+"""Distance from the mean, in deviations of a column, up to which all of its values may go through a spline."""
+
+
 def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JKOFlow:
     """Returns a flow without blocks: the links, the standardisation and the initial map of the data."""
     choices, context_choices = treatments
@@ -36,10 +40,10 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     context, context_links = _context_moments(data, context_choices)
     flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(spread_rows(data.train, FIT_ROWS))[0]
-    if config.initial_map == AUTO and wants_splines(standardised):
-        choices = [_through_quantiles(choice) for choice in choices]
-    columns = {scale: found for scale in FITS if (found := _columns(choices, scale))}
-    first = fit_columns(standardised, columns, _reach(flow, data)) if columns else []
+    splines = config.initial_map == AUTO and _are_near(standardised) and wants_splines(standardised)
+    scales = [_through_quantiles(choice).scale if splines else choice.scale for choice in choices]
+    columns = {scale: found for scale in FITS if (found := [c for c, own in enumerate(scales) if own is scale])}
+    first = fit_columns(standardised, columns, _reach(flow, data, choices)) if columns else []
     flow.initial_map = fit_map(standardised, config.initial_map, first)
     return flow
 
@@ -79,14 +83,21 @@ def _first_nll(flow: JKOFlow, data: Dataset) -> float:
     return float(torch.cat(nlls).mean().nan_to_num(math.inf))
 
 
-def _columns(choices: Sequence[Choice], scale: Scale) -> list[int]:
-    return [column for column, choice in enumerate(choices) if choice.scale is scale]
+def _are_near(rows: Tensor) -> bool:
+    """Tells whether no value of standardised rows (N, d) is so far out that splines would hide it."""
+    return len(rows) > 0 and float(rows.abs().max()) <= NEAR
 
 
-def _reach(flow: JKOFlow, data: Dataset) -> Tensor:
-    """Returns the least and the largest value of every standardised column over the rows of all parts, (2, d)."""
+def _reach(flow: JKOFlow, data: Dataset, choices: Sequence[Choice]) -> Tensor:
+    """Returns the least and the largest value of every standardised column, with shape (2, d).
+
+    Those of a column whose mean and deviation mislead are over the rows of all parts. Others have none far out among
+    the training rows, and where another part has one, it is to be noticed.
+    """
     ends = [flow.standardized(rows)[0].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
-    return torch.stack([torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)])
+    own = torch.tensor([choice.scale is Scale.MOMENTS for choice in choices], device=ends[0].min.device)
+    low, high = torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)
+    return torch.stack([torch.where(own, ends[0].min, low), torch.where(own, ends[0].max, high)])
 
 
 def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
