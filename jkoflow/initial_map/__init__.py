@@ -5,7 +5,7 @@ distances from the centre those of the base. The blocks learn the rest, which ne
 """
 
 from jkoflow.initial_map.chain import RECIPES, STAGES, InitialMap
-from jkoflow.initial_map.held_out import clear_recipe, held_out_nll
+from jkoflow.initial_map.held_out import held_out_nll
 from jkoflow.initial_map.marginals import CORE_SEARCH, Marginals, is_partial
 from jkoflow.initial_map.radial import Radial
 from jkoflow.initial_map.whiten import Whiten
@@ -18,7 +18,6 @@ __all__ = [
     "Marginals",
     "Radial",
     "Whiten",
-    "clear_recipe",
     "held_out_nll",
     "is_partial",
 ]

@@ -1,4 +1,4 @@
-"""The choice of a recipe by rows that are held out, since few rows make a map of many knots fit their chance.
+"""What a recipe is worth to rows that are held out, since few rows make a map of many knots fit their chance.
 
 A map is fitted in closed form, so that it can be fitted several times, each time without some of the rows, and every
 row is judged by a map that has not seen it. No row is lost to the choice.
@@ -7,12 +7,10 @@ row is judged by a map that has not seen it. No row is lost to the choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from jkoflow.gain import clearly_best
 from jkoflow.initial_map.chain import InitialMap
 
 FOLDS = 5
@@ -42,18 +40,3 @@ def held_out_nll(rows: Tensor, recipe: str) -> Tensor:
         constant = 0.5 * rows.shape[1] * math.log(2 * math.pi)
         losses[held_out] = 0.5 * y.square().sum(1) + constant - logdet
     return losses
-
-
-def clear_recipe(rows: Tensor, recipes: Sequence[str]) -> str:
-    """Returns the first of the recipes, or the best of those by which held-out rows clearly gain over the first.
-
-    Arguments:
-        rows: Rows in random order, at least `FOLDS`, with shape (N, d).
-        recipes: Names of recipes, the simplest first.
-
-    Example:
-        >>> rows = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-        >>> clear_recipe(rows, ["whiten", "whiten+radial", "marginals+whiten"])
-        'whiten'
-    """
-    return recipes[clearly_best([held_out_nll(rows, recipe) for recipe in recipes])]
