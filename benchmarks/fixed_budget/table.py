@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 NAMES = {
-    "jkoflow": "jkoflow, block by block",
+    "jkoflow": "jkoflow",
     "end_to_end": "the same blocks, end to end",
     "flow_matching": "flow matching",
     "local_flow_matching": "local flow matching",
