@@ -16,6 +16,10 @@ LATER_SETTINGS = {"optimizer": "adam", "weight_decay": 0.0, "first_layer_scale":
 """Settings that came after version 0.1, with the values by which it trained; later runs name their optimizer."""
 
 
+FORMER_AUTO = "auto-0.1"
+"""The choice of the initial map by which version 0.1 trained, whose blocks fit behind no other map."""
+
+
 def under_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments or settings under their present names.
 
@@ -37,13 +41,18 @@ def of_earlier_run(values: Mapping[str, Any]) -> dict[str, Any]:
     Settings that there were not then have the values by which that version trained, whatever the defaults are today.
 
     Example:
-        >>> of_earlier_run({"step_size": 0.5})
-        {'optimizer': 'adam', 'weight_decay': 0.0, 'first_layer_scale': 1.0, 'divide': 1, 'jko_step': 0.5}
+        >>> settings = of_earlier_run({"step_size": 0.5})
+        >>> settings["jko_step"], settings["optimizer"], settings["initial_map"]
+        (0.5, 'adam', 'auto-0.1')
         >>> of_earlier_run({"optimizer": "muon", "weight_decay": 0.2})["optimizer"]
         'muon'
     """
     present = under_present_names(values)
-    return present if "optimizer" in present else {**LATER_SETTINGS, **present}
+    if "optimizer" in present:
+        return present
+    if present.get("initial_map", "auto") == "auto":
+        present["initial_map"] = FORMER_AUTO
+    return {**LATER_SETTINGS, **present}
 
 
 def accepts_former_names(function: Callable[P, T]) -> Callable[P, T]:

@@ -336,7 +336,7 @@ def test_bounded_and_skewed_columns_have_their_densities(distribution, low, high
     rows, fresh = distribution.sample((8000, 1)), distribution.sample((8000, 1))
     fresh = fresh[(fresh > low) & (fresh < high)][:, None]  # float32 rounds some to the bound
     found, flow = gap(rows, fresh, lambda x: distribution.log_prob(x)[:, 0])
-    assert abs(found) < 0.04
+    assert abs(found) < 0.03
     with torch.no_grad():
         drawn = flow.sample(20_000)
     assert bool(((drawn >= low) & (drawn <= high)).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -31,7 +30,7 @@ def with_matrices(name: str, model: Model, config: TrainConfig, rate: float) -> 
         raise ValueError(f"optimizer {name!r} is for chains of blocks, got a {type(model).__name__}; take adam")
     rates = peak_rates(name, model.flow.dim, rate)
     return build_optimizer(
-        Chain(model.flow.stack), name, rates, config.weight_decay, config.beta1, config.beta2, math.inf
+        Chain(model.flow.stack), name, rates, config.weight_decay, config.beta1, config.beta2, config.clip_norm
     )
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from jkoflow.data.continuous import Scale
+from jkoflow.flow import base_log_prob
+from jkoflow.former_names import FORMER_AUTO
 from jkoflow.gain import Gain, paired_gain
 from jkoflow.initial_map import InitialMap, Marginals, held_out_nll
 from jkoflow.metrics import spread_rows
@@ -76,14 +78,25 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
 def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
     if recipe == AUTO:
         recipe = "whiten+radial" if _radial_gain(rows) >= RADIAL_GAIN * rows.shape[1] else "whiten"
+    if recipe == FORMER_AUTO:
+        gain = _mean_nll(rows, "whiten") - _mean_nll(rows, "whiten+radial")
+        recipe = "whiten+radial" if gain >= RADIAL_GAIN * rows.shape[1] else "none"
     return InitialMap.fit(rows, recipe)
+
+
+def _mean_nll(rows: Tensor, recipe: str) -> float:
+    """Returns the mean NLL of the rows (N, d) that a recipe is fitted to, as if their images were standard Gaussian."""
+    y, logdet = InitialMap.fit(rows, recipe)(rows)
+    return -float((base_log_prob(y) + logdet).double().mean())
 
 
 def wants_splines(rows: Tensor) -> bool:
     """Tells whether splines of all columns should go before the rest of the map of standardised rows (N, d)."""
-    alone, together = _gain(rows, "none", "marginals"), _gain(rows, "whiten", "marginals+whiten")
-    enough = alone.value >= MARGINALS_GAIN * rows.shape[1] and together.value >= MARGINALS_KEPT * alone.value
-    return enough and together.is_clear and together.value >= _radial_gain(rows)
+    alone = _gain(rows, "none", "marginals").value
+    if not alone >= MARGINALS_GAIN * rows.shape[1]:
+        return False
+    together = _gain(rows, "whiten", "marginals+whiten")
+    return together.value >= MARGINALS_KEPT * alone and together.is_clear and together.value >= _radial_gain(rows)
 
 
 def _radial_gain(rows: Tensor) -> float:

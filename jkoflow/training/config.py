@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from jkoflow.activation import parse_activation
-from jkoflow.former_names import accepts_former_names, attribute, of_earlier_run, under_present_names
+from jkoflow.former_names import FORMER_AUTO, accepts_former_names, attribute, of_earlier_run, under_present_names
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
@@ -46,8 +46,8 @@ class TrainConfig:
         seed: Seed of the first parameters and of the order of the rows.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
-            takes ``"whiten+radial"`` where the rows' distances from the centre span orders of magnitude, and else
-            ``"none"`` (`jkoflow.training.choose_map`). A given ``start`` keeps its own.
+            whitens, with splines before or a radial map behind where rows that are held out gain from these
+            (`jkoflow.training.choose_map`); ``"auto-0.1"`` chooses as version 0.1 did. A given ``start`` keeps its own.
         hidden: Widths of the velocity's hidden layers.
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
@@ -72,7 +72,7 @@ class TrainConfig:
             the JKO step size; 1 means none. A round that leaves the validation NLL no better is undone.
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
-            undone like the others if it gains nothing. None means 0.8 under a time budget that is long enough to profit
+            undone like the others if it gains nothing. None means what a time budget's plan has
             (`jkoflow.training.plan.plan_run`), and 0 under any other or without one.
         divide: Number of blocks that every block is divided into before all are trained together, each for a part of
             the block's time interval and with a velocity of its own. None means what a time budget's plan has, and 1
@@ -168,7 +168,7 @@ class TrainConfig:
             allowed: Range | None = field.metadata.get("range")
             if allowed is not None and value is not None and not allowed.holds(value):
                 raise ValueError(f"{field.name} must {allowed.words}, got {value}")
-        if self.initial_map != "auto" and self.initial_map not in RECIPES:
+        if self.initial_map not in ("auto", FORMER_AUTO, *RECIPES):
             raise ValueError(f"initial_map must be auto or one of {', '.join(RECIPES)}, got {self.initial_map!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")

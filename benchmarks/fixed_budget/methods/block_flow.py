@@ -26,7 +26,6 @@ class BlockFlow(GridModel):
         flow: The flow, whose blocks are all integrated on the same grid.
         grid: The grid of every block at level 0.
         finest_training: Cost of the grid at which `refine` ends.
-        scale: Scale of the blocks' first layers.
         kinetic: Weight of the kinetic energy, the sum of the blocks' squared movements, in `loss`.
     """
 
