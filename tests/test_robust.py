@@ -19,7 +19,9 @@ from jkoflow.links import Link, Links
 from jkoflow.training.start import plain_flow
 from jkoflow.training.state import RunError
 
-CONFIG = TrainConfig(hidden=(16,), max_blocks=1, iterations_per_block=150, batch_size=500, val_rows=1000)
+CONFIG = TrainConfig(
+    hidden=(16,), max_blocks=1, iterations_per_block=150, batch_size=500, val_rows=1000, first_layer_scale=1.0
+)
 LINKS = [
     Link("log", lower=-2.0),
     Link("log", lower=0.0),
