@@ -7,7 +7,7 @@ from scipy import stats
 
 from jkoflow.data import DataError, Dataset, DataWarning, TableOptions, as_table
 from jkoflow.data.columns.codec import Category, Count, Lattice, fit_lattice
-from jkoflow.data.columns.dependence import find_dependences
+from jkoflow.data.columns.dependence import Rounding, find_dependences
 from jkoflow.data.columns.inspection import inspect_table
 from jkoflow.data.columns.kinds import plan_column
 from jkoflow.data.columns.lattice import find_spacing
@@ -385,10 +385,9 @@ def dependences(**columns):
 
 
 def rounding(values):
-    exact = values.astype(float)
-    digits = 8 * float(np.finfo(values.dtype).eps) * np.abs(exact)
-    spacing = find_spacing(exact, values.dtype)
-    return digits + (0.5 * spacing.step if spacing is not None and not spacing.whole else 0.0)
+    spacing = find_spacing(values.astype(float), values.dtype)
+    step = 0.5 * spacing.step if spacing is not None and not spacing.whole else 0.0
+    return Rounding(8 * float(np.finfo(values.dtype).eps), step)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -525,7 +524,7 @@ def test_a_function_in_nearly_all_rows_is_told(random, wrong):
         assert isinstance(prepare(table(a=a, b=b, y=y), "t", 0, TableOptions(), frames=False), Dataset)
     zero = random.random(ROWS) < 0.95
     both = find_dependences(
-        {"a": np.where(zero, 0, a), "b": np.where(zero, 0, b)}, {"a": np.zeros(ROWS), "b": np.zeros(ROWS)}
+        {"a": np.where(zero, 0, a), "b": np.where(zero, 0, b)}, dict.fromkeys("ab", Rounding(0.0, 0.0))
     )
     assert both == []
 

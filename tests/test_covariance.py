@@ -11,7 +11,7 @@ from jkoflow.gain import clearly_best, errors_beyond_chance, paired_gain
 from jkoflow.initial_map import InitialMap, Whiten, held_out_nll
 from jkoflow.initial_map import covariance as module
 from jkoflow.initial_map.covariance import FACTORS, ledoit_wolf, shrunk_covariance
-from jkoflow.training.choose_map import wants_splines
+from jkoflow.training.choose_map import Worth
 
 
 def correlated(rows, dim, orders=3.0, seed=0):
@@ -157,8 +157,8 @@ def test_a_held_out_row_is_judged_by_the_other_folds(recipe):
 
 
 def test_splines_are_wanted_where_held_out_rows_gain_from_them():
-    assert not wants_splines(correlated(300, 8))
-    assert wants_splines(standardised(correlated(2000, 8, 0.5).mul(3).exp()))
+    assert not Worth(correlated(300, 8)).wants_splines
+    assert Worth(standardised(correlated(2000, 8, 0.5).mul(3).exp())).wants_splines
 
 
 def standardised(rows):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
+from jkoflow.data.columnwise import contiguous_columns, distinct_values
 from jkoflow.errors import UserError
 
 LARGEST = 1e18
@@ -125,14 +126,13 @@ def warn_about_columns(rows: NDArray[Any], features: Sequence[str]) -> None:
         rows: Finite numbers in the precision of their file, with shape (N, d).
         features: Names of the d columns.
     """
-    for column in range(rows.shape[1]):
-        values = rows[:, column]
+    for column, values in enumerate(contiguous_columns(rows)):
         label = column_label(features, column)
-        if len(values) >= 10 * FEW_VALUES and len(np.unique(values[:5000])) <= FEW_VALUES:
-            distinct = len(np.unique(values))
-            if distinct <= FEW_VALUES:
+        if len(values) >= 10 * FEW_VALUES and len(distinct_values(values[:5000])) <= FEW_VALUES:
+            count = len(distinct_values(values))
+            if count <= FEW_VALUES:
                 _warn(
-                    f"{label} takes only {distinct} distinct values: its density is unbounded and the likelihood "
+                    f"{label} takes only {count} distinct values: its density is unbounded and the likelihood "
                     "will say little; remove it, or add noise of its rounding step"
                 )
         warn_about_digits(values, label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataError, DataWarning, column_label
+from jkoflow.data.columnwise import contiguous_columns, distinct_values
 from jkoflow.data.dataset import Dataset
 from jkoflow.data.edges import bounded_links, is_crowded, positive_link
 from jkoflow.data.ordered_values import OrderedValues
@@ -31,6 +32,12 @@ STRAIGHT = 5.0
 
 WILD_DISTANCE = 12.0
 """Distance from the median, in spreads, beyond which a value is wild; exponential tails reach 10 in a million rows."""
+
+SIGHT_ROWS = 100_000
+"""Number of values of a column above which a part of them is looked at first."""
+
+PLAIN = "mean and deviation describe it"
+"""Reason of the choice for a column that is taken as it is."""
 
 FEW_VALUES = 20
 """Number of distinct values up to which a column is discrete and has no link."""
@@ -108,7 +115,7 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
     """
     column = OrderedValues.of(values, others)
     few = column.ordered[:: max(len(column.ordered) // 5000, 1)]
-    if len(np.unique(few)) <= FEW_VALUES:
+    if len(distinct_values(few)) <= FEW_VALUES:
         return Choice(Link(), Scale.MOMENTS, "few distinct values")
     for link, reason in bounded_links(column):
         behind = column.through(link)
@@ -121,7 +128,7 @@ def choose_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Cho
         return _asinh(column, wild)
     if is_crowded(column):
         return Choice(Link(), Scale.ENDS, "crowded at an edge that is no round number")
-    return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
+    return Choice(Link(), Scale.MOMENTS, PLAIN)
 
 
 def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None) -> Choice:
@@ -133,7 +140,7 @@ def choose_context_link(values: NDArray[Any], others: NDArray[Any] | None = None
         return Choice(found[0], _tails(behind) if wild else Scale.MOMENTS, "; ".join(filter(None, (found[1], wild))))
     if wild := _wild(column):
         return _asinh(column, wild)
-    return Choice(Link(), Scale.MOMENTS, "mean and deviation describe it")
+    return Choice(Link(), Scale.MOMENTS, PLAIN)
 
 
 def _asinh(column: OrderedValues, wild: str) -> Choice:
@@ -238,16 +245,26 @@ def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequenc
     if not features:
         return []
     train, *rest = (getattr(data, f"{part}{suffix}").detach().cpu().numpy() for part in ("train", "val", "test"))
-    others = np.concatenate(rest)
     choose = choose_context_link if suffix else choose_link
+    links = [None] * len(features) if given is None else given
+    columns = zip(contiguous_columns(train), contiguous_columns(np.concatenate(rest)), strict=True)
     choices = []
-    for index, link in enumerate([None] * len(features) if given is None else given):
+    for link, (values, others) in zip(links, columns, strict=True):
         if link is None:
-            choices.append(choose(train[:, index], others[:, index]))
+            choices.append(_chosen(choose, values, others))
         else:
-            _check_bounds(link, np.concatenate([train[:, index], others[:, index]]), column_label(features, index))
-            choices.append(given_choice(link, train[:, index], others[:, index]))
+            _check_bounds(link, np.concatenate([values, others]), column_label(features, len(choices)))
+            choices.append(given_choice(link, values, others))
     return choices
+
+
+def _chosen(choose: Callable[..., Choice], values: NDArray[Any], others: NDArray[Any]) -> Choice:
+    """Returns the choice for a column, for which a part of many values and their extremes are enough if it is plain."""
+    if len(values) > SIGHT_ROWS:
+        part = np.append(values[:: len(values) // SIGHT_ROWS + 1], [values.min(), values.max()])
+        if (choice := choose(part, others)).reason == PLAIN:
+            return choice
+    return choose(values, others)
 
 
 def _check_bounds(link: Link, values: NDArray[Any], label: str) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.data.checks import DataError, check_finite, check_unmasked, check_varies, warn_about_columns
+from jkoflow.data.columnwise import contiguous_columns
 from jkoflow.data.repeats import warn_about_shared_rows
 from jkoflow.links import Link
 
@@ -162,7 +163,7 @@ def warn_once(data: Dataset) -> None:
 
 def _columns(rows: Tensor, context: Tensor | None) -> list[NDArray[Any]]:
     tables = [rows] if context is None else [rows, context]
-    return [column for table in tables for column in table.detach().cpu().numpy().T]
+    return [column for table in tables for column in contiguous_columns(table.detach().cpu().numpy())]
 
 
 def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:

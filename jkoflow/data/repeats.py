@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataWarning
+from jkoflow.data.columnwise import distinct_values
 
 Keys = NDArray[np.uint64]
 
@@ -23,6 +24,9 @@ CHANCE_FACTOR = 2
 WINDOWS = (2, 50)
 """Numbers of distinct values on either side by which the density of a column at one of them is estimated. The large one
 is precise, the small one also holds beside an outlier; the larger density counts."""
+
+AT_ONCE = 8192
+"""Rows whose keys are computed at once, so that they stay in the cache."""
 
 _MISSING = np.uint64(0x7FF8DEAD00000000)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -57,6 +61,15 @@ def mix(columns: Sequence[Keys]) -> Keys:
     return keys
 
 
+def row_keys(columns: Sequence[NDArray[Any]]) -> Keys:
+    """Returns one key for each row of columns (N,) of any kind; equal rows have equal keys."""
+    if any(column.dtype.kind not in "fbiumM" for column in columns):  # text is numbered as it comes
+        return mix([column_bits(column) for column in columns])
+    starts = range(0, len(columns[0]), AT_ONCE)
+    parts = [[column[start : start + AT_ONCE] for column in columns] for start in starts]
+    return np.concatenate([mix([column_bits(column) for column in part]) for part in parts] or [np.empty(0, np.uint64)])
+
+
 def group_numbers(keys: Keys) -> NDArray[np.int64]:
     """Numbers equal keys alike, from 0 on in the order in which they first come; returns an array of shape (N,)."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -78,7 +91,7 @@ def row_groups(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
         >>> row_groups([np.array([1.5, 2.0, 1.5]), np.array(["a", "b", "a"], dtype=object)])
         array([0, 1, 0])
     """
-    return group_numbers(mix([column_bits(column) for column in columns]))
+    return group_numbers(row_keys(columns))
 
 
 def made_by_chance(columns: Sequence[NDArray[Any]], groups: NDArray[np.int64]) -> bool:
@@ -99,19 +112,14 @@ def made_by_chance(columns: Sequence[NDArray[Any]], groups: NDArray[np.int64]) -
     if len(columns) > 1 and repeats <= CHANCE_FACTOR * _repeats_if_independent(columns):
         return True
     # A column that tells its row, such as the only one, or one of which the others are functions.
-    telling = next((column for column in columns if _count_distinct(column_bits(column)) == len(sizes)), None)
+    telling = next((column for column in columns if len(distinct_values(column_bits(column))) == len(sizes)), None)
     return telling is not None and repeats <= CHANCE_FACTOR * _expected_ties(telling)
 
 
 def _repeats_if_independent(columns: Sequence[NDArray[Any]]) -> int:
     generator = np.random.default_rng(0)
     keys = mix([generator.permutation(column_bits(column)) for column in columns])
-    return len(keys) - _count_distinct(keys)
-
-
-def _count_distinct(keys: Keys) -> int:
-    ordered = np.sort(keys)  # several times as fast as numpy.unique
-    return 1 + int((ordered[1:] != ordered[:-1]).sum())
+    return len(keys) - len(distinct_values(keys))
 
 
 def _expected_ties(column: NDArray[Any]) -> float:
@@ -156,12 +164,13 @@ def warn_about_shared_rows(parts: Sequence[Sequence[NDArray[Any]]]) -> None:
         parts: The d columns of the training, validation and test rows.
     """
     columns = [np.concatenate(values) for values in zip(*parts, strict=True)]
-    groups = row_groups(columns)
+    keys = row_keys(columns)
     starts = np.cumsum([0, *(len(part[0]) for part in parts)])
-    trained = np.zeros(int(groups.max()) + 1, dtype=bool)
-    trained[groups[: starts[1]]] = True
-    shared = [int(trained[groups[a:b]].sum()) for a, b in itertools.pairwise(starts[1:])]
-    if sum(shared) < TOLD_FROM * (starts[-1] - starts[1]) or sum(shared) == 0 or made_by_chance(columns, groups):
+    trained = np.isin(keys[starts[1] :], keys[: starts[1]])
+    shared = [int(trained[a - starts[1] : b - starts[1]].sum()) for a, b in itertools.pairwise(starts[1:])]
+    if sum(shared) < TOLD_FROM * (starts[-1] - starts[1]) or sum(shared) == 0:
+        return
+    if made_by_chance(columns, group_numbers(keys)):
         return
     told = " and ".join(
         f"{count} of {len(part[0])} {name} rows"

@@ -43,18 +43,61 @@ FIT_ROWS = 100_000
 """Largest number of rows that a map is fitted to; more rows do not move its quantiles."""
 
 
-def fit_map(rows: Tensor, recipe: str, first: Sequence[Marginals] = ()) -> InitialMap:
+class Worth:
+    """What recipes are worth to standardised rows, each judged by maps that were fitted to other rows.
+
+    Arguments:
+        rows: The rows, with shape (N, d), of which `CHOICE_ROWS` are looked at.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.columns = rows.shape[1]
+        self._rows = spread_rows(rows, CHOICE_ROWS)
+        self._nll: dict[str, Tensor] = {}
+
+    def gain(self, before: str, after: str) -> Gain:
+        """Returns what the rows gain from one recipe to another; nothing if they are too few."""
+        if len(self._rows) < FEWEST_ROWS:
+            return Gain(0.0, math.nan)
+        return paired_gain(self._of(before), self._of(after))
+
+    def _of(self, recipe: str) -> Tensor:
+        if recipe not in self._nll:
+            self._nll[recipe] = held_out_nll(self._rows, recipe)
+        return self._nll[recipe]
+
+    @property
+    def wants_splines(self) -> bool:
+        """Tells whether splines of all columns should go before the rest of the map."""
+        alone = self.gain("none", "marginals").value
+        if not alone >= MARGINALS_GAIN * self.columns:
+            return False
+        together = self.gain("whiten", "marginals+whiten")
+        return together.value >= MARGINALS_KEPT * alone and together.is_clear and together.value >= self._radial_gain
+
+    @property
+    def wants_radial(self) -> bool:
+        """Tells whether a radial map should go behind whitening."""
+        return self._radial_gain >= RADIAL_GAIN * self.columns
+
+    @property
+    def _radial_gain(self) -> float:
+        return self.gain("whiten", "whiten+radial").value  # no gain of heavy tails would be clear
+
+
+def fit_map(rows: Tensor, recipe: str, first: Sequence[Marginals] = (), worth: Worth | None = None) -> InitialMap:
     """Returns the initial map that is fitted to standardised rows (N, d).
 
     Arguments:
         rows: The rows.
         recipe: Name of the recipe, or `AUTO`.
         first: Maps of some of the columns that go before the recipe.
+        worth: What recipes are worth to the rows, if that is known; not used behind other maps.
     """
     rows = spread_rows(rows, FIT_ROWS)
     for stage in first:
         rows = stage(rows)[0]
-    rest = _fit_recipe(rows, recipe)
+    rest = _fit_recipe(rows, recipe, Worth(rows) if first or worth is None else worth)
     return rest.behind(first) if first else rest
 
 
@@ -75,9 +118,9 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
     return [stage.to(rows.dtype) for stage in stages]
 
 
-def _fit_recipe(rows: Tensor, recipe: str) -> InitialMap:
+def _fit_recipe(rows: Tensor, recipe: str, worth: Worth) -> InitialMap:
     if recipe == AUTO:
-        recipe = "whiten+radial" if _radial_gain(rows) >= RADIAL_GAIN * rows.shape[1] else "whiten"
+        recipe = "whiten+radial" if worth.wants_radial else "whiten"
     if recipe == FORMER_AUTO:
         gain = _mean_nll(rows, "whiten") - _mean_nll(rows, "whiten+radial")
         recipe = "whiten+radial" if gain >= RADIAL_GAIN * rows.shape[1] else "none"
@@ -88,25 +131,3 @@ def _mean_nll(rows: Tensor, recipe: str) -> float:
     """Returns the mean NLL of the rows (N, d) that a recipe is fitted to, as if their images were standard Gaussian."""
     y, logdet = InitialMap.fit(rows, recipe)(rows)
     return -float((base_log_prob(y) + logdet).double().mean())
-
-
-def wants_splines(rows: Tensor) -> bool:
-    """Tells whether splines of all columns should go before the rest of the map of standardised rows (N, d)."""
-    alone = _gain(rows, "none", "marginals").value
-    if not alone >= MARGINALS_GAIN * rows.shape[1]:
-        return False
-    together = _gain(rows, "whiten", "marginals+whiten")
-    return together.value >= MARGINALS_KEPT * alone and together.is_clear and together.value >= _radial_gain(rows)
-
-
-def _radial_gain(rows: Tensor) -> float:
-    """Returns what rows gain from a radial map behind whitening; no gain of heavy tails would be clear."""
-    return _gain(rows, "whiten", "whiten+radial").value
-
-
-def _gain(rows: Tensor, before: str, after: str) -> Gain:
-    """Returns what rows gain from one recipe to another, both fitted to other rows; nothing if there are too few."""
-    rows = spread_rows(rows, CHOICE_ROWS)
-    if len(rows) < FEWEST_ROWS:
-        return Gain(0.0, math.nan)
-    return paired_gain(held_out_nll(rows, before), held_out_nll(rows, after))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jkoflow import metrics, two_sample
 from jkoflow.data import Dataset
+from jkoflow.data.columnwise import contiguous_columns
 from jkoflow.data.seen import quantiles
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
@@ -130,7 +131,7 @@ def _seen(data: Dataset) -> dict[str, list[float]]:
     return {
         name: quantiles(values)
         for names, rows in tables
-        for name, values in zip(names, rows.detach().cpu().numpy().T, strict=True)
+        for name, values in zip(names, contiguous_columns(rows.detach().cpu().numpy()), strict=True)
     }
 
 

@@ -19,7 +19,7 @@ from jkoflow.initial_map import CORE_SEARCH, Radial
 from jkoflow.links import Link, Links, links_or_none
 from jkoflow.metrics import spread_rows
 from jkoflow.ops.grid import Grid
-from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, fit_columns, fit_map, wants_splines
+from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, Worth, fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.pushed import PushedSamples, generator
 from jkoflow.velocity import MLPVelocity
@@ -27,6 +27,8 @@ from jkoflow.velocity import MLPVelocity
 MOMENT_ROWS = 4096
 """Rows whose moments are summed at once."""
 
+ENTERED_ROWS = 8192
+"""Rows that go through the initial map at once, so that what lies between its stages stays in the cache."""
 
 NEAR = 100.0
 """Distance from the mean, in deviations of a column, up to which all of its values may go through a spline."""
@@ -40,11 +42,12 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     context, context_links = _context_moments(data, context_choices)
     flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(spread_rows(data.train, FIT_ROWS))[0]
-    splines = config.initial_map == AUTO and _are_near(standardised) and wants_splines(standardised)
+    worth = Worth(standardised)
+    splines = config.initial_map == AUTO and _are_near(standardised) and worth.wants_splines
     scales = [_through_quantiles(choice).scale if splines else choice.scale for choice in choices]
     columns = {scale: found for scale in FITS if (found := [c for c, own in enumerate(scales) if own is scale])}
     first = fit_columns(standardised, columns, _reach(flow, data, choices)) if columns else []
-    flow.initial_map = fit_map(standardised, config.initial_map, first)
+    flow.initial_map = fit_map(standardised, config.initial_map, first, worth)
     return flow
 
 
@@ -125,7 +128,9 @@ def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
     """Returns the data as they enter the flow's first block, with at most ``val_rows`` validation rows."""
     device = flow.standardize.mean.device
     with torch.no_grad():
-        train, _ = flow.enter(data.train.to(device))
+        train = torch.empty_like(data.train, device=device)
+        for rows, entered in zip(data.train.split(ENTERED_ROWS), train.split(ENTERED_ROWS), strict=True):
+            entered.copy_(flow.enter(rows.to(device))[0])
         val, logdet = flow.initial_map(flow.standardized(spread_rows(data.val, val_rows).to(device))[0])
         contexts: tuple[Tensor | None, Tensor | None] = (None, None)
         if data.train_context is not None and data.val_context is not None:

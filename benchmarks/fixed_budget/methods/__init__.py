@@ -14,7 +14,7 @@ from fixed_budget.peer_training import train_peer
 from fixed_budget.problem import Problem
 from fixed_budget.trained import Trained
 from jkoflow.training import TrainConfig
-from jkoflow.training.choose_map import AUTO, fit_map, wants_splines
+from jkoflow.training.choose_map import AUTO, Worth, fit_map
 from jkoflow.training.first_layer import first_layer_scale
 from jkoflow.training.world import Clock
 
@@ -25,7 +25,7 @@ def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = 
     """Builds an end-to-end flow of the same blocks as block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
-    if initial_map == AUTO and wants_splines(rows):
+    if initial_map == AUTO and Worth(rows).wants_splines:
         initial_map = "marginals+whiten"
     entrance = fit_map(rows, initial_map)
     scale = first_layer_scale(entrance(rows)[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jkoflow.data.columns.codec import Array, Floats
 from jkoflow.data.columns.schema import Dependence
@@ -44,12 +45,40 @@ class Found(NamedTuple):
     """Share of the rows in which it holds."""
 
 
-def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, Floats]) -> list[Found]:
+class Rounding(NamedTuple):
+    """The size of the rounding of a column's values."""
+
+    relative: float
+    """As a share of the value."""
+    absolute: float
+    """In the column's units, beside the share."""
+
+    def of(self, values: Floats) -> Floats:
+        """Returns the size of the rounding of each of values (N,)."""
+        return self.relative * np.abs(values) + self.absolute
+
+
+class _Columns(NamedTuple):
+    """Columns in some of their rows."""
+
+    exact: Mapping[str, Floats]
+    precision: Mapping[str, Floats]
+    """Size of the rounding of each value."""
+    rows: NDArray[np.int64]
+    """Numbers of the rows that functions are fitted to."""
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Array], rounding: Mapping[str, Rounding], rows: NDArray[np.int64]) -> Self:
+        exact = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+        return cls(exact, {name: rounding[name].of(values) for name, values in exact.items()}, rows)
+
+
+def find_dependences(columns: Mapping[str, Array], rounding: Mapping[str, Rounding]) -> list[Found]:
     """Finds columns that are functions of columns before them: copies, affine and monotone functions, products, powers.
 
     Arguments:
         columns: Columns of numbers without missing values by name, each with shape (N,).
-        precision: For each value, with shape (N,), the size of its rounding, in its own units.
+        rounding: The rounding of each column.
 
     Returns:
         The dependent columns, each a function of columns that are none.
@@ -59,34 +88,47 @@ def find_dependences(columns: Mapping[str, Array], precision: Mapping[str, Float
     if len(names) < 2 or count < 2 * len(names) + SPARE_ROWS:
         return []
     rows = np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(int)
-    exact = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+    some = _Columns.of({name: values[rows] for name, values in columns.items()}, rounding, np.arange(len(rows)))
+    whole: _Columns | None = None  # of all rows, which takes memory, and time for each column
     found: list[Found] = []
     independent: list[str] = []
     for name in names:
-        hit = _affine(name, independent, exact, rows, precision)
-        hit = hit or _monotone(name, independent, exact, rows)
-        hit = hit or _product(name, independent, exact, rows, precision)
+        hit = None
+        if _function(name, independent, some) or _nearly_affine(name, independent, some):
+            whole = whole or _Columns.of(columns, rounding, rows)
+            hit = _function(name, independent, whole)
+            found += filter(None, [hit or _nearly_affine(name, independent, whole)])
         if hit is None:
             independent.append(name)
-            hit = _nearly_affine(name, independent[:-1], exact, rows, precision)
-        if hit is not None:
-            found.append(hit)
     return found
 
 
-def _nearly_affine(
-    name: str, others: list[str], exact: Mapping[str, Floats], rows: Array, precision: Mapping[str, Floats]
-) -> Found | None:
+def _function(name: str, others: list[str], columns: _Columns) -> Found | None:
+    """Finds a function of other columns that holds in all rows."""
+    exact, precision, rows = columns
+    hit = _affine(name, others, exact, rows, precision)
+    hit = hit or _monotone(name, others, exact, rows)
+    return hit or _product(name, others, exact, rows, precision)
+
+
+def _nearly_affine(name: str, others: list[str], columns: _Columns) -> Found | None:
     """Finds an affine function that holds in most rows, by leaving out the rows that miss it most, again and again."""
-    target, kept, off = exact[name], rows, np.zeros(len(exact[name]))
+    exact, precision, rows = columns
+    target, kept = exact[name], rows
     intercept, coefficients = 0.0, np.zeros(len(others))
+
+    def misses(chosen: NDArray[np.int64] | slice) -> Floats:
+        value = sum(a * exact[other][chosen] for a, other in zip(coefficients, others, strict=True))
+        return np.abs(target[chosen] - intercept - value)
+
     for _ in range(TRIMS):
         fitted = _fit(target, [exact[other] for other in others], kept)
         if fitted is None:
             return None
         intercept, coefficients = fitted
-        off = np.abs(target - intercept - sum(a * exact[other] for a, other in zip(coefficients, others, strict=True)))
-        kept = rows[off[rows] <= np.quantile(off[rows], NEARLY_ALL)]
+        off = misses(rows)
+        kept = rows[off <= np.quantile(off, NEARLY_ALL)]
+    off = misses(slice(None))
     noise = precision[name] + sum(abs(a) * precision[other] for a, other in zip(coefficients, others, strict=True))
     holds = off <= noise + LEAST_NOISE * float(np.quantile(np.abs(target), 0.9))
     # where one value is repeated, such as zero beside zero, any line through it holds

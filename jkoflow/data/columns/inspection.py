@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.columns.codec import Floats, missing
-from jkoflow.data.columns.dependence import Found, find_dependences
+from jkoflow.data.columns.codec import missing
+from jkoflow.data.columns.dependence import Found, Rounding, find_dependences
 from jkoflow.data.columns.kinds import ColumnPlan, plan_column
 from jkoflow.data.columns.lattice import find_spacing
 from jkoflow.data.columns.options import TableOptions
@@ -72,8 +72,8 @@ def joined(table: Table) -> dict[str, Column]:
     return columns
 
 
-def _complete(columns: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, Floats]]:
-    """Returns columns of numbers in the rows where none is missing, and the size of the rounding of each value.
+def _complete(columns: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, Rounding]]:
+    """Returns columns of numbers in the rows where none is missing, and the rounding of each.
 
     If fewer than half of the rows have no missing value, all rows of the columns without missing values are returned.
     """
@@ -96,10 +96,11 @@ def _is_dependent(override: Override | None) -> bool:
     return override is not None and override.kind == "dependent"
 
 
-def _rounding(values: Column) -> Floats:
-    """Returns the size of the rounding of values (N,): half a step of their lattice, and some digits of their type."""
-    exact = np.asarray(values, np.float64)
-    dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    spacing = find_spacing(exact, values.dtype)
-    rounded = 0.0 if spacing is None or values.dtype.kind != "f" or spacing.whole else 0.5 * spacing.step
-    return 8 * float(np.finfo(dtype).eps) * np.abs(exact) + rounded
+def _rounding(values: Column) -> Rounding:
+    """Returns the rounding of values (N,): half a step of their lattice, and some digits of their type."""
+    if values.dtype.kind != "f":
+        return Rounding(8 * float(np.finfo(np.float64).eps), 0.0)
+    spacing = find_spacing(np.asarray(values, np.float64), values.dtype)
+    return Rounding(
+        8 * float(np.finfo(values.dtype).eps), 0.0 if spacing is None or spacing.whole else 0.5 * spacing.step
+    )

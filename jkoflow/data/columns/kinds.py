@@ -35,6 +35,7 @@ from jkoflow.data.columns.spikes import (
     frequent_values,
     values_apart,
 )
+from jkoflow.data.columnwise import distinct_values
 from jkoflow.data.continuous import Scale, choose_link
 from jkoflow.links import Link
 
@@ -208,7 +209,7 @@ class _Decision:
             assert override is not None
             spikes = self._told_spikes(values) if override.spikes else []
             return self._mixed(self._real(values, fit, spikes, None), spikes)
-        distinct = np.unique(values)
+        distinct = distinct_values(values)
         given = override.arguments[0] if override is not None and override.arguments else None
         spacing = find_spacing(values, self.dtype, given if kind == "grid" else step)
         if kind == "integer" and (spacing is None or not spacing.whole):
