@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 from jkoflow.ops import Fixed
 from jkoflow.training.plan import (
+    DIVIDED_AT_ONCE,
     DIVIDED_SHARE,
     FEWEST_ROWS,
+    FIRST_WIDTH,
     LEAST_PUSHED,
     LEAST_TEST_ROWS,
+    LEAST_WIDTH,
+    MOST_WIDTH,
     Budget,
     Costs,
     EvaluationRows,
@@ -28,6 +32,7 @@ from jkoflow.training.plan import (
     plan_run,
     seconds_for_block,
     seconds_for_fit,
+    width_within,
 )
 
 positive = st.floats(1e-3, 1e3)
@@ -85,21 +90,31 @@ def test_evaluation_grows_with_everything_it_does():
 
 
 def test_the_speed_of_the_first_block_decides_the_number_of_blocks_unless_it_is_given():
-    quick, slow = (plan_run(60.0, 1, seconds, 6, None, free=False, fine=False) for seconds in (0.001, 0.05))
+    quick, slow = (plan_run(60.0, 1, seconds, 6, None, free=False, scale=3.0) for seconds in (0.001, 0.05))
     assert quick == RunPlan(blocks=6, finetune=0.8, divide=1)
     assert slow == RunPlan(blocks=2, finetune=0.0, divide=1)
-    assert plan_run(60.0, 1, 0.05, 6, 5, free=True, fine=False).blocks == 5
-    later = plan_run(60.0, 5, 0.001, 6, None, free=True, fine=False)
+    assert plan_run(60.0, 1, 0.05, 6, 5, free=True, scale=3.0).blocks == 5
+    later = plan_run(60.0, 5, 0.001, 6, None, free=True, scale=3.0)
     assert later.finetune == 0.0, "what later rounds take is not there for fine-tuning"
     assert later.blocks > 1
 
 
 def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
-    def plan(seconds, fine):
-        return plan_run(seconds, 1, 0.01, 6, None, free=True, fine=fine)
+    def plan(seconds, scale):
+        return plan_run(seconds, 1, 0.01, 6, None, free=True, scale=scale)
 
-    assert plan(60.0, fine=False) == RunPlan(blocks=1, finetune=DIVIDED_SHARE, divide=2)
-    assert plan(60.0, fine=True) == plan(1.0, fine=False) == RunPlan(blocks=1, finetune=0.0, divide=1)
+    assert plan(10.0, 3.0) == RunPlan(blocks=1, finetune=DIVIDED_SHARE, divide=2, width=128)
+    assert plan(10.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
+    assert plan(1.0, 3.0) == plan(1.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=64)
+    assert plan(10.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=2, width=128)
+    assert plan(50.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=4, width=192)
+
+
+def test_layers_are_as_wide_as_there_are_iterations_for_within_what_the_kernels_take():
+    widths = [width_within(n) for n in (0, 100, 1000, 2000, 10_000, 10**9)]
+    assert widths == sorted(widths)
+    assert (widths[0], widths[2], widths[-1]) == (LEAST_WIDTH, FIRST_WIDTH, MOST_WIDTH)
+    assert all(width % 32 == 0 for width in widths)
 
 
 def test_validations_take_a_share_of_the_time():

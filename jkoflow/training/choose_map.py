@@ -33,8 +33,8 @@ MARGINALS_GAIN = 0.05
 MARGINALS_KEPT = 0.8
 """Share of that gain that must be left between whitened rows: the rest is what bent dependences cost."""
 
-CHOICE_ROWS = 5000
-"""Largest number of rows that a choice looks at; every one of them judges a map that was fitted to others."""
+CHOICE_ROWS, CHOICE_VALUES = 5000, 100_000
+"""Largest numbers of rows and of values that a choice looks at; every row judges a map that was fitted to others."""
 
 FEWEST_ROWS = 50
 """Smallest number of rows that a choice is made from; for fewer there is only whitening."""
@@ -47,12 +47,12 @@ class Worth:
     """What recipes are worth to standardised rows, each judged by maps that were fitted to other rows.
 
     Arguments:
-        rows: The rows, with shape (N, d), of which `CHOICE_ROWS` are looked at.
+        rows: The rows, with shape (N, d), of which at most `CHOICE_ROWS` are looked at.
     """
 
     def __init__(self, rows: Tensor) -> None:
         self.columns = rows.shape[1]
-        self._rows = spread_rows(rows, CHOICE_ROWS)
+        self._rows = spread_rows(rows, min(CHOICE_ROWS, max(CHOICE_VALUES // self.columns, 10 * self.columns)))
         self._nll: dict[str, Tensor] = {}
 
     def gain(self, before: str, after: str) -> Gain:
@@ -114,6 +114,8 @@ def fit_columns(rows: Tensor, columns: Mapping[Scale, Sequence[int]], reach: Ten
         reach: Least and largest known value of every column, with shape (2, d).
     """
     exact = spread_rows(rows, FIT_ROWS).double()
+    if list(columns.get(Scale.QUANTILES, ())) == list(range(rows.shape[1])):  # a stage of the recipe, by its name
+        return [Marginals.fit(exact, None, reach).to(rows.dtype)]
     stages = [FITS[scale](exact, numbers, reach[:, list(numbers)]) for scale, numbers in columns.items()]
     return [stage.to(rows.dtype) for stage in stages]
 

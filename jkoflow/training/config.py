@@ -13,6 +13,7 @@ from jkoflow.former_names import FORMER_AUTO, accepts_former_names, attribute, o
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
+from jkoflow.training.plan import FIRST_WIDTH
 
 DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
@@ -48,7 +49,8 @@ class TrainConfig:
         initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
             whitens, with splines before or a radial map behind where rows that are held out gain from these
             (`jkoflow.training.choose_map`); ``"auto-0.1"`` chooses as version 0.1 did. A given ``start`` keeps its own.
-        hidden: Widths of the velocity's hidden layers.
+        hidden: Widths of the velocity's hidden layers. None means two of `jkoflow.training.plan.FIRST_WIDTH`, and under
+            a time budget two as wide as its plan has (`jkoflow.training.plan.width_within`).
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
         first_layer_scale: Factor of the initial weights in the first layer of the first block: the larger, the finer
@@ -118,7 +120,7 @@ class TrainConfig:
     seed: int = ranged(0, NOT_NEGATIVE)
     device: str = "cpu"
     initial_map: str = "auto"
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] | None = None
     activation: str = "tanh"
     linear: bool = True
     first_layer_scale: float | None = ranged(None, POSITIVE)
@@ -175,7 +177,7 @@ class TrainConfig:
         parse_activation(self.activation)
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
-        if not self.hidden or min(self.hidden) < 1:
+        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
         for name, least in (("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps or 1)):
             if not getattr(self, name) >= least:
@@ -194,6 +196,11 @@ class TrainConfig:
         """Returns ``max_blocks``, or `DEFAULT_BLOCKS` if it is None."""
         return DEFAULT_BLOCKS if self.max_blocks is None else self.max_blocks
 
+    @property
+    def first_hidden(self) -> tuple[int, ...]:
+        """Returns ``hidden``, or two layers of `FIRST_WIDTH` if it is None."""
+        return (FIRST_WIDTH, FIRST_WIDTH) if self.hidden is None else self.hidden
+
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
         """Builds a configuration from names and values, such as a TOML file's; the rest keeps its defaults.
@@ -211,7 +218,7 @@ class TrainConfig:
     def to_mapping(self) -> dict[str, Any]:
         """Returns names and values as TOML and JSON can hold them; a setting that is None is left out."""
         values = dataclasses.asdict(self)
-        values["hidden"] = list(self.hidden)
+        values["hidden"] = None if self.hidden is None else list(self.hidden)
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -229,8 +236,8 @@ def _check_type(name: str, annotation: Any, value: Any) -> None:
         "float | None": number or value is None,
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
-        "tuple[int, ...]": isinstance(value, tuple)
-        and all(isinstance(v, int) and not isinstance(v, bool) for v in value),
+        "tuple[int, ...] | None": value is None
+        or (isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)),
     }
     if not fits[annotation]:
         expected = "integers" if annotation.startswith("tuple") else annotation.removesuffix(" | None")

@@ -3,7 +3,8 @@
 PyTorch's initial weights make a network that is smooth on the scale of the whole data, and training has to sharpen it
 first. How fine a detail rows can show at all depends on how far apart they are: a network whose units change over the
 distance within which a row has `NEIGHBORS` others can learn the detail from the beginning, and cannot tell single rows
-apart. Few columns have such neighbors close by, many columns have them nowhere.
+apart. Few columns have such neighbors close by, many columns have them nowhere. Where there are no such details, as in
+a smooth density of one column, a network that fine only has to unlearn it: larger neighborhoods count there.
 """
 
 from __future__ import annotations
@@ -14,22 +15,28 @@ import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import spread_rows
+from jkoflow.metrics import spread_numbers, spread_rows
 from jkoflow.velocity import MLPVelocity
 
 NEIGHBORS = 50
 """Number of other rows that a detail must have to be more than chance."""
 
+MOST_SHARE = 0.2
+"""Largest share of the rows that `NEIGHBORS` of them may be."""
+
+LEAST_LOSS = 0.02
+"""Nats by which the estimated density must fall for a twice as large neighborhood to hide details."""
+
+EQUAL = 1e-4
+"""Share of the distance between two rows below which rows count as equal."""
+
 MOST_SCALE = 30.0
 """Largest factor; finer details than the thirtieth part of the data's width are left to training."""
-
-FINE = 4.0
-"""Scale above which rows are said to have fine details."""
 
 ROWS = 20_000
 """Largest number of rows among which neighbors are looked for."""
 
-PROBES = 500
+PROBES = 300
 """Largest number of rows whose neighbors are looked for."""
 
 
@@ -37,7 +44,9 @@ PROBES = 500
 def first_layer_scale(rows: Tensor, context: Tensor | None = None) -> float:
     """Returns the factor by which the first layer's initial weights and biases are multiplied.
 
-    It is the median distance between two rows, over the median distance from a row to its `NEIGHBORS`-th neighbor.
+    It is the median distance between two rows, over the median distance from a row to the last of its `NEIGHBORS`.
+    These are looked for among all rows, and then among half as many again and again, as long as the density that they
+    show is as high, on average of its logarithm, as in any smaller neighborhood, but for `LEAST_LOSS`.
 
     Arguments:
         rows: The rows that enter the block, with shape (N, d).
@@ -46,19 +55,36 @@ def first_layer_scale(rows: Tensor, context: Tensor | None = None) -> float:
     Returns:
         The factor, from 1 to `MOST_SCALE`; 1 if there are no more rows than neighbors wanted.
 
+    References:
+        | Sample estimate of the entropy of a random vector (Kozachenko and Leonenko, 1987)
+        | https://www.mathnet.ru/eng/ppi797
+
     Example:
-        >>> rows = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0))
-        >>> [round(first_layer_scale(rows[:, :d])) for d in (1, 2, 10)]
-        [30, 8, 2]
+        >>> rows = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+        >>> clusters = torch.randint(0, 5, (4000, 2), generator=torch.Generator().manual_seed(1))
+        >>> [round(first_layer_scale(x)) for x in (rows, clusters + 0.1 * rows)]
+        [2, 21]
     """
     rows = spread_rows(rows if context is None else torch.cat([rows, context], 1), ROWS)
     if len(rows) <= NEIGHBORS:
         return 1.0
-    probes = spread_rows(rows, PROBES)
-    near = torch.cdist(probes, rows).kthvalue(NEIGHBORS + 1, dim=1).values.median()  # a row is nearest to itself
-    width = torch.cdist(probes, probes).median()
-    scale = float(width / near)
-    return min(max(scale, 1.0), MOST_SCALE) if scale == scale else 1.0  # equal rows: nan
+    numbers = spread_numbers(len(rows), PROBES)
+    distances = torch.cdist(rows[numbers], rows)
+    width = float(distances[:, numbers].median())
+    if not width > 0:
+        return 1.0
+    distances[torch.arange(len(numbers)), numbers] = math.inf  # no row is a neighbor of its own
+    best, scale = -math.inf, math.nan
+    while (count := distances.shape[1]) > NEIGHBORS:
+        near = distances.kthvalue(NEIGHBORS, dim=1).values.clamp(min=EQUAL * width)
+        log_density = -math.log(count) - rows.shape[1] * float(near.log().mean())
+        if not log_density > best - LEAST_LOSS:
+            break
+        best, scale = max(best, log_density), width / float(near.median())
+        if 0.5 * MOST_SHARE * count < NEIGHBORS:
+            break
+        distances = distances[:, ::2]
+    return min(max(scale, 1.0), MOST_SCALE)
 
 
 def first_steps(scale: float) -> int:

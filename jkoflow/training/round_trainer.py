@@ -16,7 +16,7 @@ from jkoflow.training import rounds
 from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
-from jkoflow.training.first_layer import FINE, first_layer_scale, sharpen
+from jkoflow.training.first_layer import first_layer_scale, sharpen
 from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
 from jkoflow.training.progress import Progress
@@ -78,7 +78,7 @@ class RoundTrainer:
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
         given = self.run.config.first_layer_scale
-        self._scale = first_layer_scale(self.samples.train, self.samples.train_context) if given is None else given
+        self.scale = first_layer_scale(self.samples.train, self.samples.train_context) if given is None else given
         self._saved_fit: FitState | None = None
         self._costs: Costs | None = None  # of the last fit
 
@@ -95,9 +95,14 @@ class RoundTrainer:
         fit = None if together else self._next_fit()
         if self.run.budget is not None and self.plan is None and fit is not None:
             self.plan = self._plan(fit)
+            if self._hidden != self.run.config.first_hidden:  # a block of another width, whose speed is its own
+                fit = self._next_fit()
+            assert fit is not None
             assert isinstance(fit.block, Block)
             fit.block.jko_step = self._next_jko_step() or math.inf  # the plan says if it is the last block, too
             fit.recipe = self._recipe(fit.index, fit.block)
+        if self.kind == rounds.BUILD and fit is not None and fit.counters.iteration == 0:
+            self.run.progress.message(self._beginning(fit))
         self.run.progress.start_round(self.number, self.kind, len(self.warm) or self._most_blocks)
         if together:
             return self._train_together()
@@ -105,6 +110,19 @@ class RoundTrainer:
             self._train_block(fit)
             fit = self._next_fit()
         return [summary["movement_stderr"] for summary in self.summaries]
+
+    def _beginning(self, fit: Fit) -> str:
+        """Returns what was chosen by the data and the time, in one line."""
+        begun = (
+            f"begins with the initial map {self.flow.initial_map.recipe}, layers of "
+            f"{' and '.join(map(str, self._hidden))}, the first {self.scale:.3g} times as fine as usual, and "
+            f"{fit.block.grid.num_steps} Runge-Kutta steps"
+        )
+        divided = rounds.divide(self.run.config, self.plan)
+        if rounds.is_divided_single(self.run.config, self.plan):
+            share = 1 - rounds.finetune_share(self.run.config, self.plan)
+            return f"{begun}; divides the block in {divided} after {share:.0%} of the training"
+        return begun
 
     # ---- Fits
 
@@ -127,10 +145,10 @@ class RoundTrainer:
             block = self.warm[index]
         else:
             before = self.flow.stack[index - 1] if index else None
-            grid = first_grid(self.run.config, self._scale)
-            block = new_block(self.run.data, self.run.config, grid, index, jko_step, before)
+            grid = first_grid(self.run.config, self.scale)
+            block = new_block(self.run.data, self.run.config, self._hidden, grid, index, jko_step, before)
             if before is None:
-                sharpen(block, self._scale)
+                sharpen(block, self.scale)
         block = block.to(self.samples.train.device)
         return self._fit(index, block, self._recipe(index, block), state)
 
@@ -139,7 +157,7 @@ class RoundTrainer:
         config, plan = self.run.config, self.plan
         divided = self.kind == rounds.BUILD and rounds.is_divided_single(config, plan)
         end = 1 - rounds.finetune_share(config, plan) if divided else 1.0
-        return recipe_of_block(block, config, self._columns, self._scale, end, last=index + 1 == self._round_blocks)
+        return recipe_of_block(block, config, self._columns, self.scale, end, last=index + 1 == self._round_blocks)
 
     def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
         """Returns a fit, restored from its saved state if there is one."""
@@ -175,7 +193,7 @@ class RoundTrainer:
         chain.to(self.samples.train.device)
         config = self.run.config
         share, divided = rounds.finetune_share(config, self.plan), rounds.is_divided_single(config, self.plan)
-        fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self._scale, share, divided), state)
+        fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self.scale, share, divided), state)
         fit.run()
         self._keep(fit.counters.kept_rows)
         before = self.samples.train
@@ -207,6 +225,13 @@ class RoundTrainer:
     # ---- Time
 
     @property
+    def _hidden(self) -> tuple[int, ...]:
+        """Returns the widths of the hidden layers of new blocks."""
+        config = self.run.config
+        planned = config.hidden is None and self.plan is not None
+        return 2 * (self.plan.width,) if planned and self.plan is not None else config.first_hidden
+
+    @property
     def _most_blocks(self) -> int:
         """Returns the largest number of blocks of a chain that is built."""
         return self.run.config.most_blocks if self.plan is None else self.plan.blocks
@@ -224,8 +249,8 @@ class RoundTrainer:
         left = config.time_budget - first.counters.started
         iteration = first.counters.iteration_seconds
         later = 1 + self.later_rounds
-        fine = self._scale > FINE
-        return plan_run(left, later, iteration, config.most_blocks, config.max_blocks, config.free_block, fine)
+        blocks = config.most_blocks, config.max_blocks
+        return plan_run(left, later, iteration, *blocks, config.free_block, self.scale)
 
     def outlook(self, index: int, grid: Grid) -> Outlook:
         """Returns the work of the run from the fit of a block on, given the block's present grid."""

@@ -143,13 +143,20 @@ def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
 
 
 def new_block(
-    data: Dataset, config: TrainConfig, grid: Grid, index: int, jko_step: float, before: Block | None
+    data: Dataset,
+    config: TrainConfig,
+    hidden: Sequence[int],
+    grid: Grid,
+    index: int,
+    jko_step: float,
+    before: Block | None,
 ) -> Block:
     """Returns a block to train, on the CPU, with the parameters of the block before it.
 
     Arguments:
         data: Data, of which the numbers of columns and of conditioning variables are read.
-        config: Settings, of which the network's sizes and the seed are read.
+        config: Settings, of which the kind of network and the seed are read.
+        hidden: Widths of the hidden layers.
         grid: Grid that its training begins with.
         index: Number of the block, from 0.
         jko_step: JKO step size h of the new block.
@@ -157,7 +164,7 @@ def new_block(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, index).initial_seed())
-        block = block_of(config, grid, data.dim, data.context_dim, jko_step)
+        block = block_of(config, grid, data.dim, data.context_dim, jko_step, hidden)
     if before is None:
         block.velocity.scale_output(0.0)  # an arbitrary velocity would first have to be unlearned
     else:
@@ -165,10 +172,18 @@ def new_block(
     return block
 
 
-def block_of(config: TrainConfig, grid: Grid, dim: int, context_dim: int = 0, jko_step: float = math.inf) -> Block:
+def block_of(
+    config: TrainConfig,
+    grid: Grid,
+    dim: int,
+    context_dim: int = 0,
+    jko_step: float = math.inf,
+    hidden: Sequence[int] | None = None,
+) -> Block:
     """Returns a block with the configuration's network, whose parameters are drawn from PyTorch's generator."""
+    hidden = config.first_hidden if hidden is None else hidden
     with _single_precision():
-        velocity = MLPVelocity(dim, config.hidden, config.activation, config.time, context_dim, config.linear)
+        velocity = MLPVelocity(dim, hidden, config.activation, config.time, context_dim, config.linear)
     return Block(velocity, grid, config.method, jko_step=jko_step)
 
 

@@ -20,6 +20,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.optimizer import OptimizerState
+from jkoflow.training.plan import FIRST_WIDTH
 
 RELAX_AFTER = 100
 """Iterations that the guard waits after a change of the Runge-Kutta steps before it lowers them."""
@@ -116,6 +117,8 @@ class RunState:
     """Share of the time budget for fine-tuning; 0 before it is planned, or without a budget."""
     planned_divide: int = 1
     """Number of blocks that every block is divided into before the fine-tuning; 1 before it is planned."""
+    planned_width: int = FIRST_WIDTH
+    """Planned width of the hidden layers."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -130,6 +133,7 @@ class RunState:
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
             "planned_divide": self.planned_divide,
+            "planned_width": self.planned_width,
             "rounds": self.rounds,
             "accepted": [block.describe() for block in self.accepted],
             "round_started": self.round_started,

@@ -21,7 +21,7 @@ from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
-from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE, RunPlan
+from jkoflow.training.plan import FEWEST_ROWS, FIRST_WIDTH, PUSH_SHARE, RunPlan
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
@@ -149,6 +149,8 @@ class Trainer:
         rows = trainer.samples.val_rows()
         gain = None if best is None else paired_gain(self._best_rows(), rows)
         record = rounds.record(trainer.number, trainer.kind, trainer.flow.stack, errors, nll, gain, seconds)
+        if trainer.kind == rounds.BUILD:
+            record["first_layer_scale"] = trainer.scale
         if record["kept"]:
             self.best, self._rows_of_best = trainer.flow, rows
         else:
@@ -255,6 +257,7 @@ class Trainer:
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,
             planned_divide=1 if plan is None else plan.divide,
+            planned_width=FIRST_WIDTH if plan is None else plan.width,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=0.0 if trainer is None else trainer.started,
@@ -270,7 +273,9 @@ class Trainer:
         self.world.go_on_after(state.elapsed)
         self.rounds, self.guard_events = state.rounds, state.guard_events
         if state.planned_blocks is not None:
-            self._plan = RunPlan(state.planned_blocks, state.planned_finetune, state.planned_divide)
+            self._plan = RunPlan(
+                state.planned_blocks, state.planned_finetune, state.planned_divide, state.planned_width
+            )
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
 
 

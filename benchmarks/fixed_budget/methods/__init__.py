@@ -36,7 +36,7 @@ def ffjord(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Mod
     """Builds FFJORD with the hidden layers of our blocks."""
     from fixed_budget.methods.ffjord import FFJORD
 
-    return FFJORD(rows.shape[1], seed, config.hidden, **settings)
+    return FFJORD(rows.shape[1], seed, config.first_hidden, **settings)
 
 
 def flow_matching(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "whiten", **settings: Any) -> Model:
@@ -65,28 +65,28 @@ def ot_flow(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Mo
     """Builds OT-Flow, by default with the width of our blocks."""
     from fixed_budget.methods.ot_flow import OTFlow
 
-    return OTFlow(rows.shape[1], seed, **{"width": config.hidden[0], **settings})
+    return OTFlow(rows.shape[1], seed, **{"width": config.first_hidden[0], **settings})
 
 
 def maf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """Builds the library zuko's MAF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
-    return Autoregressive(rows.shape[1], seed, "MAF", hidden=config.hidden, **settings)
+    return Autoregressive(rows.shape[1], seed, "MAF", hidden=config.first_hidden, **settings)
 
 
 def nsf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """Builds the library zuko's NSF."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
-    return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.hidden, **settings)
+    return Autoregressive(rows.shape[1], seed, "NSF", hidden=config.first_hidden, **settings)
 
 
 def sospf(rows: Tensor, seed: int, config: TrainConfig, **settings: Any) -> Model:
     """Builds the library zuko's sum-of-squares polynomial flow."""
     from fixed_budget.methods.autoregressive import Autoregressive
 
-    return Autoregressive(rows.shape[1], seed, "SOSPF", hidden=config.hidden, **settings)
+    return Autoregressive(rows.shape[1], seed, "SOSPF", hidden=config.first_hidden, **settings)
 
 
 PEERS: dict[str, Callable[..., Model]] = {
