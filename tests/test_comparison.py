@@ -484,6 +484,8 @@ def test_settings_fit_their_methods():
                 chosen.pop(name, None)
             PEERS[method](torch.randn(400, 3), 0, SMALL, **chosen)
             assert settings.candidates(method)
+    widths = [settings.of("end_to_end", "no such data", budget)["width"] for budget in (5.0, 50.0, 100.0, 1000.0)]
+    assert widths == [128, 192, 224, 256], "of the budget whose ratio is nearest to one"
     for method, entries in settings.rates().items():
         for data, budgets in entries.items():
             for seconds, entry in budgets.items():

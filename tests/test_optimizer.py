@@ -1,7 +1,9 @@
 """Adam, Muon and SOAP against plain implementations of the published algorithms, and what all of them must stand."""
 
+import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,13 +28,31 @@ def moving_loss(parameters, step):
     return sum((p * torch.cos(step + torch.arange(p.numel()).view(p.shape) + p)).sum() for p in parameters)
 
 
+@functools.cache
+def polar_express(low, iterations):
+    """The odd polynomials of degree 5 nearest to 1 on an interval that shrinks with each, by Remez's exchange."""
+    high, found = 1.0, []
+    for _ in range(iterations):
+        x = np.array([low, low + (high - low) / 4, low + 3 * (high - low) / 4, high])
+        grid = np.unique(np.concatenate([np.linspace(low, high, 100_001), np.geomspace(low, high, 100_001)]))
+        for _ in range(30):
+            signs = (-1.0) ** np.arange(4)
+            *coefficients, error = np.linalg.solve(np.stack([x, x**3, x**5, signs], 1), np.ones(4))
+            off = np.stack([grid, grid**3, grid**5], 1) @ coefficients - 1
+            parts = np.split(np.arange(len(grid)), np.flatnonzero(np.diff(np.sign(off))) + 1)
+            x = np.array([grid[part[np.abs(off[part]).argmax()]] for part in parts])
+        found.append(tuple(coefficients))
+        low, high = 1 - abs(error), 1 + abs(error)
+    return tuple(found)
+
+
 def plain_muon(parameter, gradient, memory, rate, decay):
-    """One update of one matrix as the publication has it, with as many iterations as ours."""
+    """One update of one matrix as the publications have it: Muon's step, Polar Express's polynomials."""
     memory["m"] = 0.95 * memory.get("m", torch.zeros_like(gradient)) + 0.05 * gradient
     X = 0.05 * gradient + 0.95 * memory["m"]
     X = X / (X.square().sum().sqrt() + 1e-7)
-    for _ in range(4):
-        X = 3.4445 * X - 4.7750 * X @ X.T @ X + 2.0315 * X @ X.T @ X @ X.T @ X
+    for a, b, c in polar_express(0.01, 3):
+        X = a * X + b * X @ X.T @ X + c * X @ X.T @ X @ X.T @ X
     rows, columns = X.shape
     return (1 - rate * decay) * parameter - rate * max(1, rows / columns) ** 0.5 * X
 
@@ -101,15 +121,15 @@ def test_adam_is_adam():
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 40), (2, 60, 5), (2, 5, 60), (1, 1, 9), (1, 9, 1)])
-def test_newton_schulz_keeps_the_singular_vectors_and_evens_the_values(shape):
+def test_the_iterations_keep_the_singular_vectors_and_evens_the_values(shape):
     generator = torch.Generator().manual_seed(1)
     U, _, Vh = torch.linalg.svd(torch.randn(shape, generator=generator).double(), full_matrices=False)
     values = torch.logspace(0, -1.0, U.shape[2], dtype=torch.float64)  # all above a hundredth of the norm
     result = orthogonalized(7.0 * U * values @ Vh)
     singular = U.mT @ result @ Vh.mT
     assert (singular - torch.diag_embed(singular.diagonal(dim1=1, dim2=2))).abs().max() < 1e-9
-    assert singular.diagonal(dim1=1, dim2=2).min() > 0.68
-    assert singular.diagonal(dim1=1, dim2=2).max() < 1.21
+    assert singular.diagonal(dim1=1, dim2=2).min() > 0.73
+    assert singular.diagonal(dim1=1, dim2=2).max() < 1.27
 
 
 @pytest.mark.parametrize("name", ["muon", "soap"])

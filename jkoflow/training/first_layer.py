@@ -24,7 +24,7 @@ NEIGHBORS = 50
 MOST_SHARE = 0.2
 """Largest share of the rows that `NEIGHBORS` of them may be."""
 
-LEAST_LOSS = 0.02
+LEAST_LOSS = 0.1
 """Nats by which the estimated density must fall for a twice as large neighborhood to hide details."""
 
 EQUAL = 1e-4

@@ -16,15 +16,24 @@ from fixed_budget.trained import Trained
 from jkoflow.training import TrainConfig
 from jkoflow.training.choose_map import AUTO, Worth, fit_map
 from jkoflow.training.first_layer import first_layer_scale
-from jkoflow.training.world import Clock
+from jkoflow.training.world import Clock, World
 
 OURS = "jkoflow"
 
 
-def end_to_end(rows: Tensor, seed: int, config: TrainConfig, initial_map: str = "auto", **settings: Any) -> Model:
+def end_to_end(
+    rows: Tensor,
+    seed: int,
+    config: TrainConfig,
+    initial_map: str = "auto",
+    width: int | None = None,
+    **settings: Any,
+) -> Model:
     """Builds an end-to-end flow of the same blocks as block-wise training has, behind the same initial map."""
     from fixed_budget.methods import block_flow
 
+    if width is not None:
+        config = dataclasses.replace(config, hidden=(width, width))
     if initial_map == AUTO and Worth(rows).wants_splines:
         initial_map = "marginals+whiten"
     entrance = fit_map(rows, initial_map)
@@ -101,6 +110,9 @@ TRAINERS: dict[str, Callable[..., Trained]] = {"local_flow_matching": _train_cha
 
 METHODS = (OURS, *PEERS)
 
+FEW_ROWS = 200
+"""Number of rows for a model that is built in order to load what its method needs."""
+
 
 def train(
     name: str,
@@ -144,5 +156,8 @@ def train(
     rest = dict(settings)
     rate, make_optimizer = rest.pop("learning_rate"), maker(rest.pop("optimizer", "adam"))
     config = dataclasses.replace(config, batch_size=rest.pop("batch_size", config.batch_size))
+    PEERS[name](problem.train[:FEW_ROWS], seed, config, **rest)  # imports, which the budget does not count
+    world = World(clock)
     model = PEERS[name](problem.train, seed, config, **rest)
-    return TRAINERS.get(name, train_peer)(model, problem, config, rate, budget, seed, clock, make_optimizer)
+    rest_of_budget = budget - world.elapsed()
+    return TRAINERS.get(name, train_peer)(model, problem, config, rate, rest_of_budget, seed, clock, make_optimizer)
