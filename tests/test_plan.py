@@ -8,30 +8,32 @@ from hypothesis import strategies as st
 
 from jkoflow.ops import Fixed
 from jkoflow.training.plan import (
-    DIVIDED_AT_ONCE,
-    DIVIDED_SHARE,
     FEWEST_ROWS,
-    FIRST_WIDTH,
     LEAST_PUSHED,
     LEAST_TEST_ROWS,
-    LEAST_WIDTH,
-    MOST_WIDTH,
     Budget,
     Costs,
     EvaluationRows,
     Outlook,
-    RunPlan,
-    blocks_within,
     evaluation_work,
     expected_grid,
-    finetune_share,
     iterations_within,
     plan_evaluation,
     plan_fit,
     plan_push,
-    plan_run,
     seconds_for_block,
     seconds_for_fit,
+)
+from jkoflow.training.run_plan import (
+    DIVIDED_AT_ONCE,
+    DIVIDED_SHARE,
+    FIRST_WIDTH,
+    LEAST_WIDTH,
+    MOST_WIDTH,
+    RunPlan,
+    blocks_within,
+    finetune_share,
+    plan_run,
     width_within,
 )
 

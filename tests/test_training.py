@@ -583,7 +583,7 @@ def test_only_long_budgets_are_fine_tuned_unless_it_is_asked_for(monkeypatch):
             self.kinds.append(kind)
 
     for budget in (1.0, 8.0):
-        monkeypatch.setattr("jkoflow.training.plan.finetune_share", lambda iterations: 0.8 * (iterations > 1000))
+        monkeypatch.setattr("jkoflow.training.run_plan.finetune_share", lambda iterations: 0.8 * (iterations > 1000))
         listener = Listener()
         listener.kinds = []
         config = dataclasses.replace(

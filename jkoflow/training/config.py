@@ -13,7 +13,7 @@ from jkoflow.former_names import FORMER_AUTO, accepts_former_names, attribute, o
 from jkoflow.initial_map import RECIPES
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
-from jkoflow.training.plan import FIRST_WIDTH
+from jkoflow.training.run_plan import FIRST_WIDTH
 
 DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
@@ -49,8 +49,8 @@ class TrainConfig:
         initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
             whitens, with splines before or a radial map behind where rows that are held out gain from these
             (`jkoflow.training.choose_map`); ``"auto-0.1"`` chooses as version 0.1 did. A given ``start`` keeps its own.
-        hidden: Widths of the velocity's hidden layers. None means two of `jkoflow.training.plan.FIRST_WIDTH`, and under
-            a time budget two as wide as its plan has (`jkoflow.training.plan.width_within`).
+        hidden: Widths of the velocity's hidden layers. None means two of 128, and under a time budget two as wide as its
+            plan has (`jkoflow.training.run_plan.width_within`).
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
         first_layer_scale: Factor of the initial weights in the first layer of the first block: the larger, the finer
@@ -62,7 +62,7 @@ class TrainConfig:
             lower them again. None means 2 to 6, the more, the finer the details that the data can have
             (`jkoflow.training.first_layer.first_steps`).
         max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget what its plan
-            has (`jkoflow.training.plan.plan_run`): a single free block, which a longer budget divides.
+            has (`jkoflow.training.run_plan.plan_run`): a single free block, which a longer budget divides.
         free_block: Whether the last block is trained without the movement penalty (h = inf).
         jko_step: JKO step size h of the first block.
         jko_step_growth: Factor from one block's JKO step size to that of the next block.
@@ -75,7 +75,7 @@ class TrainConfig:
         finetune: Share of the training (of a time budget, or of the work that the iterations are) that goes to a last
             round, in which all blocks are trained together, end to end, on the likelihood. 0 means no such round. It is
             undone like the others if it gains nothing. None means what a time budget's plan has
-            (`jkoflow.training.plan.plan_run`), and 0 under any other or without one.
+            (`jkoflow.training.run_plan.plan_run`), and 0 under any other or without one.
         divide: Number of blocks that every block is divided into before all are trained together, each for a part of
             the block's time interval and with a velocity of its own. None means what a time budget's plan has, and 1
             without one.

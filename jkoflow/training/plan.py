@@ -41,30 +41,6 @@ PUSH_SHARE = 0.1
 LEAST_PUSHED = 10_000
 """Smallest number of training rows that are pushed on; later blocks would learn fewer rows by heart."""
 
-DIVIDED_SHARE = 0.7
-"""Share of the training after a single block has been divided."""
-
-DIVIDED_AT_ONCE = 0.98
-"""The same where rows have no details that a block by itself would have to find first."""
-
-FINE, COARSE = 4.0, 1.5
-"""Scales of the first layer (`jkoflow.training.first_layer`) above which rows are said to have fine details, and below
-which they are said to have none."""
-
-FIRST_WIDTH, LEAST_WIDTH, MOST_WIDTH = 128, 64, 256
-"""Width of the hidden layers whose speed is measured, and the least and largest that a plan may have; the CUDA kernels
-have no wider ones."""
-
-WIDTH_STEP = 32
-"""Widths are multiples of this, which the kernels' tiles are filled by."""
-
-FIRST_WIDTH_ITERATIONS = 1000
-"""Iterations in which `FIRST_WIDTH` learns most (docs/sweep.md)."""
-
-LEAST_TO_DIVIDE, LEAST_FOR_FOUR = 500, 4000
-"""Smallest numbers of iterations for which a single block is divided, and for which one without details is divided in
-four."""
-
 VALIDATION_SHARE = 0.05
 """Share of a block's time that validations may take under a time budget; if they take more, they become rarer."""
 
@@ -105,19 +81,6 @@ class Costs(NamedTuple):
     """Seconds of one step of one row, logdet included."""
     row_carry: float
     """Seconds of one step of one row without the logdet."""
-
-
-class RunPlan(NamedTuple):
-    """The blocks of a run and the share of its fine-tuning."""
-
-    blocks: int
-    """Largest number of blocks."""
-    finetune: float
-    """Share of the training that goes to fine-tuning."""
-    divide: int
-    """Number of blocks that every block is divided into before the fine-tuning."""
-    width: int = FIRST_WIDTH
-    """Width of the hidden layers, where the settings do not have any."""
 
 
 class FitPlan(NamedTuple):
@@ -185,65 +148,6 @@ class Outlook:
     """Number of blocks that every block is divided into before the fine-tuning."""
     rows: EvaluationRows
     """Numbers of rows that the evaluation looks at when time is not short."""
-
-
-def plan_run(
-    seconds: float,
-    rounds: int,
-    iteration_seconds: float,
-    most_blocks: int,
-    given_blocks: int | None,
-    free: bool,
-    scale: float,
-) -> RunPlan:
-    """Plans blocks and fine-tuning from the measured speed of the first block.
-
-    A single free block gives the best likelihood for the time. It is divided in two before half of the time has passed
-    and trained on as a chain: the first iterations cost one network, the later ones have two, and nothing has to be
-    learned twice. Rows with fine details need Runge-Kutta steps more than a second network, so that their block stays
-    whole; for rows without details one step does for each of two networks, or of four, which are trained from the
-    beginning (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every block again, the
-    chain is built block by block, and trained together where there is time.
-
-    Arguments:
-        seconds: Seconds that the budget has left.
-        rounds: Rounds of single blocks that will share them.
-        iteration_seconds: Expected time of an iteration of the first block.
-        most_blocks: Largest number of blocks.
-        given_blocks: The number that was asked for; None if the plan may choose.
-        free: Whether a block without movement penalty may end the chain.
-        scale: Scale of the first layer, which tells how fine the details are that the rows can have.
-    """
-    iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
-    if given_blocks is None and free and rounds == 1:
-        width = width_within(iterations)
-        if iterations < LEAST_TO_DIVIDE or scale > FINE:
-            return RunPlan(1, 0.0, 1, width)
-        if scale >= COARSE:
-            return RunPlan(1, DIVIDED_SHARE, 2, width)
-        return RunPlan(1, DIVIDED_AT_ONCE, 4 if iterations >= LEAST_FOR_FOUR else 2, width)
-    blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
-    return RunPlan(blocks, finetune_share(iterations), 1)
-
-
-def width_within(iterations: float) -> int:
-    r"""Returns the width of hidden layers that a time budget is enough for, :math:`128 (N / 1000)^{1/4}`.
-
-    An iteration takes as long as the square of the width, so that twice the time makes for wider layers and for more
-    iterations alike. Wider layers are not only likelier: their velocities take fewer Runge-Kutta steps (docs/sweep.md).
-
-    Arguments:
-        iterations: Iterations N of a single block of `FIRST_WIDTH` that the budget has time for.
-
-    Returns:
-        The width, a multiple of `WIDTH_STEP` from `LEAST_WIDTH` to `MOST_WIDTH`.
-
-    Example:
-        >>> [width_within(n) for n in (100, 1000, 5000, 100_000)]
-        [64, 128, 192, 256]
-    """
-    width = FIRST_WIDTH * (iterations / FIRST_WIDTH_ITERATIONS) ** 0.25
-    return min(MOST_WIDTH, max(LEAST_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP)))
 
 
 def plan_fit(costs: Costs, validate_every: int) -> FitPlan:
@@ -321,45 +225,6 @@ def seconds_for_block(budget: float, elapsed: float, reserve: float, blocks_left
         Seconds for this block, its push included; zero if nothing is left.
     """
     return max(0.0, budget - elapsed - reserve) / max(1, blocks_left)
-
-
-def blocks_within(iterations: float, most: int) -> int:
-    r"""Returns the number of blocks that a time budget is enough for, :math:`\sqrt{N / 500}` for N iterations in all.
-
-    More time is thus spent on more blocks and on longer ones alike: the likelihood hardly depends on the number near
-    the best one, but suffers from blocks of a few hundred iterations as from a chain of one or two (docs/sweep.md).
-
-    Arguments:
-        iterations: Iterations N that the budget has time for, in all blocks together.
-        most: Largest number of blocks.
-
-    Returns:
-        The number of blocks, at least 2 unless ``most`` is less.
-
-    Example:
-        >>> [blocks_within(n, 6) for n in (100, 5000, 10_000, 100_000)]
-        [2, 3, 4, 6]
-    """
-    return min(most, max(2, round(math.sqrt(iterations / 500))))
-
-
-def finetune_share(iterations: float) -> float:
-    """Returns the share of a time budget that goes to fine-tuning, the training of all blocks together.
-
-    An iteration of the whole chain takes as long as one of every block. The few hundred that a short budget has for it
-    do not make up for the blocks' own; in a longer one short blocks and a long fine-tuning do best (docs/sweep.md).
-
-    Arguments:
-        iterations: Iterations of single blocks that the budget has time for.
-
-    Returns:
-        The share, 0 for a budget that is too short to profit.
-
-    Example:
-        >>> [finetune_share(n) for n in (5000, 50_000)]
-        [0.0, 0.8]
-    """
-    return 0.8 if iterations >= 15_000 else 0.0
 
 
 def iterations_within(seconds: float, seconds_per_iteration: float, least: int = 1) -> int:

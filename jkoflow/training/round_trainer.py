@@ -18,10 +18,11 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
 from jkoflow.training.first_layer import first_layer_scale, sharpen
 from jkoflow.training.fit import Fit, FitHooks
-from jkoflow.training.plan import Budget, Costs, Outlook, RunPlan, plan_run, seconds_for_fit
+from jkoflow.training.plan import Budget, Costs, Outlook, seconds_for_fit
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples
 from jkoflow.training.recipe import Recipe, first_grid, recipe_of_block, recipe_of_chain
+from jkoflow.training.run_plan import RunPlan, plan_run
 from jkoflow.training.start import new_block
 from jkoflow.training.state import FitCounters, FitState
 from jkoflow.training.world import World

@@ -19,7 +19,7 @@ from jkoflow.gain import Gain
 from jkoflow.metrics import Movement
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.fit import Fit
-from jkoflow.training.plan import RunPlan
+from jkoflow.training.run_plan import RunPlan
 
 START, BUILD, RETRAIN, REPARAMETRIZE, REFINE = "start", "build", "retrain", "reparametrize", "refine"
 """Kinds of rounds: take a given flow as it is, build the chain, train its blocks again, train them again with other

@@ -124,13 +124,27 @@ def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
     return copy.deepcopy(start)
 
 
-def entering(flow: JKOFlow, data: Dataset, val_rows: int) -> PushedSamples:
-    """Returns the data as they enter the flow's first block, with at most ``val_rows`` validation rows."""
+@torch.no_grad()
+def entered_rows(flow: JKOFlow, rows: Tensor) -> Tensor:
+    """Returns rows (N, d) as they enter the flow's first block, on the flow's device."""
+    entered = torch.empty_like(rows, device=flow.standardize.mean.device)
+    for before, after in zip(rows.split(ENTERED_ROWS), entered.split(ENTERED_ROWS), strict=True):
+        after.copy_(flow.enter(before.to(after.device))[0])
+    return entered
+
+
+def entering(flow: JKOFlow, data: Dataset, val_rows: int, train: Tensor | None = None) -> PushedSamples:
+    """Returns the data as they enter the flow's first block, with at most ``val_rows`` validation rows.
+
+    Arguments:
+        flow: The flow.
+        data: The data.
+        val_rows: Largest number of validation rows.
+        train: The training rows as they enter the block, with shape (N, d), if they are known.
+    """
     device = flow.standardize.mean.device
     with torch.no_grad():
-        train = torch.empty_like(data.train, device=device)
-        for rows, entered in zip(data.train.split(ENTERED_ROWS), train.split(ENTERED_ROWS), strict=True):
-            entered.copy_(flow.enter(rows.to(device))[0])
+        train = entered_rows(flow, data.train) if train is None else train
         val, logdet = flow.initial_map(flow.standardized(spread_rows(data.val, val_rows).to(device))[0])
         contexts: tuple[Tensor | None, Tensor | None] = (None, None)
         if data.train_context is not None and data.val_context is not None:

@@ -20,7 +20,7 @@ from jkoflow.flow import JKOFlow
 from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.optimizer import OptimizerState
-from jkoflow.training.plan import FIRST_WIDTH
+from jkoflow.training.run_plan import FIRST_WIDTH
 
 RELAX_AFTER = 100
 """Iterations that the guard waits after a change of the Runge-Kutta steps before it lowers them."""

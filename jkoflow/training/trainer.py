@@ -21,12 +21,13 @@ from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
-from jkoflow.training.plan import FEWEST_ROWS, FIRST_WIDTH, PUSH_SHARE, RunPlan
+from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
-from jkoflow.training.start import entering, plain_flow, settled
+from jkoflow.training.run_plan import FIRST_WIDTH, RunPlan
+from jkoflow.training.start import entered_rows, entering, plain_flow, settled
 from jkoflow.training.state import ConvergenceWarning, RunState, fingerprint
 from jkoflow.training.usable import usable_rows
 from jkoflow.training.world import World
@@ -74,7 +75,9 @@ class Trainer:
             )
             start = plain_flow(data, config, self._treatments)
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
-        self.data, self._left_out = usable_rows(self.best, data)
+        entered = entered_rows(self.best, data.train)
+        self._entered_train: Tensor | None
+        self.data, self._entered_train, self._left_out = usable_rows(self.best, data, entered)
         if (rows := len(self.data.train)) < config.batch_size:
             progress.message(f"batch_size = {config.batch_size} is more than there are: a batch has all {rows} rows")
         self._context = RunContext(self.data, config, world, progress, self._record, self._save_if_due)
@@ -118,7 +121,8 @@ class Trainer:
     def _enter(self, kind: str) -> PushedSamples:
         """Returns the samples that enter the first block in a round of some kind."""
         samples, self._entered = self._entered, None
-        samples = samples or entering(self.best, self.data, self.config.val_rows)
+        train, self._entered_train = self._entered_train, None
+        samples = samples or entering(self.best, self.data, self.config.val_rows, train)
         if kind == rounds.BUILD and self._context.budget is not None:  # time is short, and another round likely
             self._entered = dataclasses.replace(samples)
         return samples
