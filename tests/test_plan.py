@@ -28,7 +28,7 @@ from jkoflow.training.run_plan import (
     DIVIDED_AT_ONCE,
     DIVIDED_SHARE,
     FIRST_WIDTH,
-    LEAST_WIDTH,
+    MORE_STEPS,
     MOST_WIDTH,
     RunPlan,
     blocks_within,
@@ -107,7 +107,8 @@ def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
 
     assert plan(10.0, 3.0) == RunPlan(blocks=1, finetune=DIVIDED_SHARE, divide=2, width=128)
     assert plan(10.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
-    assert plan(1.0, 3.0) == plan(1.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=64)
+    assert plan(1.0, 3.0) == plan(1.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
+    assert plan(50.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=192, more_steps=MORE_STEPS)
     assert plan(10.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=2, width=128)
     assert plan(50.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=4, width=192)
 
@@ -115,7 +116,7 @@ def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
 def test_layers_are_as_wide_as_there_are_iterations_for_within_what_the_kernels_take():
     widths = [width_within(n) for n in (0, 100, 1000, 2000, 10_000, 10**9)]
     assert widths == sorted(widths)
-    assert (widths[0], widths[2], widths[-1]) == (LEAST_WIDTH, FIRST_WIDTH, MOST_WIDTH)
+    assert (widths[0], widths[2], widths[-1]) == (FIRST_WIDTH, FIRST_WIDTH, MOST_WIDTH)
     assert all(width % 32 == 0 for width in widths)
 
 

@@ -49,8 +49,8 @@ class TrainConfig:
         initial_map: What is fitted in closed form before the first block (`jkoflow.initial_map.RECIPES`). ``"auto"``
             whitens, with splines before or a radial map behind where rows that are held out gain from these
             (`jkoflow.training.choose_map`); ``"auto-0.1"`` chooses as version 0.1 did. A given ``start`` keeps its own.
-        hidden: Widths of the velocity's hidden layers. None means two of 128, and under a time budget two as wide as its
-            plan has (`jkoflow.training.run_plan.width_within`).
+        hidden: Widths of the velocity's hidden layers. None means two of 128, and under a time budget two as wide as
+            its plan has (`jkoflow.training.run_plan.width_within`).
         activation: The velocity's activation, see `jkoflow.MLPVelocity`.
         linear: Whether the velocity has the linear term A x.
         first_layer_scale: Factor of the initial weights in the first layer of the first block: the larger, the finer

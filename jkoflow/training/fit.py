@@ -299,7 +299,7 @@ class Fit:
         self._set_deadline()
         left = counters.deadline - self.hooks.world.elapsed()
         counters.iterations = iterations_within(left, counters.iteration_seconds)
-        if counters.iterations < self.config.validate_every:
+        if counters.iterations < self.config.validate_every and self.recipe.span[1] == 1.0:  # no fit goes on with it
             self.hooks.progress.message(
                 f"the time budget leaves only {counters.iterations} iterations for block {self.index}; "
                 "raise time_budget or lower max_blocks"

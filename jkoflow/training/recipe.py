@@ -55,13 +55,25 @@ class Recipe(NamedTuple):
         return math.sqrt(min(1.0, self.full_rate_cost / cost))
 
 
-def first_grid(config: TrainConfig, scale: float) -> Grid:
-    """Returns the grid that the training of a block begins with, given the scale of the first layer."""
-    return Fixed(first_steps(scale) if config.num_steps is None else config.num_steps)
+def first_grid(config: TrainConfig, scale: float, more_steps: int = 0) -> Grid:
+    """Returns the grid that the training of a block begins with.
+
+    Arguments:
+        config: Settings of the run, which may have a number of steps.
+        scale: Scale of the first layer, which asks for a number of steps if the settings have none.
+        more_steps: Steps in addition to these.
+    """
+    return Fixed(first_steps(scale) + more_steps if config.num_steps is None else config.num_steps)
 
 
 def recipe_of_block(
-    block: Block, config: TrainConfig, columns: int, scale: float = 1.0, end: float = 1.0, last: bool = True
+    block: Block,
+    config: TrainConfig,
+    columns: int,
+    scale: float = 1.0,
+    end: float = 1.0,
+    last: bool = True,
+    more_steps: int = 0,
 ) -> Recipe:
     """Returns the recipe by which a block is trained by itself.
 
@@ -74,8 +86,9 @@ def recipe_of_block(
         end: Where on the learning rate's curve the fit ends: before its end if the same block is then divided and
             trained on.
         last: Whether no block of the round follows.
+        more_steps: Runge-Kutta steps that the block begins with beyond those that the scale asks for.
     """
-    grid = first_grid(config, scale)
+    grid = first_grid(config, scale, more_steps)
     return Recipe(
         objective=JKO(block.jko_step),
         peak_rates=peak_rates(config.optimizer, columns, config.learning_rate),

@@ -96,8 +96,8 @@ class RoundTrainer:
         fit = None if together else self._next_fit()
         if self.run.budget is not None and self.plan is None and fit is not None:
             self.plan = self._plan(fit)
-            if self._hidden != self.run.config.first_hidden:  # a block of another width, whose speed is its own
-                fit = self._next_fit()
+            if self.plan.more_steps or self._hidden != self.run.config.first_hidden:
+                fit = self._next_fit()  # of another width or grid, whose speed is its own
             assert fit is not None
             assert isinstance(fit.block, Block)
             fit.block.jko_step = self._next_jko_step() or math.inf  # the plan says if it is the last block, too
@@ -146,7 +146,7 @@ class RoundTrainer:
             block = self.warm[index]
         else:
             before = self.flow.stack[index - 1] if index else None
-            grid = first_grid(self.run.config, self.scale)
+            grid = first_grid(self.run.config, self.scale, self._more_steps)
             block = new_block(self.run.data, self.run.config, self._hidden, grid, index, jko_step, before)
             if before is None:
                 sharpen(block, self.scale)
@@ -158,7 +158,8 @@ class RoundTrainer:
         config, plan = self.run.config, self.plan
         divided = self.kind == rounds.BUILD and rounds.is_divided_single(config, plan)
         end = 1 - rounds.finetune_share(config, plan) if divided else 1.0
-        return recipe_of_block(block, config, self._columns, self.scale, end, last=index + 1 == self._round_blocks)
+        last = index + 1 == self._round_blocks
+        return recipe_of_block(block, config, self._columns, self.scale, end, last, self._more_steps)
 
     def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
         """Returns a fit, restored from its saved state if there is one."""
@@ -231,6 +232,10 @@ class RoundTrainer:
         config = self.run.config
         planned = config.hidden is None and self.plan is not None
         return 2 * (self.plan.width,) if planned and self.plan is not None else config.first_hidden
+
+    @property
+    def _more_steps(self) -> int:
+        return 0 if self.plan is None else self.plan.more_steps
 
     @property
     def _most_blocks(self) -> int:

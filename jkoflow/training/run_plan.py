@@ -15,15 +15,19 @@ FINE, COARSE = 4.0, 1.5
 """Scales of the first layer (`jkoflow.training.first_layer`) above which rows are said to have fine details, and below
 which they are said to have none."""
 
-FIRST_WIDTH, LEAST_WIDTH, MOST_WIDTH = 128, 64, 256
-"""Width of the hidden layers whose speed is measured, and the least and largest that a plan may have; the CUDA kernels
-have no wider ones."""
+MORE_STEPS, LEAST_FOR_MORE_STEPS = 2, 3000
+"""Runge-Kutta steps that a block of rows with fine details begins with in addition, and the smallest number of
+iterations for which it does."""
+
+FIRST_WIDTH, MOST_WIDTH = 128, 256
+"""Width of the hidden layers whose speed is measured, which is the least, and the largest that a plan may have: the
+CUDA kernels have no wider ones."""
 
 WIDTH_STEP = 32
 """Widths are multiples of this, which the kernels' tiles are filled by."""
 
-FIRST_WIDTH_ITERATIONS = 1000
-"""Iterations in which `FIRST_WIDTH` learns most (docs/sweep.md)."""
+FIRST_WIDTH_ITERATIONS = 1500
+"""Iterations from which on wider layers than `FIRST_WIDTH` learn more in the same time (docs/sweep.md)."""
 
 LEAST_TO_DIVIDE, LEAST_FOR_FOUR = 500, 4000
 """Smallest numbers of iterations for which a single block is divided, and for which one without details is divided in
@@ -41,6 +45,8 @@ class RunPlan(NamedTuple):
     """Number of blocks that every block is divided into before the fine-tuning."""
     width: int = FIRST_WIDTH
     """Width of the hidden layers, where the settings do not have any."""
+    more_steps: int = 0
+    """Runge-Kutta steps to begin with beyond those that the scale of the first layer asks for."""
 
 
 def plan_run(
@@ -57,9 +63,10 @@ def plan_run(
     A single free block gives the best likelihood for the time. It is divided in two before half of the time has passed
     and trained on as a chain: the first iterations cost one network, the later ones have two, and nothing has to be
     learned twice. Rows with fine details need Runge-Kutta steps more than a second network, so that their block stays
-    whole; for rows without details one step does for each of two networks, or of four, which are trained from the
-    beginning (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every block again, the
-    chain is built block by block, and trained together where there is time.
+    whole, and has more steps from the beginning where a long training would make its velocity sharper. For rows without
+    details one step does for each of two networks, or of four, which are trained from the beginning (docs/sweep.md).
+    Where a number of blocks is asked for, or later rounds train every block again, the chain is built block by block,
+    and trained together where there is time.
 
     Arguments:
         seconds: Seconds that the budget has left.
@@ -73,7 +80,9 @@ def plan_run(
     iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
     if given_blocks is None and free and rounds == 1:
         width = width_within(iterations)
-        if iterations < LEAST_TO_DIVIDE or scale > FINE:
+        if scale > FINE:
+            return RunPlan(1, 0.0, 1, width, MORE_STEPS if iterations >= LEAST_FOR_MORE_STEPS else 0)
+        if iterations < LEAST_TO_DIVIDE:
             return RunPlan(1, 0.0, 1, width)
         if scale >= COARSE:
             return RunPlan(1, DIVIDED_SHARE, 2, width)
@@ -83,23 +92,23 @@ def plan_run(
 
 
 def width_within(iterations: float) -> int:
-    r"""Returns the width of hidden layers that a time budget is enough for, :math:`128 (N / 1000)^{1/4}`.
+    r"""Returns the width of hidden layers that a time budget is enough for, :math:`128 (N / 1500)^{1/3}`.
 
-    An iteration takes as long as the square of the width, so that twice the time makes for wider layers and for more
+    An iteration takes as long as the square of the width, so that more time makes for wider layers and for more
     iterations alike. Wider layers are not only likelier: their velocities take fewer Runge-Kutta steps (docs/sweep.md).
 
     Arguments:
         iterations: Iterations N of a single block of `FIRST_WIDTH` that the budget has time for.
 
     Returns:
-        The width, a multiple of `WIDTH_STEP` from `LEAST_WIDTH` to `MOST_WIDTH`.
+        The width, a multiple of `WIDTH_STEP` from `FIRST_WIDTH` to `MOST_WIDTH`.
 
     Example:
-        >>> [width_within(n) for n in (100, 1000, 5000, 100_000)]
-        [64, 128, 192, 256]
+        >>> [width_within(n) for n in (100, 1500, 5000, 100_000)]
+        [128, 128, 192, 256]
     """
-    width = FIRST_WIDTH * (iterations / FIRST_WIDTH_ITERATIONS) ** 0.25
-    return min(MOST_WIDTH, max(LEAST_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP)))
+    width = FIRST_WIDTH * (iterations / FIRST_WIDTH_ITERATIONS) ** (1 / 3)
+    return min(MOST_WIDTH, max(FIRST_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP)))
 
 
 def blocks_within(iterations: float, most: int) -> int:

@@ -119,6 +119,8 @@ class RunState:
     """Number of blocks that every block is divided into before the fine-tuning; 1 before it is planned."""
     planned_width: int = FIRST_WIDTH
     """Planned width of the hidden layers."""
+    planned_more_steps: int = 0
+    """Planned number of Runge-Kutta steps beyond those that the scale of the first layer asks for."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -134,6 +136,7 @@ class RunState:
             "planned_finetune": self.planned_finetune,
             "planned_divide": self.planned_divide,
             "planned_width": self.planned_width,
+            "planned_more_steps": self.planned_more_steps,
             "rounds": self.rounds,
             "accepted": [block.describe() for block in self.accepted],
             "round_started": self.round_started,

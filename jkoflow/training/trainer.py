@@ -262,6 +262,7 @@ class Trainer:
             planned_finetune=0.0 if plan is None else plan.finetune,
             planned_divide=1 if plan is None else plan.divide,
             planned_width=FIRST_WIDTH if plan is None else plan.width,
+            planned_more_steps=0 if plan is None else plan.more_steps,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=0.0 if trainer is None else trainer.started,
@@ -278,7 +279,11 @@ class Trainer:
         self.rounds, self.guard_events = state.rounds, state.guard_events
         if state.planned_blocks is not None:
             self._plan = RunPlan(
-                state.planned_blocks, state.planned_finetune, state.planned_divide, state.planned_width
+                state.planned_blocks,
+                state.planned_finetune,
+                state.planned_divide,
+                state.planned_width,
+                state.planned_more_steps,
             )
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
 
