@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep_.add_argument("--budget", type=float, default=40.0, help="seconds of training for each run")
     sweep_.add_argument("--jobs", type=int, default=1, help="runs at once, each pinned to a core of its own")
     sweep_.add_argument("--out", type=Path, default=Path("runs/sweep"), help="directory of the records")
-    show = commands.add_parser("table", help="collect a directory's records; write docs/comparison.md and its figures")
+    show = commands.add_parser("table", help="collect directories' records; write docs/comparison.md and its figures")
     show.set_defaults(command=_table)
-    show.add_argument("folder", type=Path, nargs="?", help=f"without one: {page.RECORD.name} as it is")
+    show.add_argument("folders", type=Path, nargs="*", help=f"without one: {page.RECORD.name} as it is")
     show.add_argument("--print", action="store_true", help="print the tables instead and write nothing")
     commands.add_parser("one", help="a single run, described on standard input; used by run").set_defaults(command=_one)
     return parser
@@ -78,11 +78,11 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    results = record.read(page.RECORD) if options.folder is None else record.collect(options.folder)
+    results = record.collect(*options.folders) if options.folders else record.read(page.RECORD)
     if options.print:
         print(markdown(results), end="")
         return
-    if options.folder is not None:
+    if options.folders:
         record.write(results, page.RECORD)
     page.write(results)
 

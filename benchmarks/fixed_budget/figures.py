@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from fixed_budget.table import NAMES, by_data, by_method
+from fixed_budget.table import NAMES, by_method, by_problem
 from jkoflow.report.style import FAINT, INK, MUTED, WIDTH, dress_axes, new_figure
 
 COLOURS = {
@@ -20,12 +20,12 @@ COLUMNS = 3
 
 
 def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) -> Figure:
-    """Draws a panel for every data set and a line for every run; seeds of one method share a colour."""
-    panels = list(by_data(record))
+    """Draws a panel for every data set at every budget, and a line for every run; seeds share a colour."""
+    panels = list(by_problem(record))
     lines = -(-len(panels) // COLUMNS)
     figure = new_figure(WIDTH, 2.9 * lines + 0.4, gap=0.06)
     figure.set_facecolor("white")
-    for place, (data, runs) in enumerate(panels):
+    for place, (title, runs) in enumerate(panels):
         ax = figure.add_subplot(lines, COLUMNS, place + 1)
         for method, group in by_method(runs):
             for run in group:
@@ -36,7 +36,7 @@ def curves(record: Mapping[str, Any], against: Literal["seconds", "batches"]) ->
                     ax.plot(x, points[:, 2], color=COLOURS[method], lw=1.6 if ours else 1.1, zorder=3 if ours else 2)
         dress_axes(ax)
         ax.grid(axis="y", color=FAINT, lw=0.5)
-        ax.set_title(data, loc="left", fontsize=9.5, color=INK, parse_math=False)
+        ax.set_title(title, loc="left", fontsize=9.5, color=INK, parse_math=False)
         if against == "batches":
             ax.set_xscale("log")
         ax.set_xlabel(against, fontsize=8.5, color=MUTED)

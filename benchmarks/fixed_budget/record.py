@@ -12,14 +12,14 @@ from fixed_budget.worker import FORMAT
 DIGITS = 6
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Collects the records of a directory in one, which holds equal environments once.
+def collect(*folders: Path) -> dict[str, Any]:
+    """Collects the records of directories, such as those of several budgets; equal environments are held once.
 
     Raises:
         ValueError: If there are no records, or a record has another format.
     """
     runs, environments = [], []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(path for folder in folders for path in folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         if run.get("format") != FORMAT:
             raise ValueError(f"{path} must have format {FORMAT}, got {run.get('format')}; run the comparison again")
@@ -29,9 +29,9 @@ def collect(folder: Path) -> dict[str, Any]:
         del run["format"]
         runs.append(_rounded({**run, "environment": environments.index(environment)}))
     if not runs:
-        raise ValueError(f"{folder} holds no records; run the comparison first")
+        raise ValueError(f"{', '.join(map(str, folders))} holds no records; run the comparison first")
     order = {name: place for place, name in enumerate(METHODS)}
-    runs.sort(key=lambda run: (run["dim"], run["data"], order[run["method"]], run["seed"]))
+    runs.sort(key=lambda run: (run["budget"], run["dim"], run["data"], order[run["method"]], run["seed"]))
     return {"format": FORMAT, "environments": environments, "runs": runs}
 
 

@@ -34,14 +34,17 @@ def markdown(record: Mapping[str, Any]) -> str:
     parts = []
     if min(run["budget"] for run in record["runs"]) < SHORTEST:
         parts.append(
-            f"**A smoke test: budgets under {SHORTEST} s show that everything runs, not which method is better.**"
+            f"**Budgets under {SHORTEST} s show what a user sees at once, longer ones which method is better.**"
         )
-    for data, runs in by_data(record):
+    for budget in sorted({run["budget"] for run in record["runs"]}):
+        runs = [run for run in record["runs"] if run["budget"] == budget]
+        parts.append(f"### Test NLL after {budget:g} s\n\n{_overview(runs)}")
+    for title, runs in by_problem(record):
         first = runs[0]
         rows = [_row(name, group) for name, group in by_method(runs)]
         head = (
-            f"### {data}\n\nd = {first['dim']}, {first['train_rows']:,} training and {first['test_rows']:,} test rows, "
-            f"{first['budget']:g} s{_clock(first)}, {_plural(first['threads'], 'thread')}, "
+            f"### {title}\n\nd = {first['dim']}, {first['train_rows']:,} training and {first['test_rows']:,} test "
+            f"rows, {first['budget']:g} s{_clock(first)}, {_plural(first['threads'], 'thread')}, "
             f"batches of {first['batch_size']}"
         )
         chance = [run["mmd_median_threshold"] for run in runs if run.get("mmd_median_threshold") is not None]
@@ -51,6 +54,13 @@ def markdown(record: Mapping[str, Any]) -> str:
         parts += _notes(runs)
     parts += [_settings(record), _surroundings(record)]
     return "\n\n".join(parts) + "\n"
+
+
+def by_problem(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Yields the runs of every data set at every budget with a title, in the record's order."""
+    for data, budget in dict.fromkeys((run["data"], run["budget"]) for run in record["runs"]):
+        chosen = [run for run in record["runs"] if (run["data"], run["budget"]) == (data, budget)]
+        yield f"{data}, {budget:g} s", chosen
 
 
 def by_data(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
@@ -72,6 +82,25 @@ def spread(values: Sequence[float | None], form: str = ".3f", factor: float = 1.
         return f"not finite in {len(values) - len(found)} of {len(values)}"
     text = format(mean(found), form)
     return text if len(found) < 2 else f"{text} ± {stdev(found):{form}}"
+
+
+def _overview(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table of the test NLLs, a line for each method and a column for each data set; the least are bold."""
+    data = [name for name, _ in by_data({"runs": runs})]
+    found: dict[tuple[str, str], list[float | None]] = {}
+    for run in runs:
+        found.setdefault((run["method"], run["data"]), []).append(run.get("test_nll"))
+    means = {place: mean(values) for place, values in found.items() if None not in values}  # type: ignore[type-var]
+    best = {name: min((value for (_, of), value in means.items() if of == name), default=None) for name in data}
+
+    def cell(method: str, name: str) -> str:
+        if (method, name) not in found:
+            return ""
+        text = spread(found[method, name])
+        return f"**{text}**" if means.get((method, name)) == best[name] else text
+
+    rows = [[NAMES[method], *(cell(method, name) for name in data)] for method, _ in by_method(runs)]
+    return _table(("method", *data), rows)
 
 
 def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -132,11 +161,14 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _settings(record: Mapping[str, Any]) -> str:
     lines = []
     for method, runs in by_method(record["runs"]):
-        rates = {data: group[0]["settings"].get("learning_rate") for data, group in by_data({"runs": runs})}
-        rest = {key: value for key, value in runs[0]["settings"].items() if key != "learning_rate"}
-        told = [f"{key} = {value}" for key, value in rest.items()]
-        if any(rate is not None for rate in rates.values()):
-            told.append("learning rate " + ", ".join(f"{rate:g} ({data})" for data, rate in rates.items()))
+        rates = {title: group[0]["settings"].get("learning_rate") for title, group in by_problem({"runs": runs})}
+        names = dict.fromkeys(key for run in runs for key in run["settings"] if key != "learning_rate")
+        values = {name: dict.fromkeys(str(run["settings"].get(name)) for run in runs) for name in names}
+        told = [f"{name} = {' or '.join(found)}" for name, found in values.items()]
+        if len(found := {rate for rate in rates.values() if rate is not None}) == 1:
+            told.append(f"learning rate {found.pop():g}")
+        elif found:
+            told.append("learning rate " + ", ".join(f"{rate:g} ({title})" for title, rate in rates.items()))
         tuned = sorted({run["rate_tuned_at"] for run in runs if "rate_tuned_at" in run})
         if tuned:
             told.append(f"tuned at {' and '.join(f'{seconds:g}' for seconds in tuned)} s")
