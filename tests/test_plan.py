@@ -25,7 +25,6 @@ from jkoflow.training.plan import (
     seconds_for_fit,
 )
 from jkoflow.training.run_plan import (
-    DIVIDED_AT_ONCE,
     DIVIDED_SHARE,
     FIRST_WIDTH,
     MORE_STEPS,
@@ -109,8 +108,8 @@ def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
     assert plan(10.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
     assert plan(1.0, 3.0) == plan(1.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
     assert plan(50.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=192, more_steps=MORE_STEPS)
-    assert plan(10.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=2, width=128)
-    assert plan(50.0, 1.2) == RunPlan(blocks=1, finetune=DIVIDED_AT_ONCE, divide=4, width=192)
+    assert plan(10.0, 1.2) == RunPlan(blocks=2, finetune=0.0, divide=1, width=128, together=True)
+    assert plan(50.0, 1.2) == RunPlan(blocks=4, finetune=0.0, divide=1, width=192, together=True)
 
 
 def test_layers_are_as_wide_as_there_are_iterations_for_within_what_the_kernels_take():

@@ -60,7 +60,7 @@ class TrainConfig:
         method: Runge-Kutta method, see `jkoflow.integrate`.
         num_steps: Runge-Kutta steps per block that training begins with; the guard may raise them for a block, and
             lower them again. None means 2 to 6, the more, the finer the details that the data can have
-            (`jkoflow.training.first_layer.first_steps`).
+            (`jkoflow.training.first_layer.first_steps`), and two more in a long training on fine details.
         max_blocks: Largest number of blocks, the free one included. None means 4, and under a time budget what its plan
             has (`jkoflow.training.run_plan.plan_run`): a single free block, which a longer budget divides.
         free_block: Whether the last block is trained without the movement penalty (h = inf).

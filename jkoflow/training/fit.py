@@ -192,14 +192,14 @@ class Fit:
     def _validate(self) -> tuple[float, float, bool]:
         """Returns the loss of the validation rows, their NLL under the flow with this block, and if it may be taken.
 
-        All is on a refined grid. A block that is trained by itself may only be taken if it is clearly better than none.
+        All is on a refined grid. What begins from nothing may only be taken if it is clearly better than no block.
         """
         y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
         terms = self.recipe.objective.validate(self.samples.val, y, logdet)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
-        alone = self.recipe.alone is not None
-        better = not alone or beats_identity(self.recipe.objective, self.samples.val, y, logdet)
+        from_nothing = self.recipe.from_nothing
+        better = not from_nothing or beats_identity(self.recipe.objective, self.samples.val, y, logdet)
         return loss, nll + gaussian_constant(y), better
 
     # ---- What the guard says is done

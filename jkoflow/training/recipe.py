@@ -44,8 +44,9 @@ class Recipe(NamedTuple):
     last: bool
     """Whether no block of the round follows."""
     alone: Block | None
-    """The block that is trained by itself, which may do nothing and whose velocity may be shortened at the start; None
-    for a chain."""
+    """The block that is trained by itself, whose velocity may be shortened at the start; None for a chain."""
+    from_nothing: bool
+    """Whether the fit is to be compared with no block at all, since nothing was trained before it."""
 
     def rate_share(self, cost: int) -> float:
         """Returns the share of the learning rates for a pass of some cost.
@@ -100,6 +101,7 @@ def recipe_of_block(
         iterations=config.iterations_per_block,
         last=last,
         alone=block,
+        from_nothing=True,
     )
 
 
@@ -116,20 +118,22 @@ def recipe_of_chain(
         config: Settings of the run.
         columns: Number of columns of the samples.
         scale: Scale of the first layer.
-        share: Share of the training that goes to the chain.
+        share: Share of the training that goes to the chain; 1 for new blocks.
         divided: Whether the chain is a single block that was divided. It then goes on where the block's learning rate
             has ended.
     """
+    is_new = share == 1
     of_block = recipe_of_block(chain.blocks[0], config, columns, scale)
     blocks = len(chain.blocks)
     return of_block._replace(
         objective=Likelihood(),
-        peak_rates=of_block.peak_rates.times(1.0 if divided else RATE_SHARE),
-        coarsest=of_block.coarsest.split(blocks) if divided else of_block.coarsest,
-        full_rate_cost=of_block.full_rate_cost * (1 if divided else blocks),
+        peak_rates=of_block.peak_rates.times(1.0 if divided or is_new else RATE_SHARE),
+        coarsest=of_block.coarsest.split(blocks) if divided or is_new else of_block.coarsest,
+        full_rate_cost=max(of_block.full_rate_cost, blocks) if divided or is_new else of_block.full_rate_cost * blocks,
         span=(1 - share, 1.0) if divided else (0.0, 1.0),
         tolerances=of_block.tolerances.times(blocks),  # every block has passed with its own
         # an iteration takes as long as one of every block
-        iterations=max(1, round(of_block.iterations * share / (1 - share))),
+        iterations=of_block.iterations if is_new else max(1, round(of_block.iterations * share / (1 - share))),
         alone=None,
+        from_nothing=is_new,
     )

@@ -92,37 +92,51 @@ class RoundTrainer:
 
     def train(self) -> list[float]:
         """Trains the rest of the round; returns the standard errors of the blocks' movements."""
-        together = self.kind == rounds.FINETUNE
-        fit = None if together else self._next_fit()
+        fit = None if self._is_together else self._next_fit()
         if self.run.budget is not None and self.plan is None and fit is not None:
             self.plan = self._plan(fit)
-            if self.plan.more_steps or self._hidden != self.run.config.first_hidden:
-                fit = self._next_fit()  # of another width or grid, whose speed is its own
-            assert fit is not None
-            assert isinstance(fit.block, Block)
-            fit.block.jko_step = self._next_jko_step() or math.inf  # the plan says if it is the last block, too
-            fit.recipe = self._recipe(fit.index, fit.block)
-        if self.kind == rounds.BUILD and fit is not None and fit.counters.iteration == 0:
-            self.run.progress.message(self._beginning(fit))
+            fit = self._planned(fit)
+        if self.kind == rounds.BUILD and not self.summaries and self._saved_fit is None:
+            self.run.progress.message(self._beginning())
         self.run.progress.start_round(self.number, self.kind, len(self.warm) or self._most_blocks)
-        if together:
+        if fit is None and self._is_together:
             return self._train_together()
         while fit is not None:
             self._train_block(fit)
             fit = self._next_fit()
         return [summary["movement_stderr"] for summary in self.summaries]
 
-    def _beginning(self, fit: Fit) -> str:
+    @property
+    def _is_together(self) -> bool:
+        """Tells whether the round trains its blocks as one chain."""
+        new = self.kind == rounds.BUILD and self.plan is not None and self.plan.together
+        return new or self.kind == rounds.FINETUNE
+
+    def _planned(self, fit: Fit) -> Fit | None:
+        """Returns the first fit as it is planned, given the one whose speed the plan was made from."""
+        assert self.plan is not None
+        if self.plan.together:
+            return None
+        if self.plan.more_steps or self._hidden != self.run.config.first_hidden:
+            fit = self._next_fit() or fit  # of another width or grid, whose speed is its own
+        assert isinstance(fit.block, Block)
+        fit.block.jko_step = self._next_jko_step() or math.inf  # the plan says if it is the last block, too
+        fit.recipe = self._recipe(fit.index, fit.block)
+        return fit
+
+    def _beginning(self) -> str:
         """Returns what was chosen by the data and the time, in one line."""
+        config, plan = self.run.config, self.plan
         begun = (
             f"begins with the initial map {self.flow.initial_map.recipe}, layers of "
             f"{' and '.join(map(str, self._hidden))}, the first {self.scale:.3g} times as fine as usual, and "
-            f"{fit.block.grid.num_steps} Runge-Kutta steps"
+            f"{self._first_grid.num_steps} Runge-Kutta steps"
         )
-        divided = rounds.divide(self.run.config, self.plan)
-        if rounds.is_divided_single(self.run.config, self.plan):
-            share = 1 - rounds.finetune_share(self.run.config, self.plan)
-            return f"{begun}; divides the block in {divided} after {share:.0%} of the training"
+        if self._is_together:
+            return f"{begun} in {self._most_blocks} blocks, which are trained together"
+        if rounds.is_divided_single(config, plan):
+            share = 1 - rounds.finetune_share(config, plan)
+            return f"{begun}; divides the block in {rounds.divide(config, plan)} after {share:.0%} of the training"
         return begun
 
     # ---- Fits
@@ -146,12 +160,21 @@ class RoundTrainer:
             block = self.warm[index]
         else:
             before = self.flow.stack[index - 1] if index else None
-            grid = first_grid(self.run.config, self.scale, self._more_steps)
-            block = new_block(self.run.data, self.run.config, self._hidden, grid, index, jko_step, before)
-            if before is None:
-                sharpen(block, self.scale)
+            block = self._new_block(self._first_grid, index, jko_step, before)
         block = block.to(self.samples.train.device)
         return self._fit(index, block, self._recipe(index, block), state)
+
+    def _new_block(self, grid: Grid, index: int, jko_step: float, before: Block | None) -> Block:
+        block = new_block(self.run.data, self.run.config, self._hidden, grid, index, jko_step, before)
+        if before is None:
+            sharpen(block, self.scale)
+        return block
+
+    def _new_chain(self) -> Chain:
+        """Returns new blocks, which share the Runge-Kutta steps that a single one would begin with."""
+        blocks = self._most_blocks
+        grid = self._first_grid.split(blocks)
+        return Chain([self._new_block(grid, index, math.inf, None) for index in range(blocks)])
 
     def _recipe(self, index: int, block: Block) -> Recipe:
         """Returns the recipe of a block that is trained by itself."""
@@ -189,12 +212,16 @@ class RoundTrainer:
         self.run.save(None)
 
     def _train_together(self) -> list[float]:
-        """Fine-tunes the chain; returns the standard errors of its blocks' movements."""
+        """Trains new blocks together, or fine-tunes a chain; returns the standard errors of its blocks' movements."""
         state, self._saved_fit = self._saved_fit, None
-        chain = Chain(self.warm) if state is None else Chain.from_description(state.block)
+        is_new, config = self.kind == rounds.BUILD, self.run.config
+        if state is not None:
+            chain = Chain.from_description(state.block)
+        else:
+            chain = self._new_chain() if is_new else Chain(self.warm)
         chain.to(self.samples.train.device)
-        config = self.run.config
-        share, divided = rounds.finetune_share(config, self.plan), rounds.is_divided_single(config, self.plan)
+        share = 1.0 if is_new else rounds.finetune_share(config, self.plan)
+        divided = rounds.is_divided_single(config, self.plan)
         fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self.scale, share, divided), state)
         fit.run()
         self._keep(fit.counters.kept_rows)
@@ -234,6 +261,11 @@ class RoundTrainer:
         return 2 * (self.plan.width,) if planned and self.plan is not None else config.first_hidden
 
     @property
+    def _first_grid(self) -> Grid:
+        """Returns the grid that a block begins with."""
+        return first_grid(self.run.config, self.scale, self._more_steps)
+
+    @property
     def _more_steps(self) -> int:
         return 0 if self.plan is None else self.plan.more_steps
 
@@ -245,7 +277,7 @@ class RoundTrainer:
     @property
     def _round_blocks(self) -> int:
         """Returns the number of blocks that the round trains, at most; a chain that is trained together is one."""
-        return 1 if self.kind == rounds.FINETUNE else len(self.warm) or self._most_blocks
+        return 1 if self._is_together else len(self.warm) or self._most_blocks
 
     def _plan(self, first: Fit) -> RunPlan:
         """Plans the run from the times that its first fit measures."""
@@ -256,7 +288,8 @@ class RoundTrainer:
         iteration = first.counters.iteration_seconds
         later = 1 + self.later_rounds
         blocks = config.most_blocks, config.max_blocks
-        return plan_run(left, later, iteration, *blocks, config.free_block, self.scale)
+        chooses = config.finetune is None and config.divide is None
+        return plan_run(left, later, iteration, *blocks, config.free_block, self.scale, chooses)
 
     def outlook(self, index: int, grid: Grid) -> Outlook:
         """Returns the work of the run from the fit of a block on, given the block's present grid."""

@@ -8,9 +8,6 @@ from typing import NamedTuple
 DIVIDED_SHARE = 0.7
 """Share of the training after a single block has been divided."""
 
-DIVIDED_AT_ONCE = 0.98
-"""The same where rows have no details that a block by itself would have to find first."""
-
 FINE, COARSE = 4.0, 1.5
 """Scales of the first layer (`jkoflow.training.first_layer`) above which rows are said to have fine details, and below
 which they are said to have none."""
@@ -30,8 +27,8 @@ FIRST_WIDTH_ITERATIONS = 1500
 """Iterations from which on wider layers than `FIRST_WIDTH` learn more in the same time (docs/sweep.md)."""
 
 LEAST_TO_DIVIDE, LEAST_FOR_FOUR = 500, 4000
-"""Smallest numbers of iterations for which a single block is divided, and for which one without details is divided in
-four."""
+"""Smallest numbers of iterations for which there are two blocks, and for which there are four where rows have no
+details."""
 
 
 class RunPlan(NamedTuple):
@@ -47,6 +44,8 @@ class RunPlan(NamedTuple):
     """Width of the hidden layers, where the settings do not have any."""
     more_steps: int = 0
     """Runge-Kutta steps to begin with beyond those that the scale of the first layer asks for."""
+    together: bool = False
+    """Whether all blocks are trained together from the beginning, as a chain."""
 
 
 def plan_run(
@@ -57,6 +56,7 @@ def plan_run(
     given_blocks: int | None,
     free: bool,
     scale: float,
+    chooses: bool = True,
 ) -> RunPlan:
     """Plans blocks and fine-tuning from the measured speed of the first block.
 
@@ -64,7 +64,8 @@ def plan_run(
     and trained on as a chain: the first iterations cost one network, the later ones have two, and nothing has to be
     learned twice. Rows with fine details need Runge-Kutta steps more than a second network, so that their block stays
     whole, and has more steps from the beginning where a long training would make its velocity sharper. For rows without
-    details one step does for each of two networks, or of four, which are trained from the beginning (docs/sweep.md).
+    details one step does for each of two blocks, or of four, which are trained together from the beginning
+    (docs/sweep.md).
     Where a number of blocks is asked for, or later rounds train every block again, the chain is built block by block,
     and trained together where there is time.
 
@@ -76,6 +77,7 @@ def plan_run(
         given_blocks: The number that was asked for; None if the plan may choose.
         free: Whether a block without movement penalty may end the chain.
         scale: Scale of the first layer, which tells how fine the details are that the rows can have.
+        chooses: Whether the plan may choose to train blocks together; not where the settings tell how these come about.
     """
     iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
     if given_blocks is None and free and rounds == 1:
@@ -84,9 +86,9 @@ def plan_run(
             return RunPlan(1, 0.0, 1, width, MORE_STEPS if iterations >= LEAST_FOR_MORE_STEPS else 0)
         if iterations < LEAST_TO_DIVIDE:
             return RunPlan(1, 0.0, 1, width)
-        if scale >= COARSE:
+        if scale >= COARSE or not chooses:
             return RunPlan(1, DIVIDED_SHARE, 2, width)
-        return RunPlan(1, DIVIDED_AT_ONCE, 4 if iterations >= LEAST_FOR_FOUR else 2, width)
+        return RunPlan(4 if iterations >= LEAST_FOR_FOUR else 2, 0.0, 1, width, together=True)
     blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
     return RunPlan(blocks, finetune_share(iterations), 1)
 

@@ -121,6 +121,8 @@ class RunState:
     """Planned width of the hidden layers."""
     planned_more_steps: int = 0
     """Planned number of Runge-Kutta steps beyond those that the scale of the first layer asks for."""
+    planned_together: bool = False
+    """Whether the plan trains all blocks together from the beginning."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -137,6 +139,7 @@ class RunState:
             "planned_divide": self.planned_divide,
             "planned_width": self.planned_width,
             "planned_more_steps": self.planned_more_steps,
+            "planned_together": self.planned_together,
             "rounds": self.rounds,
             "accepted": [block.describe() for block in self.accepted],
             "round_started": self.round_started,

@@ -263,6 +263,7 @@ class Trainer:
             planned_divide=1 if plan is None else plan.divide,
             planned_width=FIRST_WIDTH if plan is None else plan.width,
             planned_more_steps=0 if plan is None else plan.more_steps,
+            planned_together=False if plan is None else plan.together,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=0.0 if trainer is None else trainer.started,
@@ -284,6 +285,7 @@ class Trainer:
                 state.planned_divide,
                 state.planned_width,
                 state.planned_more_steps,
+                state.planned_together,
             )
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
 
