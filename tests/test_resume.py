@@ -431,6 +431,35 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
     assert starts == [(0, planned)]
     again = RunDirectory(tmp_path).load_state()
     assert again is not None
-    plan = state.planned_blocks, state.planned_finetune, state.planned_divide
-    assert (again.planned_blocks, again.planned_finetune, again.planned_divide) == plan
-    assert plan[0] == 1
+    plans = [{k: v for k, v in vars(s).items() if k.startswith("planned_")} for s in (state, again)]
+    assert plans[0] == plans[1]
+    assert plans[0]["planned_blocks"] == 1
+
+
+def test_new_blocks_that_are_trained_together_are_resumed(tmp_path):
+    """Rows without details have two blocks in one fit from the beginning; a killed run goes on with both."""
+    rows = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+    rows = rows * torch.linspace(0.5, 2.0, 1000)[torch.randperm(1000, generator=torch.Generator().manual_seed(1)), None]
+    config = dataclasses.replace(
+        CONFIG, time_budget=60.0, max_blocks=None, initial_map="whiten", first_layer_scale=1.0, num_steps=None
+    )
+    with pytest.raises(StopError):
+        train(rows, config, run_dir=tmp_path, progress=StopAt(0, 11))
+    state = RunDirectory(tmp_path).load_state()
+    assert state is not None
+    assert state.fit is not None
+    assert state.planned_together
+    assert len(state.fit.block["blocks"]) == state.planned_blocks == 2
+    seen = []
+
+    class Sees(StopAt):
+        def start_block(self, block, iterations):
+            seen.append((block, iterations))
+
+    with pytest.raises(StopError):
+        train(rows, config, run_dir=tmp_path, resume=True, progress=Sees(0, 31))
+    assert seen[0] == (0, state.fit.counters.iterations)
+    again = RunDirectory(tmp_path).load_state()
+    assert again is not None
+    assert again.fit is not None
+    assert again.fit.counters.iteration >= 30
