@@ -51,6 +51,8 @@ class FitHooks:
     progress: Progress
     known: Costs | None = None
     """Costs that the fit before this one has measured, for one that has no time left to measure its own."""
+    holds: bool = False
+    """Whether these are the costs of this fit, too, since it differs in nothing that takes time."""
 
 
 @dataclass
@@ -265,8 +267,8 @@ class Fit:
         counters.started = self.hooks.world.elapsed()
         if self.hooks.seconds is None:
             return
-        over = self.hooks.seconds(counters, self.block.grid) <= 0
-        self.costs = costs = self.hooks.known if over and self.hooks.known is not None else self._measure()
+        holds = self.hooks.holds or self.hooks.seconds(counters, self.block.grid) <= 0
+        self.costs = costs = self.hooks.known if holds and self.hooks.known is not None else self._measure()
         plan = plan_fit(costs, self.config.validate_every)
         counters.validate_every, counters.iteration_seconds = plan.validate_every, plan.iteration_seconds
         counters.row_step, counters.row_carry = costs.row_step, costs.row_carry

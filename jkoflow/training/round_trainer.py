@@ -116,6 +116,7 @@ class RoundTrainer:
         """Returns the first fit as it is planned, given the one whose speed the plan was made from."""
         assert self.plan is not None
         if self.plan.together:
+            self._costs = fit.costs
             return None
         if self.plan.more_steps or self._hidden != self.run.config.first_hidden:
             fit = self._next_fit() or fit  # of another width or grid, whose speed is its own
@@ -223,6 +224,8 @@ class RoundTrainer:
         share = 1.0 if is_new else rounds.finetune_share(config, self.plan)
         divided = rounds.is_divided_single(config, self.plan)
         fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self.scale, share, divided), state)
+        if is_new and self._hidden == config.first_hidden:
+            fit.hooks.holds = chain.cost == self._first_grid.cost
         fit.run()
         self._keep(fit.counters.kept_rows)
         before = self.samples.train
