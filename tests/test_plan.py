@@ -107,6 +107,7 @@ def test_a_plan_that_may_choose_has_one_block_and_divides_it_if_that_pays():
     assert plan(10.0, 3.0) == RunPlan(blocks=1, finetune=DIVIDED_SHARE, divide=2, width=128)
     assert plan(10.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
     assert plan(1.0, 3.0) == plan(1.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=128)
+    assert plan(320.0, 3.0).rate_share == pytest.approx(0.5)
     assert plan(50.0, 20.0) == RunPlan(blocks=1, finetune=0.0, divide=1, width=192, more_steps=MORE_STEPS)
     assert plan(10.0, 1.2) == RunPlan(blocks=2, finetune=0.0, divide=1, width=128, together=True)
     assert plan(50.0, 1.2) == RunPlan(blocks=4, finetune=0.0, divide=1, width=192, together=True)

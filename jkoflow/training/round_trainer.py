@@ -183,7 +183,15 @@ class RoundTrainer:
         divided = self.kind == rounds.BUILD and rounds.is_divided_single(config, plan)
         end = 1 - rounds.finetune_share(config, plan) if divided else 1.0
         last = index + 1 == self._round_blocks
-        return recipe_of_block(block, config, self._columns, self.scale, end, last, self._more_steps)
+        return self._at_planned_rate(
+            recipe_of_block(block, config, self._columns, self.scale, end, last, self._more_steps)
+        )
+
+    def _at_planned_rate(self, recipe: Recipe) -> Recipe:
+        """Returns the recipe with the rates for a training as long as the planned one, unless a rate is given."""
+        if self.plan is None or self.run.config.learning_rate is not None:
+            return recipe
+        return recipe._replace(peak_rates=recipe.peak_rates.times(self.plan.rate_share))
 
     def _fit(self, index: int, block: Block | Chain, recipe: Recipe, state: FitState | None) -> Fit:
         """Returns a fit, restored from its saved state if there is one."""
@@ -223,7 +231,8 @@ class RoundTrainer:
         chain.to(self.samples.train.device)
         share = 1.0 if is_new else rounds.finetune_share(config, self.plan)
         divided = rounds.is_divided_single(config, self.plan)
-        fit = self._fit(0, chain, recipe_of_chain(chain, config, self._columns, self.scale, share, divided), state)
+        recipe = recipe_of_chain(chain, config, self._columns, self.scale, share, divided)
+        fit = self._fit(0, chain, self._at_planned_rate(recipe), state)
         if is_new and self._hidden == config.first_hidden:
             fit.hooks.holds = chain.cost == self._first_grid.cost
         fit.run()

@@ -26,6 +26,9 @@ WIDTH_STEP = 32
 FIRST_WIDTH_ITERATIONS = 1500
 """Iterations from which on wider layers than `FIRST_WIDTH` learn more in the same time (docs/sweep.md)."""
 
+FULL_RATE_ITERATIONS = 8000
+"""Iterations up to which peak rates are those of the optimiser."""
+
 LEAST_TO_DIVIDE, LEAST_FOR_FOUR = 500, 4000
 """Smallest numbers of iterations for which there are two blocks, and for which there are four where rows have no
 details."""
@@ -46,6 +49,8 @@ class RunPlan(NamedTuple):
     """Runge-Kutta steps to begin with beyond those that the scale of the first layer asks for."""
     together: bool = False
     """Whether all blocks are trained together from the beginning, as a chain."""
+    rate_share: float = 1.0
+    """Share of the optimiser's own peak rates."""
 
 
 def plan_run(
@@ -81,14 +86,15 @@ def plan_run(
     """
     iterations = max(seconds, 0.0) / rounds / max(iteration_seconds, 1e-9)
     if given_blocks is None and free and rounds == 1:
-        width = width_within(iterations)
+        width, rate = width_within(iterations), rate_share_within(iterations)
         if scale > FINE:
-            return RunPlan(1, 0.0, 1, width, MORE_STEPS if iterations >= LEAST_FOR_MORE_STEPS else 0)
+            more_steps = MORE_STEPS if iterations >= LEAST_FOR_MORE_STEPS else 0
+            return RunPlan(1, 0.0, 1, width, more_steps, rate_share=rate)
         if iterations < LEAST_TO_DIVIDE:
-            return RunPlan(1, 0.0, 1, width)
+            return RunPlan(1, 0.0, 1, width, rate_share=rate)
         if scale >= COARSE or not chooses:
-            return RunPlan(1, DIVIDED_SHARE, 2, width)
-        return RunPlan(4 if iterations >= LEAST_FOR_FOUR else 2, 0.0, 1, width, together=True)
+            return RunPlan(1, DIVIDED_SHARE, 2, width, rate_share=rate)
+        return RunPlan(4 if iterations >= LEAST_FOR_FOUR else 2, 0.0, 1, width, together=True, rate_share=rate)
     blocks = blocks_within(iterations, most_blocks) if given_blocks is None else given_blocks
     return RunPlan(blocks, finetune_share(iterations), 1)
 
@@ -111,6 +117,22 @@ def width_within(iterations: float) -> int:
     """
     width = FIRST_WIDTH * (iterations / FIRST_WIDTH_ITERATIONS) ** (1 / 3)
     return min(MOST_WIDTH, max(FIRST_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP)))
+
+
+def rate_share_within(iterations: float) -> float:
+    r"""Returns the share of the peak learning rates for a training of some length, :math:`\sqrt{8000 / N}`, at most 1.
+
+    At the full rates a long training stays for so long where velocities get sharp that the guard adds steps, and every
+    iteration then takes longer for good (docs/sweep.md).
+
+    Arguments:
+        iterations: Iterations N of a single block of `FIRST_WIDTH` that the budget has time for.
+
+    Example:
+        >>> [round(rate_share_within(n), 2) for n in (1000, 8000, 50_000)]
+        [1.0, 1.0, 0.4]
+    """
+    return min(1.0, math.sqrt(FULL_RATE_ITERATIONS / max(iterations, 1.0)))
 
 
 def blocks_within(iterations: float, most: int) -> int:

@@ -123,6 +123,8 @@ class RunState:
     """Planned number of Runge-Kutta steps beyond those that the scale of the first layer asks for."""
     planned_together: bool = False
     """Whether the plan trains all blocks together from the beginning."""
+    planned_rate_share: float = 1.0
+    """Planned share of the optimiser's own peak rates."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -140,6 +142,7 @@ class RunState:
             "planned_width": self.planned_width,
             "planned_more_steps": self.planned_more_steps,
             "planned_together": self.planned_together,
+            "planned_rate_share": self.planned_rate_share,
             "rounds": self.rounds,
             "accepted": [block.describe() for block in self.accepted],
             "round_started": self.round_started,

@@ -264,6 +264,7 @@ class Trainer:
             planned_width=FIRST_WIDTH if plan is None else plan.width,
             planned_more_steps=0 if plan is None else plan.more_steps,
             planned_together=False if plan is None else plan.together,
+            planned_rate_share=1.0 if plan is None else plan.rate_share,
             rounds=self.rounds,
             accepted=self.best.stack,
             round_started=0.0 if trainer is None else trainer.started,
@@ -286,6 +287,7 @@ class Trainer:
                 state.planned_width,
                 state.planned_more_steps,
                 state.planned_together,
+                state.planned_rate_share,
             )
         self.best = self.best.with_blocks([block.to(device) for block in state.accepted])
 
