@@ -437,7 +437,7 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
 
 
 def test_new_blocks_that_are_trained_together_are_resumed(tmp_path):
-    """Rows without details have two blocks in one fit from the beginning; a killed run goes on with both."""
+    """Rows without details have several blocks in one fit from the beginning; a killed run goes on with all of them."""
     rows = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     rows = rows * torch.linspace(0.5, 2.0, 1000)[torch.randperm(1000, generator=torch.Generator().manual_seed(1)), None]
     config = dataclasses.replace(
@@ -449,7 +449,8 @@ def test_new_blocks_that_are_trained_together_are_resumed(tmp_path):
     assert state is not None
     assert state.fit is not None
     assert state.planned_together
-    assert len(state.fit.block["blocks"]) == state.planned_blocks == 2
+    assert len(state.fit.block["blocks"]) == state.planned_blocks
+    assert state.planned_blocks in (2, 4), "as the machine is fast"
     seen = []
 
     class Sees(StopAt):
