@@ -322,7 +322,8 @@ def test_a_block_that_overflows_says_so_once(loss, monkeypatch):
     told = Messages()
     monkeypatch.setattr(Fit, "_validate", lambda fit: (loss, loss, True))
     train(clusters(1000), dataclasses.replace(TINY, validate_every=10, gain_tolerance=-1.0), progress=told)
-    *overflows, last = told.texts
+    first, *overflows, last = told.texts
+    assert first.startswith("begins with the initial map none, layers of 8,")
     assert [text.split(" after ")[0] for text in overflows] == [
         f"block {index} overflows on validation rows" for index in (0, 1)
     ]
