@@ -62,6 +62,9 @@ class RoundTrainer:
         later_rounds: Rounds of single blocks that follow.
         plan: Plan of the run under a time budget; None before it is made, or without a time budget.
         started: Seconds into the run at which the round began.
+
+    Attributes:
+        scale: Scale of the first layer, given or measured on the samples (`jkoflow.training.first_layer`).
     """
 
     run: RunContext

@@ -35,7 +35,7 @@ details."""
 
 
 class RunPlan(NamedTuple):
-    """The blocks of a run and the share of its fine-tuning."""
+    """The plan of a run: its blocks, how they come about, and what their training begins with."""
 
     blocks: int
     """Largest number of blocks."""
@@ -70,9 +70,8 @@ def plan_run(
     learned twice. Rows with fine details need Runge-Kutta steps more than a second network, so that their block stays
     whole, and has more steps from the beginning where a long training would make its velocity sharper. For rows without
     details one step does for each of two blocks, or of four, which are trained together from the beginning
-    (docs/sweep.md).
-    Where a number of blocks is asked for, or later rounds train every block again, the chain is built block by block,
-    and trained together where there is time.
+    (docs/sweep.md). Where a number of blocks is asked for, or later rounds train every block again, the chain is built
+    block by block, and trained together where there is time.
 
     Arguments:
         seconds: Seconds that the budget has left.
