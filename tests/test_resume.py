@@ -239,6 +239,10 @@ class StopError(Exception):
 class StopAt(Silent):
     def __init__(self, block, iteration):
         self.place = (block, iteration)
+        self.starts = []
+
+    def start_block(self, block, iterations):
+        self.starts.append((block, iterations))
 
     def update(self, block, iteration, terms):
         if (block, iteration) == self.place:
@@ -420,15 +424,10 @@ def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):
     assert state.fit is not None
     planned = state.fit.counters.iterations
     assert planned > 100
-    starts = []
-
-    class Starts(StopAt):
-        def start_block(self, block, iterations):
-            starts.append((block, iterations))
-
+    progress = StopAt(0, 31)
     with pytest.raises(StopError):
-        train(rows, config, run_dir=tmp_path, resume=True, progress=Starts(0, 31))
-    assert starts == [(0, planned)]
+        train(rows, config, run_dir=tmp_path, resume=True, progress=progress)
+    assert progress.starts == [(0, planned)]
     again = RunDirectory(tmp_path).load_state()
     assert again is not None
     plans = [{k: v for k, v in vars(s).items() if k.startswith("planned_")} for s in (state, again)]
@@ -451,15 +450,10 @@ def test_new_blocks_that_are_trained_together_are_resumed(tmp_path):
     assert state.planned_together
     assert len(state.fit.block["blocks"]) == state.planned_blocks
     assert state.planned_blocks in (2, 4), "as the machine is fast"
-    seen = []
-
-    class Sees(StopAt):
-        def start_block(self, block, iterations):
-            seen.append((block, iterations))
-
+    progress = StopAt(0, 31)
     with pytest.raises(StopError):
-        train(rows, config, run_dir=tmp_path, resume=True, progress=Sees(0, 31))
-    assert seen[0] == (0, state.fit.counters.iterations)
+        train(rows, config, run_dir=tmp_path, resume=True, progress=progress)
+    assert progress.starts[0] == (0, state.fit.counters.iterations)
     again = RunDirectory(tmp_path).load_state()
     assert again is not None
     assert again.fit is not None
