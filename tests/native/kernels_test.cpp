@@ -203,12 +203,13 @@ std::vector<Case> cases() {
   std::vector<Case> list;
   const std::vector<std::vector<int>> shapes = {{20, 12}, {1}, {33}, {16, 16}, {7, 65}, {1, 1}, {48}, {17, 1}};
   const std::vector<std::vector<int>> deep = {{9, 17, 5}, {16, 8, 20}, {5, 18, 3, 7}, {16, 16, 16, 16}};
-  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu};
+  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu,
+                                        ActivationKind::kElu,  ActivationKind::kSelu,     ActivationKind::kGelu};
   const auto vary = [&](Case c) {
     c.seed = list.size() + 1;
     const size_t n = list.size();
     c.float64 = (n ^ n >> 2 ^ n >> 4) % 2 == 0;  // a pair of cases has one of each; so, over the list, has every layer
-    c.activation = activations[n % 3];
+    c.activation = activations[n % 6];
     c.beta = c.activation == ActivationKind::kSoftplus ? 3 : 1;
     c.time = n % 4 != 1;
     c.context_dim = n % 5 == 2 ? 3 : n % 5 == 4 ? 1 : 0;
