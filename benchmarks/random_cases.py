@@ -1,4 +1,4 @@
-"""Random integrations in float32 against float64, on every instruction set: which err more than twice PyTorch's float32?
+"""Random integrations in float32 on every instruction set against float64: which err more than twice PyTorch's error?
 
     python benchmarks/random_cases.py [--cases 2500] [--first 0] [--isas avx512 avx2]
 
@@ -26,7 +26,7 @@ from jkoflow.ops.tableau import TABLEAUX
 
 ACTIVATIONS = ("tanh", "softplus", "softplus(20)", "silu", "elu", "selu", "gelu")
 INTERVALS = ((0.0, 1.0), (1.0, 0.0), (-1.0, 2.0), (0.3, 0.4))
-STAGES = 12  # of parameters' gradients, at most about: terms of their sums over rows and stages
+STAGES = 12  # of an integration, about: gradients of parameters are sums over rows and stages
 
 
 class Case(NamedTuple):
@@ -82,7 +82,7 @@ def inputs(case: Case) -> tuple[jkoflow.MLPVelocity, dict[str, Tensor]]:
     draw = torch.Generator().manual_seed(case.number + 1_000_000)
     velocity = jkoflow.MLPVelocity(case.dim, case.hidden, case.activation, case.time, case.context_dim, case.linear)
     last = len(case.hidden)
-    scale = {f"layers.{0}": case.gain, f"layers.{last}": 1 / math.sqrt(case.gain)}
+    scale = {"layers.0": case.gain, f"layers.{last}": 1 / math.sqrt(case.gain)}
     with torch.no_grad():
         for name, parameter in velocity.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
@@ -137,7 +137,9 @@ class Excess(NamedTuple):
     """The error of PyTorch in float32."""
 
 
-def excesses(isa: str, case: Case, got: dict[str, Tensor], peer: dict[str, Tensor], exact: dict[str, Tensor]) -> list[Excess]:
+def excesses(
+    isa: str, case: Case, got: dict[str, Tensor], peer: dict[str, Tensor], exact: dict[str, Tensor]
+) -> list[Excess]:
     """Compares a case's results with the rule: twice PyTorch's error, and a few roundings of the largest entry."""
     found = []
     for name, value in exact.items():
@@ -170,9 +172,7 @@ def compare(numbers: Sequence[int], isas: Sequence[str]) -> Iterator[list[Excess
         for i, number in enumerate(numbers):
             case = case_of(number)
             peer, exact = run(case, "reference", torch.float32), run(case, "reference", torch.float64)
-            yield [
-                excess for isa in isas for excess in excesses(isa, case, results[isa][i].result(), peer, exact)
-            ]
+            yield [excess for isa in isas for excess in excesses(isa, case, results[isa][i].result(), peer, exact)]
     finally:
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)

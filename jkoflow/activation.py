@@ -18,8 +18,8 @@ class Activation:
 
     Arguments:
         name: One of ``"tanh"``, ``"softplus"``, ``"silu"``, ``"elu"`` (with :math:`\alpha = 1`), ``"selu"``, ``"gelu"``
-            (the exact one, with the error function), ``"sin"``. The slope of ``"selu"`` jumps at 0, from 1.758 to 1.051:
-            there the divergence jumps, too, which no gradient sees.
+            (the exact one, with the error function), ``"sin"``. The slope of ``"selu"`` jumps at 0, from 1.758 to
+            1.051: there the divergence jumps, too, which no gradient sees.
         beta: Sharpness of ``softplus``, :math:`\log(1 + e^{\beta z}) / \beta`; 1 for the others.
     """
 
@@ -55,8 +55,8 @@ def parse_activation(text: str | Activation) -> Activation:
         return text
     if text in ("relu", "leaky_relu", "hardtanh"):
         raise ValueError(
-            f"activation must bend, got {text!r}: it is linear in pieces, so its second derivative is zero wherever there "
-            f"is one, and the divergence would not train; use one of {', '.join(_TABLE)}"
+            f"activation must bend, got {text!r}: it is linear in pieces, so its second derivative is zero wherever "
+            f"there is one, and the divergence would not train; use one of {', '.join(_TABLE)}"
         )
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
     if match is None or match[1] not in _TABLE or (match[2] is not None and match[1] != "softplus"):

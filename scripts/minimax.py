@@ -1,5 +1,7 @@
-"""Computes the polynomials of the activations: 2^f - 1 for vectors, tanh and e^z - 1 near 0 for the device, and Mills'
-ratio of the normal distribution (csrc/mills.h).
+"""Computes the polynomials of the activations.
+
+They are 2^f - 1 for vectors, tanh and e^z - 1 near 0 for the device, and Mills' ratio of the normal distribution
+(csrc/mills.h) for both.
 
     python scripts/minimax.py power
     python scripts/minimax.py near
@@ -13,10 +15,12 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 
 mp.mp.dps = 60
+Number = Any  # mpmath has no types
 
 # Of float and of double: the number of coefficients, k of t = 1 / (1 + k a), and the a beyond which the density
 # underflows.
@@ -56,9 +60,7 @@ JKOFLOW_INLINE V mills_ratio(const V& t) {{
 """
 
 
-def minimax(
-    function: Callable[[mp.mpf], mp.mpf], count: int, low: mp.mpf, high: mp.mpf
-) -> tuple[list[mp.mpf], mp.mpf]:
+def minimax(function: Callable[[Number], Number], count: int, low: Number, high: Number) -> tuple[list[Number], Number]:
     """Returns the coefficients, lowest first, of the polynomial with the least greatest relative error, and that error.
 
     By the exchange algorithm of Remez.
@@ -75,7 +77,7 @@ def minimax(
             for j in range(count):
                 system[i, j] = x**j
         coefficients = list(mp.lu_solve(system, right))[:count]
-        peaks: list[tuple[mp.mpf, mp.mpf]] = []  # the greatest error between two changes of sign
+        peaks: list[tuple[Number, Number]] = []  # the greatest error between two changes of sign
         for x in grid:
             error = mp.polyval(coefficients[::-1], x) / function(x) - 1
             if not peaks or mp.sign(peaks[-1][1]) != mp.sign(error):
@@ -89,7 +91,7 @@ def minimax(
     return coefficients, greatest
 
 
-def horner(coefficients: list[mp.mpf], kind: str, variable: str) -> str:
+def horner(coefficients: list[Number], kind: str, variable: str) -> str:
     """Returns a call of `polynomial`, highest power first."""
     digits, suffix = (9, "f") if kind == "float" else (17, "")
     numbers = [f"{mp.nstr(c, digits, strip_zeros=False)}{suffix}" for c in reversed(coefficients)]
@@ -101,7 +103,7 @@ def mills() -> str:
     texts, errors = {}, []
     for kind, (count, scale, last) in MILLS.items():
 
-        def over_t(u: mp.mpf, scale: mp.mpf = scale) -> mp.mpf:
+        def over_t(u: Number, scale: Number = scale) -> Number:
             t = u + mp.mpf("0.5")
             a = (1 / t - 1) / scale
             return mp.sqrt(mp.pi / 2) * mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / t
@@ -117,7 +119,7 @@ def mills() -> str:
 def power() -> str:
     """Returns (2^f - 1) / f for abs(f) <= 1/2, as csrc/cpu/functions.h writes it."""
 
-    def over_f(f: mp.mpf) -> mp.mpf:
+    def over_f(f: Number) -> Number:
         return mp.log(2) if f == 0 else mp.expm1(f * mp.log(2)) / f
 
     lines = []
@@ -128,12 +130,12 @@ def power() -> str:
 
 
 def near() -> str:
-    """Returns (tanh(z) / z - 1) / z^2 for abs(z) < 0.9 and (e^z - 1 - z) / z^2 for -0.35 < z < 0, as the device has them."""
+    """Returns (tanh(z) / z - 1) / z^2 below 0.9 and (e^z - 1 - z) / z^2 for -0.35 < z < 0, as the device has them."""
 
-    def bend(y: mp.mpf) -> mp.mpf:
+    def bend(y: Number) -> Number:
         return (mp.tanh(mp.sqrt(y)) / mp.sqrt(y) - 1) / y
 
-    def decay(z: mp.mpf) -> mp.mpf:
+    def decay(z: Number) -> Number:
         return (mp.expm1(z) / z - 1) / z
 
     tiny = mp.mpf("1e-8")

@@ -1,6 +1,8 @@
 """Computes csrc/cpu/tanh_table.h: tanh in pieces, for processors that look up 32 numbers at once.
 
     python scripts/tanh_table.py > csrc/cpu/tanh_table.h
+
+Pieces and powers are those of least error.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def main() -> None:
     print(HEADER, end="")
     print(f"constexpr float kScale = {literal(SCALE)}, kShift = {literal(SHIFT)}, kBound = {literal(bound)};")
     print(f"constexpr int kDegree = {DEGREE};\n")
-    print("// Of each piece: the centre c, tanh(c), 1 - tanh(c), and the p_k of tanh(a) = tanh(c) + sum_k p_k (a - c)^k.")
+    print("// Of each piece: a centre c, tanh(c), 1 - tanh(c), and the p_k of tanh(a) = tanh(c) + sum_k p_k (a - c)^k.")
     print("// Greatest errors in float32:")
     for name, error in errors(table, bound).items():
         print(f"//   {name}: {error:.1e}")

@@ -34,13 +34,13 @@ struct Math {
   using V = Vector<Real>;
   using I = typename VectorOf<Real>::integer;
 
-  // tanh and its slope by w = 1 - e^-2|z|, which keeps its digits near 0: h = w / (2 - w), and 1 - h^2 is
-  // e^-2|z| (1 + h)^2, as 1 + h = 2 / (2 - w).
+  // tanh and its slope by y = e^-2|z| and w = 1 - y, which keeps its digits near 0: h = w / (1 + y), and 1 - h^2 is
+  // y (1 + h)^2, as 1 + h = 2 / (1 + y).
   static JKOFLOW_INLINE Bend<V> bend(const V& z) {
     const Power p = negative_power<2>(bounded(absolute(z), kUnderflow / 2));
-    const V w = (Real(1) - p.scale) - p.scale * p.rest;
-    const V h = w / (Real(2) - w), step = Real(1) + h;
-    return {(V)((I)h | ((I)z & kSignBit<Real>)), p.value() * step * step};
+    const V y = p.value(), w = (Real(1) - p.scale) - p.scale * p.rest;
+    const V h = w / (Real(1) + y), step = Real(1) + h;
+    return {(V)((I)h | ((I)z & kSignBit<Real>)), y * step * step};
   }
 
   static JKOFLOW_INLINE Gate<V> gate(const V& z) {
