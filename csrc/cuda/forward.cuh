@@ -53,7 +53,7 @@ struct Forward {
         tile.add_divergence(p.b[stage]);
       }
     }
-    if (tile.thread < samples) p.logdet[first + tile.thread] = tile.logdet(tile.thread);
+    if (tile.thread < samples) p.logdet[first + tile.thread] = tile.logdet();
   }
 
   // Velocity's top panel; the divergence is left for Tile::sample_divergence. Ends with a barrier.

@@ -38,7 +38,7 @@ struct Layout {
   int cotangent, cotangent_stride;  // panel of cotangents of the velocity
   int noise;                        // panel of Hutchinson's noise, with the stride of the inputs
   int divergence;                   // [warp][sample]
-  int logdet;                       // [sum, rest][sample]
+  int logdet;                       // [sample][sum, rest]
   int logdet_bar;                   // [sample]
   Place x, x_bar;                   // [sample][dim]
   Place x_rest;                     // what rounding cuts off x; the loss's, which needs it first, is x_bar

@@ -255,14 +255,15 @@ struct Tile {
     return sum;
   }
 
-  // The logdet of sample s, which is its thread's alone.
-  JKOFLOW_DEVICE float& logdet(int s) const { return shared[p.layout.logdet + s]; }
+  // The logdet of sample `thread`, and what rounding cuts off it: this thread's alone, in tiles of any size.
+  JKOFLOW_DEVICE float& logdet() const { return shared[p.layout.logdet + 2 * thread]; }
+  JKOFLOW_DEVICE float& logdet_rest() const { return shared[p.layout.logdet + 2 * thread + 1]; }
   JKOFLOW_DEVICE void clear_logdet() const {
-    if (thread < kSamples) logdet(thread) = logdet(kSamples + thread) = 0.0f;
+    if (thread < kSamples) logdet() = logdet_rest() = 0.0f;
   }
   JKOFLOW_DEVICE void add_divergence(float weight) const {
     if (thread >= kSamples || !(p.exact || p.hutchinson)) return;
-    add_compensated(logdet(thread), logdet(kSamples + thread), weight * sample_divergence(thread));
+    add_compensated(logdet(), logdet_rest(), weight * sample_divergence(thread));
   }
 
   // ---- Directions of the divergence: row `direction` of the last layer and column `direction` of the first, for this

@@ -71,7 +71,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       if (p.path_bar != nullptr) tile.load_rows(p.path_bar + step * step_rows, first(), x_bar, true);
     }
     if (loss) {
-      if (tile.thread < tile.samples(first())) sample_terms()[1] -= tile.logdet(tile.thread);
+      if (tile.thread < tile.samples(first())) sample_terms()[1] -= tile.logdet();
       // x holds the penalty's own gradient.
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x_bar[i] += x[i];
     }
