@@ -64,7 +64,6 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   const bool adjoint = choice.kind.task == Task::kBackward;
   const int H = choice.kind.H, rows = choice.tile() * p.dim, depth = round_up(p.dim, 8);
   layout.x = place.flexible("x", rows, limit);
-  if (!adjoint) layout.x_rest = place.flexible("x_rest", rows, limit);
   layout.stages = place.flexible("stages", p.tableau.stages * rows, limit);
   int slots = adjoint ? 1 : 0;
   if (choice.kind.tangents) {
@@ -73,7 +72,10 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   }
   if (slots > kMaxSlots) throw std::logic_error("kMaxSlots is too small");
   for (int i = 0; i < slots; ++i) layout.slots[i] = place.flexible("slot", choice.tile() * H, limit);
-  if (!adjoint) return;
+  if (!adjoint) {
+    layout.x_rest = place.flexible("x_rest", rows, limit);  // last: once a step is not often
+    return;
+  }
   layout.x_bar = layout.x_rest = place.flexible("x_bar", rows, limit);
   layout.context_bar = place.flexible("context_bar", choice.tile() * p.context_dim, limit);
   layout.bias_last_sum = place.flexible("bias_last_sum", depth, limit, Where::kGradient);
