@@ -3,8 +3,8 @@
     python benchmarks/row_accuracy.py MODEL [--data gasturbine] [--rows 500] [--steps 8 16 32 64 128]
         [--exact-steps 512] [--out figures.json]
 
-MODEL is the file or the run directory of a flow without context, as from `jkoflow train gasturbine --out MODEL`; the rows
-are the first of the data's test part, in their own units. Errors are against the same flow in float64 with
+MODEL is the file or the run directory of a flow without context, as from `jkoflow train gasturbine --out MODEL`; the
+rows are the first of the data's test part, in their own units. Errors are against the same flow in float64 with
 ``--exact-steps`` steps, in nats: their mean, the mean of their sizes and the largest. ``float64`` errs by its steps
 alone; ``kernel`` and ``reference`` are the CPU kernels and PyTorch in float32. Rows in a second are of one timed call.
 """

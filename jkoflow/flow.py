@@ -97,9 +97,9 @@ class JKOFlow(Composition):
                 Otherwise the divergence is integrated, and the total is one up to the integrator's error.
             validate: Whether to look for NaN and inf first, and refuse them by row and column; it waits for the device.
                 Without it the call only queues work on a GPU. Shapes are checked always.
-            precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and all
-                that follows to float64. On the CPU that takes 2 to 3 times as long as float32 (docs/accuracy.md); the
-                CUDA kernels are for float32, so there it is PyTorch that computes, with a `jkoflow.ops.FallbackWarning`.
+            precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
+                all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
+                the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
 
         Returns:
             Log-densities, with shape (B,), in the flow's dtype, or in float64 with that precision: those of rows far

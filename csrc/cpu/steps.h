@@ -86,11 +86,12 @@ void load_constants(const Problem& p, const Network<Real>& net, const ForwardSpa
                     int64_t first, int samples) {
   if (net.probed) {
     load_tile<Real, Vectors>(p.noise, first, samples, p.dim, space.tangent.noise);
-    load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, space.tangent.noise + p.dim * kTile<Real>);
+    load_tile<Real, Vectors>(nullptr, first, samples, net.inputs - p.dim, space.tangent.noise + p.dim * kTile<Real>);
     start_probe<Real, Vectors>(net, space.tangent);
   }
   for (int s = 0; s < steps * p.tableau.stages; ++s) {
-    load_tile<Real, Vectors>(p.context, first, samples, p.context_dim, space.stage[s].input + p.dim * kTile<Real>);
+    load_tile<Real, Vectors>(p.context, first, samples, p.context_dim,
+                             space.stage[s].input + net.context_row * kTile<Real>);
   }
 }
 
@@ -170,7 +171,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
 template <class Real, int Vectors>
 void clear_tile(const Problem& p, const Network<Real>& net, const BackwardSpace<Real>& work) {
   load_tile<Real, Vectors>(nullptr, 0, 0, p.dim, work.x_bar);
-  load_tile<Real, Vectors>(nullptr, 0, 0, p.context_dim, work.context_bar);
+  load_tile<Real, Vectors>(nullptr, 0, 0, net.inputs - p.dim, work.context_bar);
   if (!net.probed) return;
   load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[0], work.tangent.seed_bar);
   load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[net.top()], work.tangent.weighing_bar);
@@ -266,7 +267,8 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
       evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);
     }
     Vector<Real> increment[Vectors] = {};
-    backward_step<Real, Vectors, K>(p, net, space, stages_of(step), work, grid, step, logdet_bar, increment, parameters);
+    backward_step<Real, Vectors, K>(p, net, space, stages_of(step), work, grid, step, logdet_bar, increment,
+                                    parameters);
     logdet.add(increment);
   }
   for (int i = 0; i < samples; ++i) terms[1] -= logdet.of(i);

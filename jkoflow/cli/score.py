@@ -51,7 +51,7 @@ def score(
         bool, typer.Option("--all-columns", help="Also write the columns that the model uses, as they came.")
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="auto or float64: rows, model and results in float64; 2 to 3 times as slow.")
+        str, typer.Option(help="auto or float64: rows, model and results in float64; up to 3 times as slow.")
     ] = "auto",
     header: table_options.Header = None,
     sep: table_options.Separator = None,
