@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.grid import Adaptive, Grid
 from jkoflow.ops.network import check_field
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
+
+Backend = Literal["auto", "cpu", "cuda", "reference"]
+Divergence = Literal["exact", "hutchinson", "none"]
+Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32", "float64"]
 
 _LARGEST = sys.float_info.max  # and not inf: integers may be larger than any float
 _METHODS = tuple(TABLEAUX)
 _DIVERGENCES = ("exact", "hutchinson", "none")
 _BACKENDS = ("auto", "cpu", "cuda", "reference")
-_PRECISIONS = ("auto", "fp32", "bf16x3", "tf32x3", "tf32")
+_PRECISIONS = ("auto", "fp32", "bf16x3", "tf32x3", "tf32", "float64")
 
 
 class Request(NamedTuple):
@@ -32,11 +38,19 @@ class Request(NamedTuple):
     noise: Tensor | None
     t0: float
     t1: float
-    grid: Grid
+    grid: Grid | Adaptive
     method: str
     divergence: str
     backend: str
     precision: str
+
+    def in_precision(self) -> Request:
+        """Returns the request with its tensors in float64 if that is the precision, otherwise as it is."""
+        if self.precision != "float64" or self.field is None:
+            return self
+        context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
+        field = self.field.double()
+        return self._replace(field=field, x=self.x.double(), context=context, noise=noise, precision="auto")
 
 
 def check_request(request: Request) -> None:
@@ -113,13 +127,20 @@ def _check_choices(request: Request) -> None:
         raise ValueError(_choice("backend", backend, _BACKENDS))
     if precision not in _PRECISIONS:
         raise ValueError(_choice("precision", precision, _PRECISIONS))
+    if precision == "float64" and request.field is None:
+        raise ValueError(
+            "precision 'float64' converts the weights of an MLPVelocity, and this velocity can only be called; give a "
+            "velocity and x in float64 instead"
+        )
     if precision == "bf16x3" and (x.dtype != torch.float32 or x.device.type != "cpu" or backend not in ("auto", "cpu")):
         raise ValueError(
             "precision 'bf16x3' is for float32 tensors in the CPU kernels, got "
             f"{x.dtype} on {x.device} with backend={backend!r}"
         )
     if precision in ("tf32x3", "tf32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
-        raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got {precision!r}")
+        raise ValueError(
+            f"precision must be 'auto', 'fp32', 'bf16x3' or 'float64' outside the CUDA kernels, got {precision!r}"
+        )
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
@@ -143,3 +164,23 @@ def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:
         )
     if noise.layout is not torch.strided:
         raise ValueError(f"noise must be a dense tensor, got {noise.layout}; convert it with noise.to_dense()")
+
+
+def as_times(times: Tensor | Sequence[float]) -> list[float]:
+    """Returns times as numbers.
+
+    Raises:
+        ValueError: If there are fewer than two, or they do not increase or decrease strictly.
+    """
+    if isinstance(times, Tensor):
+        if times.requires_grad:
+            raise ValueError("times must be constants, but they require a gradient; pass times.detach()")
+        times = times.tolist() if times.dim() == 1 else []
+    try:
+        numbers = [float(time) for time in times]
+    except (TypeError, ValueError):
+        numbers = []
+    steps = [end - start for start, end in itertools.pairwise(numbers)]
+    if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
+        raise ValueError(f"times must be two or more increasing or decreasing numbers, got {times!r}")
+    return numbers

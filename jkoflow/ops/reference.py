@@ -11,8 +11,8 @@ from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import Tableau
 from jkoflow.velocity import MLPField
 
-RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""Function that maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
+RightHandSide = Callable[[Tensor, "float | Tensor"], tuple[Tensor, Tensor]]
+"""Function that maps x (B, d) and t, a number or (B,), to the velocity (B, d) and its divergence (B,)."""
 
 
 def integrate_steps(
@@ -20,30 +20,43 @@ def integrate_steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrates dx/dt and the divergence with one explicit Runge-Kutta method.
 
+    The increments of x and logdet are added with compensation (Kahan, "Further remarks on reducing truncation errors",
+    1965), so that rounding does not grow with the number of steps.
+
     Returns:
         x at t1 (B, d), logdet (B,) and the path of x at every step (num_steps + 1, B, d).
     """
     num_steps = grid.num_steps
     dt = (t1 - t0) / num_steps
     logdet = x.new_zeros(x.shape[0])
+    x_rest, logdet_rest = torch.zeros_like(x), torch.zeros_like(logdet)
     path = [x]
     for step in range(num_steps):
         t = t0 + step * dt
         slopes: list[Tensor] = []
-        for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
-            stage_x = x
-            for a, slope in zip(row, slopes, strict=True):
-                if a != 0.0:
-                    stage_x = stage_x + (dt * a) * slope
-            velocity, divergence = rhs(stage_x, t + c * dt)
+        divergences: list[Tensor] = []
+        for row, c in zip(tableau.a, tableau.c, strict=True):
+            velocity, divergence = rhs(x + _weighted_sum(dt, row, slopes) if any(row) else x, t + c * dt)
             slopes.append(velocity)
-            if b != 0.0:
-                logdet = logdet + (dt * b) * divergence
-        for b, slope in zip(tableau.b, slopes, strict=True):
-            if b != 0.0:
-                x = x + (dt * b) * slope
+            divergences.append(divergence)
+        # What stages and path see of a position is x alone, as in the kernels, whose adjoint starts from the path.
+        x, x_rest = _compensated_sum(x, x_rest, _weighted_sum(dt, tableau.b, slopes))
+        logdet, logdet_rest = _compensated_sum(logdet, logdet_rest, _weighted_sum(dt, tableau.b, divergences))
         path.append(x)
     return x, logdet, torch.stack(path)
+
+
+def _weighted_sum(dt: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """Returns dt times the sum of slopes, of which at least one has a weight other than zero."""
+    terms = [(dt * weight) * slope for weight, slope in zip(weights, slopes, strict=True) if weight != 0.0]
+    return sum(terms[1:], terms[0])
+
+
+def _compensated_sum(total: Tensor, rest: Tensor, increment: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sum of all three and what its rounding cuts off, which is a constant to autograd."""
+    increment = increment + rest
+    new = total + increment
+    return new, increment.detach() - (new.detach() - total.detach())
 
 
 def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
@@ -67,10 +80,10 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
     traced = trace_matrix(weights, field.dim) if divergence == "exact" and depth <= 3 else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         z = x @ first_x.T + offset
         if field.time:
-            z = z + t * weights[0][:, field.dim]
+            z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
         pre_activations = [z]
         h = sigma.value(z)
         for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
@@ -106,7 +119,7 @@ def autograd_rhs(
 ) -> RightHandSide:
     """Returns any differentiable velocity(x, t, context) with its divergence by autograd: d products, or one."""
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         if divergence == "none":
             return _checked(velocity(x, t, context), x), x.new_zeros(x.shape[0])
         keep_graph = torch.is_grad_enabled()
