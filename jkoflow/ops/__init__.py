@@ -14,6 +14,7 @@ from jkoflow.ops import native, operators, reference
 from jkoflow.ops.checks import Request, check_request
 from jkoflow.ops.extension import KernelError, UnsupportedError
 from jkoflow.ops.grid import Fixed, Grid, as_grid
+from jkoflow.ops.network import check_field
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField, Velocity
@@ -75,8 +76,9 @@ def integrate(
     derivatives of the discrete map.
 
     Arguments:
-        velocity: An `MLPVelocity` (fused kernels), or any callable ``velocity(x, t, context)`` that maps (B, d) to
-            (B, d) row by row (PyTorch reference).
+        velocity: An `MLPVelocity` (fused kernels); `ConcatSquashMLP`, `FourierTimeMLP`, `ResidualMLP` or `HyperMLP`
+            (PyTorch reference, the divergence in closed form or by tangents); or any callable
+            ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference, by autograd).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
@@ -207,13 +209,26 @@ def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, 
         result = operators.integrate_mlp(field, x, context, noise, _settings(request, field), keep_path)
     else:
         if field is None:
-            rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
+            field_at = _field_at(velocity, x, request.t0)
+            if field_at is None:
+                rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
+            else:
+                rhs = reference.field_rhs(field_at, context, request.divergence, noise)
         else:
             rhs = reference.mlp_rhs(field, context, request.divergence, noise)
         tableau = TABLEAUX[request.method]
         result = reference.integrate_steps(rhs, x, request.t0, request.t1, request.grid, tableau)
     end, logdet, path = result
     return Integrated(end, logdet, path if keep_path else None)
+
+
+def _field_at(velocity: object, x: Tensor, t: float) -> Callable[[float], MLPField] | None:
+    """Returns what gives the weights of a velocity at any time, checked at one; None if nothing does."""
+    field = velocity.field_at(t) if isinstance(velocity, Velocity) else None
+    if field is None:
+        return None
+    check_field(field, x)
+    return velocity.field_at  # type: ignore[union-attr, return-value]
 
 
 def _settings(request: Request, field: MLPField) -> native.Settings:

@@ -87,6 +87,10 @@ def unsupported(
         return f"the kernels know the activations {', '.join(_ACTIVATIONS)}, not {field.activation.name}"
     if len(field.biases) - 1 > MAX_HIDDEN_LAYERS:
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
+    if field.modulation is not None:
+        return "the kernels have no layers that time and context scale and shift"
+    if field.residual:
+        return "the kernels have no residual layers"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
     if device == "cuda":
