@@ -62,7 +62,6 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("frequencies", &Modulation::frequencies)
       .def_readwrite("gated", &Modulation::gated)
       .def_readwrite("shifted", &Modulation::shifted);
-  address(modulation, "tensor", &Modulation::tensor);
 
   py::class_<Problem> problem(m, "Problem");
   problem.def(py::init<>())
@@ -98,6 +97,9 @@ PYBIND11_MODULE(_C, m) {
   addresses(problem, "weights", &Problem::weight);
   addresses(problem, "biases", &Problem::bias);
   address(problem, "linear", &Problem::linear);
+  problem.def_property(
+      "modulation_tensor", [](const Problem& p) { return reinterpret_cast<uintptr_t>(p.modulation.tensor); },
+      [](Problem& p, uintptr_t value) { p.modulation.tensor = reinterpret_cast<const void*>(value); });
   address(problem, "x_end", &Problem::x_end);
   address(problem, "logdet", &Problem::logdet);
   address(problem, "path", &Problem::path);

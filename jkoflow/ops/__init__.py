@@ -14,6 +14,7 @@ from jkoflow.ops import native, operators, reference
 from jkoflow.ops.checks import Request, check_request
 from jkoflow.ops.extension import KernelError, UnsupportedError
 from jkoflow.ops.grid import Fixed, Grid, as_grid
+from jkoflow.ops.modulation import word_of
 from jkoflow.ops.network import check_field
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.tableau import TABLEAUX
@@ -233,8 +234,9 @@ def _field_at(velocity: object, x: Tensor, t: float) -> Callable[[float], MLPFie
 
 def _settings(request: Request, field: MLPField) -> native.Settings:
     interval = float(request.t0), float(request.t1)
-    kind = request.divergence, field.time, field.activation.text
-    return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
+    kind = request.divergence, field.time or field.modulation is not None, field.activation.text
+    how = request.grid, request.method, request.precision
+    return native.Settings(*kind, *interval, *how, word_of(field))
 
 
 def _use_kernel(request: Request) -> bool:

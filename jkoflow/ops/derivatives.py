@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jkoflow.activation import parse_activation
 from jkoflow.ops.native import Settings
+from jkoflow.ops.modulation import unpacked
 from jkoflow.ops.network import Network
 from jkoflow.ops.reference import integrate_steps, mlp_rhs
 from jkoflow.ops.tableau import TABLEAUX
@@ -51,6 +52,9 @@ def _integrate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     activation, columns = parse_activation(settings.activation), 0 if context is None else context.shape[1]
     weights, biases = tuple(network.weights), tuple(network.biases)
-    field = MLPField(x.shape[1], columns, settings.time, activation, weights, biases, network.linear)
+    rows = [bias.shape[0] for bias in biases]
+    modulation, residual = unpacked(settings.layers, network.modulation, rows, columns)
+    time = settings.time and modulation is None
+    field = MLPField(x.shape[1], columns, time, activation, weights, biases, network.linear, modulation, residual)
     rhs = mlp_rhs(field, context, settings.divergence, noise)
     return integrate_steps(rhs, x, settings.t0, settings.t1, settings.grid, TABLEAUX[settings.method])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
-from jkoflow.ops import cuda
+from jkoflow.ops import cuda, modulation
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
@@ -87,10 +87,10 @@ def unsupported(
         return f"the kernels know the activations {', '.join(_ACTIVATIONS)}, not {field.activation.name}"
     if len(field.biases) - 1 > MAX_HIDDEN_LAYERS:
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
-    if field.modulation is not None:
-        return "the kernels have no layers that time and context scale and shift"
-    if field.residual:
-        return "the kernels have no residual layers"
+    if device == "cuda" and field.modulation is not None:
+        return "the CUDA kernels have no layers that time and context scale and shift"
+    if device == "cuda" and field.residual:
+        return "the CUDA kernels have no residual layers"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
     if device == "cuda":
@@ -111,6 +111,7 @@ class Settings(NamedTuple):
     grid: Grid
     method: str
     precision: str = "auto"  # of products, as `integrate` describes it
+    layers: str = modulation.PLAIN  # their kind, see `jkoflow.ops.modulation`
 
 
 def forward(
@@ -218,7 +219,8 @@ def _add_linear_gradient(
     """Adds to the gradient of the linear term, if there is one, the part that comes from its share of logdet."""
     if network.linear is None:
         return
-    linear = gradient[-network.linear.numel() :].view(network.linear.shape)
+    end = gradient.numel() - (0 if network.modulation is None else network.modulation.numel())
+    linear = gradient[end - network.linear.numel() : end].view(network.linear.shape)
     if noise is None:
         linear.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
     else:
@@ -246,6 +248,7 @@ def _prototype(settings: Settings) -> Any:
     problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.grid.num_steps
     problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
     problem.split = settings.precision == "bf16x3"
+    modulation.describe(problem, settings.layers)
     return problem
 
 
@@ -277,8 +280,9 @@ def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, devi
 def _contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
-    weights, biases, linear = network
-    dense = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases], _dense(linear)
+    weights, biases, linear, factors = network
+    dense = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases]
+    dense = *dense, _dense(linear), _dense(factors)
     return x.contiguous(), _dense(context), Network(*dense), _dense(noise)
 
 
@@ -308,7 +312,10 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor
         problem.noise = _given("noise", noise, batch * dim * item, dtype, device)
     if network.linear is not None:
         problem.linear = _given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
-    columns += dim + settings.time
+    if network.modulation is not None:
+        size = modulation.size_of(settings.layers, (*widths, dim), columns)
+        problem.modulation_tensor = _given("the modulation", network.modulation, size * item, dtype, device)
+    columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
         size = width * item
@@ -328,4 +335,5 @@ def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None
     layers = 2 * len(network.weights)
     adjoint.weights, adjoint.biases = addresses[0:layers:2], addresses[1:layers:2]
     adjoint.linear = 0 if network.linear is None else addresses[layers]
+    adjoint.modulation = 0 if network.modulation is None else addresses[-2]
     return gradient

@@ -16,12 +16,13 @@ class Network(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
     linear: Tensor | None
+    modulation: Tensor | None = None  # all its numbers, see `jkoflow.ops.modulation`
 
     @property
     def slots(self) -> list[Tensor]:
-        """Returns weight and bias of each layer in turn, then the linear term, if any."""
+        """Returns weight and bias of each layer in turn, then the linear term and the modulation, if any."""
         layers = [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
-        return layers if self.linear is None else [*layers, self.linear]
+        return [*layers, *(tensor for tensor in (self.linear, self.modulation) if tensor is not None)]
 
     def new_gradient(self) -> Tensor:
         """Returns one uninitialised tensor for the gradients of all slots: one allocation, one scaling."""

@@ -17,18 +17,19 @@ from torch.autograd import forward_ad
 from jkoflow.ops import native
 from jkoflow.ops.derivatives import Tensors, network_gradients
 from jkoflow.ops.grid import Fixed
+from jkoflow.ops.modulation import packed
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
 from jkoflow.ops.objective import JKOTerms
 from jkoflow.velocity import MLPField
 
 _LIBRARY = torch.library.Library("jkoflow", "DEF")
-_SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
-_UNUSED = (None,) * (_SLOTS - 1)
+_SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 2  # weights and biases of the layers, the linear term, the modulation
+_UNUSED = (None,) * (_SLOTS - 2)
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
-_ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? noise, str settings"
+_ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? modulation, Tensor? noise, str settings"
 _GRADIENTS = "Tensor x_grad, Tensor context_grad, Tensor slots_grad"  # as of native.backward; empty for None
 
 
@@ -75,31 +76,31 @@ def _any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 def _encode(settings: Settings) -> str:
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    divergence, time, activation, t0, t1, grid, method, precision = settings
+    divergence, time, activation, t0, t1, grid, method, precision, layers = settings
     kind = f"{divergence} {'time' if time else 'steady'} {activation}"
-    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision}"
+    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision} {layers}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def _decode(text: str) -> Settings:
-    divergence, time, activation, t0, t1, num_steps, method, precision = text.split()
+    divergence, time, activation, t0, t1, num_steps, method, precision, layers = text.split()
     interval, grid = (float(t0), float(t1)), Fixed(int(num_steps))
-    return Settings(divergence, time == "time", activation, *interval, grid, method, precision)
+    return Settings(divergence, time == "time", activation, *interval, grid, method, precision, layers)
 
 
 def _slots_of(field: MLPField) -> list[Tensor | None]:
     layers: list[Tensor | None] = []
     for weight, bias in zip(field.weights, field.biases, strict=True):
         layers += weight, bias
-    return [*layers, *_UNUSED[len(layers) :], field.linear]
+    return [*layers, *_UNUSED[len(layers) :], field.linear, packed(field)]
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
     """Returns x, context, network, noise and settings from an operator's arguments, and the arguments after them."""
     x, context, *rest = arguments
     slots, (noise, settings, *scalars) = rest[:_SLOTS], rest[_SLOTS:]
-    layers = [slot for slot in slots[:-1] if slot is not None]
-    return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, _decode(settings), scalars
+    layers = [slot for slot in slots[:-2] if slot is not None]
+    return x, context, Network(layers[0::2], layers[1::2], *slots[-2:]), noise, _decode(settings), scalars
 
 
 def _pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
@@ -245,8 +246,8 @@ def _double_backward(ctx: Any, x_bar: Tensor | None, context_bar: Tensor | None,
     cotangents: Tensors = {name: bar for name, bar in wanted.items() if bar is not None}
 
     def network_of(tensors: Tensors) -> Network:
-        layers = [tensors[f"slot {i}"] for i in range(_SLOTS - 1) if f"slot {i}" in tensors]
-        return Network(layers[0::2], layers[1::2], tensors.get(f"slot {_SLOTS - 1}"))
+        layers = [tensors[f"slot {i}"] for i in range(_SLOTS - 2) if f"slot {i}" in tensors]
+        return Network(layers[0::2], layers[1::2], *(tensors.get(f"slot {i}") for i in range(_SLOTS - 2, _SLOTS)))
 
     def gradients(tensors: Tensors) -> Tensors:
         own = {name: tensor for name, tensor in tensors.items() if name not in names}
