@@ -224,17 +224,24 @@ def test_scaled_output(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_told_that_there_is_no_kernel(name):
+def test_the_loss_is_that_of_integrating(name):
     velocity, _, x, context = case(name)
-    with pytest.raises(UnsupportedError, match="backend 'cpu' cannot run this"):
-        jkoflow.integrate(velocity, x, context=context, backend="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)
-        terms = jko_loss(velocity, x, 0.7, context=context)
-        end, logdet, _ = jkoflow.integrate(velocity, x, context=context)
+    terms = jko_loss(velocity, x, 0.7, context=context, backend="reference")
+    end, logdet, _ = jkoflow.integrate(velocity, x, context=context, backend="reference")
     assert torch.equal(terms.total, jko_terms(x, end, logdet, 0.7).total)
     gradients = torch.autograd.grad(terms.total, list(velocity.parameters()))
     assert all(g.abs().max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["hyper layers", "blend", "gated"])
+def test_it_is_told_that_hypernetworks_have_no_kernel(name):
+    velocity, _, x, context = case(name)
+    with pytest.raises(UnsupportedError, match="backend 'cpu' cannot run this: the weights of HyperMLP depend on t"):
+        jkoflow.integrate(velocity, x, context=context, backend="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        got = jkoflow.integrate(velocity, x, context=context)
+    assert torch.equal(got.x, jkoflow.integrate(velocity, x, context=context, backend="reference").x)
 
 
 def test_every_kind_is_read_back():

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
-from jkoflow.ops.native import Settings
 from jkoflow.ops.modulation import unpacked
+from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
 from jkoflow.ops.reference import integrate_steps, mlp_rhs
 from jkoflow.ops.tableau import TABLEAUX
