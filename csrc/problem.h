@@ -8,7 +8,7 @@
 
 namespace jkoflow {
 
-constexpr int kMaxHidden = 4;
+constexpr int kMaxHidden = 8;
 
 enum class Divergence : int {
   kNone,        // logdet is zero
@@ -16,8 +16,8 @@ enum class Divergence : int {
   kHutchinson,  // noise^T J noise
 };
 
-// Scale and shift of every layer, the last one included, by the columns u = [t, cos(w t), sin(w t), context] of each row:
-// z = gate(G u + g) * (W h + b) + S u. Layer 1 then reads x alone.
+// Scale and shift of every layer, the last one included, by the columns u = [t, cos(w t), sin(w t), context] of each
+// row: z = gate(G u + g) * (W h + b) + S u. Layer 1 then reads x alone.
 enum class GateKind : int { kAffine, kSigmoid };  // 1 + a, 1 / (1 + e^-a)
 struct Modulation {
   bool present = false;
@@ -49,10 +49,10 @@ struct Problem {
   int num_steps = 1;
   bool row_times = false;  // every row has its own t, so that t is a column like any other
   Tableau tableau;
-  int threads = 1;     // of the CPU kernels
+  int threads = 1;  // of the CPU kernels
   Modulation modulation;
   bool residual = false;  // hidden layers from the second on add their activation to what they read
-  bool split = false;  // CPU, float32: products between hidden layers as three of bfloat16 numbers each
+  bool split = false;     // CPU, float32: products between hidden layers as three of bfloat16 numbers each
 
   // Columns of layer 1: x, t, context.
   int input_columns() const { return modulation.present ? dim : dim + (time ? 1 : 0) + context_dim; }

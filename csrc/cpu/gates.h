@@ -55,9 +55,8 @@ __attribute__((noinline)) void set_modulation(const Network<Real>& net, int l, c
   if (modulation.kind.has_shift(l)) {
     product_any_rows<Real, Vectors>(
         modulation.shift[l], net.rows(l), modulation.columns, u, [&](int first_row, auto& acc) {
-          for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& v) {
-            store<Real>(space.shift + at, v);
-          });
+          for_each_vector_of(first_row, acc,
+                             [&](int, int, ptrdiff_t at, const Vector<Real>& v) { store<Real>(space.shift + at, v); });
         });
   }
 }
@@ -73,9 +72,8 @@ __attribute__((noinline)) void modulation_adjoint(const Network<Real>& net, int 
   const int rows = net.rows(l), width = l < net.hidden ? net.width[l] : net.dim, columns = modulation.columns;
   const auto hand_on = [&](const Real* bar, const Real* transposed, Real* gradient) {
     product_any_rows<Real, Vectors>(transposed, columns, width, bar, [&](int first_row, auto& acc) {
-      for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& v) {
-        add_to<Real>(work.u_bar + at, v);
-      });
+      for_each_vector_of(first_row, acc,
+                         [&](int, int, ptrdiff_t at, const Vector<Real>& v) { add_to<Real>(work.u_bar + at, v); });
     });
     if (!parameters) return;
     narrow_product<Real, Vectors>(bar, 0, rows, stage.modulated.u, 0, columns, 1, work.narrow_panels, gradient);

@@ -29,10 +29,9 @@ __attribute__((noinline)) void add_general_divergence(const Network<Real>& net, 
   }
   hidden_product<Real, Vectors>(net.trace_matrix, net.padded[1], net.width[0], stage.slope[0], nullptr, space.split,
                                 [&](int first_row, auto& acc) {
-                                  for_each_vector_of(first_row, acc,
-                                                     [&](int, int j, ptrdiff_t at, const Vector<Real>& q) {
-                                                       contribute(j, at, q);
-                                                     });
+                                  for_each_vector_of(
+                                      first_row, acc,
+                                      [&](int, int j, ptrdiff_t at, const Vector<Real>& q) { contribute(j, at, q); });
                                   keep_in_memory(divergence);
                                 });
 }
@@ -98,14 +97,14 @@ __attribute__((noinline)) void forward_general(const Network<Real>& net, Real t,
   product_any_rows<Real, Vectors>(
       net.last, net.dim, net.width[top], stage.value[top], net.bias_last, [&](int first_row, auto& acc) {
         for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
-          const Vector<Real> v =
-              modulate(modulated.scale[net.hidden], shifted, modulated.affine[net.hidden], at, a);
+          const Vector<Real> v = modulate(modulated.scale[net.hidden], shifted, modulated.affine[net.hidden], at, a);
           store<Real>(velocity + at, net.has_linear ? v + load(velocity + at) : v);
         });
       });
 }
 
-// As backward_plain of stage.h. With h_bar and slope_bar the gradients of a hidden layer's sigma and of its scaled slope,
+// As backward_plain of stage.h. With h_bar and slope_bar the gradients of a hidden layer's sigma and of its scaled
+// slope,
 //   z_bar = sigma' h_bar + scale sigma'' slope_bar,   scale_bar = a z_bar + sigma' slope_bar,   shift_bar = z_bar,
 // and that of a = W h + b, which goes where the plain network has its z_bar, is scale z_bar.
 template <class Real, int Vectors>
@@ -120,7 +119,9 @@ __attribute__((noinline)) void backward_general(const Network<Real>& net, Real t
   const Real* velocity_bar = work.velocity_bar + outputs;
   Real *output_bar = work.output_bar + outputs, *input_bar = work.input_bar[index];
   GradientSums<Real>& sums = work.sums;
-  const auto z_place = [&](int l) { return work.z_bar[l] + static_cast<ptrdiff_t>(index) * net.padded[l] * kTile<Real>; };
+  const auto z_place = [&](int l) {
+    return work.z_bar[l] + static_cast<ptrdiff_t>(index) * net.padded[l] * kTile<Real>;
+  };
 
   if (net.modulated) {
     for_each_vector_in<Real, Vectors>(net.modulation.columns,

@@ -31,8 +31,8 @@ struct ModulationPlaces {
 template <class Real>
 struct PackedModulation {
   Modulation kind;
-  int columns;                                      // of u
-  Real* frequency = nullptr;                        // w
+  int columns;                                                                   // of u
+  Real* frequency = nullptr;                                                     // w
   Real *gate[kMaxLayers] = {}, *bias[kMaxLayers] = {}, *shift[kMaxLayers] = {};  // G, g and S, padded
   Real *gate_t[kMaxLayers] = {}, *shift_t[kMaxLayers] = {};                      // transposed, for the adjoint
 
@@ -83,11 +83,11 @@ struct PackedModulation {
 // What a stage leaves behind of its modulation: tiles, null where a layer has none.
 template <class Real>
 struct ModulatedStage {
-  Real* u = nullptr;                 // [columns]
-  Real* scale[kMaxLayers] = {};      // gate(G u + g)
-  Real* affine[kMaxLayers] = {};     // W h + b, for the adjoint
-  Real* slope[kMaxHidden] = {};      // sigma' without the scale, for the adjoint
-  Real* slope_gradient = nullptr;    // of the closed-form divergence with respect to the last layer's scaled slope
+  Real* u = nullptr;               // [columns]
+  Real* scale[kMaxLayers] = {};    // gate(G u + g)
+  Real* affine[kMaxLayers] = {};   // W h + b, for the adjoint
+  Real* slope[kMaxHidden] = {};    // sigma' without the scale, for the adjoint
+  Real* slope_gradient = nullptr;  // of the closed-form divergence with respect to the last layer's scaled slope
 };
 
 // Sums of the gradients, in the places of PackedModulation; frequencies and biases have kLanes columns.

@@ -22,7 +22,7 @@ struct Network {
   int dim, inputs;   // inputs: rows of x, t and context, without t if it is the same for all rows
   int context_row;   // first row of the context among the inputs; t, if it is there, stands before it
   int first_inputs;  // inputs that layer 1 reads: x alone if time and context scale and shift the layers
-  int hidden;       // hidden layers
+  int hidden;        // hidden layers
   int width[kMaxHidden] = {}, padded[kMaxHidden] = {};
   bool closed;      // the divergence is wanted and has a closed form
   bool probed;      // it is taken along the noise of the Problem

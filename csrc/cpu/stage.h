@@ -233,8 +233,8 @@ void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, Back
   const ptrdiff_t input_spacing = stages > 1 ? stage[1].input - stage[0].input : 0;
   const ptrdiff_t value_spacing = stages > 1 ? stage[1].value[top] - stage[0].value[top] : 0;
   const ptrdiff_t output_spacing = static_cast<ptrdiff_t>(net.dim) * kTile<Real>;
-  narrow_product<Real, Vectors>(work.z_bar[0], tile(0), net.padded[0], stage[0].input, input_spacing,
-                                net.first_inputs, stages, work.narrow_panels, sums.weights[0]);
+  narrow_product<Real, Vectors>(work.z_bar[0], tile(0), net.padded[0], stage[0].input, input_spacing, net.first_inputs,
+                                stages, work.narrow_panels, sums.weights[0]);
   if (net.has_linear) {
     narrow_product<Real, Vectors>(work.velocity_bar, output_spacing, net.dim, stage[0].input, input_spacing,
                                   net.first_inputs, stages, work.narrow_panels, sums.linear);

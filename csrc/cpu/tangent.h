@@ -87,13 +87,13 @@ void add_tangent_divergence(const Network<Real>& net, const Stage<Real>& stage, 
     };
     start_direction<Real, Vectors, K>(net, stage, direction, tangent.behind[0]);
     for (int l = 1; l < top; ++l) {
-      hidden_product<Real, Vectors>(
-          net.weights[l], net.padded[l], net.width[l - 1], tangent.behind[(l - 1) % 2], nullptr, space.split,
-          [&](int first_row, auto& acc) {
-            for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
-              store<Real>(tangent.behind[l % 2] + at, carry(l, at, a));
-            });
-          });
+      hidden_product<Real, Vectors>(net.weights[l], net.padded[l], net.width[l - 1], tangent.behind[(l - 1) % 2],
+                                    nullptr, space.split, [&](int first_row, auto& acc) {
+                                      for_each_vector_of(first_row, acc,
+                                                         [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
+                                                           store<Real>(tangent.behind[l % 2] + at, carry(l, at, a));
+                                                         });
+                                    });
     }
     const auto weigh = [&](int row, int j, ptrdiff_t at, const Vector<Real>& u) {
       sum[j] += direction.weight(row, at) * u;

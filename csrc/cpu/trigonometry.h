@@ -16,8 +16,7 @@ struct HalfPi<float> {
 };
 template <>
 struct HalfPi<double> {
-  static constexpr double kHigh = 1.5707963267341256, kMiddle = 6.077100506303966e-11,
-                          kLow = 2.0222662487959506e-21;
+  static constexpr double kHigh = 1.5707963267341256, kMiddle = 6.077100506303966e-11, kLow = 2.0222662487959506e-21;
   static constexpr double kMagic = 6755399441055744.0, kBound = 1048576.0;
 };
 

@@ -147,8 +147,7 @@ struct GradientSums {
   ModulationSums<Real> modulation;
   ptrdiff_t count;
 
-  GradientSums(const Network<Real>& net, Arena& arena)
-      : GradientSums(net, arena, arena.used()) {}
+  GradientSums(const Network<Real>& net, Arena& arena) : GradientSums(net, arena, arena.used()) {}
 
   int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_stride : net.padded[layer - 1]; }
 
@@ -184,7 +183,7 @@ struct TangentAdjoint {
   Real* panels[kMaxHidden] = {};  // u_(l-1), right operands of outer_product
   Real *seed_bar = nullptr,
        *weighing_bar = nullptr;  // of a_1 and w, where each sample has its direction: sums over stages
-  Real* carried = nullptr;  // of u_l on its way past a residual layer
+  Real* carried = nullptr;       // of u_l on its way past a residual layer
 
   TangentAdjoint(const Network<Real>& net, int stages, Arena& arena) {
     if (net.directions == 0) return;
@@ -217,7 +216,7 @@ struct BackwardSpace {
   TangentAdjoint<Real> tangent;
   Real *gate_bar = nullptr, *shift_bar = nullptr, *u_bar = nullptr;  // of one layer; of u
   Real* carried = nullptr;                                           // of h on its way past a residual layer
-  Real* narrow_panels;  // right operands of outer_product
+  Real* narrow_panels;                                               // right operands of outer_product
   Real *value_panels[kMaxHidden] = {}, *slope_panels = nullptr;
   Real* panels_end;
   GradientSums<Real> sums;
