@@ -257,6 +257,71 @@ def test_second_derivatives(name, divergence):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+def test_evaluations_with_a_time_for_every_row(name, divergence):
+    velocity = AnyField(**FIELDS[name])
+    x, context, noise = inputs(velocity, 53, divergence=divergence)
+    t = torch.linspace(-1, 2, 53, dtype=torch.float64).requires_grad_()
+    leaves = [x, t, *([] if context is None else [context]), *velocity.parameters()]
+    found = []
+    for backend in ("cpu", "reference"):
+        v, div = jkoflow.velocity_and_divergence(
+            velocity, x, t, context, divergence=divergence, noise=noise, backend=backend
+        )
+        loss = v.sin().sum() + div.square().sum()
+        found.append([v, div, *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_adaptive_steps(name, divergence):
+    velocity = AnyField(**FIELDS[name])
+    x, context, noise = inputs(velocity, 53, divergence=divergence)
+    leaves = [x, *([] if context is None else [context]), *velocity.parameters()]
+    found = []
+    for backend in ("cpu", "reference"):
+        options = {"divergence": divergence, "noise": noise, "backend": backend, "times": [1.0, 0.4, 0.0]}
+        result = jkoflow.integrate(velocity, x, context=context, method="dopri5", rtol=1e-4, atol=1e-4, **options)
+        loss = result.path.sin().sum() + result.logdet_path.square().sum()
+        found.append([*result, result.evaluations, *torch.autograd.grad(loss, leaves)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives_of_an_evaluation():
+    velocity = AnyField(2, (4, 5), "silu", gated=(0, 2), shifted=(1,), frequencies=1, context_dim=1)
+    x, context, _ = inputs(velocity, 4)
+    t = torch.linspace(-1, 2, 4, dtype=torch.float64).requires_grad_()
+    leaves = [x, t, context, *velocity.parameters()]
+    found = []
+    for backend in ("cpu", "reference"):
+        v, div = jkoflow.velocity_and_divergence(velocity, x, t, context, backend=backend)
+        gradients = torch.autograd.grad(v.sin().sum() + div.square().sum(), leaves, create_graph=True)
+        value = sum(gradient.sin().sum() for gradient in gradients)
+        found.append(torch.autograd.grad(value, leaves))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+DEEP = {
+    "five": {"dim": 3, "hidden": (8, 9, 10, 11, 12)},
+    "eight": {"dim": 2, "hidden": (6, 5, 4, 7, 6, 5, 4, 9), "linear": True, "context_dim": 1},
+    "eight, residual": {"dim": 2, "hidden": (9,) * 8, "residual": True},
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+def test_five_to_eight_hidden_layers(name, divergence):
+    velocity = AnyField(**DEEP[name], modulated=False)
+    got, expected = (results(velocity, 19, backend, divergence=divergence) for backend in ("cpu", "reference"))
+    for part, value in expected.items():
+        torch.testing.assert_close(got[part], value, rtol=1e-10, atol=1e-10, msg=lambda text, n=part: f"{n}: {text}")
+
+
 READY = {
     "concat-squash": lambda: ConcatSquashMLP(2, (16, 16), context_dim=1, linear=True),
     "fourier": lambda: FourierTimeMLP(2, (16, 16), "silu", embedding="random"),

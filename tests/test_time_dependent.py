@@ -11,7 +11,7 @@ from torch import nn
 
 import jkoflow
 from jkoflow import ConcatSquashMLP, FallbackWarning, FourierTimeMLP, HyperMLP, JKOFlow, MLPVelocity, ResidualMLP
-from jkoflow.ops import UnsupportedError, jko_loss, jko_terms, reference
+from jkoflow.ops import jko_loss, jko_terms, native, reference
 from jkoflow.velocity import KINDS, from_description
 from oracles import autograd_divergence
 
@@ -233,15 +233,56 @@ def test_the_loss_is_that_of_integrating(name):
     assert all(g.abs().max() > 0 for g in gradients)
 
 
-@pytest.mark.parametrize("name", ["hyper layers", "blend", "gated"])
-def test_it_is_told_that_hypernetworks_have_no_kernel(name):
+HYPERS = ["hyper layers", "hyper layers, deep", "blend", "gated"]
+fused = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
+
+
+@fused
+@pytest.mark.parametrize("name", HYPERS)
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+def test_hypernetworks_are_fused_stage_by_stage(name, divergence):
     velocity, _, x, context = case(name)
-    with pytest.raises(UnsupportedError, match="backend 'cpu' cannot run this: the weights of HyperMLP depend on t"):
-        jkoflow.integrate(velocity, x, context=context, backend="cpu")
+    noise = torch.ones_like(x) if divergence == "hutchinson" else None
+    leaves = [x.requires_grad_(), *velocity.parameters()]
+    found = []
+    for backend in ("cpu", "reference"):
+        options = {"divergence": divergence, "noise": noise, "backend": backend, "num_steps": 2}
+        got = jkoflow.integrate(velocity, x, context=context, **options)
+        loss = got.x.square().sum() + got.logdet.sin().sum()
+        found.append([*got, *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@fused
+@pytest.mark.parametrize("name", HYPERS)
+def test_one_evaluation_of_a_hypernetwork(name):
+    velocity, published, x, context = case(name)
+    for t in (0.3, torch.tensor(0.3).double(), torch.tensor([0.3]).double()):
+        v, divergence = jkoflow.velocity_and_divergence(velocity, x, t, context, backend="cpu")
+        expected = published(velocity, x, 0.3, context)
+        torch.testing.assert_close(v, expected, rtol=1e-11, atol=1e-12)
+        trace = autograd_divergence(lambda rows: published(velocity, rows, 0.3, context), x)
+        torch.testing.assert_close(divergence, trace, rtol=1e-11, atol=1e-12)
+    t = torch.tensor(0.3).double().requires_grad_()
+    got, _ = jkoflow.velocity_and_divergence(velocity, x, t, context, backend="cpu")
+    torch.testing.assert_close(
+        *(torch.autograd.grad(v.square().sum(), t)[0] for v in (got, velocity(x, t, context))), rtol=1e-10, atol=1e-11
+    )
+
+
+def test_rows_with_times_of_their_own_need_the_forward_of_a_hypernetwork():
+    velocity, _, x, context = case("hyper layers")
+    t = torch.linspace(0, 1, 5).double()
+    with pytest.warns(FallbackWarning, match="the weights of HyperMLP depend on t"):
+        v, _ = jkoflow.velocity_and_divergence(velocity, x, t, context)
+    torch.testing.assert_close(v, velocity(x, t, context))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
-        got = jkoflow.integrate(velocity, x, context=context)
-    assert torch.equal(got.x, jkoflow.integrate(velocity, x, context=context, backend="reference").x)
+        adaptive = jkoflow.integrate(velocity, x, context=context, method="dopri5", rtol=1e-9, atol=1e-9)
+    fine = jkoflow.integrate(velocity, x, context=context, num_steps=60, backend="reference")
+    torch.testing.assert_close(adaptive.x, fine.x, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(adaptive.logdet, fine.logdet, rtol=1e-6, atol=1e-7)
 
 
 def test_every_kind_is_read_back():

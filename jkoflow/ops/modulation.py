@@ -101,6 +101,21 @@ def size_of(word: str, rows: Sequence[int], context_dim: int) -> int:
     return size
 
 
+def check(word: str, given: bool, widths: Sequence[int]) -> None:
+    """Refuses layers of a kind that their tensors are not for; the kernels would read what is not there.
+
+    Raises:
+        ValueError: If a modulation is missing or superfluous, or residual layers have several widths.
+    """
+    kind = _kind(word)
+    if given != kind.modulated:
+        raise ValueError(f"a modulation must be given for layers that have one and for no others, got {word!r}")
+    if kind.frequencies < 0:
+        raise ValueError(f"a modulation must have 0 frequencies or more, got {kind.frequencies}")
+    if kind.residual and len(set(widths)) > 1:
+        raise ValueError(f"residual layers must have one width, got {tuple(widths)}")
+
+
 def reads_inputs(word: str) -> bool:
     """Tells whether layer 1 reads t and context beside x, which a modulation does in its place."""
     return not _kind(word).modulated

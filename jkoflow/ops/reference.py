@@ -11,8 +11,8 @@ from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import Tableau
 from jkoflow.velocity import MLPField
 
-RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""Function that maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
+RightHandSide = Callable[[Tensor, "float | Tensor"], tuple[Tensor, Tensor]]
+"""Function that maps x (B, d) and t, a number or (B,), to the velocity (B, d) and its divergence (B,)."""
 
 
 def integrate_steps(
@@ -87,7 +87,7 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
 
         z = x @ first_x.T + offset
         if field.time:
-            z = z + t * weights[0][:, field.dim]
+            z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
         slopes = []
         h = x
         for layer in range(len(weights) - 1):
@@ -133,8 +133,8 @@ def field_rhs(
 ) -> RightHandSide:
     """Returns an MLP whose weights depend on t, which is one number for all rows, with its divergence."""
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        return mlp_rhs(field_at(t), context, divergence, noise)(x, t)
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return mlp_rhs(field_at(float(t)), context, divergence, noise)(x, t)
 
     return rhs
 
@@ -144,7 +144,7 @@ def autograd_rhs(
 ) -> RightHandSide:
     """Returns any differentiable velocity(x, t, context) with its divergence by autograd: d products, or one."""
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         if divergence == "none":
             return _checked(velocity(x, t, context), x), x.new_zeros(x.shape[0])
         keep_graph = torch.is_grad_enabled()
