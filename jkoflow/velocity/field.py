@@ -38,6 +38,13 @@ class Modulation(NamedTuple):
         """Returns the number U of columns of u."""
         return int(self.time) + (0 if self.frequencies is None else 2 * self.frequencies.numel()) + context_dim
 
+    def double(self) -> Modulation:
+        """Returns the modulation with its tensors in float64, through which gradients flow back."""
+        frequencies = None if self.frequencies is None else self.frequencies.double()
+        gates = tuple(None if gate is None else (gate[0].double(), gate[1].double()) for gate in self.gates)
+        shifts = tuple(None if shift is None else shift.double() for shift in self.shifts)
+        return self._replace(frequencies=frequencies, gates=gates, shifts=shifts)
+
     def inputs(self, t: float | Tensor, context: Tensor | None, like: Tensor) -> Tensor:
         """Returns u (*, U), or (U,) for a number t without context.
 
@@ -78,6 +85,13 @@ class MLPField(NamedTuple):
     linear: Tensor | None  # (dim, dim) or None
     modulation: Modulation | None = None
     residual: bool = False  # whether hidden layers from the second on add their activation to what they read
+
+    def double(self) -> MLPField:
+        """Returns the field with its tensors in float64, through which gradients flow back to those of this one."""
+        weights, biases = (tuple(tensor.double() for tensor in tensors) for tensors in (self.weights, self.biases))
+        linear = None if self.linear is None else self.linear.double()
+        modulation = None if self.modulation is None else self.modulation.double()
+        return self._replace(weights=weights, biases=biases, linear=linear, modulation=modulation)
 
     @property
     def hidden(self) -> tuple[int, ...]:
