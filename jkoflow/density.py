@@ -46,7 +46,7 @@ class Density(Composition):
                 Without it the call only queues work on a GPU, unless there is a tolerance. Shapes are checked always.
             tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the fewest steps that keep it
                 are found by refinement, for each block its own. Each of up to 256 rows is checked. Of more rows, M at
-                random are (1 in 64, but 256 to 1024), and all rows less likely than these: none of them is beyond, so
+                random are (1 in 256, but 256 to 1024), and all rows less likely than these: none of them is beyond, so
                 that of the other rows about one in M + 1 may be, and none is by `log_prob_and_error`. Results depend on
                 which rows a call holds, within the tolerance; with the steps that `grids_for` returns they do not.
 

@@ -28,6 +28,9 @@ MOST = 2048
 PROBE = 32
 """Number of rows that the first guess of a grid, and the share of each block, are taken from."""
 
+FINER = 1.5
+"""Ratio of the numbers of steps by which a single row is refined."""
+
 NEAR = 1.04
 """Ratio of the numbers of steps between which no better grid is looked for."""
 
@@ -68,6 +71,21 @@ class Exact(NamedTuple):
     """The first grid that all rows were integrated on."""
     error: Tensor
     """Size of the errors on that first grid, with shape (n,)."""
+
+
+class Usual(NamedTuple):
+    """Errors that nine of ten rows do not exceed."""
+
+    steps: float
+    """Error of the steps."""
+    rounding: float
+    """Error of rounding."""
+    order: int
+    """Order of the methods, by which the error of the steps falls."""
+
+    def refined(self, factor: float) -> Usual:
+        """Returns the errors of ``factor`` times the steps."""
+        return Usual(self.steps * factor**-self.order, self.rounding, self.order)
 
 
 def sizes(one: Tensor, other: Tensor) -> Tensor:
@@ -119,12 +137,11 @@ def _first_guess(values: Values, rows: Tensor, start: Grids, tol: float, order: 
     return grids
 
 
-def cheapest(error: Values, rows: Tensor, start: Grids, found: Tensor, tol: float, order: int) -> Grids:
+def cheapest(error: Values, rows: Tensor, start: Grids, found: Tensor, tol: float, order: int) -> tuple[Grids, Tensor]:
     """Finds the fewest steps of each block with which no row errs by more than a tolerance.
 
-    The blocks' numbers keep a proportion, so that the last step of each brings equally much; how many steps all take
-    together is found by the order of the method, then between what was too few and what was enough. The rows that err
-    most decide, and all are looked at before a grid is taken.
+    The rows that err most decide; all are looked at before grids are taken. The proportion of the blocks' numbers, by
+    which the last step of each brings equally much, is measured on the first grids, and once more where these led to.
 
     Arguments:
         error: Function of the errors.
@@ -135,46 +152,60 @@ def cheapest(error: Values, rows: Tensor, start: Grids, found: Tensor, tol: floa
         order: Order of the methods.
 
     Returns:
-        The grids; those of `MOST` steps if these are not enough, and ``start`` without blocks.
+        The grids and the sizes of the errors on them, with shape (n,): of `MOST` steps if these are not enough, and
+        ``start`` without blocks.
     """
     if not start:
-        return start
+        return start, found
     ranked = found.argsort(descending=True)
     hard = ranked[: max(PROBE, len(rows) // 4)]
-    shares = _shares(error, rows[ranked[:PROBE]], start, order)
+    grids = start
+    while True:
+        worst = float(_largest(error(rows[hard], grids)))
+        for again in range(2 if len(start) > 1 else 1):
+            shares = _shares(error, rows[hard[:PROBE]], grids, order)
+            other, reached = _along(shares, error, rows[hard], grids, worst, tol, order)
+            if not again or (reached <= tol and cost_of(other) < cost_of(grids)):
+                grids, worst = other, reached
+        errors = _sizes(error(rows, grids))
+        beyond = (errors > tol).nonzero()[:, 0]
+        new = beyond[~torch.isin(beyond, hard)]
+        if not len(new):
+            return grids, errors
+        hard = torch.cat([new[errors[new].argsort(descending=True)], hard])
+
+
+def _along(
+    shares: list[float], error: Values, rows: Tensor, start: Grids, found: float, tol: float, order: int
+) -> tuple[Grids, float]:
+    """Returns the cheapest grids of a proportion that keep a tolerance on all of some rows, and the largest error.
+
+    How many steps are needed is guessed by the order of the method, and then found between too few and enough.
+    """
 
     def grids_at(steps: float) -> Grids:
         return tuple(
             type(grid)(max(1, math.ceil(steps * share - 1e-9))) for grid, share in zip(start, shares, strict=True)
         )
 
-    def worst_at(grids: Grids) -> float:
-        nonlocal hard
-        worst = float(_largest(error(rows[hard], grids)))
-        if worst <= tol:
-            everywhere = error(rows, grids)
-            worst = float(_largest(everywhere))
-            beyond = (~(everywhere.abs() <= tol)).nonzero()[:, 0]
-            hard = torch.cat([hard, beyond]).unique()
-        return worst
-
     low, high = (0.0, math.inf), (math.inf, 0.0)  # numbers of steps that are too few, and enough, with their errors
-    steps = float(steps_of(start)) * _factor(float(found.max()), tol, order)
+    steps = float(steps_of(start)) * _factor(found, tol, order)
     for _ in range(LONGEST_SEARCH):
         steps = min(steps, float(MOST))
-        worst = worst_at(grids_at(steps))
+        worst = float(_largest(error(rows, grids_at(steps))))
         if worst <= tol:
             high = steps, worst
         else:
             low = steps, worst
         if low[0] >= MOST:
-            return grids_at(MOST)
+            return grids_at(MOST), worst
         steps = _next_steps(low, high, tol, order)
-        if high[0] <= NEAR * low[0] or grids_at(steps) in (grids_at(low[0]), grids_at(min(high[0], MOST))):
-            if math.isfinite(high[0]):
-                break
+        known = [grids_at(edge) for edge in (low[0], high[0]) if 0 < edge < math.inf]
+        if high[0] <= NEAR * low[0] or (grids_at(steps) in known and math.isfinite(high[0])):
+            break
+        if grids_at(steps) in known:
             steps = low[0] + 1
-    return grids_at(min(high[0], MOST))
+    return grids_at(min(high[0], MOST)), high[1]
 
 
 def _next_steps(low: tuple[float, float], high: tuple[float, float], tol: float, order: int) -> float:
@@ -216,13 +247,17 @@ def _shares(error: Values, rows: Tensor, grids: Grids, order: int) -> list[float
 
 def _largest(errors: Tensor) -> Tensor:
     """Returns the size of the largest of errors (n,); what is no number is infinitely large."""
-    return errors.abs().nan_to_num(nan=math.inf).max()
+    return _sizes(errors).max()
+
+
+def _sizes(errors: Tensor) -> Tensor:
+    return errors.abs().nan_to_num(nan=math.inf)
 
 
 def settled(
-    values: Values, rows: Tensor, found: Tensor, grids: Grids, tol: float, rounding: float
+    values: Values, rows: Tensor, found: Tensor, grids: Grids, tol: float, usual: Usual
 ) -> tuple[Tensor, Tensor]:
-    """Refines rows one by one until each stands still within a tolerance, or within its rounding.
+    """Refines rows one by one until each stands still within a tolerance, or moves by rounding alone.
 
     Arguments:
         values: Function of the values, which may have gradients.
@@ -230,24 +265,30 @@ def settled(
         found: Their values on some grids, with shape (n,).
         grids: These grids.
         tol: Largest error that is allowed.
-        rounding: What rounding moves a value by.
+        usual: Errors that are usual on these grids.
 
     Returns:
         The values (n,) on grids of one and a half times the steps at least, and estimates (n,) of their errors: the
-        last change of each, which is the error of the coarser grid, and the rounding.
+        last change of each, which is the error of the coarser grid, and what is usual on the finer one: a row may stand
+        still by accident.
     """
     error = torch.full((len(rows),), math.inf, dtype=torch.float64, device=found.device)
+    changes = error.clone()
     pending = torch.arange(len(rows), device=found.device)
-    while len(pending) and steps_of(grids) < MOST:
-        grids = times(grids, 1.5)
+    while len(pending) and 0 < steps_of(grids) < MOST:
+        grids = times(grids, FINER)
+        usual = usual.refined(FINER)
         fine = values(rows[pending], grids)
         change = sizes(fine.detach().double(), found.detach().double()[pending])
         found = found.index_copy(0, pending, fine)
-        error[pending] = change
-        pending = pending[change > max(tol - rounding, rounding)]
-        if not grids:
-            break
-    return found, error + rounding
+        moves = change > 2 * usual.rounding
+        moves &= change < changes[pending] / FINER  # else it is the rounding of a row that is worse off than others
+        changes[pending] = change
+        error[pending] = change + usual.steps + usual.rounding
+        pending = pending[(error[pending] > tol) & moves]
+    if not grids:
+        error.zero_()
+    return found, error
 
 
 def refined(grids: Grids) -> Grids:
@@ -258,6 +299,11 @@ def refined(grids: Grids) -> Grids:
 def times(grids: Grids, factor: float) -> Grids:
     """Returns grids of ``factor`` times the steps in every block, rounded up."""
     return tuple(grid.times(factor) for grid in grids)
+
+
+def cost_of(grids: Grids) -> int:
+    """Returns the cost of a row in all blocks together."""
+    return sum(grid.cost for grid in grids)
 
 
 def steps_of(grids: Grids) -> int:

@@ -15,10 +15,12 @@ from jkoflow.discrete import NotContractiveError
 from jkoflow.ops.grid import Steps
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.tolerance import (
+    FINER,
     MOST,
     Exact,
     Grids,
     ToleranceWarning,
+    Usual,
     cheapest,
     exact_values,
     settled,
@@ -30,7 +32,7 @@ from jkoflow.tolerance import (
 PILOT = (256, 1024)
 """Fewest and most rows that a grid is sought on; of so many rows or fewer, all are looked at."""
 
-ROWS_PER_PILOT_ROW = 64
+ROWS_PER_PILOT_ROW = 256
 """Number of rows for each row of the pilot, between its smallest and largest size."""
 
 PIECE = 10_000
@@ -114,8 +116,8 @@ class Chosen(NamedTuple):
     """The grid of every block."""
     error: Tensor
     """Sizes of the errors of the pilot's rows on these grids, in the flow's dtype, with shape (M,)."""
-    rounding: float
-    """What rounding moves nine of ten log-densities by, at most."""
+    usual: Usual
+    """The errors that are usual on these grids."""
     lowest: float
     """Smallest log-density of the pilot's rows; inf if none is finite."""
 
@@ -144,29 +146,33 @@ def choose(density: LogDensities, pilot: Tensor, exact: Exact, tol: float) -> Ch
     target = exact.values
     finite = torch.isfinite(target)
     lowest = float(target[finite].min()) if bool(finite.any()) else math.inf
-    rounding = 0.0
-    compute, allowed = density.values, tol
+    compute, allowed, rounding = density.values, tol, torch.zeros_like(target)
     if not density.is_double:
-        hard = pilot[exact.error.argsort(descending=True)[:ROUNDING_ROWS]]
-        off = sizes(density.values(hard, exact.grids).double(), density.in_float64(hard, exact.grids))
+        hard = exact.error.argsort(descending=True)[:ROUNDING_ROWS]
+        off = sizes(density.values(pilot[hard], exact.grids).double(), density.in_float64(pilot[hard], exact.grids))
         if float(off.max()) > tol / 8:  # else it does not disturb the search
             compute, allowed = density.in_float64, max(tol - float(off.max()), tol / 2)
-    place = torch.full((int(pilot.max()) + 1,), -1, device=pilot.device)
+    place = torch.zeros(int(pilot.max()) + 1, dtype=torch.long, device=pilot.device)
     place[pilot] = torch.arange(len(pilot), device=pilot.device)
 
     def error(rows: Tensor, grids: Grids) -> Tensor:
         expected = target[place[rows]]
-        return torch.where(
-            torch.isfinite(expected), compute(rows, grids).double() - expected, torch.zeros_like(expected)
-        )
+        return torch.where(torch.isfinite(expected), compute(rows, grids).double() - expected, 0.0)
 
-    grids = cheapest(error, pilot, exact.grids, exact.error, allowed, density.order)
-    found = density.values(pilot, grids).double()
+    grids, errors = cheapest(error, pilot, exact.grids, exact.error, allowed, density.order)
     if not density.is_double:
-        some = pilot[:ROUNDING_ROWS]
-        off = sizes(found[:ROUNDING_ROWS], density.in_float64(some, grids))
-        rounding = float(off[torch.isfinite(off)].quantile(0.9)) if bool(torch.isfinite(off).any()) else 0.0
-    return Chosen(grids, torch.where(finite, sizes(found, target), 0.0), rounding, lowest)
+        some = slice(0, ROUNDING_ROWS)
+        rounding = sizes(density.values(pilot[some], grids).double(), density.in_float64(pilot[some], grids))
+        if compute != density.values:
+            errors = sizes(density.values(pilot, grids).double(), target)
+    errors = torch.where(finite, errors, 0.0)
+    return Chosen(grids, errors, Usual(most_of(errors), most_of(rounding), density.order), lowest)
+
+
+def most_of(errors: Tensor) -> float:
+    """Returns what nine of ten errors do not exceed; infinite ones do not count."""
+    finite = errors[torch.isfinite(errors)]
+    return float(finite.quantile(0.9)) if len(finite) else 0.0
 
 
 def log_prob_within(
@@ -193,7 +199,7 @@ def log_prob_within(
     has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tracked)
     if len(pilot) == count and not has_gradient:
         values = exact.values.to(points.dtype)
-        errors = exact.change + sizes(values.double(), exact.values)
+        errors = exact.change + sizes(values.double(), exact.values) + most_of(exact.change) * 2.0**-density.order
         warn_if_beyond(errors, tol, points.dtype, steps_of(exact.grids) >= MOST)
         return values, errors
     chosen = choose(density, pilot, exact, tol)
@@ -203,9 +209,16 @@ def log_prob_within(
     else:
         values[pilot] = exact.values.to(values.dtype)
         errors[pilot] = exact.change
-    checked = errors if every_error else chosen.error
+    checked = errors if every_error else torch.cat([chosen.error, errors[others_checked(errors, pilot)]])
     warn_if_beyond(checked, tol, points.dtype, steps_of(chosen.grids) >= MOST, len(checked) < count)
     return values, errors
+
+
+def others_checked(errors: Tensor, pilot: Tensor) -> Tensor:
+    """Returns which rows (N,) beside the pilot's have an estimate of their error."""
+    checked = ~torch.isnan(errors)
+    checked[pilot] = False
+    return checked
 
 
 def log_prob_on(
@@ -235,7 +248,7 @@ def log_prob_on(
         doubtful[checked] = False
     rows = doubtful.nonzero()[:, 0]
     if len(rows):
-        finer, errors[rows] = settled(density.values, rows, values[rows], chosen.grids, tol, chosen.rounding)
+        finer, errors[rows] = settled(density.values, rows, values[rows], chosen.grids, tol, chosen.usual)
         values = values.index_copy(0, rows, finer)
     return values, errors
 
@@ -246,14 +259,13 @@ def error_of(density: LogDensities, values: Tensor, grids: Grids) -> Tensor:
     rows = torch.arange(len(values), device=values.device)
     if len(rows) == 0:
         return values.new_zeros(0).double()
-    factor = 1.5
-    change = sizes(density.values(rows, times(grids, factor)).double(), values.detach().double())
+    change = sizes(density.values(rows, times(grids, FINER)).double(), values.detach().double())
     some = pilot_of(len(rows), values.device)[:ROUNDING_ROWS]
-    off = values.new_zeros(1).double()
+    rounding = 0.0
     if not density.is_double:
-        off = sizes(values.detach()[some].double(), density.in_float64(some, grids))
-    off = off[torch.isfinite(off)]
-    return change / (1 - factor**-density.order) + (off.quantile(0.9) if len(off) else 0.0)
+        rounding = most_of(sizes(values.detach()[some].double(), density.in_float64(some, grids)))
+    usual = Usual(most_of(change), rounding, density.order).refined(FINER)
+    return change + usual.steps + usual.rounding
 
 
 @torch.no_grad()
