@@ -7,9 +7,9 @@ from torch import Tensor
 
 from jkoflow.composition import Composition, base_log_prob
 from jkoflow.inputs import Rows, shaped
+from jkoflow.log_densities import LogDensities
 from jkoflow.ops.grid import Grid, Steps
 from jkoflow.within import (
-    LogDensities,
     check_tolerance,
     error_of,
     grids_within,
