@@ -288,7 +288,7 @@ def check_tolerance(tol: float | None, num_steps: Steps | None = None, discrete:
         raise ValueError("discrete=True has no error of steps: its density is that of the Runge-Kutta map; drop tol")
     if tol is None:
         return
-    if not (isinstance(tol, float | int) and 0 < tol < math.inf):
+    if isinstance(tol, bool) or not (isinstance(tol, float | int) and 0 < tol < math.inf):
         raise ValueError(f"tol must be a positive number of nats, got {tol!r}")
     if num_steps is not None:
         raise ValueError(f"tol finds the number of steps: pass either tol or num_steps, got {tol!r} and {num_steps!r}")
