@@ -1,4 +1,4 @@
-"""A tolerance in nats finds the fewest steps that keep it, says what a row is off by, and tells where it is not kept."""
+"""A tolerance in nats finds the fewest steps that keep it, says what rows are off by, and where it is not kept."""
 
 import copy
 import itertools
@@ -280,7 +280,7 @@ def test_what_is_no_tolerance_is_refused(wrong):
 def test_what_contradicts_a_tolerance_is_refused():
     flow, x = FLOWS["easy"](), rows(5, 3)
     for call in (flow.log_prob, flow.log_prob_and_error):
-        with pytest.raises(ValueError, match="pass either tol or num_steps, got 0.1 and 4"):
+        with pytest.raises(ValueError, match=r"pass either tol or num_steps, got 0\.1 and 4"):
             call(x, num_steps=4, tol=0.1)
     with pytest.raises(ValueError, match="pass either tol or num_steps"):
         flow.sample(5, num_steps=4, tol=0.1)
