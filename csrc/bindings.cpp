@@ -7,9 +7,11 @@
 
 namespace {
 
+using jkoflow::Adaptive;
 using jkoflow::Adjoint;
 using jkoflow::JkoLoss;
 using jkoflow::Problem;
+using jkoflow::RowFailure;
 using jkoflow::bindings::address;
 using jkoflow::bindings::addresses;
 namespace py = jkoflow::bindings::py;
@@ -28,6 +30,25 @@ jkoflow::Tableau make_tableau(const std::vector<std::vector<double>>& a, const s
     t.c[i] = c[i];
   }
   return t;
+}
+
+Adaptive make_adaptive(double rtol, double atol, int64_t max_steps, int order, const std::vector<double>& error,
+                       const std::vector<std::vector<double>>& dense) {
+  Adaptive a;
+  if (error.size() > jkoflow::kMaxStages || dense.size() != error.size()) {
+    throw py::value_error("error and dense have a row for each of up to " + std::to_string(jkoflow::kMaxStages) +
+                          " stages");
+  }
+  a.rtol = rtol;
+  a.atol = atol;
+  a.max_steps = max_steps;
+  a.order = order;
+  for (size_t i = 0; i < error.size(); ++i) {
+    if (dense[i].size() > 4) throw py::value_error("a row of dense has up to 4 entries");
+    a.error[i] = error[i];
+    for (size_t k = 0; k < dense[i].size(); ++k) a.dense[i][k] = dense[i][k];
+  }
+  return a;
 }
 
 }  // namespace
@@ -63,6 +84,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("t0", &Problem::t0)
       .def_readwrite("t1", &Problem::t1)
       .def_readwrite("num_steps", &Problem::num_steps)
+      .def_readwrite("row_times", &Problem::row_times)
       .def_readwrite("tableau", &Problem::tableau)
       .def_readwrite("threads", &Problem::threads)
       .def_readwrite("split", &Problem::split)
@@ -76,6 +98,7 @@ PYBIND11_MODULE(_C, m) {
             for (size_t i = 0; i < widths.size(); ++i) p.width[i] = widths[i];
           });
   address(problem, "x", &Problem::x);
+  address(problem, "times", &Problem::times);
   address(problem, "context", &Problem::context);
   address(problem, "noise", &Problem::noise);
   addresses(problem, "weights", &Problem::weight);
@@ -91,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
   address(adjoint, "logdet", &Adjoint::logdet);
   address(adjoint, "path", &Adjoint::path);
   address(adjoint, "x", &Adjoint::x);
+  address(adjoint, "times", &Adjoint::times);
   address(adjoint, "context", &Adjoint::context);
   addresses(adjoint, "weights", &Adjoint::weight);
   addresses(adjoint, "biases", &Adjoint::bias);
@@ -100,11 +124,46 @@ PYBIND11_MODULE(_C, m) {
   loss.def(py::init<>()).def_readwrite("step_size", &JkoLoss::step_size);
   address(loss, "terms", &JkoLoss::terms);
 
+  py::class_<Adaptive> adaptive(m, "Adaptive");
+  adaptive
+      .def(py::init(&make_adaptive), py::arg("rtol"), py::arg("atol"), py::arg("max_steps"), py::arg("order"),
+           py::arg("error"), py::arg("dense"))
+      .def(py::init<const Adaptive&>())
+      .def_readwrite("outputs", &Adaptive::outputs);
+  address(adaptive, "output_times", &Adaptive::output_times);
+  address(adaptive, "x_outputs", &Adaptive::x_outputs);
+  address(adaptive, "logdet_outputs", &Adaptive::logdet_outputs);
+  address(adaptive, "evaluations", &Adaptive::evaluations);
+  address(adaptive, "last_step", &Adaptive::last_step);
+  address(adaptive, "records", &Adaptive::records);
+
+  py::enum_<RowFailure::Reason>(m, "FailureReason")
+      .value("none", RowFailure::kNone)
+      .value("max_steps", RowFailure::kMaxSteps)
+      .value("underflow", RowFailure::kUnderflow)
+      .value("not_finite", RowFailure::kNotFinite);
+  py::class_<RowFailure>(m, "RowFailure")
+      .def_readonly("row", &RowFailure::row)
+      .def_readonly("reason", &RowFailure::reason)
+      .def_readonly("t", &RowFailure::t)
+      .def_readonly("dt", &RowFailure::dt);
+
+  using jkoflow::cpu::AdaptiveRun;
+  py::class_<AdaptiveRun>(m, "AdaptiveRun")
+      .def(py::init<const Problem&, const Adaptive&>(), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("failure", &AdaptiveRun::failure)
+      .def_property_readonly("steps", &AdaptiveRun::steps)
+      .def("write", [](const AdaptiveRun& run, uintptr_t out) { run.write(reinterpret_cast<char*>(out)); });
+  m.def("step_record_bytes", &jkoflow::StepRecord::bytes, "Bytes of the record of a step");
+
   m.def("cpu_isas", &jkoflow::cpu::available_isas, "Instruction sets that this build and processor share, best first");
   m.def("cpu_split_problem", &jkoflow::cpu::split_problem, "Why Problem.split cannot be had, or an empty text");
   m.def("cpu_isa", [] { return jkoflow::cpu::kernels().isa; }, "The instruction set in use");
   m.def("cpu_forward", &jkoflow::cpu::forward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_backward", &jkoflow::cpu::backward, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_evaluate", &jkoflow::cpu::evaluate, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_evaluate_backward", &jkoflow::cpu::evaluate_backward, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_adaptive_backward", &jkoflow::cpu::adaptive_backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
 
   jkoflow::bindings::bind_cuda(m);

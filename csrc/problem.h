@@ -31,22 +31,25 @@ struct Problem {
   double t0 = 0.0;
   double t1 = 1.0;
   int num_steps = 1;
+  bool row_times = false;  // every row has its own t, so that t is a column like any other
   Tableau tableau;
   int threads = 1;     // of the CPU kernels
   bool split = false;  // CPU, float32: products between hidden layers as three of bfloat16 numbers each
 
   // Columns of layer 1: x, t, context.
   int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }
+  bool has_time_column() const { return time && row_times; }
 
   const void* x = nullptr;                  // (batch, dim)
+  const void* times = nullptr;              // (batch,), for a single evaluation: t of every row
   const void* context = nullptr;            // (batch, context_dim)
   const void* noise = nullptr;              // (batch, dim), for kHutchinson
   const void* weight[kMaxHidden + 1] = {};  // layer 1 reads the columns x, t, context
   const void* bias[kMaxHidden + 1] = {};
   const void* linear = nullptr;  // A (dim, dim) or null
 
-  void* x_end = nullptr;   // out: (batch, dim)
-  void* logdet = nullptr;  // out: (batch,)
+  void* x_end = nullptr;   // out: (batch, dim); of a single evaluation the velocity
+  void* logdet = nullptr;  // out: (batch,); of a single evaluation the divergence
   void* path = nullptr;    // out, or null: (num_steps + 1, batch, dim); in for the adjoint
 };
 
@@ -57,10 +60,48 @@ struct Adjoint {
   const void* path = nullptr;
 
   void* x = nullptr;  // out, with the shapes of the primal tensors; null: not wanted
+  void* times = nullptr;
   void* context = nullptr;
   void* weight[kMaxHidden + 1] = {};
   void* bias[kMaxHidden + 1] = {};
   void* linear = nullptr;
+};
+
+// Steps that adapt to the error of each row, by an embedded method whose last stage is the first of the next step: the
+// last row of Problem::tableau.a is its b.
+struct Adaptive {
+  double rtol = 0.0, atol = 0.0;
+  int64_t max_steps = 0;             // attempts of a row
+  int order = 0;                     // the error of a step falls with this power of it
+  double error[kMaxStages] = {};     // weights of the error
+  double dense[kMaxStages][4] = {};  // weight of stage s within a step: sum_k dense[s][k] theta^(k + 1)
+  int outputs = 0;                   // times strictly between t0 and t1, in the order in which they are passed
+  const double* output_times = nullptr;
+
+  void* x_outputs = nullptr;       // out: (outputs, batch, dim); cotangents for the adjoint
+  void* logdet_outputs = nullptr;  // out: (outputs, batch); cotangents for the adjoint
+  int64_t* evaluations = nullptr;  // out: (batch,)
+  int64_t* last_step = nullptr;    // out: (batch,), the last of each row's records, -1 for none; null: none are wanted
+  const char* records = nullptr;   // in for the adjoint: what StepLog has gathered
+};
+
+// An accepted step; x at its start, dim numbers, follows. A row's steps are chained from its last.
+struct StepRecord {
+  double t, dt;
+  int64_t previous;                  // -1: the first
+  int32_t first_output, end_output;  // outputs within the step
+
+  static int64_t bytes(const Problem& p) {  // whole doubles
+    return static_cast<int64_t>(sizeof(StepRecord)) + (p.dim * (p.float64 ? 8 : 4) + 7) / 8 * 8;
+  }
+};
+
+// A row that has not reached t1.
+struct RowFailure {
+  enum Reason : int { kNone, kMaxSteps, kUnderflow, kNotFinite };
+  int64_t row = -1;
+  Reason reason = kNone;
+  double t = 0.0, dt = 0.0;
 };
 
 // The JKO objective of one block, mean(|y|^2/2 - logdet + |y - x|^2/(2h)) over the batch with y = x_end: its value and,

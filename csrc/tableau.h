@@ -3,7 +3,7 @@
 
 namespace jkoflow {
 
-constexpr int kMaxStages = 4;
+constexpr int kMaxStages = 7;
 
 struct Tableau {
   int stages = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jkoflow._version import __version__
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
-from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss
+from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss, velocity_and_divergence
 from jkoflow.table_flow import TableFlow, load
 from jkoflow.training import TrainConfig, train
 from jkoflow.velocity import MLPVelocity
@@ -24,4 +24,5 @@ __all__ = [
     "jko_loss",
     "load",
     "train",
+    "velocity_and_divergence",
 ]

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 
-from jkoflow import ops
+from jkoflow.ops import backend
 
 # derandomize: the same examples on every machine; deadline: shared machines stall, and speed is not tested here.
 hypothesis.settings.register_profile("jkoflow", deadline=None, derandomize=True, max_examples=30, database=None)
@@ -15,4 +15,4 @@ hypothesis.settings.load_profile("jkoflow")
 def _same_start(monkeypatch):
     torch.manual_seed(0)
     # A fallback is reported once a process; here once a test, whichever test came before.
-    monkeypatch.setattr(ops, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", set())

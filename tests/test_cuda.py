@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import jkoflow.data
 from jkoflow import FallbackWarning, MLPVelocity, TrainConfig, integrate, jko_loss
-from jkoflow.ops import cuda, native, operators, reference
+from jkoflow.ops import cuda, library, native, reference
 from jkoflow.ops.extension import C
 from jkoflow.ops.grid import Fixed
 from jkoflow.training.fit import LOG_EVERY
@@ -245,8 +245,8 @@ def test_outputs_of_integrate_and_its_adjoint(monkeypatch, network, batch):
         assert_like(result.x, (batch, velocity.dim))
         assert_like(result.logdet, (batch,))
         assert_like(result.path, (6, batch, velocity.dim))
-        slots = operators._slots_of(velocity.field())
-        text = operators._encode(native.Settings("exact", velocity.time, "tanh", 0.0, 1.0, Fixed(5), "rk4", "fp32"))
+        slots = library.slots_of(velocity.field())
+        text = library.encode(native.Settings("exact", velocity.time, "tanh", 0.0, 1.0, Fixed(5), "rk4", "fp32"))
         gradients = torch.ops.jkoflow.integrate_backward.default(
             result.path, context, *slots, None, text, result.x, result.logdet, None, True
         )
@@ -257,8 +257,8 @@ def test_outputs_of_integrate_and_its_adjoint(monkeypatch, network, batch):
 def test_outputs_of_the_loss(monkeypatch):
     with gpu(monkeypatch):
         velocity, x, context = fake_arguments(NETWORKS["context"], 10)
-        slots = operators._slots_of(velocity.field())
-        text = operators._encode(native.Settings("hutchinson", True, "tanh", 0.0, 1.0, Fixed(5), "rk4", "tf32"))
+        slots = library.slots_of(velocity.field())
+        text = library.encode(native.Settings("hutchinson", True, "tanh", 0.0, 1.0, Fixed(5), "rk4", "tf32"))
         total, terms, *gradients = torch.ops.jkoflow.jko_loss.default(
             x, context, *slots, torch.empty_like(x), text, 0.5, True, True
         )
@@ -358,7 +358,7 @@ def test_the_host_calls_nothing_that_allocates_copies_or_waits():
 
 def test_settings_carry_the_precision():
     settings = native.Settings("exact", True, "tanh", 0.0, 1.0, Fixed(3), "rk4", "tf32")
-    assert operators._decode(operators._encode(settings)) == settings
+    assert library.decode(library.encode(settings)) == settings
 
 
 @with_kernels

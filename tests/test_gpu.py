@@ -13,7 +13,7 @@ import torch
 
 import jkoflow
 from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko_loss, metrics
-from jkoflow.ops import Fixed, cuda, jko_terms, native, operators
+from jkoflow.ops import Fixed, cuda, jko_terms, library, native
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer import OPTIMIZERS, build_optimizer, peak_rates
 from oracles import random_velocity
@@ -480,7 +480,7 @@ def operator_arguments(network):
     velocity, x, context = case(NETWORKS[network], 7)
     field = velocity.field()
     settings = native.Settings("exact", field.time, field.activation.text, 0.0, 1.0, Fixed(2), "rk4", "fp32")
-    return x.requires_grad_(), context, *operators._slots_of(field), None, operators._encode(settings)
+    return x.requires_grad_(), context, *library.slots_of(field), None, library.encode(settings)
 
 
 @pytest.mark.parametrize("network", ["one layer", "context and linear", "three layers"])
@@ -534,7 +534,7 @@ def test_second_derivatives():
 
 
 def test_float64_runs_in_the_reference_and_says_so(monkeypatch):
-    monkeypatch.setattr(jkoflow.ops, "_warned", set())
+    monkeypatch.setattr(jkoflow.ops.backend, "_warned", set())
     velocity, x, _ = case(NETWORKS["two layers"], 4, torch.float64)
     with pytest.warns(FallbackWarning, match="the CUDA kernels .*float64"):
         result = integrate(velocity, x)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import jkoflow
-from jkoflow.ops import jko_loss, native, operators
+from jkoflow.ops import jko_loss, library, native
 from jkoflow.ops.grid import Fixed
 from oracles import random_velocity
 
@@ -385,11 +385,11 @@ def operator_arguments(divergence="exact", context_dim=0, **settings):
     field = velocity.field()
     names = ["w1", "b1", "w2", "b2", "w3", "b3", "w4", "b4", "w5", "b5", "linear"]
     tensors = {"x": X.clone(), "context": torch.zeros(4, context_dim) if context_dim else None}
-    tensors |= dict(zip(names, operators._slots_of(field), strict=True))
+    tensors |= dict(zip(names, library.slots_of(field), strict=True))
     tensors["noise"] = X.clone() if divergence == "hutchinson" else None
     described = {"grid": Fixed(3), "method": "rk4", "precision": "auto"} | settings
     given = native.Settings(divergence, True, "tanh", 0.0, 1.0, *described.values())
-    return tensors, operators._encode(given)
+    return tensors, library.encode(given)
 
 
 def run_operator(operator, tensors, text, **changes):
@@ -506,7 +506,7 @@ UNCHECKED = """
 import torch, jkoflow
 from jkoflow.ops import checks, native
 checks.check_field = lambda field, x: None
-native._given = lambda name, tensor, *expected: 0 if tensor is None else tensor.data_ptr()
+native.given = lambda name, tensor, *expected: 0 if tensor is None else tensor.data_ptr()
 velocity = jkoflow.MLPVelocity(3, (16, 12))
 velocity.layers[1] = torch.nn.Linear(8, 12)
 jkoflow.integrate(velocity, torch.zeros(4, 3))

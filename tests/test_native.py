@@ -12,7 +12,7 @@ from torch import nn
 
 import jkoflow
 from jkoflow.errors import UserError
-from jkoflow.ops import UnsupportedError, jko_loss, jko_terms, native, operators
+from jkoflow.ops import UnsupportedError, jko_loss, jko_terms, library, native
 from jkoflow.ops.grid import Fixed
 from jkoflow.ops.tableau import TABLEAUX
 from oracles import assert_within_twice, random_velocity
@@ -191,7 +191,7 @@ def operator_arguments(network, dtype, divergence="exact"):
     field = velocity.field()
     settings = native.Settings(divergence, field.time, field.activation.text, 0.0, 1.0, Fixed(2), "rk4")
     noise = torch.randn(x.shape, dtype=x.dtype) if divergence == "hutchinson" else None
-    return x.requires_grad_(), context, *operators._slots_of(field), noise, operators._encode(settings)
+    return x.requires_grad_(), context, *library.slots_of(field), noise, library.encode(settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -369,7 +369,7 @@ def test_path_is_x_at_every_step():
 ISA_PROGRAM = """
 import torch, sys
 sys.path.insert(0, {tests!r})
-from jkoflow.ops import jko_loss, jko_terms, native, operators
+from jkoflow.ops import native
 import test_native
 print(native.capabilities()["isa"])
 for name in test_native.NETWORKS:

@@ -169,5 +169,48 @@ void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoin
   k.jko_loss(problem, loss, adjoint, workspace.at_least(k.jko_loss_bytes(problem)));
 }
 
+void evaluate(const Problem& problem) {
+  const CpuKernels& k = kernels_for(problem);
+  k.evaluate(problem, workspace.at_least(k.forward_bytes(problem)));
+}
+
+void evaluate_backward(const Problem& problem, const Adjoint& adjoint) {
+  const CpuKernels& k = kernels_for(problem);
+  k.evaluate_backward(problem, adjoint, workspace.at_least(k.backward_bytes(problem)));
+}
+
+AdaptiveRun::AdaptiveRun(const Problem& problem, const Adaptive& adaptive) {
+  const CpuKernels& k = kernels_for(problem);
+  std::vector<StepLog*> logs;
+  for (int i = 0; i < problem.threads; ++i) {
+    logs_.push_back(std::make_unique<StepLog>(StepRecord::bytes(problem)));
+    logs.push_back(logs_.back().get());
+  }
+  failure_ = k.adaptive(problem, adaptive, logs.data(), workspace.at_least(k.adaptive_bytes(problem)));
+  for (const StepLog* log : logs) {
+    if (log->out_of_memory()) throw std::bad_alloc();
+  }
+}
+
+int64_t AdaptiveRun::steps() const {
+  int64_t count = 0;
+  for (const auto& log : logs_) count += log->count();
+  return count;
+}
+
+void AdaptiveRun::write(char* out) const {
+  int64_t offset = 0;
+  for (const auto& log : logs_) {
+    log->write(out, offset);
+    out += log->bytes();
+    offset += log->count();
+  }
+}
+
+void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint) {
+  const CpuKernels& k = kernels_for(problem);
+  k.adaptive_backward(problem, adaptive, adjoint, workspace.at_least(k.adaptive_backward_bytes(problem, adaptive)));
+}
+
 }  // namespace cpu
 }  // namespace jkoflow

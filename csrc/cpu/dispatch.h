@@ -1,6 +1,7 @@
 // The CPU backend: picks the kernels of the best instruction set that this processor runs.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -30,5 +31,22 @@ void forward(const Problem& problem);
 void backward(const Problem& problem, const Adjoint& adjoint);
 // Value and gradient of the JKO objective in one pass, without recomputing the stages.
 void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint);
+// Velocity and divergence at Problem::times, and the adjoint.
+void evaluate(const Problem& problem);
+void evaluate_backward(const Problem& problem, const Adjoint& adjoint);
+
+// What an integration with adaptive steps has found, besides its outputs.
+class AdaptiveRun {
+ public:
+  AdaptiveRun(const Problem& problem, const Adaptive& adaptive);
+  const RowFailure& failure() const { return failure_; }
+  int64_t steps() const;        // records
+  void write(char* out) const;  // all of them, for Adaptive::records
+
+ private:
+  std::vector<std::unique_ptr<StepLog>> logs_;
+  RowFailure failure_;
+};
+void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint);
 
 }  // namespace jkoflow::cpu

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "../problem.h"
+#include "step_log.h"
 
 namespace jkoflow {
 
@@ -16,6 +17,14 @@ struct CpuKernels {
   void (*forward)(const Problem&, char* memory);
   void (*backward)(const Problem&, const Adjoint&, char* memory);
   void (*jko_loss)(const Problem&, const JkoLoss&, const Adjoint&, char* memory);
+  // One evaluation, in the memory of an integration.
+  void (*evaluate)(const Problem&, char* memory);
+  void (*evaluate_backward)(const Problem&, const Adjoint&, char* memory);
+  // Adaptive steps; `logs` holds one for each thread.
+  size_t (*adaptive_bytes)(const Problem&);
+  size_t (*adaptive_backward_bytes)(const Problem&, const Adaptive&);
+  RowFailure (*adaptive)(const Problem&, const Adaptive&, cpu::StepLog* const* logs, char* memory);
+  void (*adaptive_backward)(const Problem&, const Adaptive&, const Adjoint&, char* memory);
 };
 
 }  // namespace jkoflow

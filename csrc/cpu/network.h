@@ -16,7 +16,8 @@ constexpr int padded_width(int width) {
 // The network of a Problem with weights packed for the panel products. Hidden widths are padded with zero weights.
 template <class Real>
 struct Network {
-  int dim, inputs;  // inputs: columns of layer 1 without t
+  int dim, inputs;  // inputs: columns of layer 1, without t unless every row has its own
+  int context_row;  // first row of the context among the inputs; t, if it is there, stands before it
   int hidden;       // hidden layers
   int width[kMaxHidden] = {}, padded[kMaxHidden] = {};
   bool closed;      // the divergence is wanted and has a closed form
@@ -41,7 +42,8 @@ struct Network {
 
   Network(const Problem& p, Arena& arena, bool adjoint)
       : dim(p.dim),
-        inputs(p.dim + p.context_dim),
+        inputs(p.dim + p.has_time_column() + p.context_dim),
+        context_row(p.dim + p.has_time_column()),
         hidden(p.hidden_layers),
         closed(p.divergence == Divergence::kExact && p.hidden_layers <= 2),
         probed(p.divergence == Divergence::kHutchinson),
@@ -84,6 +86,10 @@ struct Network {
     return most;
   }
   bool two_layer_form() const { return closed && hidden == 2; }
+  // Column of the first weights that an input row meets: those of t are left out if t is the same for all rows.
+  static int weight_column(const Problem& p, int input) {
+    return input < p.dim || !p.time || p.row_times ? input : input + 1;
+  }
 
   // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
   template <class Wait>
@@ -122,7 +128,7 @@ struct Network {
  private:
   void pack_weights(const Problem& p, int part, int parts) const {
     const int stride = p.input_columns();
-    const auto column = [&](int input) { return input < p.dim || !p.time ? input : input + 1; };
+    const auto column = [&](int input) { return weight_column(p, input); };
     const auto give = [&](Real* packed, int rows, int padded_rows, int depth, auto&& element) {
       if (packed != nullptr) pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
     };
@@ -142,7 +148,7 @@ struct Network {
     if (part != 0) return;
     for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
     copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
-    copy_padded(time, w1 + p.dim, stride, p.time ? width[0] : 0, padded[0]);
+    copy_padded(time, w1 + p.dim, stride, p.time && !p.row_times ? width[0] : 0, padded[0]);
   }
 
   // A matrix from hidden layer l - 1 to l whose rows are `stride` apart, and for the adjoint its transpose.

@@ -93,9 +93,9 @@ class Reduction {
       for (int a = block; a < end; ++a) {
         Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
         for (int k = 0; k < net_.inputs; ++k) {
-          row[k < p_.dim || !p_.time ? k : k + 1] = narrow_total(sums.weights[0], net_.inputs, a, k);
+          row[Network<Real>::weight_column(p_, k)] = narrow_total(sums.weights[0], net_.inputs, a, k);
         }
-        if (p_.time) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
+        if (p_.time && !p_.row_times) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
         for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
           row[i] += trace_vector_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
         }

@@ -61,11 +61,12 @@ void load_constants(const Problem& p, const Network<Real>& net, const ForwardSpa
                     int64_t first, int samples) {
   if (net.probed) {
     load_tile<Real, Vectors>(p.noise, first, samples, p.dim, space.tangent.noise);
-    load_tile<Real, Vectors>(nullptr, first, samples, p.context_dim, space.tangent.noise + p.dim * kTile<Real>);
+    load_tile<Real, Vectors>(nullptr, first, samples, net.inputs - p.dim, space.tangent.noise + p.dim * kTile<Real>);
     start_probe<Real, Vectors>(net, space.tangent);
   }
   for (int s = 0; s < steps * p.tableau.stages; ++s) {
-    load_tile<Real, Vectors>(p.context, first, samples, p.context_dim, space.stage[s].input + p.dim * kTile<Real>);
+    load_tile<Real, Vectors>(p.context, first, samples, p.context_dim,
+                             space.stage[s].input + net.context_row * kTile<Real>);
   }
 }
 
@@ -143,7 +144,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
 template <class Real, int Vectors>
 void clear_tile(const Problem& p, const Network<Real>& net, const BackwardSpace<Real>& work) {
   load_tile<Real, Vectors>(nullptr, 0, 0, p.dim, work.x_bar);
-  load_tile<Real, Vectors>(nullptr, 0, 0, p.context_dim, work.context_bar);
+  load_tile<Real, Vectors>(nullptr, 0, 0, net.inputs - p.dim, work.context_bar);
   if (!net.probed) return;
   load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[0], work.tangent.seed_bar);
   load_tile<Real, Vectors>(nullptr, 0, 0, net.padded[net.top()], work.tangent.weighing_bar);

@@ -13,6 +13,17 @@ int partition_count(const Problem& p) {
   return static_cast<int>(vectors < p.threads ? (vectors > 0 ? vectors : 1) : p.threads);
 }
 
+// Samples of a partition, from `begin` to `end`.
+struct SampleRange {
+  int64_t begin, end;
+};
+template <class Real>
+SampleRange samples_of(const Problem& p, int partition, int partitions) {
+  const int64_t vectors = (p.batch + kLanes<Real> - 1) / kLanes<Real>;
+  const int64_t end = vectors * (partition + 1) / partitions * kLanes<Real>;
+  return {vectors * partition / partitions * kLanes<Real>, end < p.batch ? end : p.batch};
+}
+
 // Calls visit(Constant<Vectors>, first_sample, samples) for every tile of a partition, tiles as even as can be.
 template <class Real, class Visit>
 void for_each_tile(const Problem& p, int partition, int partitions, Visit&& visit) {

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jkoflow.callers import warn_caller
 from jkoflow.former_names import accepts_former_names
-from jkoflow.ops import native, operators, reference
-from jkoflow.ops.checks import Request, check_request
+from jkoflow.ops import operators, reference
+from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel
+from jkoflow.ops.checks import Backend, Divergence, Precision, Request, as_times, check_request
+from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
-from jkoflow.ops.grid import Fixed, Grid, as_grid
+from jkoflow.ops.failure import IntegrationError
+from jkoflow.ops.grid import Adaptive, Fixed, Grid, as_grid
+from jkoflow.ops.integrated import Integrated
 from jkoflow.ops.objective import JKOTerms, jko_terms
+from jkoflow.ops.rows import integrate_rows, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
-from jkoflow.velocity import MLPField, Velocity
 
 __all__ = [
+    "Adaptive",
     "FallbackWarning",
     "Fixed",
     "Grid",
     "Integrated",
+    "IntegrationError",
     "JKOTerms",
     "KernelError",
     "UnsupportedError",
     "integrate",
     "jko_loss",
     "jko_terms",
+    "velocity_and_divergence",
 ]
-
-Backend = Literal["auto", "cpu", "cuda", "reference"]
-Divergence = Literal["exact", "hutchinson", "none"]
-Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32"]
-
-
-class FallbackWarning(UserWarning):
-    """Warns that ``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
-
-
-class Integrated(NamedTuple):
-    """The result of `integrate`."""
-
-    x: Tensor
-    """x at t1, with shape (B, d)."""
-    logdet: Tensor
-    """Integral of the divergence, with shape (B,)."""
-    path: Tensor | None
-    """x at every step, with shape (num_steps + 1, B, d); None if ``keep_path=False``."""
 
 
 def integrate(
@@ -58,21 +46,29 @@ def integrate(
     context: Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-    num_steps: int | Grid = 3,
+    num_steps: int | Grid | None = None,
     method: str = "rk4",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 1000,
+    times: Tensor | Sequence[float] | None = None,
     divergence: Divergence = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
     precision: Precision = "auto",
     keep_path: bool = True,
 ) -> Integrated:
-    r"""Integrates dx/dt = v(x, t) and the divergence of v with a fixed-step Runge-Kutta method.
+    r"""Integrates dx/dt = v(x, t) and the divergence of v with a Runge-Kutta method, in equal or adaptive steps.
 
     .. math:: x(t_1) = x(t_0) + \int_{t_0}^{t_1} v(x, t)\, dt, \qquad
               \mathrm{logdet} = \int_{t_0}^{t_1} \mathrm{tr}\, \partial_x v(x, t)\, dt
 
     Gradients of x, logdet and path with respect to the input, the context and the parameters are the exact
-    derivatives of the discrete map.
+    derivatives of the discrete map; those of adaptive steps are of the accepted steps held fixed.
+
+    With adaptive steps every row has its own: neither its result nor its number of evaluations depends on the other
+    rows. A step is accepted if the root mean square of its error, over the columns of x and logdet and relative to
+    ``atol + rtol * max(abs(y))``, is at most 1. A tolerance is that of a step, and says little about the error at t1.
 
     Arguments:
         velocity: An `MLPVelocity` (fused kernels), or any callable ``velocity(x, t, context)`` that maps (B, d) to
@@ -81,9 +77,16 @@ def integrate(
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
         t1: End time; ``t1 < t0`` integrates backwards.
-        num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`).
+        num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`). None means adaptive steps where
+            the method has an error estimate, else 3. With ``times`` it is the number between any two of them, and None
+            means 1.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` (the 3/8 rule, as in torchdiffeq) or
-            ``"rk4_classic"``.
+            ``"rk4_classic"``; with an error estimate ``"dopri5"``, ``"tsit5"`` (order 5) or ``"bosh3"`` (order 3).
+        rtol: Relative tolerance of an adaptive step.
+        atol: Absolute tolerance of an adaptive step, positive.
+        max_steps: Largest number of adaptive steps of a row, rejected ones included.
+        times: Two or more increasing or decreasing times, in place of t0 and t1, at which ``path`` and ``logdet_path``
+            are wanted. Adaptive steps do not stop at them: values within a step come from the method's interpolant.
         divergence: ``"exact"``, ``"hutchinson"`` (:math:`\epsilon^T J \epsilon` with one fixed probe) or ``"none"``
             (logdet is zero). Exact costs one extra product per stage for up to two hidden layers, and a factor of
             1 + d for deeper networks.
@@ -99,27 +102,42 @@ def integrate(
         keep_path: Whether to return x at every step.
 
     Returns:
-        x at t1 (B, d), logdet (B,) and path (num_steps + 1, B, d).
+        x at t1 (B, d), logdet (B,), path, the number of evaluations and logdet_path.
 
     Raises:
         ValueError: If an argument has the wrong shape, dtype or value.
         RuntimeError: If the backend asked for by name cannot run the request.
+        jkoflow.ops.IntegrationError: If adaptive steps do not carry a row to t1; it says which row, where and why.
 
     References:
         | FFJORD: Free-form continuous dynamics for scalable reversible generative models (Grathwohl et al., 2018)
         | https://arxiv.org/abs/1810.01367
+        | A family of embedded Runge-Kutta formulae (Dormand and Prince, 1980)
+        | https://doi.org/10.1016/0771-050X(80)90013-3
 
     Example:
         >>> velocity = jkoflow.MLPVelocity(2)
         >>> z, logdet, path = jkoflow.integrate(velocity, torch.randn(5, 2))
         >>> path.shape
         torch.Size([4, 5, 2])
+        >>> result = jkoflow.integrate(velocity, torch.randn(5, 2), method="dopri5", times=[1.0, 0.5, 0.0])
+        >>> result.path.shape, result.logdet_path.shape
+        (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
-    request = Request(
-        *_field(velocity), x, context, noise, t0, t1, as_grid(num_steps), method, divergence, backend, precision
-    )
+    if times is not None:
+        if (t0, t1) != (0.0, 1.0):
+            raise ValueError(f"times stand in place of t0 and t1, which must be left out, got {t0!r} and {t1!r}")
+        times = as_times(times)
+        t0, t1 = times[0], times[-1]
+    grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
+    request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
-    return _integrate(velocity, request, _use_kernel(request), keep_path)
+    kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
+    if isinstance(grid, Adaptive):
+        return integrate_rows(velocity, request, kernel, times)
+    if times is not None:
+        return _integrate_between(velocity, request, kernel, times)
+    return _integrate(velocity, request, kernel, keep_path)
 
 
 @accepts_former_names
@@ -131,8 +149,11 @@ def jko_loss(
     context: Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-    num_steps: int | Grid = 3,
+    num_steps: int | Grid | None = None,
     method: str = "rk4",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 1000,
     divergence: Literal["exact", "hutchinson"] = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
@@ -152,8 +173,11 @@ def jko_loss(
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
         t1: End time.
-        num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`).
+        num_steps: Number of equal Runge-Kutta steps, or a grid, see `integrate`.
         method: Runge-Kutta method.
+        rtol: Relative tolerance of an adaptive step.
+        atol: Absolute tolerance of an adaptive step.
+        max_steps: Largest number of adaptive steps of a row.
         divergence: ``"exact"`` or ``"hutchinson"``.
         noise: The probe of ``"hutchinson"``, with shape (B, d).
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
@@ -175,9 +199,8 @@ def jko_loss(
         >>> velocity = jkoflow.MLPVelocity(2)
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), jko_step=1.0).total.backward()
     """
-    request = Request(
-        *_field(velocity), x, context, noise, t0, t1, as_grid(num_steps), method, divergence, backend, precision
-    )
+    grid = _grid(num_steps, method, rtol, atol, max_steps, 3)
+    request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
     if divergence == "none":
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
@@ -185,62 +208,52 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
-    kernel = _use_kernel(request)
+    kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
     field = request.field
+    if isinstance(grid, Adaptive):
+        end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
+        return jko_terms(x, end, logdet, jko_step)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
-        return operators.jko_loss_mlp(field, x, context, noise, _settings(request, field), jko_step)
-    end, logdet, _ = _integrate(velocity, request, kernel, keep_path=False)
+        return operators.jko_loss_mlp(field, x, context, noise, settings_of(request, field), jko_step)
+    end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)
     return jko_terms(x, end, logdet, jko_step)
 
 
-def _field(velocity: object) -> tuple[MLPField | None, str]:
-    """Returns the weights of a velocity for the kernels, or None, and the reason if there are none."""
-    if not isinstance(velocity, Velocity):
-        return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
-    field = velocity.field()
-    return field, "" if field is not None else velocity.unfused() or ""
+def _grid(
+    num_steps: int | Grid | None, method: str, rtol: float, atol: float, max_steps: int, default: int
+) -> Grid | Adaptive:
+    """Returns equal steps if their number is given or the method has no error estimate, else adaptive ones."""
+    if num_steps is None and method in EMBEDDED:
+        return Adaptive(rtol, atol, max_steps).checked()
+    return as_grid(default if num_steps is None else num_steps)
+
+
+def _integrate_between(
+    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[float]
+) -> Integrated:
+    """Integrates with equal steps from each of the times to the next."""
+    x, logdet, evaluations = request.x, request.x.new_zeros(len(request.x)), 0
+    path, logdet_path = [x], [logdet]
+    for start, end in itertools.pairwise(times):
+        part = _integrate(velocity, request._replace(x=x, t0=start, t1=end), kernel, keep_path=False)
+        x, logdet, evaluations = part.x, logdet + part.logdet, evaluations + int(part.evaluations)
+        path.append(x)
+        logdet_path.append(logdet)
+    return Integrated(x, logdet, torch.stack(path), evaluations, torch.stack(logdet_path))
 
 
 def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, keep_path: bool) -> Integrated:
     field, x, context, noise = request.field, request.x, request.context, request.noise
+    grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:
-        result = operators.integrate_mlp(field, x, context, noise, _settings(request, field), keep_path)
+        result = operators.integrate_mlp(field, x, context, noise, settings_of(request, field), keep_path)
     else:
         if field is None:
             rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
         else:
             rhs = reference.mlp_rhs(field, context, request.divergence, noise)
         tableau = TABLEAUX[request.method]
-        result = reference.integrate_steps(rhs, x, request.t0, request.t1, request.grid, tableau)
+        result = reference.integrate_steps(rhs, x, request.t0, request.t1, grid, tableau)
     end, logdet, path = result
-    return Integrated(end, logdet, path if keep_path else None)
-
-
-def _settings(request: Request, field: MLPField) -> native.Settings:
-    interval = float(request.t0), float(request.t1)
-    kind = request.divergence, field.time, field.activation.text
-    return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
-
-
-def _use_kernel(request: Request) -> bool:
-    backend, precision = request.backend, request.precision
-    if backend == "reference":
-        return False
-    field = request.unfused if request.field is None else request.field
-    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
-    if reason is not None and precision == "bf16x3":
-        raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
-    if reason is not None and backend != "auto":
-        raise UnsupportedError(f"backend {backend!r} cannot run this", reason)
-    if reason is not None:
-        _warn_fallback(reason)
-    return reason is None
-
-
-_warned: set[str] = set()
-
-
-def _warn_fallback(reason: str) -> None:
-    if reason not in _warned and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)
+    evaluations = grid.num_steps * TABLEAUX[request.method].stages
+    return Integrated(end, logdet, path if keep_path else None, evaluations)

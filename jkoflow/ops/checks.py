@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.grid import Adaptive, Grid
 from jkoflow.ops.network import check_field
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
+
+Backend = Literal["auto", "cpu", "cuda", "reference"]
+Divergence = Literal["exact", "hutchinson", "none"]
+Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32"]
 
 _LARGEST = sys.float_info.max  # and not inf: integers may be larger than any float
 _METHODS = tuple(TABLEAUX)
@@ -32,7 +38,7 @@ class Request(NamedTuple):
     noise: Tensor | None
     t0: float
     t1: float
-    grid: Grid
+    grid: Grid | Adaptive
     method: str
     divergence: str
     backend: str
@@ -143,3 +149,23 @@ def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:
         )
     if noise.layout is not torch.strided:
         raise ValueError(f"noise must be a dense tensor, got {noise.layout}; convert it with noise.to_dense()")
+
+
+def as_times(times: Tensor | Sequence[float]) -> list[float]:
+    """Returns times as numbers.
+
+    Raises:
+        ValueError: If there are fewer than two, or they do not increase or decrease strictly.
+    """
+    if isinstance(times, Tensor):
+        if times.requires_grad:
+            raise ValueError("times must be constants, but they require a gradient; pass times.detach()")
+        times = times.tolist() if times.dim() == 1 else []
+    try:
+        numbers = [float(time) for time in times]
+    except (TypeError, ValueError):
+        numbers = []
+    steps = [end - start for start, end in itertools.pairwise(numbers)]
+    if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
+        raise ValueError(f"times must be two or more increasing or decreasing numbers, got {times!r}")
+    return numbers

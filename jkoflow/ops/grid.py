@@ -1,4 +1,4 @@
-"""The grid of an integration, which says how it steps and returns finer and coarser grids."""
+"""The grid of an integration, which says how it steps; equal steps return finer and coarser grids."""
 
 from __future__ import annotations
 
@@ -61,8 +61,45 @@ class Fixed(NamedTuple):
         return self.num_steps
 
 
+class Adaptive(NamedTuple):
+    """Steps of its own for every row, by an embedded method: `checked` refuses what is out of range.
+
+    Arguments:
+        rtol: Relative tolerance of a step's error in x and logdet.
+        atol: Absolute tolerance of a step's error.
+        max_steps: Largest number of steps of a row, rejected ones included.
+
+    Example:
+        >>> Adaptive().checked()
+        Adaptive(rtol=1e-05, atol=1e-05, max_steps=1000)
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = 1000
+
+    def checked(self) -> Adaptive:
+        """Returns the same with plain numbers.
+
+        Raises:
+            ValueError: If a tolerance is not finite, rtol is negative, atol not positive, or max_steps not an integer
+                from 1 to `MOST_STEPS`.
+        """
+        for name, value, low in (("rtol", self.rtol, "at least 0"), ("atol", self.atol, "positive")):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf) or (name == "atol" and value == 0):
+                raise ValueError(f"{name} must be a finite number, {low}, got {value!r}")
+        try:
+            steps = 0 if isinstance(self.max_steps, bool) else operator.index(self.max_steps)
+        except TypeError:
+            steps = 0
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"max_steps must be an integer from 1 to {MOST_STEPS}, got {self.max_steps!r}")
+        return Adaptive(float(self.rtol), float(self.atol), steps)
+
+
 Grid = Fixed
-"""The type of all grids."""
+"""The type of the grids of blocks."""
 
 Steps = int | Grid | Sequence[int | Grid]
 """What says how the blocks of a flow step: a number of equal steps or a grid for all of them, or one for each."""

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
 from jkoflow.ops import cuda
+from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
 from jkoflow.ops.extension import C as _C
 from jkoflow.ops.extension import KernelError
-from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops.grid import Adaptive, Grid, as_grid
 from jkoflow.ops.network import Network
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
+
+Task = Literal["integrate", "adaptive", "evaluate"]
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
@@ -51,7 +54,13 @@ def capabilities() -> dict[str, Any]:
 
 
 def unsupported(
-    field: MLPField | str, x: Tensor, divergence: str, noise: Tensor | None, backend: str, precision: str
+    field: MLPField | str,
+    x: Tensor,
+    divergence: str,
+    noise: Tensor | None,
+    backend: str,
+    precision: str,
+    task: Task = "integrate",
 ) -> str | None:
     """Says why no compiled kernel can run the request; None if one can.
 
@@ -62,6 +71,7 @@ def unsupported(
         noise: The probe of ``"hutchinson"``.
         backend: Kernels that were asked for by name, or ``"auto"``.
         precision: Precision of products, see `jkoflow.integrate`.
+        task: Equal steps, adaptive steps or a single evaluation.
 
     Raises:
         jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not available.
@@ -89,6 +99,8 @@ def unsupported(
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
+    if device == "cuda" and task != "integrate":
+        return f"the CUDA kernels take equal steps, not {'adaptive ones' if task == 'adaptive' else 'one evaluation'}"
     if device == "cuda":
         return cuda.unsupported(field, x.device, x.dtype == torch.float64, divergence, precision)
     if precision == "bf16x3" and _NO_SPLIT:
@@ -104,7 +116,7 @@ class Settings(NamedTuple):
     activation: str  # as parse_activation reads it
     t0: float
     t1: float
-    grid: Grid
+    grid: Grid | Adaptive
     method: str
     precision: str = "auto"  # of products, as `integrate` describes it
 
@@ -113,14 +125,25 @@ def forward(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings, keep_path: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrates x (B, d); returns x at t1, logdet (B,) and path (num_steps + 1, B, d), empty unless ``keep_path``."""
-    x, context, network, noise = _contiguous(x, context, network, noise)
-    problem = _describe(x, context, network, noise, settings)
+    x, context, network, noise = contiguous(x, context, network, noise)
+    problem = describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.grid, keep_path)
-    problem.x_end, problem.logdet, problem.path = _address(x_end), _address(logdet), _address(path)
+    problem.x_end, problem.logdet, problem.path = address(x_end), address(logdet), address(path)
     _run("forward", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
-        logdet += _linear_logdet(network.linear, noise, settings)
+        logdet += linear_logdet(network.linear, noise, settings)
     return x_end, logdet, path
+
+
+def equal_steps(grid: Grid | Adaptive) -> int:
+    """Returns the number of equal steps of a grid.
+
+    Raises:
+        ValueError: If the grid is adaptive.
+    """
+    if isinstance(grid, Adaptive):
+        raise ValueError(f"grid must have equal steps, got {grid}")
+    return grid.num_steps
 
 
 def dense_like(tensor: Tensor) -> Tensor:
@@ -128,10 +151,10 @@ def dense_like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def new_outputs(x: Tensor, grid: Grid, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
+def new_outputs(x: Tensor, grid: Grid | Adaptive, keep_path: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Returns uninitialised tensors for x at t1, logdet and path."""
     batch, dim = x.shape
-    steps = grid.num_steps + 1 if keep_path else 0
+    steps = equal_steps(grid) + 1 if keep_path else 0
     return x.new_empty((batch, dim)), x.new_empty((batch,)), x.new_empty((steps, batch, dim))
 
 
@@ -148,25 +171,26 @@ def backward(
 
     ``bars`` are the gradients of x at t1, logdet and path; None stands for zero.
     """
-    path, context, network, noise = _contiguous(path, context, network, noise)
-    if path.dim() != 3 or len(path) != settings.grid.num_steps + 1:
-        expected = f"({settings.grid.num_steps + 1}, B, d) to hold every step"
+    path, context, network, noise = contiguous(path, context, network, noise)
+    steps = equal_steps(settings.grid)
+    if path.dim() != 3 or len(path) != steps + 1:
+        expected = f"({steps + 1}, B, d) to hold every step"
         raise ValueError(f"path must have shape {expected}, got {tuple(path.shape)}; keep it with keep_path=True")
     x = path[0]
-    problem = _describe(x, context, network, noise, settings)
-    x_end_bar, logdet_bar, path_bar = map(_dense, bars)
+    problem = describe(x, context, network, noise, settings)
+    x_end_bar, logdet_bar, path_bar = map(dense, bars)
     adjoint, like = _C.Adjoint(), (x.dtype, x.device)
-    problem.path = _given("path", path, path.nbytes, *like)
-    adjoint.x_end = _given("the gradient of x", x_end_bar, x.nbytes, *like)
-    adjoint.logdet = _given("the gradient of logdet", logdet_bar, len(x) * x.itemsize, *like)
-    adjoint.path = _given("the gradient of path", path_bar, path.nbytes, *like)
+    problem.path = given("path", path, path.nbytes, *like)
+    adjoint.x_end = given("the gradient of x", x_end_bar, x.nbytes, *like)
+    adjoint.logdet = given("the gradient of logdet", logdet_bar, len(x) * x.itemsize, *like)
+    adjoint.path = given("the gradient of path", path_bar, path.nbytes, *like)
     x_grad = dense_like(x)
     context_grad = None if context is None else dense_like(context)
-    adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
-    gradient = _set_gradient(adjoint, network, parameters_wanted)
+    adjoint.x, adjoint.context = address(x_grad), address(context_grad)
+    gradient = set_gradient(adjoint, network, parameters_wanted)
     _run("backward", path.device, settings, problem, adjoint)
     if settings.divergence != "none" and logdet_bar is not None and gradient is not None:
-        _add_linear_gradient(gradient, network, noise, settings, logdet_bar)
+        add_linear_gradient(gradient, network, noise, settings, logdet_bar)
     return x_grad, context_grad, gradient
 
 
@@ -181,34 +205,34 @@ def jko_loss(
     parameters_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Returns the JKO objective's terms (3,) for x (B, d), float64, and their sum's gradients, as from `backward`."""
-    x, context, network, noise = _contiguous(x, context, network, noise)
-    problem = _describe(x, context, network, noise, settings)
+    x, context, network, noise = contiguous(x, context, network, noise)
+    problem = describe(x, context, network, noise, settings)
     terms = torch.empty(3, dtype=torch.float64, device=x.device)
     loss = _C.JkoLoss()
-    loss.step_size, loss.terms = jko_step, _address(terms)
+    loss.step_size, loss.terms = jko_step, address(terms)
     adjoint = _C.Adjoint()
     x_grad = dense_like(x) if x_wanted else None
     context_grad = None if context is None else dense_like(context)
-    adjoint.x, adjoint.context = _address(x_grad), _address(context_grad)
-    gradient = _set_gradient(adjoint, network, parameters_wanted)
+    adjoint.x, adjoint.context = address(x_grad), address(context_grad)
+    gradient = set_gradient(adjoint, network, parameters_wanted)
     _run("jko_loss", x.device, settings, problem, loss, adjoint)
     if network.linear is not None:
-        terms[1] -= _linear_logdet(network.linear, noise, settings).mean()
+        terms[1] -= linear_logdet(network.linear, noise, settings).mean()
         if gradient is not None:
-            _add_linear_gradient(gradient, network, noise, settings, x.new_full((len(x),), -1.0 / len(x)))
+            add_linear_gradient(gradient, network, noise, settings, x.new_full((len(x),), -1.0 / len(x)))
     return terms, x_grad, context_grad, gradient
 
 
 # ---- The linear term's divergence is constant, so the kernels leave it to a few lines here.
 
 
-def _linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> Tensor:
+def linear_logdet(linear: Tensor, noise: Tensor | None, settings: Settings) -> Tensor:
     """Returns the linear term's share of logdet: one number, or with noise one for each row."""
     divergence = torch.trace(linear) if noise is None else ((noise @ linear.T) * noise).sum(1)
     return (settings.t1 - settings.t0) * divergence
 
 
-def _add_linear_gradient(
+def add_linear_gradient(
     gradient: Tensor, network: Network, noise: Tensor | None, settings: Settings, logdet_bar: Tensor
 ) -> None:
     """Adds to the gradient of the linear term, if there is one, the part that comes from its share of logdet."""
@@ -231,25 +255,30 @@ def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descrip
         getattr(_C, f"cpu_{kernel}")(*descriptions)
 
 
-@functools.lru_cache(maxsize=256)  # as many as operators._decode keeps
+@functools.lru_cache(maxsize=256)  # as many as library.decode keeps
 def _prototype(settings: Settings) -> Any:
     """Returns a description without sizes and tensors, which is copied, since setting every attribute takes a while."""
-    as_grid(settings.grid)
-    problem, tableau = _C.Problem(), TABLEAUX[settings.method]
+    problem = _C.Problem()
     activation = parse_activation(settings.activation)
     problem.time, problem.divergence = settings.time, getattr(_C.Divergence, settings.divergence)
     problem.activation, problem.beta = getattr(_C.ActivationKind, activation.name), activation.beta
-    problem.t0, problem.t1, problem.num_steps = settings.t0, settings.t1, settings.grid.num_steps
+    problem.t0, problem.t1 = settings.t0, settings.t1
+    if isinstance(settings.grid, Adaptive):
+        settings.grid.checked()
+        tableau, problem.row_times = EMBEDDED[settings.method], True
+    else:
+        tableau, problem.num_steps = TABLEAUX[settings.method], as_grid(settings.grid).num_steps
     problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
     problem.split = settings.precision == "bf16x3"
     return problem
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Returns the address of a tensor; 0 for None and for an empty one."""
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
+def given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> int:
     """Returns the address of a contiguous tensor, which must have exactly the bytes that a kernel assumes.
 
     Kernels check nothing. This check keeps them from foreign memory, by whatever code an operator is called and
@@ -270,19 +299,21 @@ def _given(name: str, tensor: Tensor | None, size: int, dtype: torch.dtype, devi
     return address
 
 
-def _contiguous(
+def contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
+    """Returns the tensors as the kernels read them: without gaps."""
     weights, biases, linear = network
-    dense = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases], _dense(linear)
-    return x.contiguous(), _dense(context), Network(*dense), _dense(noise)
+    layers = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases]
+    return x.contiguous(), dense(context), Network(*layers, dense(linear)), dense(noise)
 
 
-def _dense(tensor: Any) -> Any:
+def dense(tensor: Any) -> Any:
+    """Returns a tensor without gaps; None for None."""
     return tensor if tensor is None else tensor.contiguous()
 
 
-def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
+def describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings) -> Any:
     """Returns the kernel's description of the problem; the (contiguous) tensors must outlive it."""
     problem, dtype, device = _C.Problem(_prototype(settings)), x.dtype, x.device
     if dtype is not torch.float32 and (dtype is not torch.float64 or problem.split):
@@ -297,25 +328,26 @@ def _describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor
     problem.batch, problem.dim, problem.context_dim, problem.hidden = batch, dim, columns, widths
     problem.threads = torch.get_num_threads()
     item = dtype.itemsize
-    problem.x = _given("x", x, batch * dim * item, dtype, device)
+    problem.x = given("x", x, batch * dim * item, dtype, device)
     if context is not None:
-        problem.context = _given("context", context, batch * columns * item, dtype, device)
+        problem.context = given("context", context, batch * columns * item, dtype, device)
     if noise is not None:
-        problem.noise = _given("noise", noise, batch * dim * item, dtype, device)
+        problem.noise = given("noise", noise, batch * dim * item, dtype, device)
     if network.linear is not None:
-        problem.linear = _given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
+        problem.linear = given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
     columns += dim + settings.time
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
         size = width * item
-        weights.append(_given(names[0], weight, size * columns, dtype, device))
-        biases.append(_given(names[1], bias, size, dtype, device))
+        weights.append(given(names[0], weight, size * columns, dtype, device))
+        biases.append(given(names[1], bias, size, dtype, device))
         columns = width
     problem.weights, problem.biases = weights, biases
     return problem
 
 
-def _set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:
+def set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:
+    """Gives an adjoint the places of the parameters' gradients in one new tensor; returns it, or None if not wanted."""
     if not wanted:
         return None
     gradient = network.new_gradient()

@@ -11,8 +11,8 @@ from jkoflow.ops.grid import Grid
 from jkoflow.ops.tableau import Tableau
 from jkoflow.velocity import MLPField
 
-RightHandSide = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""Function that maps x (B, d) and t to the velocity (B, d) and its divergence (B,)."""
+RightHandSide = Callable[[Tensor, "float | Tensor"], tuple[Tensor, Tensor]]
+"""Function that maps x (B, d) and t, a number or (B,), to the velocity (B, d) and its divergence (B,)."""
 
 
 def integrate_steps(
@@ -67,10 +67,10 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
     traced = trace_matrix(weights, field.dim) if divergence == "exact" and depth <= 3 else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         z = x @ first_x.T + offset
         if field.time:
-            z = z + t * weights[0][:, field.dim]
+            z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
         pre_activations = [z]
         h = sigma.value(z)
         for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
@@ -106,7 +106,7 @@ def autograd_rhs(
 ) -> RightHandSide:
     """Returns any differentiable velocity(x, t, context) with its divergence by autograd: d products, or one."""
 
-    def rhs(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         if divergence == "none":
             return _checked(velocity(x, t, context), x), x.new_zeros(x.shape[0])
         keep_graph = torch.is_grad_enabled()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jkoflow.ops.embedded import EMBEDDED
+
 
 @dataclass(frozen=True)
 class Tableau:
@@ -76,4 +78,6 @@ TABLEAUX: dict[str, Tableau] = {
         (1 / 6, 1 / 3, 1 / 3, 1 / 6),
         (0.0, 0.5, 0.5, 1.0),
     ),
+    # Embedded methods with equal steps: without their last stage, which only their error estimate needs.
+    **{name: Tableau(method.order, method.a[:-1], method.a[-1], method.c[:-1]) for name, method in EMBEDDED.items()},
 }

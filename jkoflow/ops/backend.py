@@ -1,0 +1,59 @@
+"""The choice between the compiled kernels and the PyTorch reference, for one request."""
+
+from __future__ import annotations
+
+import torch
+
+from jkoflow.callers import warn_caller
+from jkoflow.ops import native
+from jkoflow.ops.checks import Request
+from jkoflow.ops.extension import UnsupportedError
+from jkoflow.velocity import MLPField, Velocity
+
+
+class FallbackWarning(UserWarning):
+    """Warns that ``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
+
+
+def field_of(velocity: object) -> tuple[MLPField | None, str]:
+    """Returns the weights of a velocity for the kernels, or None, and the reason if there are none."""
+    if not isinstance(velocity, Velocity):
+        return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
+    field = velocity.field()
+    return field, "" if field is not None else velocity.unfused() or ""
+
+
+def settings_of(request: Request, field: MLPField) -> native.Settings:
+    """Returns the settings of a request that are not tensors."""
+    interval = float(request.t0), float(request.t1)
+    kind = request.divergence, field.time, field.activation.text
+    return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
+
+
+def use_kernel(request: Request, task: native.Task = "integrate") -> bool:
+    """Tells whether a compiled kernel runs the request, with a warning if none can and none was asked for by name.
+
+    Raises:
+        UnsupportedError: If the backend or precision asked for by name cannot run it.
+    """
+    backend, precision = request.backend, request.precision
+    if backend == "reference":
+        return False
+    field = request.unfused if request.field is None else request.field
+    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision, task)
+    if reason is not None and precision == "bf16x3":
+        raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
+    if reason is not None and backend != "auto":
+        raise UnsupportedError(f"backend {backend!r} cannot run this", reason)
+    if reason is not None:
+        _warn_fallback(reason)
+    return reason is None
+
+
+_warned: set[str] = set()
+
+
+def _warn_fallback(reason: str) -> None:
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)

@@ -1,0 +1,142 @@
+"""The torch library of our operators, and what all of them share: their arguments, gradients and registration.
+
+Arguments are few and flat, because autograd's machinery around Python operators takes longer than a small kernel does:
+layers arrive in a fixed number of optional slots rather than in lists, all settings in one string.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from jkoflow.ops import native
+from jkoflow.ops.grid import Adaptive, Fixed
+from jkoflow.ops.native import Settings
+from jkoflow.ops.network import Network
+from jkoflow.velocity import MLPField
+
+LIBRARY = torch.library.Library("jkoflow", "DEF")
+SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
+_UNUSED = (None,) * (SLOTS - 1)
+_NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
+    f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
+)
+ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? noise, str settings"
+GRADIENTS = "Tensor x_grad, Tensor context_grad, Tensor slots_grad"  # as of native.backward; empty for None
+
+
+def recording() -> bool:
+    """Tells whether autograd records in either mode; without gradients it has nothing to do."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Tells whether autograd will want the gradient of a tensor."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def encode(settings: Settings) -> str:
+    """Returns settings as the text that operators take."""
+    # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
+    divergence, time, activation, t0, t1, grid, method, precision = settings
+    kind = f"{divergence} {'time' if time else 'steady'} {activation}"
+    if isinstance(grid, Adaptive):
+        return f"{kind} {t0!r} {t1!r} {grid.rtol!r}/{grid.atol!r}/{grid.max_steps} {method} {precision}"
+    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision}"
+
+
+@functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
+def decode(text: str) -> Settings:
+    """Returns the settings of a text from `encode`."""
+    divergence, time, activation, t0, t1, steps, method, precision = text.split()
+    interval = float(t0), float(t1)
+    if "/" in steps:
+        rtol, atol, max_steps = steps.split("/")
+        grid = Adaptive(float(rtol), float(atol), int(max_steps))
+    else:
+        grid = Fixed(int(steps))
+    return Settings(divergence, time == "time", activation, *interval, grid, method, precision)
+
+
+def slots_of(field: MLPField) -> list[Tensor | None]:
+    """Returns a field's tensors in the operators' slots: weights and biases of the layers, then the linear term."""
+    layers: list[Tensor | None] = []
+    for weight, bias in zip(field.weights, field.biases, strict=True):
+        layers += weight, bias
+    return [*layers, *_UNUSED[len(layers) :], field.linear]
+
+
+def unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
+    """Returns x, context, network, noise and settings from an operator's arguments, and the arguments after them."""
+    x, context, *rest = arguments
+    slots, (noise, settings, *scalars) = rest[:SLOTS], rest[SLOTS:]
+    layers = [slot for slot in slots[:-1] if slot is not None]
+    return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, decode(settings), scalars
+
+
+def network_of(tensors: Mapping[str, Tensor]) -> Network:
+    """Returns the network whose slots stand among tensors as ``slot 0``, ``slot 1`` and so on."""
+    layers = [tensors[f"slot {i}"] for i in range(SLOTS - 1) if f"slot {i}" in tensors]
+    return Network(layers[0::2], layers[1::2], tensors.get(f"slot {SLOTS - 1}"))
+
+
+def pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
+    """Returns gradients as the operators return them: an empty tensor stands for None."""
+    return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
+
+
+Place = tuple[torch.Size, tuple[int, ...], int]  # shape, strides and start of one gradient in the slots' tensor
+
+
+def places_of(slots: Iterable[Tensor | None]) -> list[Place | None]:
+    """Returns the place of every slot's gradient in the one tensor of gradients."""
+    places: list[Place | None] = []
+    start = 0
+    for slot in slots:
+        if slot is None:
+            places.append(None)
+            continue
+        shape = slot.shape
+        places.append((shape, (1,) if len(shape) == 1 else (shape[1], 1), start))
+        start += slot.numel()
+    return places
+
+
+def share_out(wanted: tuple[bool, ...], gradients: Iterable[Tensor], places: list[Place | None]) -> list[Tensor | None]:
+    """Returns the wanted gradients of x, context and the slots from an operator's results, None for the others."""
+    x, context, slots = gradients
+    return [
+        x if wanted[0] else None,
+        context if wanted[1] else None,
+        *(
+            slots.as_strided(*place) if want and place is not None else None
+            for want, place in zip(wanted[2:], places, strict=True)
+        ),
+    ]
+
+
+def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Registers gradients as torch.library.register_autograd does, but without a search for defaults, which we lack."""
+    operator = getattr(torch.ops.jkoflow, name).default
+
+    def compute(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = compute(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    function = type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
+
+    @torch.library.impl(LIBRARY, name, "Autograd")
+    def _(*arguments: Any) -> Any:
+        return function.apply(*arguments) if recording() else compute(*arguments)  # apply() takes a while
