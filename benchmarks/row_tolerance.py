@@ -65,7 +65,7 @@ def fastest(call: Callable[[], object], repeats: int) -> float:
 
 
 def known_best(worst: Callable[[int], float], tol: float) -> int | None:
-    """Returns the number of steps with which the largest error is within a tolerance, and with one less not, or None."""
+    """Returns the steps with which the largest error is within a tolerance, and with one less is not, or None."""
     low, high = 0, FINEST
     if not worst(high) <= tol:
         return None
@@ -122,7 +122,9 @@ def main() -> None:
     x = spread_rows(data.test, arguments.rows)
     context = None if data.test_context is None else spread_rows(data.test_context, arguments.rows)
     print(f"{len(x)} rows in {len(chunks(x, context))} pieces, {len(flow.blocks)} blocks, {x.dtype}")
-    print("    tol | steps found, known best |             call | evaluations a row | largest error (beyond) | seconds")
+    print(
+        "    tol | steps found, known best |               call | evaluations a row | largest error (beyond) | seconds"
+    )
     results = []
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is not kept stands in the table
@@ -131,10 +133,9 @@ def main() -> None:
             steps = f"{'+'.join(map(str, found['grids']))}, {found['best_steps']}"
             for name in ("log_prob", "log_prob_and_error", "steps_found", "best_steps"):
                 of = found[name + "_figures"]
-                row = (
-                    f"{found['tol']:7g} | {steps:>23} | {name.replace('_and_', ' + '):>16} | {of['evaluations']:17.0f}"
-                )
-                print(f"{row} | {of['error']:13.1e} ({of['beyond']:6d}) | {of['seconds']:7.3f}", flush=True)
+                cells = f"{found['tol']:7g} | {steps:>23} | {name.replace('_and_', ' + '):>18}"
+                cells += f" | {of['evaluations']:17.0f} | {of['error']:13.1e} ({of['beyond']:6d})"
+                print(f"{cells} | {of['seconds']:7.3f}", flush=True)
     write(results, arguments.out)
 
 
