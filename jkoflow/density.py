@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from jkoflow.composition import Composition, base_log_prob
+from jkoflow.float64 import call_in_float64
 from jkoflow.inputs import Rows, shaped
 from jkoflow.log_densities import LogDensities
 from jkoflow.ops.grid import Grid, Steps
@@ -16,6 +20,9 @@ from jkoflow.within import (
     log_prob_within,
     sampling_grids_within,
 )
+
+Precision = Literal["auto", "float64"]
+"""The type that log-densities are computed in: the flow's own, or float64."""
 
 
 class Density(Composition):
@@ -28,6 +35,7 @@ class Density(Composition):
         num_steps: Steps | None = None,
         discrete: bool = False,
         validate: bool = True,
+        precision: Precision = "auto",
         tol: float | None = None,
     ) -> Tensor:
         """Returns the log-density of x in nats, in the data's own units.
@@ -44,6 +52,9 @@ class Density(Composition):
                 Otherwise the divergence is integrated, and the total is one up to the integrator's error.
             validate: Whether to look for NaN and inf first, and refuse them by row and column; it waits for the device.
                 Without it the call only queues work on a GPU, unless there is a tolerance. Shapes are checked always.
+            precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
+                all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
+                the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
             tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the fewest steps that keep it
                 are found by refinement, for each block its own. Each of up to 256 rows is checked. Of more rows, M at
                 random are (1 in 256, but 256 to 1024), and all rows less likely than these: none of them is beyond, so
@@ -51,21 +62,36 @@ class Density(Composition):
                 which rows a call holds, within the tolerance; with the steps that `grids_for` returns they do not.
 
         Returns:
-            Log-densities, with shape (B,), in the flow's dtype. A `jkoflow.tolerance.ToleranceWarning` tells if the
-            tolerance is not kept, such as one below the rounding of float32.
+            Log-densities, with shape (B,), in the flow's dtype, or in float64 with that precision: those of rows far
+            from the data are so large that float32 cannot hold what float64 computes. A
+            `jkoflow.tolerance.ToleranceWarning` tells if the tolerance is not kept, such as one below the rounding of
+            float32.
 
         Raises:
-            ValueError: If ``tol`` is not a positive number, or given together with ``num_steps`` or ``discrete``.
+            jkoflow.arrays.InputError: If the shape does not match or x holds NaN or inf (row and column are named).
+            ValueError: If the precision is unknown, or ``tol`` is not a positive number, or given together with
+                ``num_steps`` or ``discrete``.
 
         Example:
             >>> flow = JKOFlow(2, [Block(MLPVelocity(2))])
             >>> flow.log_prob(torch.randn(5, 2), tol=1e-3).shape
             torch.Size([5])
         """
+        if precision not in ("auto", "float64"):
+            raise ValueError(f"precision must be auto or float64, got {precision!r}")
+        if tol is not None:
+            check_tolerance(tol, num_steps, discrete)
+            if precision == "float64" and self.standardize.mean.dtype != torch.float64:
+                double = copy.deepcopy(self).double().requires_grad_(False)
+                if not any(parameter.requires_grad for parameter in self.parameters()):
+                    return double.log_prob(x, context, validate=validate, tol=tol)
+                num_steps, tol = double.grids_for(x, context, tol), None
         if tol is None:
-            z, logdet = self.forward(x, context, num_steps, discrete, validate)
+            if precision == "float64":
+                z, logdet = call_in_float64(self, x, context, num_steps, discrete, validate, graph=not discrete)
+            else:
+                z, logdet = self.forward(x, context, num_steps, discrete, validate)
             return base_log_prob(z) + logdet
-        check_tolerance(tol, num_steps, discrete)
         points, conditions, leading = self._rows(x, context, validate)
         return shaped(log_prob_within(self, points, conditions, tol, every_error=False)[0], leading)
 

@@ -278,7 +278,7 @@ def warn_if_beyond(errors: Tensor, tol: float, dtype: torch.dtype, at_most: bool
         fix = f"with as many as {MOST} steps per block; ask for a larger tol, or train with guard = true"
     else:
         name = str(dtype).removeprefix("torch.")
-        fix = f"by the rounding of {name}; compute in float64 with flow.double(), or ask for a larger tol"
+        fix = f"by the rounding of {name}; compute with precision='float64' or flow.double(), or ask for a larger tol"
     warn_caller(f"{found}, {fix}", ToleranceWarning)
 
 

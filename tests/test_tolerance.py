@@ -153,6 +153,20 @@ def test_a_tolerance_below_the_rounding_is_told_with_the_fix():
     assert float((log_p - double.log_prob(x, num_steps=4 * FINE)).abs().max()) <= 1e-6
 
 
+def test_a_tolerance_in_float64():
+    flow = FLOWS["easy"]()
+    x = rows(300, 3)
+    exact = exact_log_prob(flow, x, num_steps=4 * FINE)
+    log_p = flow.log_prob(x, precision="float64", tol=1e-6)
+    assert log_p.dtype == torch.float64
+    assert float((log_p - exact).abs().quantile(0.99)) <= 1e-6
+    flow.requires_grad_(True)
+    log_p = flow.log_prob(x, precision="float64", tol=1e-6)
+    log_p.sum().backward()
+    assert all(parameter.grad is not None for parameter in flow.stack[0].parameters())
+    assert float((log_p - exact).detach().abs().quantile(0.99)) <= 1e-6
+
+
 def test_a_flow_too_steep_for_the_most_steps_is_told(monkeypatch):
     for module in (tolerance, within):
         monkeypatch.setattr(module, "MOST", 8)
