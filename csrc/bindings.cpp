@@ -62,7 +62,10 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<jkoflow::ActivationKind>(m, "ActivationKind")
       .value("tanh", jkoflow::ActivationKind::kTanh)
       .value("softplus", jkoflow::ActivationKind::kSoftplus)
-      .value("silu", jkoflow::ActivationKind::kSilu);
+      .value("silu", jkoflow::ActivationKind::kSilu)
+      .value("elu", jkoflow::ActivationKind::kElu)
+      .value("selu", jkoflow::ActivationKind::kSelu)
+      .value("gelu", jkoflow::ActivationKind::kGelu);
 
   py::enum_<jkoflow::GateKind>(m, "GateKind")
       .value("affine", jkoflow::GateKind::kAffine)

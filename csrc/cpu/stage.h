@@ -1,6 +1,7 @@
 // One stage of one tile of a plain network: the velocity with its divergence, and their adjoint.
 #pragma once
 
+#include "functions.h"
 #include "tangent.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -31,6 +32,12 @@ __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Rea
       return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSoftplus>(beta, value, slope, curvature, rows);
     case ActivationKind::kSilu:
       return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSilu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kElu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kElu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kSelu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSelu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kGelu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kGelu>(beta, value, slope, curvature, rows);
   }
 }
 

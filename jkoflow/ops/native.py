@@ -27,7 +27,7 @@ from jkoflow.velocity import MLPField
 Task = Literal["integrate", "adaptive", "evaluate"]
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
-_ACTIVATIONS = ("tanh", "softplus", "silu")
+_ACTIVATIONS = ("tanh", "softplus", "silu", "elu", "selu", "gelu")
 _NAMES = [(f"velocity.layers[{i}].weight", f"velocity.layers[{i}].bias") for i in range(MAX_HIDDEN_LAYERS + 1)]
 _NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # why bf16x3 cannot be had
 

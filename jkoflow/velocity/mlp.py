@@ -31,14 +31,15 @@ class MLPVelocity(Velocity):
     Arguments:
         dim: Number d of features of x.
         hidden: Widths of the hidden layers, at least one.
-        activation: ``"tanh"``, ``"softplus"``, ``"softplus(BETA)"``, ``"silu"`` (all three run in the fused
-            kernels), ``"gelu"`` or ``"sin"`` (reference only). It must be smooth: relu is refused.
+        activation: ``"tanh"``, ``"softplus"``, ``"softplus(BETA)"``, ``"silu"``, ``"elu"``, ``"selu"``, ``"gelu"`` (all
+            run in the fused kernels) or ``"sin"`` (reference only). See `jkoflow.activation.parse_activation` for
+            what is refused.
         time: Whether layer 1 reads t.
         context_dim: Number c of conditioning variables, which the divergence does not differentiate.
         linear: Whether to add the linear term :math:`A x`, starting at :math:`A = 0`.
 
     Raises:
-        ValueError: If a size is not positive or the activation is unknown or not smooth.
+        ValueError: If a size is not positive, or the activation is unknown or piecewise linear.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)

@@ -7,6 +7,8 @@
 
 namespace jkoflow::test {
 
+constexpr const char* kActivations[] = {"tanh", "softplus", "silu", "elu", "selu", "gelu"};
+
 std::string Case::text() const {
   std::ostringstream out;
   out << (float64 ? "float64"
@@ -14,11 +16,7 @@ std::string Case::text() const {
                   : "float32")
       << " batch " << batch << " dim " << dim << " hidden (";
   for (size_t l = 0; l < hidden.size(); ++l) out << (l == 0 ? "" : ", ") << hidden[l];
-  out << ") "
-      << (activation == ActivationKind::kTanh   ? "tanh"
-          : activation == ActivationKind::kSilu ? "silu"
-                                                : "softplus")
-      << " beta " << beta << " divergence "
+  out << ") " << kActivations[static_cast<int>(activation)] << " beta " << beta << " divergence "
       << (divergence == Divergence::kNone    ? "none"
           : divergence == Divergence::kExact ? "exact"
                                              : "hutchinson")

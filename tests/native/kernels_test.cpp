@@ -252,12 +252,13 @@ std::vector<Case> cases() {
                                               {4, 4, 4, 4, 4, 4, 4},
                                               {3, 2, 4, 3, 5, 2, 3, 6},
                                               {17, 2, 2, 2, 2, 2, 2, 2}};
-  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu};
+  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu,
+                                        ActivationKind::kElu,  ActivationKind::kSelu,     ActivationKind::kGelu};
   const auto vary = [&](Case c) {
     c.seed = list.size() + 1;
     const size_t n = list.size();
     c.float64 = (n ^ n >> 2 ^ n >> 4) % 2 == 0;  // a pair of cases has one of each; so, over the list, has every layer
-    c.activation = activations[n % 3];
+    c.activation = activations[n % 6];
     c.beta = c.activation == ActivationKind::kSoftplus ? 3 : 1;
     c.time = n % 4 != 1;
     c.context_dim = n % 5 == 2 ? 3 : n % 5 == 4 ? 1 : 0;

@@ -13,6 +13,13 @@ Scalar sigmoid(const Scalar& z) {
   return real(z) > 0 ? 1.0 / (1.0 + std::exp(-z)) : std::exp(z) / (1.0 + std::exp(z));
 }
 
+// Phi, whose derivative is phi: a complex step carries it along.
+double normal_below(double z) { return 0.5 * std::erfc(-z / std::sqrt(2.0)); }
+std::complex<double> normal_below(const std::complex<double>& z) {
+  const double density = std::exp(-0.5 * z.real() * z.real()) / std::sqrt(2 * std::acos(-1.0));
+  return {normal_below(z.real()), density * z.imag()};
+}
+
 template <class Scalar>
 struct ValueAndSlope {
   Scalar value, slope;
@@ -33,6 +40,17 @@ ValueAndSlope<Scalar> activate(const Case& c, const Scalar& z) {
     case ActivationKind::kSilu: {
       const Scalar gate = sigmoid(z);
       return {z * gate, gate + z * gate * (1.0 - gate)};
+    }
+    case ActivationKind::kElu:
+    case ActivationKind::kSelu: {
+      const bool scaled = c.activation == ActivationKind::kSelu;
+      const double scale = scaled ? 1.0507009873554804934 : 1.0, alpha = scaled ? 1.6732632423543772848 : 1.0;
+      if (real(z) > 0) return {scale * z, scale};
+      return {scale * alpha * (std::exp(z) - 1.0), scale * alpha * std::exp(z)};
+    }
+    case ActivationKind::kGelu: {
+      const Scalar below = normal_below(z), density = std::exp(-0.5 * z * z) / std::sqrt(2 * std::acos(-1.0));
+      return {z * below, below + z * density};
     }
   }
   return {};
