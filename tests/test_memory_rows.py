@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 
-from jkoflow.ops import native
+from jkoflow.ops import library, native
 from jkoflow.ops.grid import Adaptive, Fixed
-from test_memory import WRONG_SLOTS, X, expect_report, operator_arguments, refused
+from test_memory import OPERATORS, WRONG_SLOTS, X, expect_report, operator_arguments, refused, run_operator
 
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
 
@@ -73,6 +73,28 @@ def test_operators_of_rows_refuse_a_probe_or_context_that_does_not_fit(operator)
 def test_evaluations_refuse_times_that_do_not_fit(operator, times):
     with refused("times must"):
         run_rows(operator, row_arguments(operator), times=times)
+
+
+@pytest.mark.parametrize("operator", ["evaluate", "evaluate_backward"])
+@pytest.mark.parametrize("grid", [Fixed(3), Adaptive()])
+def test_evaluations_refuse_steps(operator, grid):
+    text = library.encode(native.Settings("exact", True, "tanh", 0.0, 1.0, grid, "dopri5"))
+    with refused("method must be 'euler'"):
+        run_rows(operator, row_arguments(operator), settings=text)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_of_equal_steps_refuse_adaptive_ones(operator):
+    tensors, text = operator_arguments(grid=Adaptive(), method="dopri5")
+    with refused("grid must have equal steps"):
+        run_operator(operator, tensors, text)
+
+
+@pytest.mark.parametrize("operator", ["integrate_adaptive", "integrate_adaptive_backward"])
+def test_adaptive_steps_refuse_equal_ones(operator):
+    text = library.encode(native.Settings("exact", True, "tanh", 0.0, 1.0, Fixed(3), "dopri5"))
+    with refused("grid must be adaptive"):
+        run_rows(operator, row_arguments(operator), settings=text)
 
 
 def resized(tensor, size):

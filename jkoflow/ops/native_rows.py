@@ -84,6 +84,8 @@ def _describe_evaluation(
 ) -> Any:
     problem = describe(x, context, network, noise, settings)
     problem.row_times = True
+    if settings.method != "euler":
+        raise ValueError(f"method must be 'euler' for a single evaluation, got {settings.method!r}")
     if (times is None) == settings.time:
         raise ValueError("times must be given for a velocity that reads t, and for no other")
     problem.times = given("times", times, len(x) * x.itemsize, x.dtype, x.device)
