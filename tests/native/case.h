@@ -10,8 +10,8 @@
 
 namespace jkoflow::test {
 
-// Row-major values by name: x, context, noise, weight0, bias0, ..., linear; the cotangents "bar x_end", "bar logdet"
-// and "bar path"; the results x_end, logdet, path and terms; the gradients "grad x", "grad weight0", ...
+// Row-major values by name: x, context, noise, weight0, bias0, ..., linear, modulation; the cotangents "bar x_end",
+// "bar logdet" and "bar path"; the results x_end, logdet, path and terms; the gradients "grad x", "grad weight0", ...
 // Where every row has its own time: "times"; x_outputs, logdet_outputs and their cotangents; evaluations, last_step and
 // the records "record t", "record dt", "record previous", "record first_output", "record end_output" and "record x".
 template <class Scalar>
@@ -26,6 +26,8 @@ struct Case {
   bool time = true;
   bool linear = false;
   std::vector<int> hidden = {20, 12};
+  Modulation modulation;
+  bool residual = false;
   ActivationKind activation = ActivationKind::kTanh;
   double beta = 1.0;
   Divergence divergence = Divergence::kExact;
@@ -38,7 +40,10 @@ struct Case {
   int threads = 2;
   uint64_t seed = 0;
 
-  int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }
+  int input_columns() const { return modulation.present ? dim : dim + (time ? 1 : 0) + context_dim; }
+  int modulation_columns() const { return modulation.columns(context_dim); }
+  int rows(int layer) const { return layer < layers() ? hidden[layer] : dim; }
+  int64_t modulation_size() const;
   int layers() const { return static_cast<int>(hidden.size()); }
   int outputs() const { return static_cast<int>(output_times.size()); }
   std::string text() const;  // for messages

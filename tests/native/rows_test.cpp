@@ -213,14 +213,15 @@ std::vector<Case> cases() {
   std::vector<Case> list;
   const std::vector<std::vector<int>> shapes = {{20, 12}, {1}, {33}, {16, 16}, {7, 30}, {1, 1}, {9, 17, 5}, {17, 1}};
   const std::vector<std::vector<int>> layers = {{19}, {7, 18}, {16, 8, 20}, {5, 18, 3, 7}};
-  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu};
+  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu,
+                                        ActivationKind::kElu,  ActivationKind::kSelu,     ActivationKind::kGelu};
   const Divergence divergences[] = {Divergence::kExact, Divergence::kHutchinson, Divergence::kNone};
   const std::pair<double, double> intervals[] = {{0, 1}, {1, -0.5}, {0.25, 2}};
   const auto vary = [&](Case c) {
     const size_t n = list.size();
     c.seed = n + 1;
     c.float64 = (n ^ n >> 2 ^ n >> 4) % 2 == 0;
-    c.activation = activations[n % 3];
+    c.activation = activations[n % 6];
     c.beta = c.activation == ActivationKind::kSoftplus ? 3 : 1;
     c.time = n % 4 != 1;
     c.context_dim = n % 5 == 2 ? 3 : n % 5 == 4 ? 1 : 0;
@@ -273,6 +274,24 @@ std::vector<Case> cases() {
     list.back().time = (inputs & 1) != 0;
     list.back().linear = (inputs & 2) != 0;
     list.back().context_dim = (inputs & 4) != 0 ? 2 : 0;
+  }
+  for (int n = 0; n < 8; ++n) {  // scaled and shifted by time and context, and residual
+    Case c;
+    c.batch = 34 + 15 * (n % 2);
+    c.method = "bosh3";
+    c.hidden = n % 3 == 0 ? std::vector<int>{9} : n % 3 == 1 ? std::vector<int>{9, 9} : std::vector<int>{7, 7, 7};
+    c.divergence = divergences[n % 2];
+    vary(c);
+    Case& as = list.back();
+    as.time = true;
+    const unsigned all = (2u << c.hidden.size()) - 1;
+    as.residual = n % 4 != 2;
+    as.modulation.present = true;
+    as.modulation.gate = n % 2 == 0 ? GateKind::kSigmoid : GateKind::kAffine;
+    as.modulation.time = n % 5 != 1;
+    as.modulation.frequencies = n % 3 == 2 || n % 5 == 1 ? 3 : 0;
+    as.modulation.gated = n % 4 == 3 ? all / 2 : all;
+    as.modulation.shifted = n % 4 == 1 ? 0 : all;
   }
   for (const bool float64 : {false, true}) {  // nowhere to go
     Case c;
