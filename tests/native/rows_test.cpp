@@ -91,7 +91,7 @@ Results run(const Task& task, const CpuKernels* kernels, const Case& c, const Te
 // Rows alone, in the opposite order and on other numbers of threads are the same, bit for bit.
 void check_company(const std::string& what, const Task& task, const CpuKernels* kernels, const Case& c,
                    const Tensors<double>& in, const Results& results) {
-  std::vector<std::vector<int64_t>> choices = {{0}, {c.batch / 2}, {}};
+  std::vector<std::vector<int64_t>> choices = {{c.batch / 2}, {}};
   for (int64_t row = c.batch; row-- > 0;) choices.back().push_back(row);
   for (const std::vector<int64_t>& rows : choices) {
     Case part = c;
@@ -108,7 +108,7 @@ void check_company(const std::string& what, const Task& task, const CpuKernels* 
   }
   std::vector<int64_t> all(c.batch);
   std::iota(all.begin(), all.end(), 0);
-  for (const int threads : {1, 5, 64}) {
+  for (const int threads : {1, 7}) {
     Case other = c;
     other.threads = threads;
     const std::string where = what + ", " + std::to_string(threads) + " threads";
