@@ -35,6 +35,9 @@ FINER = 1.5
 NEAR = 1.04
 """Ratio of the numbers of steps between which no better grid is looked for."""
 
+LOOSEST = 1.0
+"""Largest tolerance of a step that is tried."""
+
 LOOSER = 1.3
 """Ratio of the tolerances of a step between which no better one is looked for: 5 % of the evaluations."""
 
@@ -239,12 +242,12 @@ def loosest(error: Values, rows: Tensor, blocks: int, start: float, least: float
             low, found = step_tol, True
         else:
             high = step_tol
-        if high <= LOOSER * low or step_tol <= least:
+        if high <= LOOSER * low or step_tol <= least or low >= LOOSEST:
             break
         step_tol *= min(max(0.9 * tol / max(worst, tol / 1e6), 1e-2), 1e2)  # errors go with the tolerance of a step
         if not low < step_tol < high:
             step_tol = math.sqrt(low * high)
-        step_tol = max(step_tol, least)
+        step_tol = min(max(step_tol, least), LOOSEST)
     return grids_at(low) if found else None
 
 
