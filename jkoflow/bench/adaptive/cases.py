@@ -18,7 +18,7 @@ from jkoflow.bench.shapes import Shape
 from jkoflow.velocity import MLPVelocity, Velocity
 
 SCALE = 2.0
-"""Factor on the weights that PyTorch starts with, as in `jkoflow.bench.case.Case`: training bends paths about as much."""
+"""Factor on the weights that PyTorch starts with, as in `jkoflow.bench.case.Case`: paths bend as after training."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def _zuko(dim: int, batch: int) -> UserCase:
             return UserCase(name, title, "zuko", field, field, x, atol=1e-6, note=note)
     _stretch(field)
     ours: Any = velocity
-    columns = 2 * 3
+    first, *others = field.layers.children()
     with torch.no_grad():
-        ours.shifts["0"].weight.copy_(field.layers[0].weight[:, :columns])
-        ours.layers[0].weight.copy_(field.layers[0].weight[:, columns:])
-        ours.layers[0].bias.copy_(field.layers[0].bias)
-        for one, other in zip(ours.layers[1:], field.layers[1:], strict=True):
+        embedding, positions = first.get_parameter("weight").split((2 * 3, dim), dim=1)
+        ours.shifts["0"].weight.copy_(embedding)
+        ours.layers[0].load_state_dict({"weight": positions, "bias": first.get_parameter("bias")})
+        for one, other in zip(ours.layers[1:], others, strict=True):
             one.load_state_dict(other.state_dict())
     names = [name for name, _ in ours.named_parameters()]
 
