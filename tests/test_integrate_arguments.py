@@ -48,8 +48,12 @@ X = torch.zeros(4, 2)
         (X, {"times": [0.0, 1.0], "t1": 2.0}, "times stand in place of t0 and t1, which must be left out"),
         (X, {"divergence": "trace"}, "divergence must be one of exact, hutchinson, none, got 'trace'"),
         (X, {"backend": "gpu"}, "backend must be one of auto, cpu, cuda, reference, got 'gpu'"),
-        (X, {"precision": "fp8"}, "precision must be one of auto, fp32, bf16x3, tf32x3, tf32, got 'fp8'"),
-        (X, {"precision": "tf32"}, "precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32'"),
+        (X, {"precision": "fp8"}, "precision must be one of auto, fp32, bf16x3, tf32x3, tf32, float64, got 'fp8'"),
+        (
+            X,
+            {"precision": "tf32"},
+            "precision must be 'auto', 'fp32', 'bf16x3' or 'float64' outside the CUDA kernels, got 'tf32'",
+        ),
         (X, {"divergence": "hutchinson"}, r"noise must be a probe of shape \(4, 2\) with divergence='hutchinson'"),
         (X, {"noise": X}, "noise must be None with divergence='exact'"),
         (X, {"divergence": "hutchinson", "noise": X[:3]}, r"noise must have shape \(4, 2\) .* as x, got \(3, 2\)"),
@@ -147,7 +151,7 @@ def test_inputs_are_left_alone():
 
 UNCOVERED = {
     "five hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 5), {}),
-    "gelu": lambda: (MLPVelocity(2, hidden=(4,), activation="gelu"), {}),
+    "sin": lambda: (MLPVelocity(2, hidden=(4,), activation="sin"), {}),
     "trainable noise": lambda: (
         MLPVelocity(2, hidden=(4,)),
         {"divergence": "hutchinson", "noise": torch.ones(4, 2, requires_grad=True)},

@@ -38,8 +38,10 @@ struct Layout {
   int cotangent, cotangent_stride;  // panel of cotangents of the velocity
   int noise;                        // panel of Hutchinson's noise, with the stride of the inputs
   int divergence;                   // [warp][sample]
+  int logdet;                       // [sample][sum, rest]
   int logdet_bar;                   // [sample]
   Place x, x_bar;                   // [sample][dim]
+  Place x_rest;                     // what rounding cuts off x; the loss's, which needs it first, is x_bar
   Place stages;                     // [stage][sample][dim]: velocities, or cotangents of the stage inputs
   Place context_bar;                // [sample][context_dim]
   Place slots[kMaxSlots];           // fragments that only their own thread uses

@@ -20,30 +20,43 @@ def integrate_steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrates dx/dt and the divergence with one explicit Runge-Kutta method.
 
+    The increments of x and logdet are added with compensation (Kahan, "Further remarks on reducing truncation errors",
+    1965), so that rounding does not grow with the number of steps.
+
     Returns:
         x at t1 (B, d), logdet (B,) and the path of x at every step (num_steps + 1, B, d).
     """
     num_steps = grid.num_steps
     dt = (t1 - t0) / num_steps
     logdet = x.new_zeros(x.shape[0])
+    x_rest, logdet_rest = torch.zeros_like(x), torch.zeros_like(logdet)
     path = [x]
     for step in range(num_steps):
         t = t0 + step * dt
         slopes: list[Tensor] = []
-        for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
-            stage_x = x
-            for a, slope in zip(row, slopes, strict=True):
-                if a != 0.0:
-                    stage_x = stage_x + (dt * a) * slope
-            velocity, divergence = rhs(stage_x, t + c * dt)
+        divergences: list[Tensor] = []
+        for row, c in zip(tableau.a, tableau.c, strict=True):
+            velocity, divergence = rhs(x + _weighted_sum(dt, row, slopes) if any(row) else x, t + c * dt)
             slopes.append(velocity)
-            if b != 0.0:
-                logdet = logdet + (dt * b) * divergence
-        for b, slope in zip(tableau.b, slopes, strict=True):
-            if b != 0.0:
-                x = x + (dt * b) * slope
+            divergences.append(divergence)
+        # What stages and path see of a position is x alone, as in the kernels, whose adjoint starts from the path.
+        x, x_rest = _compensated_sum(x, x_rest, _weighted_sum(dt, tableau.b, slopes))
+        logdet, logdet_rest = _compensated_sum(logdet, logdet_rest, _weighted_sum(dt, tableau.b, divergences))
         path.append(x)
     return x, logdet, torch.stack(path)
+
+
+def _weighted_sum(dt: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """Returns dt times the sum of slopes, of which at least one has a weight other than zero."""
+    terms = [(dt * weight) * slope for weight, slope in zip(weights, slopes, strict=True) if weight != 0.0]
+    return sum(terms[1:], terms[0])
+
+
+def _compensated_sum(total: Tensor, rest: Tensor, increment: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sum of all three and what its rounding cuts off, which is a constant to autograd."""
+    increment = increment + rest
+    new = total + increment
+    return new, increment.detach() - (new.detach() - total.detach())
 
 
 def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
@@ -58,45 +71,83 @@ def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
     return weights[1] * (first_x @ weights[2]).T
 
 
+def closed_form(field: MLPField) -> bool:
+    """Tells whether the exact divergence has a closed form: one or two hidden layers, without a gate at the output."""
+    return len(field.weights) <= 3 and not field.gated_output
+
+
 def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
     """Returns the velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
-    sigma, weights, biases = field.activation, field.weights, field.biases
-    first_x = weights[0][:, : field.dim]
-    offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
-    depth = len(weights)
-    traced = trace_matrix(weights, field.dim) if divergence == "exact" and depth <= 3 else None
+    sigma, weights, biases, modulation = field.activation, field.weights, field.biases, field.modulation
+    first_x, residual = weights[0][:, : field.dim], field.residual
+    offset = biases[0]
+    if context is not None and modulation is None:
+        offset = context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
+    traced = trace_matrix(weights, field.dim) if divergence == "exact" and closed_form(field) else None
+    beside = trace_matrix((weights[0], weights[-1]), field.dim) if traced is not None and residual else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
     def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        u = None if modulation is None else modulation.inputs(t, context, x)
+
+        def modulated(z: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+            """Returns scaled and shifted pre-activations, and the scale."""
+            if modulation is None or u is None:
+                return z, None
+            scale, shift = modulation.at(u, layer)
+            z = z if scale is None else scale * z
+            return (z if shift is None else z + shift), scale
+
         z = x @ first_x.T + offset
         if field.time:
             z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
-        pre_activations = [z]
-        h = sigma.value(z)
-        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-            z = h @ weight.T + bias
-            pre_activations.append(z)
-            h = sigma.value(z)
-        velocity = h @ weights[-1].T + biases[-1]
+        slopes = []
+        h = x
+        for layer in range(len(weights) - 1):
+            if layer > 0:
+                z = h @ weights[layer].T + biases[layer]
+            z, scale = modulated(z, layer)
+            value = sigma.value(z)
+            h = h + value if residual and layer > 0 else value
+            slope = sigma.slope(z)
+            slopes.append(slope if scale is None else slope * scale)
+        velocity, output_scale = modulated(h @ weights[-1].T + biases[-1], len(weights) - 1)
         if field.linear is not None:
             velocity = velocity + x @ field.linear.T
         if divergence == "none":
             return velocity, x.new_zeros(x.shape[0])
-        slopes = [sigma.slope(z) for z in pre_activations]
         if traced is not None:
             if len(slopes) == 1:
                 return velocity, slopes[0] @ traced + trace
-            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + trace
+            straight = trace if beside is None else slopes[0] @ beside + trace
+            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + straight
         # Tangents: columns of each layer's Jacobian, (directions, B, H); all d of them, or the one along the noise.
         tangents = slopes[0] * (first_x.T.unsqueeze(1) if noise is None else (noise @ first_x.T).unsqueeze(0))
         for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
-            tangents = slope * (tangents @ weight.T)
+            carried = slope * (tangents @ weight.T)
+            tangents = tangents + carried if residual else carried
         if noise is None:
-            return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
+            if output_scale is None:
+                return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
+            ends = torch.einsum("kbh,kh->bk", tangents, weights[-1])
+            return velocity, (output_scale * ends).sum(1) + trace
         jacobian_noise = tangents[0] @ weights[-1].T
+        if output_scale is not None:
+            jacobian_noise = output_scale * jacobian_noise
         if field.linear is not None:
             jacobian_noise = jacobian_noise + noise @ field.linear.T
         return velocity, (noise * jacobian_noise).sum(1)
+
+    return rhs
+
+
+def field_rhs(
+    field_at: Callable[[float], MLPField], context: Tensor | None, divergence: str, noise: Tensor | None
+) -> RightHandSide:
+    """Returns an MLP whose weights depend on t, which is one number for all rows, with its divergence."""
+
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return mlp_rhs(field_at(float(t)), context, divergence, noise)(x, t)
 
     return rhs
 
