@@ -54,7 +54,6 @@ class EqualSteps(TorchSolver):
 
     def solve(self, x: Tensor) -> Solution:
         """Solves a batch x (B, d), with gradients."""
-        assert self.case.velocity is not None
         found = integrate(self.case.velocity, x, num_steps=self.steps, keep_path=False, backend="cpu")
         self.evaluations = float(found.evaluations)
         return Solution(found.x, found.logdet)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,7 +194,7 @@ def adaptive_backward(
     """
     x, context, network, noise = contiguous(x, context, network, noise)
     last_step, records, output_times = last_step.contiguous(), records.contiguous(), output_times.contiguous()
-    _check_records(last_step, records, x)
+    _check_records(last_step, records, x, len(output_times))
     problem = describe(x, context, network, noise, settings)
     control = _describe_control(settings, output_times)
     control.last_step, control.records = address(last_step), address(records)
@@ -224,14 +225,19 @@ def _logdet_bars(
     return bars if outputs_bar is None else [*bars, *zip(outputs_bar, output_times.tolist(), strict=True)]
 
 
-def _check_records(last_step: Tensor, records: Tensor, x: Tensor) -> None:
+def _check_records(last_step: Tensor, records: Tensor, x: Tensor, outputs: int) -> None:
     """Refuses records that do not belong to x, whose places a kernel would follow out of its memory."""
     width, steps = record_width(x.shape[1], x.dtype is torch.float64), len(records)
     given("last_step", last_step, 8 * len(x), torch.int64, x.device)
     given("records", records, 8 * width * steps, torch.int64, x.device)
-    places = records[:, 2]
-    chained = bool(((places >= -1) & (places < torch.arange(steps))).all())
-    if not chained or bool(((last_step < -1) | (last_step >= steps)).any()):
+    # as arrays of numpy, whose operations on few numbers take a fifth of the time
+    last, table = last_step.numpy(), records.numpy()
+    previous, numbers = table[:, 2], table.view("i4")  # the step before; outputs from number 6 up to number 7
+    chained = len(last) == 0 or (last.min() >= -1 and last.max() < steps)
+    if chained and steps > 0:
+        chained = previous.min() >= -1 and (previous < np.arange(steps)).all()
+        chained = chained and numbers[:, 6].min() >= 0 and numbers[:, 7].max() <= outputs
+    if not chained:
         raise ValueError(f"records must be those of the forward pass, got {steps} of them that do not form chains")
 
 
@@ -254,6 +260,8 @@ def _control(settings: Settings) -> Any:
 
 def _describe_control(settings: Settings, output_times: Tensor) -> Any:
     control = _C.Adaptive(_control(settings))
+    if output_times.numel() == 0:  # the usual case, without five operations on nothing
+        return control
     ordered = output_times if settings.t1 >= settings.t0 else -output_times
     low, high = min(settings.t0, settings.t1), max(settings.t0, settings.t1)
     inside = bool(((output_times > low) & (output_times < high)).all()) and bool((ordered.diff() >= 0).all())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jkoflow import velocity as velocities
 from jkoflow.bench.adaptive.fields import ConcatSquash, FourierTime, GatedHypernet
 from jkoflow.bench.case import SEED, Case, Solution
 from jkoflow.bench.shapes import Shape
-from jkoflow.velocity import MLPVelocity, Velocity
+from jkoflow.velocity import ConcatSquashMLP, FourierTimeMLP, HyperMLP, Velocity
 
 SCALE = 2.0
 """Factor on the weights that PyTorch starts with, as in `jkoflow.bench.case.Case`: paths bend as after training."""
@@ -30,28 +29,26 @@ class UserCase:
         title: Name in tables.
         kind: Kind of field, which says who can run it: "mlp", "hypernet", "zuko" or "ffjord".
         field: The published field, called as ``field(x, t)``, float32.
-        velocity: The same field as we run it; None if it is `field` itself, folded at every time.
+        velocity: The same field as we run it.
         x: Rows (B, d).
         interval: Times from which and to which rows are integrated.
         rtol: Relative tolerance of the published code.
         atol: Absolute tolerance of the published code.
         variance: Variance of the Gaussian at the end.
         as_published: Function from our gradients to those of the published field's parameters.
-        note: What readers have to know; None for nothing.
     """
 
     name: str
     title: str
     kind: str
     field: nn.Module
-    velocity: Velocity | None
+    velocity: Velocity
     x: Tensor
     interval: tuple[float, float] = (0.0, 1.0)
     rtol: float = 1e-5
     atol: float = 1e-5
     variance: float = 1.0
     as_published: Callable[[list[Tensor]], list[Tensor]] = list
-    note: str | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -71,9 +68,7 @@ class UserCase:
     def double(self) -> UserCase:
         """Returns the case in float64."""
         field, velocity = copy.deepcopy((self.field, self.velocity))  # together, since they may share parameters
-        return replace(
-            self, field=field.double(), velocity=None if velocity is None else velocity.double(), x=self.x.double()
-        )
+        return replace(self, field=field.double(), velocity=velocity.double(), x=self.x.double())
 
 
 def _mlp(dim: int, batch: int) -> UserCase:
@@ -87,21 +82,19 @@ def _hypernet(batch: int) -> UserCase:
         torch.manual_seed(SEED)
         field = GatedHypernet(2, units=64, hidden=32)  # as PyTorch starts it: the interval is ten times as long
         angle, noise = 2 * math.pi * torch.rand(batch), 0.06 * torch.randn(batch, 2)
+        velocity = HyperMLP(2, (64,), hyper="gated", hyper_hidden=(32, 32))
+    _copy(field, velocity)
     radius = torch.where(torch.arange(batch) % 2 == 0, 1.0, 0.5)
     circles = radius.unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], 1) + noise
     title = f"torchdiffeq's examples/cnf.py, hypernet 64, d = 2, B = {batch}"
-    return UserCase("cnf.py", title, "hypernet", field, None, circles, (10.0, 0.0), variance=0.1)
+    return UserCase("cnf.py", title, "hypernet", field, velocity, circles, (10.0, 0.0), variance=0.1)
 
 
 def _zuko(dim: int, batch: int) -> UserCase:
-    name, title = f"zuko-{dim}", f"zuko's CNF({dim}), B = {batch}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         field, x = FourierTime(dim, (64, 64), 3), torch.randn(batch, dim)
-        velocity = _made("FourierTimeMLP", dim, (64, 64), activation="elu", frequencies=3)
-        if velocity is None:
-            field, note = _plain_mlp(dim, (64, 64)), "an MLP with tanh and plain time stands for ELU and Fourier time"
-            return UserCase(name, title, "zuko", field, field, x, atol=1e-6, note=note)
+        velocity = FourierTimeMLP(dim, (64, 64), "elu", frequencies=3)
     _stretch(field)
     ours: Any = velocity
     first, *others = field.layers.children()
@@ -118,41 +111,32 @@ def _zuko(dim: int, batch: int) -> UserCase:
         first = torch.cat([found.pop("shifts.0.weight"), found.pop("layers.0.weight")], 1)
         return [first, *found.values()]
 
-    return UserCase(name, title, "zuko", field, ours, x, atol=1e-6, as_published=as_published)
+    title = f"zuko's CNF({dim}), B = {batch}"
+    return UserCase(f"zuko-{dim}", title, "zuko", field, velocity, x, atol=1e-6, as_published=as_published)
 
 
 def _ffjord(batch: int) -> UserCase:
-    title, hidden = f"FFJORD's toy, concat-squash 64-64-64 tanh, d = 2, B = {batch}", (64, 64, 64)
+    hidden = (64, 64, 64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        field, x = ConcatSquash(2, hidden), torch.randn(batch, 2)
-        velocity = _made("ConcatSquashMLP", 2, hidden)
-        if velocity is None:
-            field, note = _plain_mlp(2, hidden), "an MLP with time as a column stands for concat-squash layers"
-            return UserCase("ffjord", title, "ffjord", field, field, x, (0.0, 0.5), note=note)
+        field, x, velocity = ConcatSquash(2, hidden), torch.randn(batch, 2), ConcatSquashMLP(2, hidden)
     _stretch(field)
-    with torch.no_grad():
-        for one, other in zip(velocity.parameters(), field.parameters(), strict=True):
-            one.copy_(other)
+    _copy(field, velocity)
+    title = f"FFJORD's toy, concat-squash 64-64-64 tanh, d = 2, B = {batch}"
     return UserCase("ffjord", title, "ffjord", field, velocity, x, (0.0, 0.5))
 
 
-def _made(kind: str, dim: int, hidden: Sequence[int], **options: Any) -> Velocity | None:
-    """Returns a velocity of a kind that the kernels may not have yet; None if there is no such kind."""
-    make = getattr(velocities, kind, None)
-    return None if make is None else make(dim, hidden, **options)
-
-
-def _plain_mlp(dim: int, hidden: Sequence[int]) -> MLPVelocity:
-    velocity = MLPVelocity(dim, hidden)
-    _stretch(velocity)
-    return velocity
+@torch.no_grad()
+def _copy(field: nn.Module, velocity: nn.Module) -> None:
+    """Copies parameters to a velocity that has the same in the same order."""
+    for one, other in zip(velocity.parameters(), field.parameters(), strict=True):
+        one.copy_(other)
 
 
 @torch.no_grad()
-def _stretch(field: nn.Module) -> None:
-    for layer in field.layers:  # type: ignore[union-attr]
-        layer.weight.mul_(SCALE)  # type: ignore[union-attr, operator]
+def _stretch(field: FourierTime | ConcatSquash) -> None:
+    for layer in field.layers.children():
+        layer.get_parameter("weight").mul_(SCALE)
 
 
 CASES: dict[str, Callable[[int | None], UserCase]] = {

@@ -104,7 +104,7 @@ def measure_case(
     """Measures everybody on one case.
 
     Returns:
-        ``case``, ``title``, ``note``, ``interval``, ``rtol``, ``atol``, ``rows``; ``ours``: for each factor on the
+        ``case``, ``title``, ``interval``, ``rtol``, ``atol``, ``rows``; ``ours``: for each factor on the
         tolerances that is compared with somebody its ``evaluations``, ``errors``, ``ms`` and ``rounds_ms``; ``peers``:
         the same of everybody else, with ``status`` (``measured``, ``not installed``, ``left out``, ``failed``,
         ``disagrees``), the times ``of_ours`` that it takes at the same tolerances, None if our error is larger there,
@@ -114,7 +114,6 @@ def measure_case(
     entry: dict[str, Any] = {
         "case": case.name,
         "title": case.title,
-        "note": case.note,
         "interval": list(case.interval),
         "rtol": case.rtol,
         "atol": case.atol,

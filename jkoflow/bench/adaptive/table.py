@@ -59,8 +59,7 @@ def notes(record: Mapping[str, Any]) -> str:
     """Returns the notes to cases and peers; equal notes share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     for entry in record["cases"]:
-        told = [("the case", entry["note"])]
-        told += [("jkoflow", result["note"]) for result in entry["ours"]]
+        told = [("jkoflow", result["note"]) for result in entry["ours"]]
         told += [(result["peer"], result["note"]) for result in entry["peers"]]
         for who, note in told:
             if note and entry["case"] not in (where := places.setdefault((who, note), [])):
