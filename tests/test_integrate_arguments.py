@@ -150,7 +150,7 @@ def test_inputs_are_left_alone():
 
 
 UNCOVERED = {
-    "five hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 5), {}),
+    "nine hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 9), {}),
     "sin": lambda: (MLPVelocity(2, hidden=(4,), activation="sin"), {}),
     "trainable noise": lambda: (
         MLPVelocity(2, hidden=(4,)),

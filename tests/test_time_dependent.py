@@ -258,13 +258,13 @@ def test_hypernetworks_are_fused_stage_by_stage(name, divergence):
 @pytest.mark.parametrize("name", HYPERS)
 def test_one_evaluation_of_a_hypernetwork(name):
     velocity, published, x, context = case(name)
-    for t in (0.3, torch.tensor(0.3).double(), torch.tensor([0.3]).double()):
+    for t in (0.3, torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)):
         v, divergence = jkoflow.velocity_and_divergence(velocity, x, t, context, backend="cpu")
         expected = published(velocity, x, 0.3, context)
         torch.testing.assert_close(v, expected, rtol=1e-11, atol=1e-12)
         trace = autograd_divergence(lambda rows: published(velocity, rows, 0.3, context), x)
         torch.testing.assert_close(divergence, trace, rtol=1e-11, atol=1e-12)
-    t = torch.tensor(0.3).double().requires_grad_()
+    t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     got, _ = jkoflow.velocity_and_divergence(velocity, x, t, context, backend="cpu")
     torch.testing.assert_close(
         *(torch.autograd.grad(v.square().sum(), t)[0] for v in (got, velocity(x, t, context))), rtol=1e-10, atol=1e-11

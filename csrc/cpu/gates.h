@@ -1,6 +1,7 @@
 // Scale and shift of the layers of a stage, from the time and the context of each lane, and their adjoint.
 #pragma once
 
+#include "functions.h"
 #include "tangent.h"
 #include "trigonometry.h"
 
@@ -48,7 +49,7 @@ __attribute__((noinline)) void set_modulation(const Network<Real>& net, int l, c
     product_any_rows<Real, Vectors>(
         modulation.gate[l], net.rows(l), modulation.columns, u, modulation.bias[l], [&](int first_row, auto& acc) {
           for_each_vector_of(first_row, acc, [&](int, int, ptrdiff_t at, const Vector<Real>& a) {
-            store<Real>(scale + at, sigmoid ? Math<Real>::sigmoid(a) : Vector<Real>(Real(1) + a));
+            store<Real>(scale + at, sigmoid ? Math<Real>::gate(a).open : Vector<Real>(Real(1) + a));
           });
         });
   }
