@@ -12,7 +12,7 @@ from jkoflow.composition import Composition, base_log_prob
 from jkoflow.float64 import call_in_float64
 from jkoflow.inputs import Rows, shaped
 from jkoflow.log_densities import LogDensities
-from jkoflow.ops.grid import Grid, Steps
+from jkoflow.ops.grid import AnyGrid, Steps
 from jkoflow.within import (
     check_tolerance,
     error_of,
@@ -138,7 +138,7 @@ class Density(Composition):
         values, errors = log_prob_within(self, points, conditions, tol, every_error=True)
         return shaped(values, leading), shaped(errors, leading)
 
-    def grids_for(self, x: Rows, context: Rows | None = None, tol: float = 1e-3) -> tuple[Grid, ...]:
+    def grids_for(self, x: Rows, context: Rows | None = None, tol: float = 1e-3) -> tuple[AnyGrid, ...]:
         """Returns the fewest steps of each block that keep a tolerance on some rows, for ``num_steps`` of other calls.
 
         With these, the result of a row does not depend on the others of a call, and nothing is sought again.

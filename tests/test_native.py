@@ -417,7 +417,7 @@ def test_unknown_instruction_set_is_refused():
 def test_what_the_kernels_do_not_cover_falls_back_and_is_refused_by_name():
     x = torch.randn(3, 2)
     requests = {
-        "1 to 4 hidden layers": (jkoflow.MLPVelocity(2, (8,) * 5), {}),
+        "1 to 8 hidden layers": (jkoflow.MLPVelocity(2, (8,) * 9), {}),
         "not sin": (jkoflow.MLPVelocity(2, (8,), "sin"), {}),
         "noise as a constant": (
             jkoflow.MLPVelocity(2, (8,)),

@@ -24,11 +24,6 @@ JKOFLOW_INLINE Vector<float> reciprocal(const Vector<float>& q) {
 }
 JKOFLOW_INLINE Vector<double> reciprocal(const Vector<double>& q) { return 1.0 / q; }
 
-// The sign of z, as bits.
-template <class Real>
-constexpr auto kSignBit = static_cast<std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>>(
-    sizeof(Real) == 4 ? int64_t{INT32_MIN} : INT64_MIN);
-
 template <class Real>
 struct Math {
   using V = Vector<Real>;
@@ -37,19 +32,19 @@ struct Math {
   // tanh and its slope by y = e^-2|z| and w = 1 - y, which keeps its digits near 0: h = w / (1 + y), and 1 - h^2 is
   // y (1 + h)^2, as 1 + h = 2 / (1 + y).
   static JKOFLOW_INLINE Bend<V> bend(const V& z) {
-    const Power p = negative_power<2>(bounded(absolute(z), kUnderflow / 2));
+    const Power p = negative_power<2>(bounded(magnitude(z), kUnderflow / 2));
     const V y = p.value(), w = (Real(1) - p.scale) - p.scale * p.rest;
     const V h = w / (Real(1) + y), step = Real(1) + h;
     return {(V)((I)h | ((I)z & kSignBit<Real>)), y * step * step};
   }
 
   static JKOFLOW_INLINE Gate<V> gate(const V& z) {
-    return gate(z, negative_power<1>(bounded(absolute(z), kUnderflow)).value());
+    return gate(z, negative_power<1>(bounded(magnitude(z), kUnderflow)).value());
   }
 
   // log(1 + y) = 2 artanh(y / (2 + y)) with y = e^-|z| in [0, 1]: full relative accuracy in the tail.
   static JKOFLOW_INLINE SoftStep<V> soft_step(const V& z) {
-    const V y = negative_power<1>(bounded(absolute(z), kUnderflow)).value();
+    const V y = negative_power<1>(bounded(magnitude(z), kUnderflow)).value();
     const V s = y * reciprocal(V(Real(2) + y));
     const V s2 = s * s;
     constexpr int kTerms = sizeof(Real) == 4 ? 7 : 16;  // (1/9)^terms / (2 terms + 1) is below rounding
@@ -60,12 +55,12 @@ struct Math {
   }
 
   static JKOFLOW_INLINE Decay<V> decay(const V& z) {
-    const Power p = negative_power<1>(bounded(absolute(z), kUnderflow));
+    const Power p = negative_power<1>(bounded(magnitude(z), kUnderflow));
     return {p.value(), p.scale * p.rest + (p.scale - Real(1))};
   }
 
   static JKOFLOW_INLINE Normal<V> normal(const V& z) {
-    const V a = absolute(z);
+    const V a = magnitude(z);
     const V square = bounded(V(a * a), 2 * kUnderflow);
     const V density = negative_power<1>(V(Real(0.5) * square)).value() * Real(0.39894228040143267794);
     const V tail = density * mills_ratio<Real>(reciprocal(V(Real(1) + kMillsScale<Real> * a)));
@@ -81,8 +76,6 @@ struct Math {
 
   // Where e^-a is taken for 0: the scale's exponent becomes that of 0.
   static constexpr Real kUnderflow = sizeof(Real) == 4 ? 88 : 709;
-
-  static JKOFLOW_INLINE V absolute(const V& z) { return (V)((I)z & ~kSignBit<Real>); }
 
   // Keeps NaN: a comparison with NaN is false, and the x86 minimum then returns its second operand.
   static JKOFLOW_INLINE V bounded(const V& a, Real bound) {
@@ -138,7 +131,7 @@ struct Math {
 template <>
 JKOFLOW_INLINE Bend<Vector<float>> Math<float>::bend(const Vector<float>& z) {
   namespace table = tanh_table;
-  const V a = bounded(absolute(z), table::kBound);
+  const V a = bounded(magnitude(z), table::kBound);
   const I piece = (I)(a * table::kScale + table::kShift) >> 20;  // a look-up reads the last five bits
   const auto look_up = [&](int k) {
     const float* numbers = table::kTable[k];

@@ -84,6 +84,17 @@ JKOFLOW_INLINE Real lane_sum(const Vector<Real>& v) {
   return sum;
 }
 
+// The sign of a number among its bits.
+template <class Real>
+constexpr auto kSignBit = static_cast<std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>>(
+    sizeof(Real) == 4 ? int64_t{INT32_MIN} : INT64_MIN);
+
+template <class V>
+JKOFLOW_INLINE V magnitude(const V& x) {
+  using Real = std::decay_t<decltype(x[0])>;
+  return (V)((typename VectorOf<Real>::integer)x & ~kSignBit<Real>);
+}
+
 // Where the lanes of a pair of rows come from when those that differ in bit `Bit` change places, as indices into the
 // pair. Constants: GCC builds what it is to compute anew for every square.
 template <class Index, int Lanes, int Bit>

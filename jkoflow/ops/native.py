@@ -255,6 +255,7 @@ def add_linear_gradient(
 
 
 def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+    equal_steps(settings.grid)  # these kernels know no others
     if device.type == "cuda":
         cuda.launch(kernel, device, settings.precision, *descriptions)
     else:
