@@ -3,8 +3,8 @@
     python benchmarks/random_cases.py [--cases 2500] [--first 0] [--isas avx512 avx2]
 
 A case is a number: sizes, activation, method, divergence, interval and scales of the weights follow from it, some of
-them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch with
-its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
+them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch
+with its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
 kernel, for comparison. tests/test_random_cases.py runs the first cases.
 """
 
