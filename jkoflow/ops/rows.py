@@ -96,7 +96,7 @@ def integrate_rows(
         common = request.field_at is not None  # weights at one time are those of all rows, which so step together
         has_logdet = request.divergence != "none"
         end, logdet, x_outputs, logdet_outputs, evaluations = integrate_adaptively(
-            (lambda x, t: rhs(x, t[:1])) if common else rhs,
+            (lambda x, t: rhs(x, torch.as_tensor(t)[:1])) if common else rhs,
             x,
             float(request.t0),
             float(request.t1),
