@@ -4,8 +4,8 @@
 
 A case is a number: sizes, activation, method, divergence, interval and scales of the weights follow from it, some of
 them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch
-with its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
-kernel, for comparison. tests/test_random_cases.py runs the first cases.
+with its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like
+a kernel, for comparison. tests/test_random_cases.py runs the first cases.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 import jkoflow
 from jkoflow.ops import native
+from jkoflow.ops.checks import Backend, Divergence
 from jkoflow.ops.tableau import TABLEAUX
 
 ACTIVATIONS = ("tanh", "softplus", "softplus(20)", "silu", "elu", "selu", "gelu")
@@ -43,7 +44,7 @@ class Case(NamedTuple):
     linear: bool
     method: str
     num_steps: int
-    divergence: str
+    divergence: Divergence
     interval: tuple[float, float]
     gain: float
     """By how much the weights and biases of the first layer are larger than usual, and those of the last smaller."""
@@ -72,7 +73,7 @@ def case_of(number: int) -> Case:
         linear=among(0, 1) == 1,
         method=str(one_of(tuple(TABLEAUX))),
         num_steps=among(1, 4),
-        divergence=str(one_of(("exact", "hutchinson"))),
+        divergence=one_of(("exact", "hutchinson")),  # type: ignore[arg-type]
         interval=one_of(INTERVALS),  # type: ignore[arg-type]
         gain=one_of((1.0, 1.0, 3.0, 30.0, 1000.0)),  # type: ignore[arg-type]
     )
@@ -102,7 +103,7 @@ def inputs(case: Case) -> tuple[jkoflow.MLPVelocity, dict[str, Tensor]]:
     return velocity, tensors
 
 
-def run(case: Case, backend: str, dtype: torch.dtype, order: int = 0) -> dict[str, Tensor]:
+def run(case: Case, backend: Backend, dtype: torch.dtype, order: int = 0) -> dict[str, Tensor]:
     """Computes x, logdet and the gradients of everything; orders but 0 shuffle the hidden units."""
     velocity, tensors = inputs(case)
     velocity = velocity.to(dtype)

@@ -19,7 +19,7 @@ def test_random_cases():
         for who in (*isas, random_cases.PYTORCH)
     }
     for isa in isas:
-        # what PyTorch does to itself in sensitive cases, and one case in twenty: the baseline has no fused multiply-adds
+        # what PyTorch does to itself in sensitive cases, and one in twenty: the baseline has no fused multiply-adds
         assert len(beyond[isa]) <= len(beyond[random_cases.PYTORCH]) + CASES // 20, beyond
         for activation in random_cases.ACTIVATIONS:
             own = [result for result in results if result.who == isa and result.case.activation == activation]
