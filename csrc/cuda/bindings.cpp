@@ -26,7 +26,10 @@ cuda::Call call_of(const std::string& name) {
   if (name == "forward") return cuda::Call::kForward;
   if (name == "backward") return cuda::Call::kBackward;
   if (name == "jko_loss") return cuda::Call::kJkoLoss;
-  throw py::value_error("call must be 'forward', 'backward' or 'jko_loss', got '" + name + "'");
+  if (name == "evaluate") return cuda::Call::kEvaluate;
+  if (name == "evaluate_backward") return cuda::Call::kEvaluateBackward;
+  throw py::value_error("call must be 'forward', 'backward', 'jko_loss', 'evaluate' or 'evaluate_backward', got '" +
+                        name + "'");
 }
 
 py::dict as_dict(const cuda::Plan& plan) {
@@ -109,12 +112,17 @@ void bind_calls(py::module_& m) {
         return as_dict(cuda::plan(problem, call_of(name), launch));
       },
       "problem"_a, "call"_a, "launch"_a, "How a call that wants every gradient runs on the launch's device");
-  m.def("cuda_forward_bytes", &cuda::forward_bytes, Unlocked());
-  m.def("cuda_backward_bytes", &cuda::backward_bytes, Unlocked());
-  m.def("cuda_jko_loss_bytes", &cuda::jko_loss_bytes, Unlocked());
+  m.def(
+      "cuda_bytes",
+      [](const Problem& problem, const std::string& name, const cuda::Launch& launch) {
+        return cuda::workspace_bytes(problem, call_of(name), launch);
+      },
+      "problem"_a, "call"_a, "launch"_a, "Bytes of workspace that a call needs");
   m.def("cuda_forward", &cuda::forward, Unlocked());
   m.def("cuda_backward", &cuda::backward, Unlocked());
   m.def("cuda_jko_loss", &cuda::jko_loss, Unlocked());
+  m.def("cuda_evaluate", &cuda::evaluate, Unlocked());
+  m.def("cuda_evaluate_backward", &cuda::evaluate_backward, Unlocked());
 }
 #endif
 

@@ -74,6 +74,7 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   if (!adjoint) return;
   layout.x_bar = place.flexible("x_bar", rows, limit);
   layout.context_bar = place.flexible("context_bar", choice.tile() * p.context_dim, limit);
+  if (p.has_time_column()) layout.time_bar = place.flexible("time_bar", choice.tile(), limit);
   layout.bias_last_sum = place.flexible("bias_last_sum", depth, limit, Where::kGradient);
   layout.last_sum = place.flexible("last_sum", H * depth, limit, Where::kGradient);
   layout.first_sum = place.flexible("first_sum", H * round_up(p.input_columns() + 1, 8), limit, Where::kGradient);
@@ -126,9 +127,6 @@ std::string unsupported(const Problem& p, Precision precision) {
     if (p.width[l] > 256) return "have hidden layers of up to 256 units, the velocity has one of " + text(p.width[l]);
   }
   if (p.dim > 128) return "take up to 128 features, x has " + text(p.dim);
-  if (p.tableau.stages > kMaxTableau) {
-    return "know methods of up to " + text(kMaxTableau) + " stages, this one has " + text(p.tableau.stages);
-  }
   size_t most = 0;
   for (const Shapes& shapes : kShapes) {
     for (const Task task : {Task::kForward, Task::kBackward}) {

@@ -1,11 +1,12 @@
 // What the kernels are told: numbers and device pointers, filled by plan.cpp and packing.cpp.
 #pragma once
 
+#include "../tableau.h"
+
 namespace jkoflow::cuda {
 
-constexpr int kMaxLayers = 3;   // hidden layers
-constexpr int kMaxTableau = 4;  // stages of a Runge-Kutta method
-constexpr int kMaxSlots = 13;   // see AdjointSlots
+constexpr int kMaxLayers = 3;  // hidden layers
+constexpr int kMaxSlots = 13;  // see AdjointSlots
 constexpr int kMaxPackJobs = 16;
 
 // What a packed element is multiplied by: nothing, or (W1x W_last)^T at its place.
@@ -42,6 +43,7 @@ struct Layout {
   Place x, x_bar;                   // [sample][dim]
   Place stages;                     // [stage][sample][dim]: velocities, or cotangents of the stage inputs
   Place context_bar;                // [sample][context_dim]
+  Place time_bar;                   // [sample], if every row has its own t
   Place slots[kMaxSlots];           // fragments that only their own thread uses
   int records;                      // in scratch: stage inputs [step][stage][sample][dim]
   // Sums of gradients; those not in shared memory are summed in the partial gradient itself.
@@ -70,18 +72,19 @@ struct Params {
   int exact, hutchinson;  // at most one of them
   int directions;         // tangents of the divergence: 0 in closed form
   int activation;         // ActivationKind
+  int evaluate;           // one evaluation: of x_end and logdet, or of their cotangents, velocity and divergence
   float beta;
   double t0, dt;
-  float a[kMaxTableau][kMaxTableau], b[kMaxTableau];  // times dt
-  double c[kMaxTableau];
+  float a[kMaxStages][kMaxStages], b[kMaxStages];  // times dt
+  double c[kMaxStages];
 
-  const float *x, *context, *noise;
+  const float *x, *times, *context, *noise;  // times: of an evaluation, or null
   const float *first, *last;  // the unpacked weights
   float *x_end, *logdet, *path;
 
   // The adjoint; null cotangents are zero, null gradients not wanted.
   const float *x_end_bar, *logdet_bar, *path_bar;
-  float *x_grad, *context_grad;
+  float *x_grad, *times_grad, *context_grad;
   int want_parameters;
 
   // The loss.

@@ -33,7 +33,7 @@ const float* floats(const void* pointer) { return static_cast<const float*>(poin
 float* floats(void* pointer) { return static_cast<float*>(pointer); }
 
 // Numbers and tensors of the problem.
-void describe(const Problem& p, Params& params) {
+void describe(const Problem& p, bool evaluate, Params& params) {
   params.batch = p.batch;
   params.dim = p.dim;
   params.context_dim = p.context_dim;
@@ -49,6 +49,7 @@ void describe(const Problem& p, Params& params) {
   params.hutchinson = p.divergence == Divergence::kHutchinson;
   params.directions = params.hutchinson ? 1 : params.exact && p.hidden_layers > 2 ? p.dim : 0;
   params.activation = static_cast<int>(p.activation);
+  params.evaluate = evaluate;
   params.beta = static_cast<float>(p.beta);
   params.t0 = p.t0;
   params.dt = (p.t1 - p.t0) / p.num_steps;
@@ -59,6 +60,7 @@ void describe(const Problem& p, Params& params) {
     for (int j = 0; j < s; ++j) params.a[s][j] = dt * static_cast<float>(p.tableau.a[s][j]);
   }
   params.x = floats(p.x);
+  params.times = evaluate && p.has_time_column() ? floats(p.times) : nullptr;
   params.context = floats(p.context);
   params.noise = floats(p.noise);
   params.first = floats(p.weight[0]);
@@ -73,6 +75,8 @@ void describe(const Adjoint& adjoint, Params& params) {
   params.logdet_bar = floats(adjoint.logdet);
   params.path_bar = floats(adjoint.path);
   params.x_grad = floats(adjoint.x);
+  params.times_grad = params.times != nullptr ? floats(adjoint.times) : nullptr;
+  if (params.evaluate) params.path = const_cast<float*>(params.x);  // of a step that starts there
   params.context_grad = params.context_dim > 0 ? floats(adjoint.context) : nullptr;
   params.want_parameters = adjoint.weight[0] != nullptr;
 }
@@ -109,14 +113,16 @@ int blocks_for(long long threads, int multiprocessors) {
 
 }  // namespace
 
-Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, const Choice& choice, const Gpu& gpu,
-               int resident, void* workspace) {
+Plan make_plan(const Request& request, const Choice& choice, const Gpu& gpu, int resident, void* workspace) {
+  const Problem& p = request.problem;
+  const Adjoint* adjoint = request.adjoint;
+  const JkoLoss* loss = request.loss;
   const bool backwards = choice.kind.task == Task::kBackward;
   const int H = choice.kind.H;
   Plan plan;
   plan.choice = choice;
   Params& params = plan.params;
-  describe(p, params);
+  describe(p, evaluates(request.call), params);
   if (backwards) describe(*adjoint, params);
   params.layout = choice.layout;
   params.tile = choice.tile();
@@ -164,12 +170,12 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
 }
 
 Plan make_plan(const Problem& problem, Call call, const Choice& choice, const Gpu& gpu, int resident) {
-  if (call == Call::kForward) return make_plan(problem, nullptr, nullptr, choice, gpu, resident, nullptr);
+  if (task_of(call) == Task::kForward) return make_plan({call, problem}, choice, gpu, resident, nullptr);
   Adjoint adjoint;
   static float wanted;
   for (int l = 0; l <= problem.hidden_layers; ++l) adjoint.weight[l] = adjoint.bias[l] = &wanted;
   const JkoLoss loss{1.0, nullptr};
-  return make_plan(problem, &adjoint, call == Call::kJkoLoss ? &loss : nullptr, choice, gpu, resident, nullptr);
+  return make_plan({call, problem, &adjoint, call == Call::kJkoLoss ? &loss : nullptr}, choice, gpu, resident, nullptr);
 }
 
 }  // namespace jkoflow::cuda

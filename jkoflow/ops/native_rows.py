@@ -25,6 +25,7 @@ from jkoflow.ops.native import (
     describe,
     given,
     linear_logdet,
+    run,
     set_gradient,
 )
 from jkoflow.ops.network import Network
@@ -44,7 +45,7 @@ def evaluate(
     problem = _describe_evaluation(x, times, context, network, noise, settings)
     velocity, divergence = dense_like(x), x.new_empty((len(x),))
     problem.x_end, problem.logdet = address(velocity), address(divergence)
-    _C.cpu_evaluate(problem)
+    run("evaluate", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
         divergence += linear_logdet(network.linear, noise, settings)
     return velocity, divergence
@@ -73,7 +74,7 @@ def evaluate_backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.times, adjoint.context = address(x_grad), address(times_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    _C.cpu_evaluate_backward(problem, adjoint)
+    run("evaluate_backward", x.device, settings, problem, adjoint)
     if settings.divergence != "none" and divergence_bar is not None and gradient is not None:
         add_linear_gradient(gradient, network, noise, settings, divergence_bar)
     return x_grad, times_grad, context_grad, gradient

@@ -78,6 +78,7 @@ LIBRARY.define(f"evaluate(Tensor x, Tensor? times, {ARGUMENTS}) -> (Tensor veloc
 
 
 @torch.library.impl(LIBRARY, "evaluate", "CPU")
+@torch.library.impl(LIBRARY, "evaluate", "CUDA")
 def _evaluate_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
     *request, _ = _unpack_evaluation(arguments)
     return native_rows.evaluate(*request)
@@ -96,6 +97,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "evaluate_backward", "CPU")
+@torch.library.impl(LIBRARY, "evaluate_backward", "CUDA")
 def _evaluate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     *request, (velocity_bar, divergence_bar, wanted) = _unpack_evaluation(arguments)
     return pack(request[0], *native_rows.evaluate_backward((velocity_bar, divergence_bar), *request, wanted))

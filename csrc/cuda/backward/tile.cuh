@@ -67,7 +67,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       }
       device::sync_block(Barrier::kStepAdjoint);
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
-        float sum = x_bar[i];
+        float sum = p.evaluate ? 0.0f : x_bar[i];
         for (int s = 0; s < p.stages; ++s) sum += tile.stage(s)[i];
         x_bar[i] = sum;
       }
@@ -79,6 +79,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x_bar[i] += x[i];
     }
     if (p.x_grad != nullptr) tile.store_rows(x_bar, first(), p.dim, p.x_grad);
+    if (p.times_grad != nullptr) tile.store_rows(tile.at(p.layout.time_bar), first(), 1, p.times_grad);
     if (p.context_grad != nullptr) tile.store_rows(context_bar, first(), p.context_dim, p.context_grad);
   }
 

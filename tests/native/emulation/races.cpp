@@ -48,6 +48,12 @@ const std::vector<Case> kCases = {
 
 enum class Task { kForward, kBackward, kLoss };
 
+cuda::Call call_of(Task task) {
+  return task == Task::kForward    ? cuda::Call::kForward
+         : task == Task::kBackward ? cuda::Call::kBackward
+                                   : cuda::Call::kJkoLoss;
+}
+
 class Example {
  public:
   explicit Example(const Case& c) : precision_(c.precision) {
@@ -93,9 +99,7 @@ class Example {
     launch.precision = precision_;
     static double terms[3];
     const JkoLoss loss{0.5, terms};
-    const size_t bytes = task == Task::kForward    ? cuda::forward_bytes(problem_, launch)
-                         : task == Task::kBackward ? cuda::backward_bytes(problem_, launch)
-                                                   : cuda::jko_loss_bytes(problem_, launch);
+    const size_t bytes = cuda::workspace_bytes(problem_, call_of(task), launch);
     launch.workspace = numbers(static_cast<int>(bytes / sizeof(float)));
     if (task == Task::kForward) cuda::forward(problem_, launch);
     if (task == Task::kBackward) cuda::backward(problem_, adjoint_, launch);
