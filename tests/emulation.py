@@ -96,5 +96,11 @@ class EmulatedKernels:
     def cpu_evaluate_backward(self, problem: Any, adjoint: Any) -> None:
         self._run("evaluate_backward", problem, adjoint)
 
+    def cpu_adaptive(self, problem: Any, control: Any, rows: Any) -> None:
+        self._run("adaptive", problem, control, rows)
+
+    def cpu_adaptive_backward(self, problem: Any, control: Any, rows: Any, adjoint: Any) -> None:
+        self._run("adaptive_backward", problem, control, rows, adjoint)
+
     def cpu_jko_loss(self, problem: Any, loss: Any, adjoint: Any) -> None:
         self._run("jko_loss", problem, loss, adjoint)

@@ -268,7 +268,15 @@ def test_outputs_of_the_loss(monkeypatch):
 
 
 def test_operators_have_cuda_kernels():
-    for name in ("integrate", "integrate_backward", "jko_loss", "evaluate", "evaluate_backward"):
+    for name in (
+        "integrate",
+        "integrate_backward",
+        "jko_loss",
+        "evaluate",
+        "evaluate_backward",
+        "integrate_adaptive",
+        "integrate_adaptive_backward",
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"jkoflow::{name}", "CUDA")
 
 

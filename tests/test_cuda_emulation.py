@@ -146,7 +146,8 @@ def test_activations(emulation, monkeypatch, activation, hidden):
 @pytest.mark.parametrize("method", TABLEAUX)
 def test_methods(emulation, monkeypatch, method):
     for task in ("backward", "loss"):
-        check(emulation, monkeypatch, {"dim": 2, "hidden": (30, 20)}, 20, task, "fp32", method=method, t0=0.7, t1=-0.2)
+        options = {"method": method, "num_steps": 2, "t0": 0.7, "t1": -0.2}
+        check(emulation, monkeypatch, {"dim": 2, "hidden": (30, 20)}, 20, task, "fp32", **options)
 
 
 @pytest.mark.parametrize("order", ["descending", "random"])

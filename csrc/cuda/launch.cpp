@@ -62,5 +62,12 @@ void evaluate(const Problem& problem, const Launch& launch) { run({Call::kEvalua
 void evaluate_backward(const Problem& problem, const Adjoint& adjoint, const Launch& launch) {
   run({Call::kEvaluateBackward, problem, &adjoint}, launch);
 }
+void adaptive(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Launch& launch) {
+  run({Call::kAdaptive, problem, nullptr, nullptr, &control, &rows}, launch);
+}
+void adaptive_backward(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Adjoint& adjoint,
+                       const Launch& launch) {
+  run({Call::kAdaptiveBackward, problem, &adjoint, nullptr, &control, &rows}, launch);
+}
 
 }  // namespace jkoflow::cuda

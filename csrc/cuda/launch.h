@@ -11,7 +11,8 @@ struct Launch {
   int device = 0;
   void* stream = nullptr;  // cudaStream_t
   Precision precision = Precision::kTf32x3;
-  void* workspace = nullptr;  // device memory of at least workspace_bytes(), aligned to 256 bytes; contents may be anything
+  void* workspace =
+      nullptr;  // device memory of at least workspace_bytes(), aligned to 256 bytes; contents may be anything
 };
 
 // What plans have to know of a device, without using it.
@@ -31,6 +32,11 @@ void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoin
 // One evaluation, at Problem::times if the velocity reads t.
 void evaluate(const Problem& problem, const Launch& launch);
 void evaluate_backward(const Problem& problem, const Adjoint& adjoint, const Launch& launch);
+// Steps of its own for every row. What became of them stands in RowBuffers::outcome, nothing is thrown; rows with more
+// accepted steps than places for their records are carried on, and their first steps are recorded.
+void adaptive(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Launch& launch);
+void adaptive_backward(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Adjoint& adjoint,
+                       const Launch& launch);
 
 std::string device_problem();  // empty if a device can be used, else the reason
 

@@ -45,7 +45,11 @@ struct Layout {
   Place context_bar;                // [sample][context_dim]
   Place time_bar;                   // [sample], if every row has its own t
   Place slots[kMaxSlots];           // fragments that only their own thread uses
-  int records;                      // in scratch: stage inputs [step][stage][sample][dim]
+  // Of adaptive steps.
+  Place lanes;                    // adaptive/lane.h
+  Place lost, next_lost;          // [sample][dim]: what rounding has added to x too much, and would with the next step
+  Place x_extra, velocity_extra;  // [sample][dim], [stage][sample][dim]: cotangents by outputs within the step
+  int records;                    // in scratch: stage inputs [step][stage][sample][dim]
   // Sums of gradients; those not in shared memory are summed in the partial gradient itself.
   Place first_sum, last_sum, linear_sum, bias_last_sum;
 };
@@ -60,6 +64,24 @@ struct GradientLayout {
   int bias_last;             // (round_up(dim, 8))
   int trace_vector;          // (H): of c, with one hidden layer
   int count;
+};
+
+// Adaptive steps of every row's own: see csrc/problem.h.
+enum RowOutcome : int { kArrived, kMaxSteps, kUnderflow, kNotFinite };
+struct Stepping {
+  double rtol, atol, t0, t1, direction, least_step;
+  long long max_steps;
+  int order, components, outputs;  // components: of the error
+  double a[kMaxStages][kMaxStages], error[kMaxStages], dense[kMaxStages][4];
+  const double* output_times;
+  float *x_outputs, *logdet_outputs;  // cotangents for the adjoint
+  const float* row_divergence;        // [sample], or null: a constant part
+  const long long* record_begin;      // [sample + 1]
+  char* records;                      // null: none are wanted
+  int record_bytes;
+  long long record_count;
+  long long *evaluations, *last_step;
+  double* outcome;  // [sample][4]: RowOutcome, t, dt, accepted steps
 };
 
 struct Params {
@@ -79,13 +101,15 @@ struct Params {
   double c[kMaxStages];
 
   const float *x, *times, *context, *noise;  // times: of an evaluation, or null
-  const float *first, *last;  // the unpacked weights
+  const float *first, *last;                 // the unpacked weights
   float *x_end, *logdet, *path;
 
   // The adjoint; null cotangents are zero, null gradients not wanted.
   const float *x_end_bar, *logdet_bar, *path_bar;
   float *x_grad, *times_grad, *context_grad;
   int want_parameters;
+
+  Stepping stepping;
 
   // The loss.
   float mean, inverse_step_size;  // 1 / batch, 1 / h

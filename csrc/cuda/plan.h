@@ -4,13 +4,24 @@
 
 #include "../problem.h"
 #include "choose.h"
+#include "rows.h"
 
 namespace jkoflow::cuda {
 
-enum class Call { kForward, kBackward, kJkoLoss, kEvaluate, kEvaluateBackward };
+enum class Call { kForward, kBackward, kJkoLoss, kEvaluate, kEvaluateBackward, kAdaptive, kAdaptiveBackward };
 
 constexpr Task task_of(Call call) {
-  return call == Call::kForward || call == Call::kEvaluate ? Task::kForward : Task::kBackward;
+  switch (call) {
+    case Call::kForward:
+    case Call::kEvaluate:
+      return Task::kForward;
+    case Call::kAdaptive:
+      return Task::kAdaptiveForward;
+    case Call::kAdaptiveBackward:
+      return Task::kAdaptiveBackward;
+    default:
+      return Task::kBackward;
+  }
 }
 constexpr bool evaluates(Call call) { return call == Call::kEvaluate || call == Call::kEvaluateBackward; }
 
@@ -20,6 +31,8 @@ struct Request {
   const Problem& problem;
   const Adjoint* adjoint = nullptr;
   const JkoLoss* loss = nullptr;
+  const Adaptive* adaptive = nullptr;
+  const RowBuffers* rows = nullptr;
 };
 
 // Thread blocks of 0: no launch.

@@ -18,7 +18,7 @@ NOT_BUILT = (
     "this build of jkoflow has no CUDA kernels; `JKOFLOW_CUDA=ON pip install .` in a checkout builds them, "
     "with nvcc on PATH"
 )
-Kernel = Literal["forward", "backward", "jko_loss", "evaluate", "evaluate_backward"]
+Kernel = Literal["forward", "backward", "jko_loss", "evaluate", "evaluate_backward", "adaptive", "adaptive_backward"]
 
 _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 """Compute capabilities whose tensor cores make three TF32 products faster than one in float32."""

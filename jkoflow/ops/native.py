@@ -99,8 +99,6 @@ def unsupported(
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
-    if device == "cuda" and task == "adaptive":
-        return "the CUDA kernels take equal steps, not adaptive ones"
     if device == "cuda":
         return cuda.unsupported(field, x.device, x.dtype == torch.float64, divergence, precision)
     if precision == "bf16x3" and _NO_SPLIT:
@@ -129,7 +127,7 @@ def forward(
     problem = describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.grid, keep_path)
     problem.x_end, problem.logdet, problem.path = address(x_end), address(logdet), address(path)
-    run("forward", x.device, settings, problem)
+    run_kernel("forward", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
         logdet += linear_logdet(network.linear, noise, settings)
     return x_end, logdet, path
@@ -188,7 +186,7 @@ def backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = address(x_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    run("backward", path.device, settings, problem, adjoint)
+    run_kernel("backward", path.device, settings, problem, adjoint)
     if settings.divergence != "none" and logdet_bar is not None and gradient is not None:
         add_linear_gradient(gradient, network, noise, settings, logdet_bar)
     return x_grad, context_grad, gradient
@@ -215,7 +213,7 @@ def jko_loss(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = address(x_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    run("jko_loss", x.device, settings, problem, loss, adjoint)
+    run_kernel("jko_loss", x.device, settings, problem, loss, adjoint)
     if network.linear is not None:
         terms[1] -= linear_logdet(network.linear, noise, settings).mean()
         if gradient is not None:
@@ -248,7 +246,7 @@ def add_linear_gradient(
 # ---- What crosses over to the extension.
 
 
-def run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+def run_kernel(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
     """Runs a kernel on a device, which holds all the tensors that are described."""
     if device.type == "cuda":
         cuda.launch(kernel, device, settings.precision, *descriptions)

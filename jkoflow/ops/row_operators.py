@@ -185,6 +185,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "integrate_adaptive", "CPU")
+@torch.library.impl(LIBRARY, "integrate_adaptive", "CUDA")
 def _adaptive_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     *request, others = unpack(arguments)
     return tuple(native_rows.adaptive(*request, *others))
@@ -205,6 +206,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "integrate_adaptive_backward", "CPU")
+@torch.library.impl(LIBRARY, "integrate_adaptive_backward", "CUDA")
 def _adaptive_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     *request, (output_times, last_step, records, *bars, wanted) = unpack(arguments)
     found = native_rows.adaptive_backward(tuple(bars), last_step, records, *request, output_times, wanted)

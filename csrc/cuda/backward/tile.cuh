@@ -125,30 +125,36 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
   JKOFLOW_DEVICE void sweep(int step, int count, int kept_step) {
     for (int stage = 0; stage < count; ++stage) {
       device::sync_block(Barrier::kStageInput);
-      float z[NT][4];
-      tile.first_layer(z, tile.stage(stage));
-      put_values(z, tile.panel(kOdd));
-      device::sync_block(Barrier::kFirstLayer);
-      int top = kOdd;
-      if (p.layers > 1) {
-        tile.hidden_layer(1, tile.panel(kOdd), z);
-        put_values(z, tile.panel(kEven));
-        device::sync_block(Barrier::kSecondLayer);
-        top = kEven;
-      }
-      if (kTangents && p.layers > 2) {
-        tile.hidden_layer(2, tile.panel(kEven), z);
-        put_values(z, tile.panel(kOdd));
-        device::sync_block(Barrier::kTopLayer);
-        top = kOdd;
-      }
+      const float* top = layer_values(stage);
       const bool last_stage = stage + 1 == p.stages;
       float* next =
           last_stage ? (step + 1 < p.num_steps ? record(kept_step + 1, 0) : nullptr) : record(kept_step, stage + 1);
-      tile.advance(tile.panel(top), step, stage, [&](int i, float v) {
+      tile.advance(top, step, stage, [&](int i, float v) {
         if (next != nullptr) next[i] = v;
       });
     }
+  }
+
+  // The top panel, with the values alone. Ends with a barrier.
+  JKOFLOW_DEVICE const float* layer_values(int stage) const {
+    float z[NT][4];
+    tile.first_layer(z, tile.stage(stage));
+    put_values(z, tile.panel(kOdd));
+    device::sync_block(Barrier::kFirstLayer);
+    int top = kOdd;
+    if (p.layers > 1) {
+      tile.hidden_layer(1, tile.panel(kOdd), z);
+      put_values(z, tile.panel(kEven));
+      device::sync_block(Barrier::kSecondLayer);
+      top = kEven;
+    }
+    if (kTangents && p.layers > 2) {
+      tile.hidden_layer(2, tile.panel(kEven), z);
+      put_values(z, tile.panel(kOdd));
+      device::sync_block(Barrier::kTopLayer);
+      top = kOdd;
+    }
+    return tile.panel(top);
   }
 
   // The stage's input again, and the cotangent of its velocity: dt b_s x_bar + sum_j dt a_js (input_bar of stage j).

@@ -19,7 +19,9 @@ constexpr std::pair<const char*, cuda::Call> kCalls[] = {{"forward", cuda::Call:
                                                          {"backward", cuda::Call::kBackward},
                                                          {"jko_loss", cuda::Call::kJkoLoss},
                                                          {"evaluate", cuda::Call::kEvaluate},
-                                                         {"evaluate_backward", cuda::Call::kEvaluateBackward}};
+                                                         {"evaluate_backward", cuda::Call::kEvaluateBackward},
+                                                         {"adaptive", cuda::Call::kAdaptive},
+                                                         {"adaptive_backward", cuda::Call::kAdaptiveBackward}};
 
 cuda::Launch make_launch(cuda::Precision precision, uintptr_t workspace) {
   cuda::Launch launch;
@@ -74,6 +76,13 @@ PYBIND11_MODULE(_emulation, m) {
         [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
           cuda::evaluate_backward(p, adjoint, make_launch(precision, workspace));
         });
+  m.def("adaptive",
+        [](const Problem& p, const Adaptive& control, const cuda::RowBuffers& rows, cuda::Precision precision,
+           uintptr_t workspace) { cuda::adaptive(p, control, rows, make_launch(precision, workspace)); });
+  m.def("adaptive_backward", [](const Problem& p, const Adaptive& control, const cuda::RowBuffers& rows,
+                                const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
+    cuda::adaptive_backward(p, control, rows, adjoint, make_launch(precision, workspace));
+  });
   m.def("backward", [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
     cuda::backward(p, adjoint, make_launch(precision, workspace));
   });

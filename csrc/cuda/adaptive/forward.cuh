@@ -1,0 +1,114 @@
+// The forward kernel of adaptive steps: a tile's lanes carry one row each, at its own stage of its own step, and take
+// up the next row of the thread block's share when it is done. An evaluation is always of the whole tile.
+#pragma once
+
+#include "../forward.cuh"
+#include "control.cuh"
+
+namespace jkoflow::cuda {
+
+template <int H, Precision P, int NT, bool kTangents>
+struct AdaptiveForward {
+  using Layers = Forward<H, P, NT, kTangents>;
+  using T = Tile<H, P, NT>;
+
+  const T tile;
+  const Params& p;
+  Lanes<RowLane, T> lanes;
+
+  JKOFLOW_DEVICE explicit AdaptiveForward(const Params& params) : tile(params), p(params), lanes(tile) {}
+
+  // Ends: max_steps bounds the evaluations of every row.
+  JKOFLOW_DEVICE void run() {
+    tile.load_constant_inputs(p.batch);  // where there are no rows: of context, zeros
+    if (kTangents && p.hutchinson) tile.load_noise(p.batch);
+    float *x = tile.at(p.layout.x), *lost = tile.at(p.layout.lost);
+    for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x[i] = lost[i] = 0.0f;
+    if (tile.warp == 0) {
+      if (tile.thread < T::kSamples) {
+        RowLane& lane = lanes.lane(tile.thread);
+        lane.row = lane.finished = -1;
+        lane.moved = 0;
+      }
+      deal();
+    }
+    device::sync_block(Barrier::kRowSteps);
+    place();
+    while (lanes.board().active > 0) {
+      device::sync_block(Barrier::kStageInput);
+      if (kTangents && p.hutchinson && lanes.board().taken > 0) {
+        tile.keep_noise_products(Layers::noise_slot(p), Layers::noise_slot(p) + 1);
+      }
+      // Behind the stages: room for the linear term's velocity.
+      const float* top =
+          kTangents ? Layers::layers_with_tangents(tile, p.stages) : Layers::layers_in_closed_form(tile, p.stages);
+      tile.last_layer(top, tile.stage(p.stages),
+                      [&](int s, int k, float velocity) { tile.stage(lanes.lane(s).slot)[s * p.dim + k] = velocity; });
+      device::sync_block(Barrier::kRowSlopes);
+      if (tile.warp == 0) {
+        if (tile.thread < T::kSamples) decide();
+        deal();
+      }
+      device::sync_block(Barrier::kRowSteps);
+      place();
+    }
+  }
+
+  JKOFLOW_DEVICE void deal() {
+    lanes.deal([&](RowLane& lane, long long row) { RowControl<T>(tile, lane).take(row); });
+  }
+
+  JKOFLOW_DEVICE void decide() {
+    RowLane& lane = lanes.lane(tile.thread);
+    lane.finished = -1;
+    lane.moved = lane.taken = 0;
+    if (lane.row >= 0) {
+      const bool integrated = p.exact || p.hutchinson;
+      const float constant = p.stepping.row_divergence != nullptr ? p.stepping.row_divergence[lane.row] : 0.0f;
+      lane.divergence[lane.slot] = integrated ? tile.sample_divergence(tile.thread) + constant : 0.0f;
+      RowControl<T>(tile, lane).move_on();
+    }
+  }
+
+  // Moves the rows as was decided, writes those that have arrived, loads new ones, and sets all inputs.
+  JKOFLOW_DEVICE void place() const {
+    float *x = tile.at(p.layout.x), *lost = tile.at(p.layout.lost), *next_lost = tile.at(p.layout.next_lost);
+    for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
+      const int s = i / p.dim, k = i - s * p.dim;
+      const RowLane& lane = lanes.lane(s);
+      float& input = tile.input()[panel_index(s, k, p.layout.input_stride)];
+      if (lane.moved) {  // to the last stage's input, and that stage is the next step's first
+        x[i] = input;
+        lost[i] = next_lost[i];
+        tile.stage(0)[i] = tile.stage(p.stages - 1)[i];
+      }
+      if (lane.finished >= 0) p.x_end[lane.finished * p.dim + k] = x[i];
+      if (lane.taken) {
+        x[i] = p.x[lane.row * p.dim + k];
+        lost[i] = 0.0f;
+      }
+      // Less what rounding has added too much so far.
+      float increment = 0.0f;
+      for (int j = 0; j < lane.slot; ++j) increment += lane.weight[j] * tile.stage(j)[i];
+      increment -= lost[i];
+      input = x[i] + increment;
+      next_lost[i] = (input - x[i]) - increment;
+      if (kTangents && p.hutchinson && lane.taken) {
+        tile.shared[p.layout.noise + panel_index(s, k, p.layout.input_stride)] = p.noise[lane.row * p.dim + k];
+      }
+    }
+    for (int i = tile.thread; i < T::kSamples * p.context_dim; i += T::kThreads) {
+      const int s = i / p.context_dim, c = i - s * p.context_dim;
+      const RowLane& lane = lanes.lane(s);
+      if (lane.taken) {
+        tile.input()[panel_index(s, p.dim + p.has_time + c, p.layout.input_stride)] =
+            p.context[lane.row * p.context_dim + c];
+      }
+    }
+    if (p.has_time && tile.thread < T::kSamples) {
+      tile.input()[panel_index(tile.thread, p.dim, p.layout.input_stride)] = lanes.lane(tile.thread).time;
+    }
+  }
+};
+
+}  // namespace jkoflow::cuda
