@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from jkoflow import checkpoint, schedule
 from jkoflow.block import Block
 from jkoflow.composition import Composition, Trajectory
+from jkoflow.float64 import call_in_float64
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
@@ -81,6 +82,7 @@ class JKOFlow(Composition):
         num_steps: int | Grid | None = None,
         discrete: bool = False,
         validate: bool = True,
+        precision: Literal["auto", "float64"] = "auto",
     ) -> Tensor:
         """Returns the log-density of x in nats, in the data's own units.
 
@@ -95,11 +97,24 @@ class JKOFlow(Composition):
                 Otherwise the divergence is integrated, and the total is one up to the integrator's error.
             validate: Whether to look for NaN and inf first, and refuse them by row and column; it waits for the device.
                 Without it the call only queues work on a GPU. Shapes are checked always.
+            precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
+                all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
+                the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
 
         Returns:
-            Log-densities, with shape (B,), in the flow's dtype.
+            Log-densities, with shape (B,), in the flow's dtype, or in float64 with that precision: those of rows far
+            from the data are so large that float32 cannot hold what float64 computes.
+
+        Raises:
+            jkoflow.arrays.InputError: If the shape does not match or x holds NaN or inf (row and column are named).
+            ValueError: If the precision is unknown.
         """
-        z, logdet = self.forward(x, context, num_steps, discrete, validate)
+        if precision not in ("auto", "float64"):
+            raise ValueError(f"precision must be auto or float64, got {precision!r}")
+        if precision == "float64":
+            z, logdet = call_in_float64(self, x, context, num_steps, discrete, validate, graph=not discrete)
+        else:
+            z, logdet = self.forward(x, context, num_steps, discrete, validate)
         return base_log_prob(z) + logdet
 
     def sample(

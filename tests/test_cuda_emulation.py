@@ -216,7 +216,7 @@ def test_long_inputs_take_the_kernel_that_carries_fewer_samples(emulation, monke
         problem = problem_of(dim=128, hidden=[100, 36], time=True, divergence=getattr(native._C.Divergence, divergence))
         task = "backward" if divergence == "exact" else "forward"
         bytes_needed.append(getattr(emulation, f"{task}_bytes")(problem, getattr(native._C.Precision, precision)))
-    assert bytes_needed[0] > 2 * bytes_needed[1]  # of other kernels: 256 units instead of 128
+    assert bytes_needed[0] > 1.5 * bytes_needed[1]  # of other kernels: 256 units instead of 128
 
 
 def test_gradients_do_not_depend_on_the_run(emulation, monkeypatch):

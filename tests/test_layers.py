@@ -17,6 +17,7 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     "_version",
     "errors",
+    "float64",
     "callers",
     "former_names",
     "activation",

@@ -138,6 +138,28 @@ def test_npy_holds_the_log_densities_alone(place, model, tmp_path):
     assert not (tmp_path / "b.npy").exists()
 
 
+@pytest.mark.parametrize(("run", "file"), [("run", "forest"), ("plain", "numbers"), ("given", "forest")])
+def test_float64_scores_are_those_of_the_converted_model(place, tmp_path, run, file):
+    outs = tmp_path / "auto.npy", tmp_path / "float64.npy"
+    data = place / f"{file}.csv"
+    done("score", place / run, data, "--split", "all", "--out", outs[0])
+    done("score", place / run, data, "--split", "all", "--out", outs[1], "--precision", "float64")
+    single, double = (np.load(out) for out in outs)
+    assert double.dtype == np.float64
+    finite = np.isfinite(single)
+    assert (np.isfinite(double) == finite).all()
+    np.testing.assert_allclose(double[finite], single[finite], atol=1e-3)
+    assert (double[finite] != single[finite]).all()
+    frame = pd.read_csv(data)
+    converted = jkoflow.load(place / run).double()
+    np.testing.assert_allclose(double[:20], converted.log_prob(frame[:20]).numpy(), rtol=1e-12)
+
+
+def test_float64_is_the_only_other_precision(place, tmp_path):
+    line = refused("score", place / "plain", place / "numbers.csv", "--out", tmp_path / "a.npy", "--precision", "half")
+    assert "--precision must be auto or float64, got 'half'" in line
+
+
 @pytest.mark.parametrize("run", ["run", "plain"])
 def test_all_columns_are_kept_if_asked_for(place, tmp_path, run):
     file = place / ("forest.csv" if run == "run" else "numbers.csv")

@@ -1,57 +1,82 @@
 // One tile through all Runge-Kutta steps, forth and back.
 #pragma once
 
+#include "../compensated.h"
 #include "stage.h"
 #include "tiles.h"
 
 namespace jkoflow::JKOFLOW_ISA {
 namespace {
 
+// Times and weights of the stages, rounded once.
 template <class Real>
 struct Grid {
-  Real dt;
-  explicit Grid(const Problem& p) : dt(static_cast<Real>((p.t1 - p.t0) / p.num_steps)) {}
+  double dt;
+  explicit Grid(const Problem& p) : dt((p.t1 - p.t0) / p.num_steps) {}
+  Real weight(double number) const { return static_cast<Real>(dt * number); }
   Real time(const Problem& p, int step, int stage) const {
-    return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * ((p.t1 - p.t0) / p.num_steps));
+    return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * dt);
   }
 };
 
 // Writes x + dt sum_j a_ij k_j into the stage's input rows.
 template <class Real, int Vectors>
-void set_stage_input(const Problem& p, const ForwardSpace<Real>& space, Real* input, Real dt, int stage) {
+void set_stage_input(const Problem& p, const ForwardSpace<Real>& space, Real* input, const Grid<Real>& grid,
+                     int stage) {
   Real weight[kMaxStages];
-  for (int j = 0; j < stage; ++j) weight[j] = dt * static_cast<Real>(p.tableau.a[stage][j]);
+  for (int j = 0; j < stage; ++j) weight[j] = grid.weight(p.tableau.a[stage][j]);
   for_each_vector<Real, Vectors>(p.dim, [&](int at) {
-    Vector<Real> v = load(space.x + at);
+    Vector<Real> increment{};
     for (int j = 0; j < stage; ++j) {
-      if (weight[j] != 0) v += weight[j] * load(space.velocity[j] + at);
+      if (weight[j] != 0) increment += weight[j] * load(space.velocity[j] + at);
     }
-    store<Real>(input + at, v);
+    store<Real>(input + at, load(space.x + at) + increment);
   });
 }
 
-// All stages of one step from space.x, without moving it. Adds the weighted divergences to logdet.
+// All stages of one step from space.x, without moving it. Adds the weighted divergences to what logdet grows by.
 template <class Real, int Vectors, Keep K>
 void evaluate_stages(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space,
-                     const Stage<Real>* stage, const Grid<Real>& grid, int step, Vector<Real> (&logdet)[Vectors]) {
+                     const Stage<Real>* stage, const Grid<Real>& grid, int step, Vector<Real> (&increment)[Vectors]) {
   for (int s = 0; s < p.tableau.stages; ++s) {
-    set_stage_input<Real, Vectors>(p, space, stage[s].input, grid.dt, s);
+    set_stage_input<Real, Vectors>(p, space, stage[s].input, grid, s);
     Vector<Real> divergence[Vectors];
     forward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space, space.velocity[s], divergence);
-    const Real weight = grid.dt * static_cast<Real>(p.tableau.b[s]);
-    for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
+    const Real weight = grid.weight(p.tableau.b[s]);
+    for (int j = 0; j < Vectors; ++j) increment[j] += weight * divergence[j];
   }
 }
 
-// Moves space.x to the end of the step whose stages have been evaluated.
+// The logdet of a tile's samples, summed over steps.
+template <class Real, int Vectors>
+struct Logdet {
+  Vector<Real> sum[Vectors] = {}, rest[Vectors] = {};
+
+  void add(const Vector<Real> (&increment)[Vectors]) {
+    for (int j = 0; j < Vectors; ++j) add_compensated(sum[j], rest[j], increment[j]);
+  }
+  Real of(int sample) const { return sum[sample / kLanes<Real>][sample % kLanes<Real>]; }
+};
+
+// Puts the tile at its start.
+template <class Real, int Vectors>
+void start(const Problem& p, const ForwardSpace<Real>& space, int64_t first, int samples) {
+  load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
+  load_tile<Real, Vectors>(nullptr, 0, 0, p.dim, space.x_rest);
+}
+
+// Moves space.x to the end of the step whose stages have been evaluated. What the stages see of a position, and the
+// path keeps, is space.x alone, so that the adjoint finds the same stages from the path.
 template <class Real, int Vectors>
 void advance(const Problem& p, const ForwardSpace<Real>& space, const Grid<Real>& grid) {
+  Real weight[kMaxStages];
+  for (int s = 0; s < p.tableau.stages; ++s) weight[s] = grid.weight(p.tableau.b[s]);
   for_each_vector<Real, Vectors>(p.dim, [&](int at) {
-    Vector<Real> v = load(space.x + at);
-    for (int s = 0; s < p.tableau.stages; ++s) {
-      v += (grid.dt * static_cast<Real>(p.tableau.b[s])) * load(space.velocity[s] + at);
-    }
-    store<Real>(space.x + at, v);
+    Vector<Real> x = load(space.x + at), rest = load(space.x_rest + at), increment{};
+    for (int s = 0; s < p.tableau.stages; ++s) increment += weight[s] * load(space.velocity[s] + at);
+    add_compensated(x, rest, increment);
+    store<Real>(space.x + at, x);
+    store<Real>(space.x_rest + at, rest);
   });
 }
 
@@ -79,18 +104,20 @@ template <class Real, int Vectors>
 void forward_tile(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space, int64_t first,
                   int samples) {
   const Grid<Real> grid(p);
-  load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
+  start<Real, Vectors>(p, space, first, samples);
   load_constants<Real, Vectors>(p, net, space, 1, first, samples);
-  Vector<Real> logdet[Vectors] = {};
+  Logdet<Real, Vectors> logdet;
   for (int step = 0; step < p.num_steps; ++step) {
     if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, step), first, samples, p.dim, space.x);
-    evaluate_stages<Real, Vectors, Keep::kNothing>(p, net, space, space.stage, grid, step, logdet);
+    Vector<Real> increment[Vectors] = {};
+    evaluate_stages<Real, Vectors, Keep::kNothing>(p, net, space, space.stage, grid, step, increment);
+    logdet.add(increment);
     advance<Real, Vectors>(p, space, grid);
   }
   store_tile<Real>(p.x_end, first, samples, p.dim, space.x);
   if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, p.num_steps), first, samples, p.dim, space.x);
   Real* out = static_cast<Real*>(p.logdet) + first;
-  for (int i = 0; i < samples; ++i) out[i] = logdet[i / kLanes<Real>][i % kLanes<Real>];
+  for (int i = 0; i < samples; ++i) out[i] = logdet.of(i);
 }
 
 // Adds rows of a cotangent, if there is one, to a tile.
@@ -103,17 +130,17 @@ void add_cotangent(const void* tensor, int64_t first, int samples, int columns, 
   }
 }
 
-// The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start. Adds to logdet
-// what evaluate_stages left out.
+// The adjoint of one step whose stages are kept: x_bar at the step's end becomes x_bar at its start. Adds to
+// what logdet grows by what evaluate_stages left out.
 template <class Real, int Vectors, Keep K>
 void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space,
                    const Stage<Real>* stage, BackwardSpace<Real>& work, const Grid<Real>& grid, int step,
-                   const Vector<Real> (&logdet_bar)[Vectors], Vector<Real> (&logdet)[Vectors], bool parameters) {
+                   const Vector<Real> (&logdet_bar)[Vectors], Vector<Real> (&increment)[Vectors], bool parameters) {
   const Tableau& tableau = p.tableau;
   for (int s = tableau.stages - 1; s >= 0; --s) {
-    const Real weight = grid.dt * static_cast<Real>(tableau.b[s]);
+    const Real weight = grid.weight(tableau.b[s]);
     Real later[kMaxStages];
-    for (int j = s + 1; j < tableau.stages; ++j) later[j] = grid.dt * static_cast<Real>(tableau.a[j][s]);
+    for (int j = s + 1; j < tableau.stages; ++j) later[j] = grid.weight(tableau.a[j][s]);
     Real* velocity_bar = work.velocity_bar + static_cast<ptrdiff_t>(s) * net.dim * kTile<Real>;
     for_each_vector<Real, Vectors>(p.dim, [&](int at) {
       Vector<Real> v = weight * load(work.x_bar + at);
@@ -126,7 +153,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
     for (int j = 0; j < Vectors; ++j) divergence_bar[j] = weight * logdet_bar[j];
     backward_stage<Real, Vectors, K>(net, grid.time(p, step, s), stage[s], space, work, s, divergence_bar, divergence,
                                      parameters);
-    for (int j = 0; j < Vectors; ++j) logdet[j] += weight * divergence[j];
+    for (int j = 0; j < Vectors; ++j) increment[j] += weight * divergence[j];
   }
   const auto add_stages = [&](Real* bar, int first, int rows) {
     for_each_vector<Real, Vectors>(rows, [&](int at) {
@@ -200,12 +227,15 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
   const ptrdiff_t tile = p.dim * kTile<Real>;
   const auto stages_of = [&](int step) { return space.stage + (keep_all ? step * p.tableau.stages : 0); };
   clear_tile<Real, Vectors>(p, net, work);
-  load_tile<Real, Vectors>(p.x, first, samples, p.dim, space.x);
+  start<Real, Vectors>(p, space, first, samples);
   load_constants<Real, Vectors>(p, net, space, kept_steps, first, samples);
-  Vector<Real> logdet[Vectors] = {}, unused[Vectors] = {};
+  Logdet<Real, Vectors> logdet;
+  Vector<Real> unused[Vectors] = {};
   for (int step = 0; step < p.num_steps; ++step) {
     std::memcpy(path + step * tile, space.x, sizeof(Real) * tile);
-    evaluate_stages<Real, Vectors, K>(p, net, space, stages_of(step), grid, step, logdet);
+    Vector<Real> increment[Vectors] = {};
+    evaluate_stages<Real, Vectors, K>(p, net, space, stages_of(step), grid, step, increment);
+    logdet.add(increment);
     advance<Real, Vectors>(p, space, grid);
   }
 
@@ -236,9 +266,12 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
       const ForwardSpace<Real> from_path = space.at(path + step * tile);
       evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);
     }
-    backward_step<Real, Vectors, K>(p, net, space, stages_of(step), work, grid, step, logdet_bar, logdet, parameters);
+    Vector<Real> increment[Vectors] = {};
+    backward_step<Real, Vectors, K>(p, net, space, stages_of(step), work, grid, step, logdet_bar, increment,
+                                    parameters);
+    logdet.add(increment);
   }
-  for (int i = 0; i < samples; ++i) terms[1] -= logdet[i / kLanes<Real>][i % kLanes<Real>];
+  for (int i = 0; i < samples; ++i) terms[1] -= logdet.of(i);
   if (adjoint.x != nullptr) {
     for_each_vector<Real, Vectors>(p.dim, [&](int at) { add_to<Real>(work.x_bar + at, load(space.x + at)); });
   }

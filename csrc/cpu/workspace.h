@@ -71,7 +71,7 @@ struct Tangent {
 // Buffers to carry a tile through Runge-Kutta steps, with the stages of `steps` steps kept.
 template <class Real>
 struct ForwardSpace {
-  Real *x, *bias;
+  Real *x, *x_rest, *bias;  // x_rest: what rounding cuts off x, of a tile that is carried from step to step
   Real* velocity[kMaxStages];
   Tangent<Real> tangent;
   SplitSpace<Real> split;
@@ -79,6 +79,7 @@ struct ForwardSpace {
 
   ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena)
       : x(arena.take<Real>(net.dim * kTile<Real>)),
+        x_rest(arena.take<Real>(net.dim * kTile<Real>)),
         bias(arena.take<Real>(net.padded[0])),
         tangent(net, arena),
         split(net.widest(), arena) {

@@ -51,6 +51,7 @@ void place_fixed(const Problem& p, Choice& choice) {
   layout.input_stride = round_up(p.input_columns() + 1, 32);
   layout.input = place.fixed("input", tile * layout.input_stride);
   layout.divergence = place.fixed("divergence", choice.threads() / 32 * tile);
+  layout.logdet = place.fixed("logdet", 2 * tile);
   if (p.divergence == Divergence::kHutchinson) layout.noise = place.fixed("noise", tile * layout.input_stride);
   if (!is_adjoint(choice.kind.task)) return;
   layout.cotangent_stride = round_up(p.dim, 32);
@@ -74,12 +75,12 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   }
   if (slots > kMaxSlots) throw std::logic_error("kMaxSlots is too small");
   for (int i = 0; i < slots; ++i) layout.slots[i] = place.flexible("slot", choice.tile() * H, limit);
-  if (adaptive && !adjoint) {
-    layout.lost = place.flexible("lost", rows, limit);
-    layout.next_lost = place.flexible("next_lost", rows, limit);
+  if (!adjoint) {
+    layout.x_rest = place.flexible("x_rest", rows, limit);  // last: once a step is not often
+    if (adaptive) layout.next_rest = place.flexible("next_rest", rows, limit);
+    return;
   }
-  if (!adjoint) return;
-  layout.x_bar = place.flexible("x_bar", rows, limit);
+  layout.x_bar = layout.x_rest = place.flexible("x_bar", rows, limit);
   layout.context_bar = place.flexible("context_bar", choice.tile() * p.context_dim, limit);
   if (p.has_time_column() && !adaptive) layout.time_bar = place.flexible("time_bar", choice.tile(), limit);
   layout.bias_last_sum = place.flexible("bias_last_sum", depth, limit, Where::kGradient);

@@ -20,7 +20,7 @@ struct Forward {
   JKOFLOW_DEVICE static void carry_tile(const T& tile, long long first) {
     const Params& p = tile.p;
     const int samples = tile.samples(first);
-    float* x = tile.at(p.layout.x);
+    float *x = tile.at(p.layout.x), *rest = tile.at(p.layout.x_rest);
     // Every position is set by the thread that will move it: see Tile::advance.
     tile.load_constant_inputs(first);
     if (kTangents && p.hutchinson) tile.load_noise(first);
@@ -28,12 +28,13 @@ struct Forward {
       tile.for_each_in_job(job / NT, job % NT, p.dim, [&](int s, int k, int) {
         const float v = s < samples ? p.x[(first + s) * p.dim + k] : 0.0f;
         x[s * p.dim + k] = v;
+        rest[s * p.dim + k] = 0.0f;
         tile.input()[panel_index(s, k, p.layout.input_stride)] = v;
         if (p.path != nullptr && s < samples) p.path[(first + s) * p.dim + k] = v;
       });
     }
     tile.set_time(0, 0);
-    float logdet = 0.0f;  // of sample `thread`
+    tile.clear_logdet();
     for (int step = 0; step < p.num_steps; ++step) {
       for (int stage = 0; stage < p.stages; ++stage) {
         device::sync_block(Barrier::kStageInput);
@@ -49,11 +50,10 @@ struct Forward {
           if (path != nullptr && i < count) path[i] = v;
           if (x_end != nullptr && i < count) x_end[i] = v;
         });
-        if (tile.thread < T::kSamples && (p.exact || p.hutchinson))
-          logdet += p.b[stage] * tile.sample_divergence(tile.thread);
+        tile.add_divergence(p.b[stage]);
       }
     }
-    if (tile.thread < samples) p.logdet[first + tile.thread] = logdet;
+    if (tile.thread < samples) p.logdet[first + tile.thread] = tile.logdet();
   }
 
   // Velocity's top panel; the divergence is left for Tile::sample_divergence. Ends with a barrier.

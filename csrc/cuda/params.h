@@ -39,15 +39,17 @@ struct Layout {
   int cotangent, cotangent_stride;  // panel of cotangents of the velocity
   int noise;                        // panel of Hutchinson's noise, with the stride of the inputs
   int divergence;                   // [warp][sample]
+  int logdet;                       // [sample][sum, rest]
   int logdet_bar;                   // [sample]
   Place x, x_bar;                   // [sample][dim]
+  Place x_rest;                     // what rounding cuts off x; the loss's, which needs it first, is x_bar
   Place stages;                     // [stage][sample][dim]: velocities, or cotangents of the stage inputs
   Place context_bar;                // [sample][context_dim]
   Place time_bar;                   // [sample], if every row has its own t
   Place slots[kMaxSlots];           // fragments that only their own thread uses
   // Of adaptive steps.
   Place lanes;                    // adaptive/lane.h
-  Place lost, next_lost;          // [sample][dim]: what rounding has added to x too much, and would with the next step
+  Place next_rest;                // [sample][dim]: x_rest, if the step is accepted
   Place x_extra, velocity_extra;  // [sample][dim], [stage][sample][dim]: cotangents by outputs within the step
   int records;                    // in scratch: stage inputs [step][stage][sample][dim]
   // Sums of gradients; those not in shared memory are summed in the partial gradient itself.

@@ -55,12 +55,11 @@ void describe(const Problem& p, Call call, Params& params) {
   params.evaluate = evaluate;
   params.beta = static_cast<float>(p.beta);
   params.t0 = p.t0;
-  params.dt = (p.t1 - p.t0) / p.num_steps;
-  const float dt = adaptive ? 1.0f : static_cast<float>(params.dt);  // every row has its own
+  params.dt = adaptive ? 1.0 : (p.t1 - p.t0) / p.num_steps;  // with adaptive steps every row has its own
   for (int s = 0; s < p.tableau.stages; ++s) {
-    params.b[s] = dt * static_cast<float>(p.tableau.b[s]);
+    params.b[s] = static_cast<float>(params.dt * p.tableau.b[s]);
     params.c[s] = p.tableau.c[s];
-    for (int j = 0; j < s; ++j) params.a[s][j] = dt * static_cast<float>(p.tableau.a[s][j]);
+    for (int j = 0; j < s; ++j) params.a[s][j] = static_cast<float>(params.dt * p.tableau.a[s][j]);
   }
   params.x = floats(p.x);
   params.times = evaluate && p.has_time_column() ? floats(p.times) : nullptr;

@@ -7,6 +7,7 @@
 // barrier among themselves.
 #pragma once
 
+#include "../compensated.h"
 #include "activation.cuh"
 #include "params.h"
 #include "product.cuh"
@@ -183,17 +184,23 @@ struct Tile {
   }
 
   // The last layer, then what it makes known: the input of the next stage, or after the last stage the next position,
-  // which is the input of the next step. record(sample * dim + feature, value) sees it.
+  // which is the input of the next step. record(sample * dim + feature, value) sees it. What stages and path see of a
+  // position is x alone, so that the adjoint finds the same stages from the path.
   template <class Record>
   JKOFLOW_DEVICE void advance(const float* panel, int step, int s_now, Record&& record) const {
-    float* x = at(p.layout.x);
+    float *x = at(p.layout.x), *rest = at(p.layout.x_rest);
     const bool last_stage = s_now + 1 == p.stages;
     last_layer(panel, stage(s_now), [&](int s, int k, float velocity) {
       const int i = s * p.dim + k;
       stage(s_now)[i] = velocity;
-      float next = p.evaluate ? 0.0f : x[i];
-      for (int j = 0; j <= s_now; ++j) next += (last_stage ? p.b[j] : p.a[s_now + 1][j]) * stage(j)[i];
-      if (last_stage) x[i] = next;
+      float next = p.evaluate ? 0.0f : x[i], increment = 0.0f;
+      for (int j = 0; j <= s_now; ++j) increment += (last_stage ? p.b[j] : p.a[s_now + 1][j]) * stage(j)[i];
+      if (last_stage) {
+        add_compensated(next, rest[i], increment);
+        x[i] = next;
+      } else {
+        next += increment;
+      }
       input()[panel_index(s, k, p.layout.input_stride)] = next;
       record(i, next);
     });
@@ -249,6 +256,17 @@ struct Tile {
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) sum += shared[p.layout.divergence + w * kSamples + s];
     return sum;
+  }
+
+  // The logdet of sample `thread`, and what rounding cuts off it: this thread's alone, in tiles of any size.
+  JKOFLOW_DEVICE float& logdet() const { return shared[p.layout.logdet + 2 * thread]; }
+  JKOFLOW_DEVICE float& logdet_rest() const { return shared[p.layout.logdet + 2 * thread + 1]; }
+  JKOFLOW_DEVICE void clear_logdet() const {
+    if (thread < kSamples) logdet() = logdet_rest() = 0.0f;
+  }
+  JKOFLOW_DEVICE void add_divergence(float weight) const {
+    if (thread >= kSamples || !(p.exact || p.hutchinson)) return;
+    add_compensated(logdet(), logdet_rest(), weight * sample_divergence(thread));
   }
 
   // ---- Directions of the divergence: row `direction` of the last layer and column `direction` of the first, for this

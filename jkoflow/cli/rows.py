@@ -44,7 +44,8 @@ class Rows:
             else:
                 numbers = numbers_of(table)
                 check_finite(numbers, table.features)
-                x = to_float32(numbers).to(model.standardize.mean.dtype)
+                single = model.standardize.mean.dtype is not torch.float64
+                x = to_float32(numbers) if single else torch.from_numpy(np.array(numbers, dtype=np.float64))
                 self.tensors = x[:, :dim], x[:, dim:] if model.context_dim else None
         except DataError as error:
             text = str(error)

@@ -41,7 +41,9 @@ class Whiten(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images (B, d) and logdets (B,) of x (B, d)."""
         inverse, log_det = self._inverted()
-        return rowwise_product(x - self.mean, inverse.T), -log_det.expand(x.shape[0])
+        # In float64: the inverse is large where columns are correlated, and what comes after expands its rounding.
+        y = rowwise_product(x.double() - self.mean.double(), inverse.T)
+        return y.to(x.dtype), -log_det.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns preimages (B, d) and logdets (B,) of the inverse map for y (B, d)."""
@@ -65,4 +67,4 @@ class Whiten(nn.Module):
 
 def _invert(root: Tensor) -> tuple[Tensor, Tensor]:
     exact = root.double()
-    return torch.linalg.inv(exact).to(root.dtype), torch.linalg.slogdet(exact)[1].to(root.dtype)
+    return torch.linalg.inv(exact), torch.linalg.slogdet(exact)[1].to(root.dtype)

@@ -98,7 +98,9 @@ def integrate(
             ``"tf32x3"`` on GPUs on which that is faster (compute capability 8.0, 9.0 and 10), else ``"fp32"``.
             On the CPU ``"auto"`` is ``"fp32"``: products in the precision of x. ``"bf16x3"`` is for float32 on CPUs
             with AMX: products between hidden layers with 16 significant bits, errors near 1e-5, and faster; without
-            AMX it is refused. Products for the gradients of the weights stay in float32.
+            AMX it is refused. Products for the gradients of the weights stay in float32. ``"float64"`` takes x and the
+            weights of an `MLPVelocity` to float64 first, and returns float64; gradients come back in their own types.
+            There are float64 kernels for the CPU only.
         keep_path: Whether to return x at every step.
 
     Returns:
@@ -132,6 +134,7 @@ def integrate(
     grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
     request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
+    request = request.in_precision()
     kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
     if isinstance(grid, Adaptive):
         return integrate_rows(velocity, request, kernel, times)
@@ -208,13 +211,14 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
+    request = request.in_precision()
     kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
-    field = request.field
+    field, x, context = request.field, request.x, request.context
     if isinstance(grid, Adaptive):
         end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
         return jko_terms(x, end, logdet, jko_step)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
-        return operators.jko_loss_mlp(field, x, context, noise, settings_of(request, field), jko_step)
+        return operators.jko_loss_mlp(field, x, context, request.noise, settings_of(request, field), jko_step)
     end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)
     return jko_terms(x, end, logdet, jko_step)
 

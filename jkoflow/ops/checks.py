@@ -17,13 +17,13 @@ from jkoflow.velocity import MLPField
 
 Backend = Literal["auto", "cpu", "cuda", "reference"]
 Divergence = Literal["exact", "hutchinson", "none"]
-Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32"]
+Precision = Literal["auto", "fp32", "bf16x3", "tf32x3", "tf32", "float64"]
 
 _LARGEST = sys.float_info.max  # and not inf: integers may be larger than any float
 _METHODS = tuple(TABLEAUX)
 _DIVERGENCES = ("exact", "hutchinson", "none")
 _BACKENDS = ("auto", "cpu", "cuda", "reference")
-_PRECISIONS = ("auto", "fp32", "bf16x3", "tf32x3", "tf32")
+_PRECISIONS = ("auto", "fp32", "bf16x3", "tf32x3", "tf32", "float64")
 
 
 class Request(NamedTuple):
@@ -43,6 +43,14 @@ class Request(NamedTuple):
     divergence: str
     backend: str
     precision: str
+
+    def in_precision(self) -> Request:
+        """Returns the request with its tensors in float64 if that is the precision, otherwise as it is."""
+        if self.precision != "float64" or self.field is None:
+            return self
+        context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
+        field = self.field.double()
+        return self._replace(field=field, x=self.x.double(), context=context, noise=noise, precision="auto")
 
 
 def check_request(request: Request) -> None:
@@ -119,13 +127,20 @@ def _check_choices(request: Request) -> None:
         raise ValueError(_choice("backend", backend, _BACKENDS))
     if precision not in _PRECISIONS:
         raise ValueError(_choice("precision", precision, _PRECISIONS))
+    if precision == "float64" and request.field is None:
+        raise ValueError(
+            "precision 'float64' converts the weights of an MLPVelocity, and this velocity can only be called; give a "
+            "velocity and x in float64 instead"
+        )
     if precision == "bf16x3" and (x.dtype != torch.float32 or x.device.type != "cpu" or backend not in ("auto", "cpu")):
         raise ValueError(
             "precision 'bf16x3' is for float32 tensors in the CPU kernels, got "
             f"{x.dtype} on {x.device} with backend={backend!r}"
         )
     if precision in ("tf32x3", "tf32") and (x.device.type != "cuda" or backend not in ("auto", "cuda")):
-        raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got {precision!r}")
+        raise ValueError(
+            f"precision must be 'auto', 'fp32', 'bf16x3' or 'float64' outside the CUDA kernels, got {precision!r}"
+        )
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> str:

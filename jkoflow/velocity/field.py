@@ -23,6 +23,12 @@ class MLPField(NamedTuple):
     biases: tuple[Tensor, ...]  # [(H1,), ..., (dim,)]
     linear: Tensor | None  # (dim, dim) or None
 
+    def double(self) -> MLPField:
+        """Returns the field with its tensors in float64, through which gradients flow back to those of this one."""
+        weights, biases = (tuple(tensor.double() for tensor in tensors) for tensors in (self.weights, self.biases))
+        linear = None if self.linear is None else self.linear.double()
+        return self._replace(weights=weights, biases=biases, linear=linear)
+
     @property
     def hidden(self) -> tuple[int, ...]:
         """Returns the widths of the hidden layers."""

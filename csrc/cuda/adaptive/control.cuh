@@ -55,7 +55,7 @@ struct RowControl {
     lane.phase = RowLane::kStart;
     lane.output = lane.slot = lane.rejected = 0;
     lane.finite = 1;
-    lane.logdet = lane.logdet_lost = 0.0f;
+    lane.logdet = lane.logdet_rest = 0.0f;
   }
 
   // After an evaluation, whose divergence is that of lane.slot: sets the next one, or leaves the lane free.
@@ -179,9 +179,7 @@ struct RowControl {
     if (s.records != nullptr) record(outputs);
     ++lane.steps;
     lane.output += outputs;
-    const float gain = static_cast<float>(change - static_cast<double>(lane.logdet_lost)), sum = lane.logdet + gain;
-    lane.logdet_lost = (sum - lane.logdet) - gain;
-    lane.logdet = sum;
+    add_compensated(lane.logdet, lane.logdet_rest, static_cast<float>(change));
     lane.divergence[0] = lane.divergence[stages - 1];  // as the slopes, see AdaptiveForward::place
     lane.t = lane.dt == s.t1 - lane.t ? s.t1 : lane.t + lane.dt;
     double factor = StepControl::after_success(s, size, lane.last_error);

@@ -22,8 +22,8 @@ struct AdaptiveForward {
   JKOFLOW_DEVICE void run() {
     tile.load_constant_inputs(p.batch);  // where there are no rows: of context, zeros
     if (kTangents && p.hutchinson) tile.load_noise(p.batch);
-    float *x = tile.at(p.layout.x), *lost = tile.at(p.layout.lost);
-    for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x[i] = lost[i] = 0.0f;
+    float *x = tile.at(p.layout.x), *rest = tile.at(p.layout.x_rest);
+    for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x[i] = rest[i] = 0.0f;
     if (tile.warp == 0) {
       if (tile.thread < T::kSamples) {
         RowLane& lane = lanes.lane(tile.thread);
@@ -72,27 +72,26 @@ struct AdaptiveForward {
 
   // Moves the rows as was decided, writes those that have arrived, loads new ones, and sets all inputs.
   JKOFLOW_DEVICE void place() const {
-    float *x = tile.at(p.layout.x), *lost = tile.at(p.layout.lost), *next_lost = tile.at(p.layout.next_lost);
+    float *x = tile.at(p.layout.x), *rest = tile.at(p.layout.x_rest), *next_rest = tile.at(p.layout.next_rest);
     for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
       const int s = i / p.dim, k = i - s * p.dim;
       const RowLane& lane = lanes.lane(s);
       float& input = tile.input()[panel_index(s, k, p.layout.input_stride)];
       if (lane.moved) {  // to the last stage's input, and that stage is the next step's first
         x[i] = input;
-        lost[i] = next_lost[i];
+        rest[i] = next_rest[i];
         tile.stage(0)[i] = tile.stage(p.stages - 1)[i];
       }
       if (lane.finished >= 0) p.x_end[lane.finished * p.dim + k] = x[i];
       if (lane.taken) {
         x[i] = p.x[lane.row * p.dim + k];
-        lost[i] = 0.0f;
+        rest[i] = 0.0f;
       }
-      // Less what rounding has added too much so far.
       float increment = 0.0f;
       for (int j = 0; j < lane.slot; ++j) increment += lane.weight[j] * tile.stage(j)[i];
-      increment -= lost[i];
-      input = x[i] + increment;
-      next_lost[i] = (input - x[i]) - increment;
+      input = x[i];
+      next_rest[i] = rest[i];
+      add_compensated(input, next_rest[i], increment);
       if (kTangents && p.hutchinson && lane.taken) {
         tile.shared[p.layout.noise + panel_index(s, k, p.layout.input_stride)] = p.noise[lane.row * p.dim + k];
       }

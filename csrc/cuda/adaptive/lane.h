@@ -25,7 +25,7 @@ struct RowLane {
   int moved, taken;      // whether the last attempt was accepted, and whether the row is new
   int slot;              // stage that is evaluated: its input is x plus the weighted slopes of those before
   float time;            // of that stage
-  float logdet, logdet_lost;
+  float logdet, logdet_rest;
   float weight[kMaxStages], divergence[kMaxStages];
 };
 

@@ -17,8 +17,6 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
   // Panels of the sweep: h_1 and h_3, h_2.
   static constexpr int kOdd = 0, kEven = 2;
 
-  float logdet = 0.0f;  // of sample `thread`
-
   JKOFLOW_DEVICE void adjoint_of_tile(int index) {
     const auto first = [&] { return first_sample(p, index); };  // not held in registers either
     float *x = tile.at(p.layout.x), *x_bar = tile.at(p.layout.x_bar), *context_bar = tile.at(p.layout.context_bar);
@@ -28,9 +26,10 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
     if (kTangents && p.hutchinson) tile.load_noise(first());
     clear_cotangent_padding();
     for (int i = tile.thread; i < T::kSamples * p.context_dim; i += T::kThreads) context_bar[i] = 0.0f;
-    logdet = 0.0f;
+    tile.clear_logdet();
     if (loss) {
       tile.load_rows(p.x, first(), x, false);
+      for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) tile.at(p.layout.x_rest)[i] = 0.0f;
       tile.set_input(x, 0, 0);
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) record(0, 0)[i] = x[i];
       for (int step = 0; step < p.num_steps; ++step) sweep(step, p.stages, step);
@@ -61,9 +60,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
           tile.keep_noise_products(slots.noise(), slots.noise() + 1);
         }
         adjoint_of_stage(stage);
-        if (loss && tile.thread < T::kSamples && (p.exact || p.hutchinson)) {
-          logdet += p.b[stage] * tile.sample_divergence(tile.thread);
-        }
+        if (loss) tile.add_divergence(p.b[stage]);
       }
       device::sync_block(Barrier::kStepAdjoint);
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
@@ -74,7 +71,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       if (p.path_bar != nullptr) tile.load_rows(p.path_bar + step * step_rows, first(), x_bar, true);
     }
     if (loss) {
-      if (tile.thread < tile.samples(first())) sample_terms()[1] -= logdet;
+      if (tile.thread < tile.samples(first())) sample_terms()[1] -= tile.logdet();
       // x holds the penalty's own gradient.
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x_bar[i] += x[i];
     }
