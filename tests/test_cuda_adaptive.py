@@ -261,7 +261,7 @@ def test_no_interval(emulated):
 def test_rows_that_do_not_arrive(emulated):
     velocity, tensors = inputs(NETWORKS["two layers"], 50)
     emulated()
-    with pytest.raises(IntegrationError, match="row 0 stops at t = .*raise max_steps"):
+    with pytest.raises(IntegrationError, match=r"row 0 stops at t = .*raise max_steps"):
         run(velocity, tensors, "cpu", max_steps=2)
     tensors["x"][[17, 30]] = float("nan")
     with pytest.raises(IntegrationError, match=r"row 17 stops at t = 0: .*not finite") as caught:

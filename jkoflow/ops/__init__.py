@@ -135,7 +135,7 @@ def integrate(
     request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
     request = request.in_precision()
-    kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
+    kernel = use_kernel(request)
     if isinstance(grid, Adaptive):
         return integrate_rows(velocity, request, kernel, times)
     if times is not None:
@@ -212,7 +212,7 @@ def jko_loss(
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
     request = request.in_precision()
-    kernel = use_kernel(request, "adaptive" if isinstance(grid, Adaptive) else "integrate")
+    kernel = use_kernel(request)
     field, x, context = request.field, request.x, request.context
     if isinstance(grid, Adaptive):
         end, logdet, *_ = integrate_rows(velocity, request, kernel, None)

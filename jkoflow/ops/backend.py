@@ -30,7 +30,7 @@ def settings_of(request: Request, field: MLPField) -> native.Settings:
     return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
 
 
-def use_kernel(request: Request, task: native.Task = "integrate") -> bool:
+def use_kernel(request: Request) -> bool:
     """Tells whether a compiled kernel runs the request, with a warning if none can and none was asked for by name.
 
     Raises:
@@ -40,7 +40,7 @@ def use_kernel(request: Request, task: native.Task = "integrate") -> bool:
     if backend == "reference":
         return False
     field = request.unfused if request.field is None else request.field
-    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision, task)
+    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
     if reason is not None and backend != "auto":

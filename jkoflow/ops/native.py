@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from jkoflow.ops.grid import Adaptive, Grid, as_grid
 from jkoflow.ops.network import Network
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
-
-Task = Literal["integrate", "adaptive", "evaluate"]
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu")
@@ -60,7 +58,6 @@ def unsupported(
     noise: Tensor | None,
     backend: str,
     precision: str,
-    task: Task = "integrate",
 ) -> str | None:
     """Says why no compiled kernel can run the request; None if one can.
 
@@ -71,7 +68,6 @@ def unsupported(
         noise: The probe of ``"hutchinson"``.
         backend: Kernels that were asked for by name, or ``"auto"``.
         precision: Precision of products, see `jkoflow.integrate`.
-        task: Equal steps, adaptive steps or a single evaluation.
 
     Raises:
         jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not available.

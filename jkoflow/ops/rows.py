@@ -67,7 +67,7 @@ def velocity_and_divergence(
     check_request(request)
     t = _checked_time(t, x)
     field = request.field
-    if use_kernel(request, "evaluate") and field is not None:
+    if use_kernel(request) and field is not None:
         times = t.expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
         times = times if field.time else None
         return row_operators.evaluate_mlp(field, x, times, context, noise, settings_of(request, field))
