@@ -15,10 +15,10 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
   using typename Base::T;
 
   const Stepping& s;
-  Lanes<ReturnLane, T> lanes;
+  Dealer<ReturnLane> dealer;
 
   JKOFLOW_DEVICE AdaptiveAdjoint(const Params& params, KeptSums<H, P>& kept)
-      : Base(params, kept), s(params.stepping), lanes(tile) {}
+      : Base(params, kept), s(params.stepping), dealer(params) {}
 
   // Ends: a row's places among the records descend.
   JKOFLOW_DEVICE void run() {
@@ -27,19 +27,19 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
     clear_cotangent_padding();
     this->divergence_weight = 1.0f;
     if (tile.warp == 0) {
-      if (tile.thread < T::kSamples) lanes.lane(tile.thread).row = lanes.lane(tile.thread).finished = -1;
+      if (tile.thread < T::kSamples) lane_at(tile.thread).row = lane_at(tile.thread).finished = -1;
       deal();
     }
     device::sync_block(Barrier::kRowSteps);
     place();
-    while (lanes.board().active > 0) {
+    while (board_of(tile).active > 0) {
       sweep_rows();
       for (int stage = p.stages - 1; stage >= 0; --stage) {
         device::sync_block(Barrier::kInputAdjoint);
         tile.renew();
         set_stage_of_rows(stage);
         device::sync_block(Barrier::kStageAdjoint);
-        if (kTangents && p.hutchinson && stage + 1 == p.stages && lanes.board().taken > 0) {
+        if (kTangents && p.hutchinson && stage + 1 == p.stages && board_of(tile).taken > 0) {
           const AdjointSlots slots(p.layers, p.hutchinson);
           tile.keep_noise_products(slots.noise(), slots.noise() + 1);
         }
@@ -48,7 +48,7 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
       device::sync_block(Barrier::kStepAdjoint);
       add_stages();
       if (tile.warp == 0) {
-        if (tile.thread < T::kSamples) turn_back(lanes.lane(tile.thread));
+        if (tile.thread < T::kSamples) turn_back(lane_at(tile.thread));
         deal();
       }
       device::sync_block(Barrier::kRowSteps);
@@ -58,8 +58,10 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
 
   // ---- Lanes, a thread for each
 
+  JKOFLOW_DEVICE ReturnLane& lane_at(int r) const { return lane_of<ReturnLane>(tile, r); }
+
   JKOFLOW_DEVICE void deal() {
-    lanes.deal([&](ReturnLane& lane, long long row) {
+    dealer.deal(tile, [&](ReturnLane& lane, long long row) {
       lane.row = row;
       lane.taken = row >= 0;
       lane.step = row >= 0 ? s.last_step[row] : -1;
@@ -118,7 +120,7 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
     float *x = tile.at(p.layout.x), *x_bar = tile.at(p.layout.x_bar);
     for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
       const int r = i / p.dim, k = i - r * p.dim;
-      const ReturnLane& lane = lanes.lane(r);
+      const ReturnLane& lane = lane_at(r);
       if (lane.finished >= 0 && p.x_grad != nullptr) p.x_grad[lane.finished * p.dim + k] = x_bar[i];
       if (lane.taken) x_bar[i] = p.x_end_bar != nullptr ? p.x_end_bar[lane.row * p.dim + k] : 0.0f;
       if (lane.row < 0) x_bar[i] = 0.0f;
@@ -134,7 +136,7 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
     float* context_bar = tile.at(p.layout.context_bar);
     for (int i = tile.thread; i < T::kSamples * p.context_dim; i += T::kThreads) {
       const int r = i / p.context_dim, c = i - r * p.context_dim;
-      const ReturnLane& lane = lanes.lane(r);
+      const ReturnLane& lane = lane_at(r);
       if (lane.finished >= 0 && p.context_grad != nullptr) {
         p.context_grad[lane.finished * p.context_dim + c] = context_bar[i];
       }
@@ -165,7 +167,7 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
 
   JKOFLOW_DEVICE void set_time_of_rows(int stage) const {
     if (p.has_time && tile.thread < T::kSamples) {
-      const ReturnLane& lane = lanes.lane(tile.thread);
+      const ReturnLane& lane = lane_at(tile.thread);
       tile.input()[panel_index(tile.thread, p.dim, p.layout.input_stride)] =
           static_cast<float>(lane.t + p.c[stage] * lane.dt);
     }
@@ -182,7 +184,7 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
         tile.stage(stage)[i] = velocity;
         float sum = 0.0f;
         for (int j = 0; j <= stage; ++j) sum += p.a[stage + 1][j] * tile.stage(j)[i];
-        const float next = x[i] + static_cast<float>(lanes.lane(r).dt) * sum;
+        const float next = x[i] + static_cast<float>(lane_at(r).dt) * sum;
         tile.input()[panel_index(r, k, p.layout.input_stride)] = next;
         record(0, stage + 1)[i] = next;
       });
@@ -198,13 +200,13 @@ struct AdaptiveAdjoint : TileAdjoint<H, P, NT, kTangents> {
       const int r = i / p.dim, k = i - r * p.dim;
       float v = p.b[stage] * x_bar[i];
       for (int j = stage + 1; j < p.stages; ++j) v += p.a[j][stage] * tile.stage(j)[i];
-      v *= static_cast<float>(lanes.lane(r).dt);
+      v *= static_cast<float>(lane_at(r).dt);
       cotangent()[panel_index(r, k, p.layout.cotangent_stride)] = s.outputs > 0 ? v + extra[i] : v;
       tile.input()[panel_index(r, k, p.layout.input_stride)] = input[i];
     }
     set_time_of_rows(stage);
     if (tile.thread < T::kSamples) {
-      const ReturnLane& lane = lanes.lane(tile.thread);
+      const ReturnLane& lane = lane_at(tile.thread);
       tile.shared[p.layout.logdet_bar + tile.thread] =
           p.b[stage] * static_cast<float>(lane.dt) * lane.logdet_bar + lane.divergence_extra[stage];
     }

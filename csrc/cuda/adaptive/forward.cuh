@@ -14,9 +14,9 @@ struct AdaptiveForward {
 
   const T tile;
   const Params& p;
-  Lanes<RowLane, T> lanes;
+  Dealer<RowLane> dealer;
 
-  JKOFLOW_DEVICE explicit AdaptiveForward(const Params& params) : tile(params), p(params), lanes(tile) {}
+  JKOFLOW_DEVICE explicit AdaptiveForward(const Params& params) : tile(params), p(params), dealer(params) {}
 
   // Ends: max_steps bounds the evaluations of every row.
   JKOFLOW_DEVICE void run() {
@@ -26,7 +26,7 @@ struct AdaptiveForward {
     for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x[i] = rest[i] = 0.0f;
     if (tile.warp == 0) {
       if (tile.thread < T::kSamples) {
-        RowLane& lane = lanes.lane(tile.thread);
+        RowLane& lane = lane_at(tile.thread);
         lane.row = lane.finished = -1;
         lane.moved = 0;
       }
@@ -34,16 +34,16 @@ struct AdaptiveForward {
     }
     device::sync_block(Barrier::kRowSteps);
     place();
-    while (lanes.board().active > 0) {
+    while (board_of(tile).active > 0) {
       device::sync_block(Barrier::kStageInput);
-      if (kTangents && p.hutchinson && lanes.board().taken > 0) {
+      if (kTangents && p.hutchinson && board_of(tile).taken > 0) {
         tile.keep_noise_products(Layers::noise_slot(p), Layers::noise_slot(p) + 1);
       }
       // Behind the stages: room for the linear term's velocity.
       const float* top =
           kTangents ? Layers::layers_with_tangents(tile, p.stages) : Layers::layers_in_closed_form(tile, p.stages);
       tile.last_layer(top, tile.stage(p.stages),
-                      [&](int s, int k, float velocity) { tile.stage(lanes.lane(s).slot)[s * p.dim + k] = velocity; });
+                      [&](int s, int k, float velocity) { tile.stage(lane_at(s).slot)[s * p.dim + k] = velocity; });
       device::sync_block(Barrier::kRowSlopes);
       if (tile.warp == 0) {
         if (tile.thread < T::kSamples) decide();
@@ -54,12 +54,14 @@ struct AdaptiveForward {
     }
   }
 
+  JKOFLOW_DEVICE RowLane& lane_at(int s) const { return lane_of<RowLane>(tile, s); }
+
   JKOFLOW_DEVICE void deal() {
-    lanes.deal([&](RowLane& lane, long long row) { RowControl<T>(tile, lane).take(row); });
+    dealer.deal(tile, [&](RowLane& lane, long long row) { RowControl<T>(tile, lane).take(row); });
   }
 
   JKOFLOW_DEVICE void decide() {
-    RowLane& lane = lanes.lane(tile.thread);
+    RowLane& lane = lane_at(tile.thread);
     lane.finished = -1;
     lane.moved = lane.taken = 0;
     if (lane.row >= 0) {
@@ -75,7 +77,7 @@ struct AdaptiveForward {
     float *x = tile.at(p.layout.x), *rest = tile.at(p.layout.x_rest), *next_rest = tile.at(p.layout.next_rest);
     for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
       const int s = i / p.dim, k = i - s * p.dim;
-      const RowLane& lane = lanes.lane(s);
+      const RowLane& lane = lane_at(s);
       float& input = tile.input()[panel_index(s, k, p.layout.input_stride)];
       if (lane.moved) {  // to the last stage's input, and that stage is the next step's first
         x[i] = input;
@@ -98,14 +100,14 @@ struct AdaptiveForward {
     }
     for (int i = tile.thread; i < T::kSamples * p.context_dim; i += T::kThreads) {
       const int s = i / p.context_dim, c = i - s * p.context_dim;
-      const RowLane& lane = lanes.lane(s);
+      const RowLane& lane = lane_at(s);
       if (lane.taken) {
         tile.input()[panel_index(s, p.dim + p.has_time + c, p.layout.input_stride)] =
             p.context[lane.row * p.context_dim + c];
       }
     }
     if (p.has_time && tile.thread < T::kSamples) {
-      tile.input()[panel_index(tile.thread, p.dim, p.layout.input_stride)] = lanes.lane(tile.thread).time;
+      tile.input()[panel_index(tile.thread, p.dim, p.layout.input_stride)] = lane_at(tile.thread).time;
     }
   }
 };
