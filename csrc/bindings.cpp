@@ -10,6 +10,7 @@ namespace {
 using jkoflow::Adaptive;
 using jkoflow::Adjoint;
 using jkoflow::JkoLoss;
+using jkoflow::Modulation;
 using jkoflow::Problem;
 using jkoflow::RowFailure;
 using jkoflow::bindings::address;
@@ -61,7 +62,14 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<jkoflow::ActivationKind>(m, "ActivationKind")
       .value("tanh", jkoflow::ActivationKind::kTanh)
       .value("softplus", jkoflow::ActivationKind::kSoftplus)
-      .value("silu", jkoflow::ActivationKind::kSilu);
+      .value("silu", jkoflow::ActivationKind::kSilu)
+      .value("elu", jkoflow::ActivationKind::kElu)
+      .value("selu", jkoflow::ActivationKind::kSelu)
+      .value("gelu", jkoflow::ActivationKind::kGelu);
+
+  py::enum_<jkoflow::GateKind>(m, "GateKind")
+      .value("affine", jkoflow::GateKind::kAffine)
+      .value("sigmoid", jkoflow::GateKind::kSigmoid);
 
   py::enum_<jkoflow::Divergence>(m, "Divergence")
       .value("none", jkoflow::Divergence::kNone)
@@ -69,6 +77,15 @@ PYBIND11_MODULE(_C, m) {
       .value("hutchinson", jkoflow::Divergence::kHutchinson);
 
   py::class_<jkoflow::Tableau>(m, "Tableau").def(py::init(&make_tableau), py::arg("a"), py::arg("b"), py::arg("c"));
+
+  py::class_<Modulation> modulation(m, "Modulation");
+  modulation.def(py::init<>())
+      .def_readwrite("present", &Modulation::present)
+      .def_readwrite("gate", &Modulation::gate)
+      .def_readwrite("time", &Modulation::time)
+      .def_readwrite("frequencies", &Modulation::frequencies)
+      .def_readwrite("gated", &Modulation::gated)
+      .def_readwrite("shifted", &Modulation::shifted);
 
   py::class_<Problem> problem(m, "Problem");
   problem.def(py::init<>())
@@ -88,6 +105,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("tableau", &Problem::tableau)
       .def_readwrite("threads", &Problem::threads)
       .def_readwrite("split", &Problem::split)
+      .def_readwrite("modulation", &Problem::modulation)
+      .def_readwrite("residual", &Problem::residual)
       .def_property(
           "hidden", [](const Problem& p) { return std::vector<int>(p.width, p.width + p.hidden_layers); },
           [](Problem& p, const std::vector<int>& widths) {
@@ -104,6 +123,9 @@ PYBIND11_MODULE(_C, m) {
   addresses(problem, "weights", &Problem::weight);
   addresses(problem, "biases", &Problem::bias);
   address(problem, "linear", &Problem::linear);
+  problem.def_property(
+      "modulation_tensor", [](const Problem& p) { return reinterpret_cast<uintptr_t>(p.modulation.tensor); },
+      [](Problem& p, uintptr_t value) { p.modulation.tensor = reinterpret_cast<const void*>(value); });
   address(problem, "x_end", &Problem::x_end);
   address(problem, "logdet", &Problem::logdet);
   address(problem, "path", &Problem::path);
@@ -119,6 +141,7 @@ PYBIND11_MODULE(_C, m) {
   addresses(adjoint, "weights", &Adjoint::weight);
   addresses(adjoint, "biases", &Adjoint::bias);
   address(adjoint, "linear", &Adjoint::linear);
+  address(adjoint, "modulation", &Adjoint::modulation);
 
   py::class_<JkoLoss> loss(m, "JkoLoss");
   loss.def(py::init<>()).def_readwrite("step_size", &JkoLoss::step_size);

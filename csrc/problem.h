@@ -8,12 +8,28 @@
 
 namespace jkoflow {
 
-constexpr int kMaxHidden = 4;
+constexpr int kMaxHidden = 8;
 
 enum class Divergence : int {
   kNone,        // logdet is zero
   kExact,       // the trace: in closed form for 1 and 2 hidden layers, by dim tangents for more
   kHutchinson,  // noise^T J noise
+};
+
+// Scale and shift of every layer, the last one included, by the columns u = [t, cos(w t), sin(w t), context] of each
+// row: z = gate(G u + g) * (W h + b) + S u. Layer 1 then reads x alone.
+enum class GateKind : int { kAffine, kSigmoid };  // 1 + a, 1 / (1 + e^-a)
+struct Modulation {
+  bool present = false;
+  GateKind gate = GateKind::kAffine;
+  bool time = false;                // whether t itself is a column
+  int frequencies = 0;              // numbers w
+  unsigned gated = 0, shifted = 0;  // bit l: whether layer l has G and g; S
+  const void* tensor = nullptr;     // w, then G, g and S of each layer that has them, one after the other
+
+  bool has_gate(int l) const { return (gated >> l & 1u) != 0; }
+  bool has_shift(int l) const { return (shifted >> l & 1u) != 0; }
+  int columns(int context_dim) const { return (time ? 1 : 0) + 2 * frequencies + context_dim; }
 };
 
 // dx/dt = MLP([x, t, context]) + A x over [t0, t1]. Tensors are dense, row-major, all of one floating-point type.
@@ -33,12 +49,15 @@ struct Problem {
   int num_steps = 1;
   bool row_times = false;  // every row has its own t, so that t is a column like any other
   Tableau tableau;
-  int threads = 1;     // of the CPU kernels
-  bool split = false;  // CPU, float32: products between hidden layers as three of bfloat16 numbers each
+  int threads = 1;  // of the CPU kernels
+  Modulation modulation;
+  bool residual = false;  // hidden layers from the second on add their activation to what they read
+  bool split = false;     // CPU, float32: products between hidden layers as three of bfloat16 numbers each
 
   // Columns of layer 1: x, t, context.
-  int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }
-  bool has_time_column() const { return time && row_times; }
+  int input_columns() const { return modulation.present ? dim : dim + (time ? 1 : 0) + context_dim; }
+  // Whether t is a row of the input tile.
+  bool has_time_column() const { return modulation.present || (time && row_times); }
 
   const void* x = nullptr;                  // (batch, dim)
   const void* times = nullptr;              // (batch,), for a single evaluation: t of every row
@@ -65,6 +84,7 @@ struct Adjoint {
   void* weight[kMaxHidden + 1] = {};
   void* bias[kMaxHidden + 1] = {};
   void* linear = nullptr;
+  void* modulation = nullptr;
 };
 
 // Steps that adapt to the error of each row, by an embedded method whose last stage is the first of the next step: the

@@ -8,15 +8,19 @@ from jkoflow.flow import JKOFlow
 from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss, velocity_and_divergence
 from jkoflow.table_flow import TableFlow, load
 from jkoflow.training import TrainConfig, train
-from jkoflow.velocity import MLPVelocity
+from jkoflow.velocity import ConcatSquashMLP, FourierTimeMLP, HyperMLP, MLPVelocity, ResidualMLP
 
 __all__ = [
     "Block",
+    "ConcatSquashMLP",
     "FallbackWarning",
+    "FourierTimeMLP",
+    "HyperMLP",
     "Integrated",
     "JKOFlow",
     "JKOTerms",
     "MLPVelocity",
+    "ResidualMLP",
     "TableFlow",
     "TrainConfig",
     "__version__",

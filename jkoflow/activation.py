@@ -14,10 +14,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Activation:
-    r"""A smooth activation :math:`\sigma` with its slope :math:`\sigma'`.
+    r"""An activation :math:`\sigma` with its slope :math:`\sigma'`.
 
     Arguments:
-        name: One of ``"tanh"``, ``"softplus"``, ``"silu"``, ``"gelu"``, ``"sin"``.
+        name: One of ``"tanh"``, ``"softplus"``, ``"silu"``, ``"elu"`` (with :math:`\alpha = 1`), ``"selu"``, ``"gelu"``
+            (the exact one, with the error function), ``"sin"``. The slope of ``"selu"`` jumps at 0, from 1.758 to
+            1.051: there the divergence jumps, too, which no gradient sees.
         beta: Sharpness of ``softplus``, :math:`\log(1 + e^{\beta z}) / \beta`; 1 for the others.
     """
 
@@ -44,17 +46,17 @@ class Activation:
 
 
 def parse_activation(text: str | Activation) -> Activation:
-    """Reads ``"tanh"``, ``"silu"``, ``"softplus"``, ``"softplus(5)"``, ``"gelu"`` or ``"sin"``.
+    """Reads ``"tanh"``, ``"silu"``, ``"softplus"``, ``"softplus(5)"``, ``"elu"``, ``"selu"``, ``"gelu"`` or ``"sin"``.
 
     Raises:
-        ValueError: For an unknown name, a kinked activation such as relu, or a beta that is not positive.
+        ValueError: For an unknown name, a piecewise linear activation such as relu, or a beta that is not positive.
     """
     if isinstance(text, Activation):
         return text
-    if text in ("relu", "leaky_relu", "elu", "hardtanh"):
+    if text in ("relu", "leaky_relu", "hardtanh"):
         raise ValueError(
-            f"activation must be smooth, got {text!r}: its second derivative is zero or undefined, so the "
-            f"divergence would not train; use one of {', '.join(_TABLE)}"
+            f"activation must bend, got {text!r}: it is linear in pieces, so its second derivative is zero wherever "
+            f"there is one, and the divergence would not train; use one of {', '.join(_TABLE)}"
         )
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
     if match is None or match[1] not in _TABLE or (match[2] is not None and match[1] != "softplus"):
@@ -83,11 +85,24 @@ def _gelu_slope(z: Tensor, beta: float) -> Tensor:
     return cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
+def _elu_slope(z: Tensor, beta: float) -> Tensor:
+    return torch.exp(z.clamp(max=0))
+
+
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717  # as PyTorch has them
+
+
+def _selu_slope(z: Tensor, beta: float) -> Tensor:
+    return torch.where(z > 0, _SELU_SCALE, _SELU_SCALE * _SELU_ALPHA * torch.exp(z.clamp(max=0)))
+
+
 _TABLE: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
     "tanh": (lambda z, beta: torch.tanh(z), _tanh_slope),
     # past its threshold on beta * z softplus turns linear: at 40 that is exact in float64 and exp is finite in float32
     "softplus": (lambda z, beta: functional.softplus(z, beta, 40.0), lambda z, beta: torch.sigmoid(beta * z)),
     "silu": (lambda z, beta: functional.silu(z), _silu_slope),
+    "elu": (lambda z, beta: functional.elu(z), _elu_slope),
+    "selu": (lambda z, beta: functional.selu(z), _selu_slope),
     "gelu": (lambda z, beta: functional.gelu(z), _gelu_slope),
     "sin": (lambda z, beta: torch.sin(z), lambda z, beta: torch.cos(z)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +14,7 @@ from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows, in_order, shaped, take_context, take_points
 from jkoflow.links import Links
-from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops.grid import Grid, Steps, as_grid, for_each
 from jkoflow.standardize import Standardize
 
 
@@ -117,8 +118,19 @@ class Composition(nn.Module):
         """Returns the blocks as a list, from the data to the noise."""
         return cast("list[Block]", list(self.blocks))
 
-    def _steps(self, num_steps: int | Grid | None) -> int | Grid | None:
-        return self.eval_num_steps if num_steps is None else num_steps
+    def _stepping(self, num_steps: Steps | None) -> list[tuple[Block, int | Grid | None]]:
+        """Returns the blocks with the steps that each one takes; None is the block's own grid."""
+        wanted = self.eval_num_steps if num_steps is None else num_steps
+        steps = [None] * len(self.blocks) if wanted is None else for_each(wanted, len(self.blocks))
+        return list(zip(self.stack, steps, strict=True))
+
+    def grids(self, num_steps: Steps | None = None) -> tuple[Grid, ...]:
+        """Returns the grid that every block takes for ``num_steps``; None means the calibrated number.
+
+        Raises:
+            ValueError: If a number is not an integer of at least 1, or there is not one for each block.
+        """
+        return tuple(block.grid if steps is None else as_grid(steps) for block, steps in self._stepping(num_steps))
 
     def standardized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the links and the standardisation to data x (B, d); returns the result and the logdet of both (B,).
@@ -150,7 +162,7 @@ class Composition(nn.Module):
         self,
         x: Rows,
         context: Rows | None = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         discrete: bool = False,
         validate: bool = True,
     ) -> tuple[Tensor, Tensor]:
@@ -165,7 +177,8 @@ class Composition(nn.Module):
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
             context: Conditioning variables in their own units, finite, with shape (B, c).
-            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
+            num_steps: Runge-Kutta steps per block, or a grid; or a list of one for each block, such as
+                `JKOFlow.grids_for` returns; None means the calibrated number.
             discrete: Whether to compute the log-determinant of the Runge-Kutta map itself, see `JKOFlow.log_prob`.
             validate: Whether to look for NaN and inf first, which waits for the device; shapes are checked always.
 
@@ -178,8 +191,8 @@ class Composition(nn.Module):
         points, leading = self._take(x, validate)
         conditions = self._given(x, context, leading, validate)
         z, logdet = self.enter(points)
-        for block in self.stack:
-            z, increment = block(z, conditions, self._steps(num_steps), discrete)
+        for block, steps in self._stepping(num_steps):
+            z, increment = block(z, conditions, steps, discrete)
             logdet = logdet + increment
         return shaped(z, leading), shaped(logdet, leading)
 
@@ -187,7 +200,7 @@ class Composition(nn.Module):
         self,
         z: Rows,
         context: Rows | None = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         exact: bool = False,
         validate: bool = True,
     ) -> tuple[Tensor, Tensor]:
@@ -220,8 +233,8 @@ class Composition(nn.Module):
         x, leading = take_points(z, self.dim, "z", self.standardize.mean, validate)
         conditions = self.standardized_context(context, leading, validate)
         logdet = x.new_zeros(x.shape[0])
-        for index, block in reversed(list(enumerate(self.stack))):
-            x, increment = block.inverse(x, conditions, self._steps(num_steps), exact, f"block {index}")
+        for index, (block, steps) in reversed(list(enumerate(self._stepping(num_steps)))):
+            x, increment = block.inverse(x, conditions, steps, exact, f"block {index}")
             logdet = logdet + increment
         x, increment = self.leave(x)
         return shaped(x, leading), shaped(logdet + increment, leading)
@@ -230,7 +243,7 @@ class Composition(nn.Module):
         self,
         x: Rows,
         context: Rows | None = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         inverse: bool = False,
         validate: bool = True,
     ) -> Tensor:
@@ -238,15 +251,16 @@ class Composition(nn.Module):
         point, leading = self._take(x, validate)
         conditions = self._given(x, context, leading, validate)
         point = point if inverse else self.enter(point)[0]
-        for block in reversed(self.stack) if inverse else self.stack:
-            point = block.carry(point, conditions, self._steps(num_steps), inverse)
+        stepping = self._stepping(num_steps)
+        for block, steps in reversed(stepping) if inverse else stepping:
+            point = block.carry(point, conditions, steps, inverse)
         return shaped(self.leave(point)[0] if inverse else point, leading)
 
     def trajectory(
         self,
         x: Rows,
         context: Rows | None = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         inverse: bool = False,
         validate: bool = True,
     ) -> Trajectory:
@@ -268,9 +282,10 @@ class Composition(nn.Module):
         point = point if inverse else self.enter(point)[0]
         logdet = point.new_zeros(point.shape[0])
         stages = [(point, logdet)]
-        for block in reversed(self.stack) if inverse else self.stack:
+        stepping = self._stepping(num_steps)
+        for block, steps in reversed(stepping) if inverse else stepping:
             step = block.inverse if inverse else block
-            point, increment = step(point, conditions, self._steps(num_steps))
+            point, increment = step(point, conditions, steps)
             logdet = logdet + increment
             stages.append((point, logdet))
         if inverse:
@@ -283,10 +298,23 @@ class Composition(nn.Module):
 
     def _given(self, x: Rows, context: Rows | None, leading: torch.Size, validate: bool) -> Tensor | None:
         """Returns the standardised conditions; a data frame of points may hold them, too."""
+        return self.standardized_context(self._given_with(x, context), leading, validate)
+
+    def _given_with(self, x: Rows, context: Rows | None) -> Rows | None:
+        """Returns the conditions as they were given, with points or beside them."""
         if context is None and self.context_features and is_pandas(x):
             names = set(map(str, getattr(x, "columns", ())))
-            context = x if names.issuperset(self.context_features) else None
-        return self.standardized_context(context, leading, validate)
+            return x if names.issuperset(self.context_features) else None
+        return context
+
+    def _rows(self, x: Rows, context: Rows | None, validate: bool) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Returns points (B, d) and their conditions (B, c) in their own units, and the axes of results."""
+        points, leading = self._take(x, validate)
+        return points, self._in_own_units(self._given_with(x, context), leading, validate), leading
+
+    def _in_own_units(self, context: Rows | None, leading: torch.Size, validate: bool) -> Tensor | None:
+        context = in_order(context, self.context_features, "context")
+        return take_context(context, leading, self.context_dim, self.standardize.mean, validate)
 
     def standardized_context(
         self, context: Rows | None, rows: int | torch.Size, validate: bool = True
@@ -307,9 +335,13 @@ class Composition(nn.Module):
                 inf.
         """
         leading = torch.Size((rows,)) if isinstance(rows, int) else rows
-        context = in_order(context, self.context_features, "context")
-        conditions = take_context(context, leading, self.context_dim, self.standardize.mean, validate)
+        conditions = self._in_own_units(context, leading, validate)
         if conditions is not None and self.context_links is not None:
             conditions = self.context_links(conditions)[0]
         layer = self.standardize_context
         return conditions if conditions is None or layer is None else layer(conditions)[0]
+
+
+def base_log_prob(z: Tensor) -> Tensor:
+    """Returns the log-density of the standard Gaussian in nats, with shape (...), for z (..., d)."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

@@ -6,27 +6,27 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jkoflow import checkpoint, schedule
 from jkoflow.block import Block
-from jkoflow.composition import Composition, Trajectory
-from jkoflow.float64 import call_in_float64
+from jkoflow.composition import Trajectory, base_log_prob
+from jkoflow.density import Density
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
-from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops.grid import as_grid
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
 
 MODEL_FILE = "model.safetensors"
 
 
-class JKOFlow(Composition):
+class JKOFlow(Density):
     r"""A normalizing flow: links, standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
@@ -74,88 +74,6 @@ class JKOFlow(Composition):
     def converged(self) -> bool | None:
         """Whether the NLLs of `metrics` stand still when the Runge-Kutta steps are doubled; None without metrics."""
         return None if self.metrics is None else self.metrics.get("test_nll_converged")
-
-    def log_prob(
-        self,
-        x: Rows,
-        context: Rows | None = None,
-        num_steps: int | Grid | None = None,
-        discrete: bool = False,
-        validate: bool = True,
-        precision: Literal["auto", "float64"] = "auto",
-    ) -> Tensor:
-        """Returns the log-density of x in nats, in the data's own units.
-
-        Arguments:
-            x: Data in their own units, finite, with shape (B, d) or any other form that `forward` takes, such as a data
-                frame, in which the columns of the training are found by name.
-            context: Conditioning variables, with shape (B, c) or any other form that `forward` takes; None if the data
-                frame has them, or without any.
-            num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
-            discrete: Whether to take the log-determinant of the Runge-Kutta map itself, so that the density integrates
-                to one at any number of steps. It costs d passes forward and back, for small d, and has no gradients.
-                Otherwise the divergence is integrated, and the total is one up to the integrator's error.
-            validate: Whether to look for NaN and inf first, and refuse them by row and column; it waits for the device.
-                Without it the call only queues work on a GPU. Shapes are checked always.
-            precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
-                all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
-                the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
-
-        Returns:
-            Log-densities, with shape (B,), in the flow's dtype, or in float64 with that precision: those of rows far
-            from the data are so large that float32 cannot hold what float64 computes.
-
-        Raises:
-            jkoflow.arrays.InputError: If the shape does not match or x holds NaN or inf (row and column are named).
-            ValueError: If the precision is unknown.
-        """
-        if precision not in ("auto", "float64"):
-            raise ValueError(f"precision must be auto or float64, got {precision!r}")
-        if precision == "float64":
-            z, logdet = call_in_float64(self, x, context, num_steps, discrete, validate, graph=not discrete)
-        else:
-            z, logdet = self.forward(x, context, num_steps, discrete, validate)
-        return base_log_prob(z) + logdet
-
-    def sample(
-        self,
-        n: int,
-        context: Rows | None = None,
-        num_steps: int | Grid | None = None,
-        generator: torch.Generator | None = None,
-        exact: bool = False,
-        validate: bool = True,
-    ) -> Tensor:
-        """Draws n points in the data's own units, with shape (n, d).
-
-        ``context`` has shape (n, c), or (c,) for the same condition in all rows; the other arguments are those of
-        `inverse`.
-        """
-        if exact:
-            return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate)[0]
-        return self.carry(self._noise(n, generator), context, num_steps, True, validate)
-
-    def sample_and_log_prob(
-        self,
-        n: int,
-        context: Rows | None = None,
-        num_steps: int | Grid | None = None,
-        generator: torch.Generator | None = None,
-        exact: bool = False,
-        validate: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws n points and their log-densities in one pass, with shapes (n, d) and (n,).
-
-        The log-densities integrate the divergence backwards along the sampled paths; they agree with `log_prob` to
-        the integrator's error, or to rounding if exact (see `inverse`).
-        """
-        z = self._noise(n, generator)
-        x, logdet = self.inverse(z, context, num_steps, exact, validate)
-        return x, base_log_prob(z) - logdet
-
-    def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
-        mean = self.standardize.mean
-        return torch.randn(n, self.dim, dtype=mean.dtype, device=mean.device, generator=generator)
 
     def measure_movements(self, x: Rows, context: Rows | None = None) -> list[float]:
         """Measures how far every block moves data, and sets the blocks' movements; training does so by itself.
@@ -333,8 +251,3 @@ class JKOFlow(Composition):
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
         return flow.requires_grad_(False).eval()
-
-
-def base_log_prob(z: Tensor) -> Tensor:
-    """Returns the log-density of the standard Gaussian in nats, with shape (...), for z (..., d)."""
-    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

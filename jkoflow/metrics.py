@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames, warn_of_left_out
-from jkoflow.ops.grid import Fixed, Grid, as_grid, finest
+from jkoflow.ops.grid import Fixed, Grid, Steps, as_grid, finest
+from jkoflow.tolerance import refinements
 
 ROUNDING = 64
 """Units of rounding, as a multiple of a row's NLL, by which the NLL may change without an effect of the steps."""
@@ -62,7 +63,7 @@ class Movement(NamedTuple):
 
 
 @torch.no_grad()
-def row_nll(flow: JKOFlow, x: Tensor, num_steps: int | Grid | None = None, context: Tensor | None = None) -> Tensor:
+def row_nll(flow: JKOFlow, x: Tensor, num_steps: Steps | None = None, context: Tensor | None = None) -> Tensor:
     """Returns the negative log-likelihood of every row in nats, as float64 with shape (N,), see `mean_nll`."""
     return torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)])
 
@@ -135,24 +136,19 @@ def step_converged_nll(
         raise ValueError("x must have at least one row, got none")
     if num_steps is None:
         num_steps = training_grid(flow) if flow.eval_num_steps is None else Fixed(flow.eval_num_steps).halved()
-    grid = as_grid(num_steps)
-    coarse = row_nll(flow, x, grid, context)
-    while True:
-        grid = grid.refined()
-        fine = row_nll(flow, x, grid, context)
+    for grid, coarse, fine in refinements(lambda grid: row_nll(flow, x, grid, context), as_grid(num_steps)):
         change, decisive = _change(coarse, fine, tolerance, float(torch.finfo(x.dtype).eps))
         converged = change < tolerance  # False for NaN
         finer = grid.refined()
         too_fine = finer.cost > max_num_steps
         out_of_time = not converged and not too_fine and affordable is not None and not affordable(finer)
         if converged or too_fine or out_of_time:
-            break
-        coarse = fine
-    finite = torch.isfinite(fine)
-    warn_of_left_out(flow, x, finite, names)
-    nll, stderr = mean_and_stderr(fine[finite])
-    left_out = len(x) - int(finite.sum())
-    return ConvergedNLL(nll, stderr, grid.num_steps, converged, change, out_of_time, left_out, decisive)
+            finite = torch.isfinite(fine)
+            warn_of_left_out(flow, x, finite, names)
+            nll, stderr = mean_and_stderr(fine[finite])
+            left_out = len(x) - int(finite.sum())
+            return ConvergedNLL(nll, stderr, grid.num_steps, converged, change, out_of_time, left_out, decisive)
+    raise AssertionError("refinements have no end")
 
 
 def _change(coarse: Tensor, fine: Tensor, tolerance: float, eps: float) -> tuple[float, int | None]:

@@ -21,18 +21,19 @@ from jkoflow.data.memory import as_table
 from jkoflow.data.optional import require
 from jkoflow.data.table import Table
 from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.in_parts import InParts
+from jkoflow.log_densities import pilot_of
 from jkoflow.masses import Masses
 from jkoflow.metrics import CHUNK
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.grid import Steps
+from jkoflow.quadrature import quadrature
+from jkoflow.within import check_tolerance
 
 KIND = "table-flow"
 """Kind of the content of a model file."""
 
 BATCH = 256
 """Rows whose masses are computed at once."""
-
-POINTS = (16, 64)
-"""Points of noise over which a mass is integrated: for one column with noise, and for more."""
 
 
 class TableFlow(nn.Module):
@@ -89,7 +90,12 @@ class TableFlow(nn.Module):
         return self.schema.context_features
 
     def log_prob(
-        self, x: Any, context: Any = None, num_steps: int | Grid | None = None, points: int | None = None
+        self,
+        x: Any,
+        context: Any = None,
+        num_steps: Steps | None = None,
+        points: int | None = None,
+        tol: float | None = None,
     ) -> Tensor:
         """Returns the log-densities of rows in nats, in the columns' own units.
 
@@ -100,6 +106,9 @@ class TableFlow(nn.Module):
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             points: Points of noise to integrate over, for rows that need it; None means 16 for one column with noise
                 and 64 for several.
+            tol: Largest error of a row's log-density by the steps and by rounding, in nats, in place of ``num_steps``:
+                the fewest steps that keep it are found, see `JKOFlow.log_prob`. What the points of noise are off by is
+                not in it.
 
         Returns:
             Log-densities, float64, with shape (N,); -inf for impossible rows, such as an unknown category.
@@ -107,54 +116,96 @@ class TableFlow(nn.Module):
         Raises:
             jkoflow.data.DataError: If a column is missing, of another type, or holds missing values that the training
                 did not have.
+            ValueError: If ``tol`` is not a positive number, or given together with ``num_steps``.
         """
+        return self._log_prob_and_error(x, context, num_steps, points, tol, False)[0]
+
+    def log_prob_and_error(
+        self,
+        x: Any,
+        context: Any = None,
+        num_steps: Steps | None = None,
+        points: int | None = None,
+        tol: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log-densities as `log_prob` does, and estimates of their errors by the steps and by rounding, (N,).
+
+        They are those of `JKOFlow.log_prob_and_error`; 0 for rows that are impossible or have no number.
+        """
+        return self._log_prob_and_error(x, context, num_steps, points, tol, True)
+
+    def _log_prob_and_error(
+        self, x: Any, context: Any, num_steps: Steps | None, points: int | None, tol: float | None, every_error: bool
+    ) -> tuple[Tensor, Tensor]:
         columns, conditions = self._rows(x, context)
+        numbers = InParts(self.flow, num_steps, every_error)
+        if tol is not None:
+            check_tolerance(tol, num_steps)
+            numbers = numbers.within(*self._pilot(columns, conditions), tol)
         parts = [
             self._log_prob(
                 {name: values[begin : begin + CHUNK] for name, values in columns.items()},
                 conditions[begin : begin + CHUNK],
-                num_steps,
+                numbers,
                 points,
             )
             for begin in range(0, len(conditions), CHUNK)
         ]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        nothing = torch.zeros(0, dtype=torch.float64)
+        values, errors = (torch.cat(those) for those in zip((nothing, nothing), *parts, strict=True))
+        if every_error:
+            numbers.warn_if_beyond(errors)
+        return values, errors
+
+    def _pilot(self, columns: Mapping[str, Array], conditions: Floats) -> tuple[Tensor, Tensor | None]:
+        """Returns the numbers of possible rows (M, k) that steps are sought on, and what the flow is conditional on."""
+        rows = pilot_of(len(conditions), torch.device("cpu")).numpy()
+        middle = np.full((len(rows), len(self.features)), 0.5)
+        coded = self.schema.encode({name: values[rows] for name, values in columns.items()}, middle)
+        possible = np.flatnonzero(np.isfinite(coded.log_weights)) if self.schema.numeric else np.zeros(0, np.int64)
+        coded = _pick(coded, possible)
+        return self._tensor(coded.numbers), self._context(coded.states, conditions[rows][possible])
 
     @torch.no_grad()
     def _log_prob(
-        self, columns: Mapping[str, Array], conditions: Floats, num_steps: int | Grid | None, points: int | None
-    ) -> Tensor:
+        self, columns: Mapping[str, Array], conditions: Floats, numbers: InParts, points: int | None
+    ) -> tuple[Tensor, Tensor]:
         count = len(conditions)
         middle = self.schema.encode(columns, np.full((count, len(self.features)), 0.5))
         found = self._states_log_prob(middle, conditions)
+        errors = torch.zeros_like(found)
         possible = np.isfinite(middle.log_weights)
         if not self.schema.numeric:
             found += torch.from_numpy(middle.log_weights)
-            return found
+            return found, errors
         found[torch.from_numpy(~possible)] = -math.inf
         certain = np.flatnonzero(possible & ~middle.noisy)
-        found[certain] += self._numbers_log_prob(_pick(middle, certain), conditions[certain], num_steps)
+        density, errors[certain] = self._numbers_log_prob(_pick(middle, certain), conditions[certain], numbers)
+        found[certain] += density
         noisy = np.flatnonzero(possible & middle.noisy)
         if len(noisy):
             rows = {name: values[noisy] for name, values in columns.items()}
-            found[noisy] += self._integrate(rows, conditions[noisy], num_steps, points)
-        return found
+            density, errors[noisy] = self._integrate(rows, conditions[noisy], numbers, points)
+            found[noisy] += density
+        return found, errors
 
     def _integrate(
-        self, rows: Mapping[str, Array], conditions: Floats, num_steps: int | Grid | None, points: int | None
-    ) -> Tensor:
-        """Returns the logarithm of the integral over the noise, for rows with conditions (N, c)."""
-        width = len(self.features)
-        places = self.schema.noisy
-        nodes, log_weights = quadrature(len(places), points)
-        terms = []
-        for node, log_weight in zip(nodes, log_weights, strict=True):
-            noise = np.full((len(conditions), width), 0.5)
-            noise[:, places] = node
+        self, rows: Mapping[str, Array], conditions: Floats, numbers: InParts, points: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the logarithm of the integral over the noise, for rows with conditions (N, c), and its error."""
+        terms, errors = [], []
+        for node, log_weight in zip(*quadrature(len(self.schema.noisy), points), strict=True):
+            noise = np.full((len(conditions), len(self.features)), 0.5)
+            noise[:, self.schema.noisy] = node
             coded = self.schema.encode(rows, noise)
-            terms.append(self._numbers_log_prob(coded, conditions, num_steps) + float(log_weight))
+            term, error = self._numbers_log_prob(coded, conditions, numbers)
+            terms.append((term + float(log_weight)).numpy())
+            errors.append(error.numpy())
         # numpy's sum does not depend, in its last bits, on the number of rows
-        return torch.from_numpy(np.logaddexp.reduce(np.stack([term.numpy() for term in terms]), axis=0))
+        total = np.logaddexp.reduce(np.stack(terms), axis=0)
+        with np.errstate(invalid="ignore"):
+            parts = np.nan_to_num(np.exp(np.stack(terms) - total))  # of the integral, by which the errors count
+        return torch.from_numpy(total), torch.from_numpy((parts * np.stack(errors)).sum(0))
 
     def _states_log_prob(self, coded: Coded, conditions: Floats) -> Tensor:
         if self.masses is None:
@@ -167,19 +218,19 @@ class TableFlow(nn.Module):
         parts = [self.masses.log_prob(batch, c if c.shape[1] else None) for batch, c in batches]
         return torch.cat(parts).double().cpu()[:count] if parts else torch.zeros(0, dtype=torch.float64)
 
-    def _numbers_log_prob(self, coded: Coded, conditions: Floats, num_steps: int | Grid | None) -> Tensor:
-        numbers = self._tensor(coded.numbers)
-        density = self.flow.log_prob(numbers, self._context(coded.states, conditions), num_steps)
-        return density.double().cpu() + torch.from_numpy(coded.log_weights)
+    def _numbers_log_prob(self, coded: Coded, conditions: Floats, numbers: InParts) -> tuple[Tensor, Tensor]:
+        density, error = numbers.log_prob(self._tensor(coded.numbers), self._context(coded.states, conditions))
+        return density.double().cpu() + torch.from_numpy(coded.log_weights), error.cpu()
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
         context: Any = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
+        tol: float | None = None,
     ) -> Any:
         """Draws n rows in the columns' own units and types.
 
@@ -189,11 +240,13 @@ class TableFlow(nn.Module):
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             generator: Source of the noise.
             exact: Whether to invert the flow's map to rounding, see `JKOFlow.inverse`.
+            tol: Error, in nats, that the log-density of a sample may have, in place of ``num_steps``, see
+                `JKOFlow.sample_and_log_prob`.
 
         Returns:
             A DataFrame with the columns of the training if that was given one, else a tensor of shape (n, d).
         """
-        columns = self.sample_columns(n, context, num_steps, generator, exact)
+        columns = self.sample_columns(n, context, num_steps, generator, exact, tol)
         if self.frames:
             return require("pandas", "samples of a table").DataFrame(columns)
         rows = np.stack([np.asarray(values, np.float64) for values in columns.values()], 1)
@@ -203,22 +256,24 @@ class TableFlow(nn.Module):
         self,
         n: int,
         context: Any = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
+        tol: float | None = None,
     ) -> tuple[Any, Tensor]:
         """Draws n rows as `sample` does, and returns them with their log-densities as `log_prob` gives them, (n,)."""
-        rows = self.sample(n, context, num_steps, generator, exact)
-        return rows, self.log_prob(rows, context, num_steps)
+        rows = self.sample(n, context, num_steps, generator, exact, tol)
+        return rows, self.log_prob(rows, context, num_steps, tol=tol)
 
     @torch.no_grad()
     def sample_columns(
         self,
         n: int,
         context: Any = None,
-        num_steps: int | Grid | None = None,
+        num_steps: Steps | None = None,
         generator: torch.Generator | None = None,
         exact: bool = False,
+        tol: float | None = None,
     ) -> dict[str, Array]:
         """Draws n rows as `sample` does; returns columns (n,) by name."""
         conditions = self._conditions(context, n)
@@ -228,7 +283,7 @@ class TableFlow(nn.Module):
             states = self.masses.sample(n, given, generator).cpu().numpy()
         numbers = np.zeros((n, 0))
         if self.schema.numeric:
-            drawn = self.flow.sample(n, self._context(states, conditions), num_steps, generator, exact)
+            drawn = self.flow.sample(n, self._context(states, conditions), num_steps, generator, exact, tol=tol)
             numbers = drawn.double().cpu().numpy()
         return self.schema.decode(states, numbers)
 
@@ -339,26 +394,6 @@ def load(path: str | Path) -> Model:
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     return TableFlow.load(path) if checkpoint.kind_of(path) == KIND else JKOFlow.load(path)
-
-
-def quadrature(dims: int, points: int | None = None) -> tuple[Floats, Floats]:
-    """Returns points in the unit cube (n, dims) and the logarithms of their weights (n,), to integrate over noise.
-
-    In one dimension, and in two and three if their number is a square or a cube, they are those of Gauss and Legendre;
-    else those of a Kronecker sequence.
-    """
-    count = POINTS[dims > 1] if points is None else points
-    side = round(count ** (1 / dims))
-    if dims <= 3 and side**dims == count:
-        nodes, weights = np.polynomial.legendre.leggauss(side)
-        grid = np.stack(np.meshgrid(*[(nodes + 1) / 2] * dims, indexing="ij"), -1).reshape(-1, dims)
-        products = np.stack(np.meshgrid(*[weights / 2] * dims, indexing="ij"), -1).reshape(-1, dims).prod(1)
-        return grid, np.log(products)
-    root = 2.0  # the root of x^(dims + 1) = x + 1 spreads the points most evenly
-    for _ in range(50):
-        root = (1 + root) ** (1 / (dims + 1))
-    nodes = (0.5 + np.outer(np.arange(1, count + 1), root ** -np.arange(1.0, dims + 1))) % 1
-    return np.clip(nodes, 1e-6, 1 - 1e-6), np.full(count, -math.log(count))
 
 
 def _pick(coded: Coded, rows: Array) -> Coded:

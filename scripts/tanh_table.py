@@ -2,16 +2,18 @@
 
     python scripts/tanh_table.py > csrc/cpu/tanh_table.h
 
-The text is formatted as clang-format formats it.
+Pieces and powers are those of least error.
 """
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from numpy.typing import NDArray
 
-BOUND, SCALE, SHIFT = 8.25, 1.0859375, 3.0
-DEGREE = 4
+SCALE, SHIFT = 0.953125, 1.0
+DEGREE = 5
 
 HEADER = """\
 // tanh in pieces, for processors that look up 32 numbers at once. Written by scripts/tanh_table.py.
@@ -19,37 +21,59 @@ HEADER = """\
 
 namespace jkoflow::tanh_table {
 
-// a = abs(x) up to kBound belongs to the piece whose number is bits 19 to 23 of kScale * a + kShift, a number in
-// [3, 12): the exponent's last bit and the first four of the mantissa. Pieces are shortest near 0, where tanh bends.
+// a = abs(x) up to kBound belongs to the piece whose number is bits 20 to 24 of kScale * a + kShift, a number in
+// [1, 16): the exponent's last two bits and the first three of the mantissa. Pieces are shortest near 0, where tanh
+// bends; the last holds kBound, and there tanh is 1 and its slope 0.
 """
 
 
-def pieces() -> list[tuple[float, float]]:
-    """Returns the first and the last a of each piece, by the piece's number."""
+def complement(a: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Returns 1 - tanh(a) with full relative accuracy."""
+    power = np.exp(-2 * np.asarray(a))
+    return 2 * power / (1 + power)
+
+
+def pieces() -> dict[int, tuple[float, float]]:
+    """Returns the first and the last a of each piece, by the piece's number, in the order of a."""
     found: dict[int, tuple[float, float]] = {}
-    for octave in (2, 4, 8):
-        for first in np.arange(octave, 2 * octave, octave / 16):
-            if SHIFT <= first < 4 * SHIFT:
-                number = (np.float32(first).view(np.int32) >> 19) & 31
-                last = min((first + octave / 16 - SHIFT) / SCALE, BOUND)
-                found[int(number)] = (float(first - SHIFT) / SCALE, float(last))
-    return [found[number] for number in range(32)]
+    first = SHIFT
+    while len(found) < 32:
+        last = first + 2.0 ** np.floor(np.log2(first)) / 8
+        found[int(np.float32(first).view(np.int32)) >> 20 & 31] = ((first - SHIFT) / SCALE, (last - SHIFT) / SCALE)
+        first = last
+    return found
 
 
-def powers(first: float, last: float) -> NDArray[np.float64]:
-    """Computes coefficients that are float32 numbers: the highest is rounded first, then the others are fitted again.
+def powers(first: float, last: float, centre: float) -> NDArray[np.float64]:
+    """Computes c_1, c_2, ... with the least greatest error of tanh(a) = tanh(centre) + sum_k c_k (a - centre)^k.
 
-    Near 0 there is no constant, and the relative error counts.
+    What counts is the error relative to 1 - tanh(a), which is that of the slope, and near 0 to a. Least squares whose
+    weights follow the error come close to it (Lawson, 1961).
     """
-    x = (first + last) / 2 + (last - first) / 2 * np.cos(np.pi * (np.arange(64) + 0.5) / 64)
-    rest, weight = np.tanh(x), 1 / x if first == 0 else np.ones_like(x)
-    result = np.zeros(DEGREE + 1)
-    for highest in range(DEGREE, -1 if first else 0, -1):
-        exponents = np.arange(0 if first else 1, highest + 1)
-        columns = weight[:, None] * (x[:, None] / last) ** exponents
-        result[highest] = np.float32(np.linalg.lstsq(columns, weight * rest, rcond=1e-17)[0][-1] / last**highest)
-        rest = rest - result[highest] * x**highest
-    return result
+    half = (last - first) / 2
+    a = (first + last) / 2 + half * np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    wanted = complement(centre) - complement(a)
+    scale = a if first == 0 else complement(a)
+    columns = ((a - centre)[:, None] / half) ** np.arange(1, DEGREE + 1) / scale[:, None]
+    weight, best, least = np.ones_like(a), np.zeros(DEGREE), np.inf
+    for _ in range(30):
+        found = np.linalg.lstsq(columns * weight[:, None], wanted / scale * weight, rcond=1e-15)[0]
+        error = np.abs(columns @ found - wanted / scale)
+        if error.max() < least:
+            best, least = found, error.max()
+        weight = weight * np.sqrt(0.05 + error / error.max())
+    return best / half ** np.arange(1, DEGREE + 1)
+
+
+def rows() -> tuple[NDArray[np.float32], float]:
+    """Computes centre, tanh(centre), 1 - tanh(centre) and the powers of each piece, and the bound."""
+    table, (*bent, flat) = np.zeros((3 + DEGREE, 32), np.float32), pieces().items()
+    for number, (first, last) in bent:
+        centre = float(np.float32((first + last) / 2)) if first else 0.0
+        table[:, number] = [centre, np.tanh(centre), complement(centre), *powers(first, last, centre)]
+    bound = sum(flat[1]) / 2  # well within the piece, whatever rounding does
+    table[:3, flat[0]] = [bound, 1, 0]
+    return table, bound
 
 
 def literal(number: float) -> str:
@@ -58,31 +82,50 @@ def literal(number: float) -> str:
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
-def errors(table: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the largest absolute and relative error in float32 with fused multiply-adds."""
-    x = np.concatenate([np.linspace(0, 9, 500_001)[1:], np.geomspace(1e-6, 1, 500_001)]).astype(np.float32)
-    size = np.minimum(x, np.float32(BOUND))
-    number = ((size.astype(np.float64) * SCALE + SHIFT).astype(np.float32).view(np.int32) >> 19) & 31
-    total = table[number, DEGREE].astype(np.float32)
-    for k in range(DEGREE - 1, -1, -1):
-        total = (total.astype(np.float64) * size + table[number, k]).astype(np.float32)
+def errors(table: NDArray[np.float32], bound: float) -> dict[str, float]:
+    """Returns the greatest errors in float32 with fused multiply-adds."""
+    x = np.concatenate([np.linspace(0, 16, 1_000_001)[1:], np.geomspace(1e-6, 1, 500_001)]).astype(np.float32)
+    size = np.minimum(x, np.float32(bound))
+    number = ((size.astype(np.float64) * SCALE + SHIFT).astype(np.float32).view(np.int32) >> 20) & 31
+    d = (size - table[0, number]).astype(np.float64)
+    total = table[2 + DEGREE, number]
+    for k in range(1 + DEGREE, 2, -1):
+        total = (total * d + table[k, number]).astype(np.float32)
+    total = (total * d).astype(np.float32)
+    value, rest = total + table[1, number], table[2, number] - total
+    slope = (value.astype(np.float64) * rest + rest).astype(np.float32)
     exact = np.tanh(x.astype(np.float64))
-    error = np.abs(total - exact)
-    return float(error.max()), float((error / exact).max())
+    exact_slope = complement(x.astype(np.float64)) * (1 + exact)
+    beyond = x >= np.float32(bound)
+    assert (slope[beyond] == 0).all()
+    assert (value[beyond] == 1).all()
+    off = np.abs(slope - exact_slope)
+    return {
+        "value": float(np.abs(value - exact).max()),
+        "value, relative": float((np.abs(value - exact) / exact).max()),
+        "slope": float(off.max()),
+        **{
+            f"slope above {least:g}, relative": float((off / exact_slope)[exact_slope > least].max())
+            for least in (1e-5, 1e-12)
+        },
+    }
 
 
 def main() -> None:
     """Prints the header."""
-    table = np.array([powers(*piece) for piece in pieces()])
-    absolute, relative = errors(table)
+    table, bound = rows()
     print(HEADER, end="")
-    print(f"constexpr float kBound = {literal(BOUND)}, kScale = {literal(SCALE)}, kShift = {literal(SHIFT)};\n")
-    print("// tanh(a) = sum_k kPowers[k][piece] a^k with a greatest error in float32 of")
-    print(f"// {absolute:.1e}, relative {relative:.1e}.")
-    print(f"alignas(64) constexpr float kPowers[{DEGREE + 1}][32] = {{")
-    for column in table.T:
-        print(f"    {{{', '.join(map(literal, column))}}},")
-    print("};\n\n}  // namespace jkoflow::tanh_table")
+    print(f"constexpr float kScale = {literal(SCALE)}, kShift = {literal(SHIFT)}, kBound = {literal(bound)};")
+    print(f"constexpr int kDegree = {DEGREE};\n")
+    print("// Of each piece: a centre c, tanh(c), 1 - tanh(c), and the p_k of tanh(a) = tanh(c) + sum_k p_k (a - c)^k.")
+    print("// Greatest errors in float32:")
+    for name, error in errors(table, bound).items():
+        print(f"//   {name}: {error:.1e}")
+    print("// clang-format off")
+    print(f"alignas(64) constexpr float kTable[{3 + DEGREE}][32] = {{")
+    for row in table:
+        print(textwrap.fill(f"    {{{', '.join(map(literal, row))}}},", 120, subsequent_indent=" " * 5))
+    print("};\n// clang-format on\n\n}  // namespace jkoflow::tanh_table")
 
 
 if __name__ == "__main__":

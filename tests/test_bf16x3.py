@@ -60,7 +60,7 @@ def test_sizes(batch, hidden):
 
 
 @needs_amx
-@pytest.mark.parametrize("activation", ["tanh", "softplus(3)", "silu"])
+@pytest.mark.parametrize("activation", ["tanh", "softplus(3)", "silu", "elu", "selu", "gelu"])
 @pytest.mark.parametrize("hutchinson", [False, True])
 def test_activations_and_divergences(activation, hutchinson):
     assert_close_to_float64({"dim": 4, "hidden": (48, 40), "activation": activation}, 50, hutchinson, 1e-4)

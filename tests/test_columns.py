@@ -17,7 +17,7 @@ from jkoflow.data.columns.prepare import prepare
 from jkoflow.data.columns.schema import Schema
 from jkoflow.data.continuous import choose_links
 from jkoflow.data.table import Table
-from jkoflow.table_flow import quadrature
+from jkoflow.quadrature import quadrature
 
 ROWS = 3000
 

@@ -15,6 +15,7 @@ from oracles import assert_within_twice, random_velocity
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
 
 PRECISIONS = ("tf32x3", "fp32", "tf32")
+FUSED = ["tanh", "softplus(5)", "silu", "elu", "selu", "gelu"]
 # What a precision may err beside twice PyTorch's float32 error, in units of the largest entry. The kernels' exponential
 # and the order of sums cost a few roundings; 3xTF32 truncates factors at 21 bits; TF32 rounds them to 11.
 FLOORS = {"fp32": 1.5e-6, "tf32x3": 4e-6, "tf32": 3e-3}
@@ -136,7 +137,7 @@ def test_dimensions(emulation, monkeypatch, dim):
         check(emulation, monkeypatch, network, 9, "loss", precision, method="midpoint", num_steps=2)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("hidden", [(30,), (30, 20), (10, 20, 30)])
 def test_activations(emulation, monkeypatch, activation, hidden):
     network = {"dim": 2, "hidden": hidden, "activation": activation, "time": False}
@@ -178,7 +179,7 @@ def test_a_tensor_core_that_truncates_its_sums(emulation, monkeypatch):
     check(emulation, monkeypatch, {"dim": 6, "hidden": (128, 128)}, 20, "backward", "tf32x3", num_steps=1)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softplus(5)", "silu"])
+@pytest.mark.parametrize("activation", FUSED)
 def test_functions_that_err_as_much_as_those_of_a_gpu(emulation, monkeypatch, activation):
     velocity, x = random_velocity(3, (40, 33), dtype=torch.float32, activation=activation), torch.randn(20, 3)
     ends = []

@@ -262,7 +262,7 @@ def test_methods_and_divergences(method, divergence, precision):
             assert_parity(NETWORKS[name], 20, precision, loss, method=method, divergence=divergence, num_steps=2)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softplus", "softplus(5)", "silu"])
+@pytest.mark.parametrize("activation", ["tanh", "softplus", "softplus(5)", "silu", "elu", "selu", "gelu"])
 def test_activations(activation):
     for hidden in ((33,), (64, 20), (20, 20, 20)):
         assert_parity({"dim": 3, "hidden": hidden, "activation": activation}, 50, "tf32x3")
@@ -305,7 +305,7 @@ def test_large_batches(network, batch):
 
 
 def test_saturated_activations_stay_accurate():
-    for activation in ("tanh", "softplus(5)", "silu"):
+    for activation in ("tanh", "softplus(5)", "silu", "elu", "selu", "gelu"):
         velocity, x, _ = case({"dim": 2, "hidden": (24, 24), "activation": activation}, 33)
         with torch.no_grad():
             velocity.layers[0].bias.copy_(torch.linspace(-60, 60, 24))

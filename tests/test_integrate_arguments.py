@@ -150,8 +150,8 @@ def test_inputs_are_left_alone():
 
 
 UNCOVERED = {
-    "five hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 5), {}),
-    "gelu": lambda: (MLPVelocity(2, hidden=(4,), activation="gelu"), {}),
+    "nine hidden layers": lambda: (MLPVelocity(2, hidden=(4,) * 9), {}),
+    "sin": lambda: (MLPVelocity(2, hidden=(4,), activation="sin"), {}),
     "trainable noise": lambda: (
         MLPVelocity(2, hidden=(4,)),
         {"divergence": "hutchinson", "noise": torch.ones(4, 2, requires_grad=True)},

@@ -383,11 +383,12 @@ def operator_arguments(divergence="exact", context_dim=0, **settings):
     """The tensors of one call by name, x first, and its settings as a text."""
     velocity = velocity_to_change(context_dim=context_dim, linear=True).requires_grad_(False)
     field = velocity.field()
-    names = ["w1", "b1", "w2", "b2", "w3", "b3", "w4", "b4", "w5", "b5", "linear"]
+    layers = range(1, native.MAX_HIDDEN_LAYERS + 2)
+    names = [*(f"{kind}{layer}" for layer in layers for kind in "wb"), "linear", "modulation"]
     tensors = {"x": X.clone(), "context": torch.zeros(4, context_dim) if context_dim else None}
     tensors |= dict(zip(names, library.slots_of(field), strict=True))
     tensors["noise"] = X.clone() if divergence == "hutchinson" else None
-    described = {"grid": Fixed(3), "method": "rk4", "precision": "auto"} | settings
+    described = {"grid": Fixed(3), "method": "rk4", "precision": "auto", "layers": "plain"} | settings
     given = native.Settings(divergence, True, "tanh", 0.0, 1.0, *described.values())
     return tensors, library.encode(given)
 
@@ -427,6 +428,7 @@ WRONG_SLOTS = {
     "weight float64": {"w2": torch.zeros(12, 16, dtype=torch.float64)},
     "weight of as many bytes": {"w2": torch.zeros(12, 16, dtype=torch.int32)},
     "linear term small": {"linear": torch.zeros(1)},
+    "modulation of plain layers": {"modulation": torch.zeros(4)},
     "linear term float64": {"linear": torch.zeros(3, 3, dtype=torch.float64)},
     "context that layer 1 does not read": {"context": torch.zeros(4, 1)},
     "context of other rows": {"context": torch.zeros(1, 1)},
@@ -459,6 +461,24 @@ def test_operators_refuse_a_probe_or_context_that_does_not_fit(operator):
     ):
         with pytest.raises((ValueError, IndexError)):
             run_operator(operator, tensors, text, **{name: value})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_refuse_modulations_that_do_not_fit(operator):
+    word, size = "plain:sigmoid:1:2:7:5", 2 + 5 * (16 + 12 + 3 + 16 + 3) + 16 + 12 + 3
+    tensors, text = operator_arguments(layers=word)
+    tensors |= {"w1": torch.zeros(16, 3), "modulation": torch.zeros(size)}
+    run_operator(operator, tensors, text)
+    for value in (None, torch.zeros(size - 1), torch.zeros(size + 1), torch.zeros(0), torch.zeros(size).double()):
+        with refused("modulation"):
+            run_operator(operator, tensors, text, modulation=value)
+    with refused(r"layers\[0\].weight must hold"):
+        run_operator(operator, tensors, text, w1=torch.zeros(16, 4))
+    for other in ("plain", "plain:sigmoid:1:2:7:7", "plain:sigmoid:0:2:7:5", "plain:sigmoid:1:-1:7:5"):
+        with refused("modulation"):
+            run_operator(operator, tensors, operator_arguments(layers=other)[1])
+    with refused(r"residual layers must have one width, got \(16, 12\)"):
+        run_operator(operator, operator_arguments()[0], operator_arguments(layers="residual")[1])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jkoflow.ops.tableau import TABLEAUX
 from oracles import autograd_divergence, random_velocity, torchdiffeq_solution
 
 HIDDEN = [(16,), (12, 16), (9, 8, 7)]
-ACTIVATIONS = ["tanh", "softplus(5)", "silu", "gelu", "sin"]
+ACTIVATIONS = ["tanh", "softplus(5)", "silu", "elu", "selu", "gelu", "sin"]
 
 
 def integrate(velocity, x, **options):

@@ -759,7 +759,7 @@ def test_an_unknown_device_is_refused():
         ({"hidden": ()}, "hidden must list"),
         ({"hidden": (8, 0)}, "hidden must list"),
         ({"hidden": (8, 1.5)}, "hidden must be integers"),
-        ({"activation": "relu"}, "activation must be smooth"),
+        ({"activation": "relu"}, "activation must bend"),
         ({"method": "rk5"}, "method must be one of"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, soap, got 'sgd'"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),

@@ -88,7 +88,7 @@ def test_repr_shows_the_arguments():
         ({"dim": 2, "hidden": ()}, r"hidden must list one or more positive widths, got \(\)"),
         ({"dim": 2, "hidden": (8, 0)}, r"hidden must list one or more positive widths, got \(8, 0\)"),
         ({"dim": 2, "context_dim": -1}, "context_dim must not be negative, got -1"),
-        ({"dim": 2, "activation": "relu"}, "activation must be smooth, got 'relu'"),
+        ({"dim": 2, "activation": "relu"}, "activation must bend, got 'relu'"),
         ({"dim": 2, "activation": "tahn"}, "activation must be one of .*, got 'tahn'"),
     ],
 )

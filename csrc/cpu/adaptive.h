@@ -232,8 +232,9 @@ class RowStepper {
       const ptrdiff_t at = c * kStride + first;
       V error{};
       for (int s = 0; s < stages_; ++s) error += weight[s] * load(tile_.slopes(s) + at);
-      const V before = magnitude(load(tile_.x() + at)), after = magnitude(load(stage_.input + at));
-      const V scale = static_cast<Real>(a_.atol) + static_cast<Real>(a_.rtol) * (before > after ? before : after);
+      const V before = load(tile_.x() + at), after = load(stage_.input + at);
+      const V low = before < after ? before : after, high = before < after ? after : before;
+      const V scale = static_cast<Real>(a_.atol) + static_cast<Real>(a_.rtol) * (-low > high ? -low : high);
       const V ratio = error / scale;
       squares += ratio * ratio;
     }

@@ -19,7 +19,7 @@ struct AdaptiveAdjointSpace {
   int64_t *row, *step;                                // [kTile]: -1 for none
 
   AdaptiveAdjointSpace(const Problem& p, const Adaptive& a, const Network<Real>& net, Arena& arena)
-      : forward(net, adjoint_stages(p, a), 1, keep_for_adjoint(net.activation), arena),
+      : forward(net, adjoint_stages(p, a), 1, keep_for_adjoint(net), arena),
         backward(net, adjoint_stages(p, a), arena) {
     const int stages = adjoint_stages(p, a);
     const auto tile = [&](int rows) { return arena.take<Real>(static_cast<ptrdiff_t>(rows) * kTile<Real>); };

@@ -98,7 +98,7 @@ struct AdjointSpace {
   BackwardSpace<Real> backward;
   Real* path;  // the tile's own positions, for the loss
   AdjointSpace(const Problem& p, const Network<Real>& net, int kept_steps, bool with_path, Arena& arena)
-      : forward(net, p.tableau.stages, kept_steps, keep_for_adjoint(net.activation), arena),
+      : forward(net, p.tableau.stages, kept_steps, keep_for_adjoint(net), arena),
         backward(net, p.tableau.stages, arena),
         path(arena.take<Real>(with_path ? static_cast<ptrdiff_t>(p.num_steps) * p.dim * kTile<Real> : 0)) {}
 };
@@ -134,7 +134,7 @@ void run_adjoint(const Problem& p, const Adjoint& adjoint, double* terms, char* 
       auto space = make_space(net, own);
       space.backward.clear();
       results[i] = {space.backward, {}};
-      if (keep_for_adjoint(net.activation) == Keep::kValues) {
+      if (keep_for_adjoint(net) == Keep::kValues) {
         run(net, space, results[i], Constant<static_cast<int>(Keep::kValues)>{}, i, partitions);
       } else {
         run(net, space, results[i], Constant<static_cast<int>(Keep::kJets)>{}, i, partitions);
@@ -225,7 +225,7 @@ template <class Real>
 int kept_steps(const Problem& p) {
   Arena network(nullptr), one(nullptr), two(nullptr);
   const Network<Real> net(p, network, true);
-  const Keep keep = keep_for_adjoint(net.activation);
+  const Keep keep = keep_for_adjoint(net);
   ForwardSpace<Real>(net, p.tableau.stages, 1, keep, one);
   ForwardSpace<Real>(net, p.tableau.stages, 2, keep, two);
   return (two.used() - one.used()) * p.num_steps <= (size_t{64} << 20) ? p.num_steps : 1;

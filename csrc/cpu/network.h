@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../problem.h"
+#include "modulation.h"
 #include "split.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -13,17 +14,21 @@ constexpr int padded_width(int width) {
   return (width + kMultiple - 1) / kMultiple * kMultiple;
 }
 
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
 // The network of a Problem with weights packed for the panel products. Hidden widths are padded with zero weights.
 template <class Real>
 struct Network {
-  int dim, inputs;  // inputs: columns of layer 1, without t unless every row has its own
-  int context_row;  // first row of the context among the inputs; t, if it is there, stands before it
-  int hidden;       // hidden layers
+  int dim, inputs;   // inputs: rows of x, t and context, without t if it is the same for all rows
+  int context_row;   // first row of the context among the inputs; t, if it is there, stands before it
+  int first_inputs;  // inputs that layer 1 reads: x alone if time and context scale and shift the layers
+  int hidden;        // hidden layers
   int width[kMaxHidden] = {}, padded[kMaxHidden] = {};
   bool closed;      // the divergence is wanted and has a closed form
   bool probed;      // it is taken along the noise of the Problem
   int directions;   // tangents that it takes where there is no closed form
   bool has_linear;  // whether the velocity has the term A x
+  bool modulated, residual, gated_output, row_times;
   ActivationKind activation;
   Real beta;
 
@@ -36,6 +41,7 @@ struct Network {
   // with two layers M = W2 * (W1x W3)^T elementwise, so that div = s2^T M s1.
   Real *trace_vector = nullptr, *trace_rows = nullptr;  // c; M row by row
   Matrix<Real> trace_matrix, trace_matrix_t;            // M
+  PackedModulation<Real> modulation;
   Real* product_grad = nullptr;  // for the adjoint: gradient of (W1x W3)^T, with the shape of trace_rows
   // Rows that tangents start from and end on, plain: W1x transposed (dim, padded H1) and W_last (dim, padded HL).
   Real *first_columns = nullptr, *last_rows = nullptr;
@@ -44,25 +50,30 @@ struct Network {
       : dim(p.dim),
         inputs(p.dim + p.has_time_column() + p.context_dim),
         context_row(p.dim + p.has_time_column()),
+        first_inputs(p.modulation.present ? p.dim : inputs),
         hidden(p.hidden_layers),
-        closed(p.divergence == Divergence::kExact && p.hidden_layers <= 2),
+        closed(p.divergence == Divergence::kExact && p.hidden_layers <= 2 && !p.modulation.has_gate(p.hidden_layers)),
         probed(p.divergence == Divergence::kHutchinson),
         directions(closed || p.divergence == Divergence::kNone ? 0
                    : probed                                    ? 1
                                                                : p.dim),
         has_linear(p.linear != nullptr),
+        modulated(p.modulation.present),
+        residual(p.residual),
+        gated_output(p.modulation.has_gate(p.hidden_layers)),
+        row_times(p.row_times),
         activation(p.activation),
-        beta(static_cast<Real>(p.beta)) {
+        beta(static_cast<Real>(p.beta)),
+        modulation(p, pad(p), arena, adjoint) {
     for (int l = 0; l < hidden; ++l) {
       width[l] = p.width[l];
-      padded[l] = padded_width<Real>(width[l]);
       bias[l] = arena.take<Real>(padded[l]);
       if (l > 0) weights[l] = Matrix<Real>::take(padded[l], width[l - 1], arena);
       if (l > 0 && adjoint) weights_t[l] = Matrix<Real>::take(padded[l - 1], width[l], arena);
     }
-    first = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
-    if (adjoint) first_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * inputs);
-    if (closed && hidden == 1) trace_vector = arena.take<Real>(padded[0]);
+    first = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * first_inputs);
+    if (adjoint) first_t = arena.take<Real>(static_cast<ptrdiff_t>(padded[0]) * first_inputs);
+    if (has_trace_vector()) trace_vector = arena.take<Real>(padded[0]);
     time = arena.take<Real>(padded[0]);
     bias_last = arena.take<Real>(dim);
     last = arena.take<Real>(static_cast<ptrdiff_t>(dim) * padded[top()]);
@@ -82,10 +93,16 @@ struct Network {
   int top() const { return hidden - 1; }
   int widest() const {
     int most = 0;
-    for (int l = 0; l < hidden; ++l) most = padded[l] > most ? padded[l] : most;
+    for (int l = 0; l < hidden; ++l) most = larger(most, padded[l]);
     return most;
   }
+  // Of the layers with the last one, whose index is `hidden`.
+  int rows(int l) const { return l < hidden ? padded[l] : dim; }
+  int widest_layer() const { return larger(widest(), dim); }
   bool two_layer_form() const { return closed && hidden == 2; }
+  // With residual layers the divergence is c . s1 + s2^T M s1.
+  bool has_trace_vector() const { return closed && (hidden == 1 || residual); }
+  bool plain() const { return !modulated && !residual; }
   // Column of the first weights that an input row meets: those of t are left out if t is the same for all rows.
   static int weight_column(const Problem& p, int input) {
     return input < p.dim || !p.time || p.row_times ? input : input + 1;
@@ -95,6 +112,7 @@ struct Network {
   template <class Wait>
   void prepare(const Problem& p, int part, int parts, Wait&& wait) const {
     pack_weights(p, part, parts);
+    modulation.pack_from(p, padded, part, parts);
     copy_rows(p, part, parts);
     if (closed) {
       wait();
@@ -126,6 +144,11 @@ struct Network {
   }
 
  private:
+  const int* pad(const Problem& p) {
+    for (int l = 0; l < hidden; ++l) padded[l] = padded_width<Real>(p.width[l]);
+    return padded;
+  }
+
   void pack_weights(const Problem& p, int part, int parts) const {
     const int stride = p.input_columns();
     const auto column = [&](int input) { return weight_column(p, input); };
@@ -133,8 +156,8 @@ struct Network {
       if (packed != nullptr) pack<Real>(packed, rows, padded_rows, depth, part, parts, element);
     };
     const Real* w1 = static_cast<const Real*>(p.weight[0]);
-    give(first, width[0], padded[0], inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
-    give(first_t, inputs, inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
+    give(first, width[0], padded[0], first_inputs, [=](int m, int k) { return w1[m * stride + column(k)]; });
+    give(first_t, first_inputs, first_inputs, width[0], [=](int m, int k) { return w1[k * stride + column(m)]; });
     for (int l = 1; l < hidden; ++l) {
       pack_hidden(static_cast<const Real*>(p.weight[l]), width[l - 1], l, weights[l], weights_t[l], part, parts);
     }
@@ -148,7 +171,7 @@ struct Network {
     if (part != 0) return;
     for (int l = 0; l < hidden; ++l) copy_padded(bias[l], static_cast<const Real*>(p.bias[l]), 1, width[l], padded[l]);
     copy_padded(bias_last, static_cast<const Real*>(p.bias[hidden]), 1, dim, dim);
-    copy_padded(time, w1 + p.dim, stride, p.time && !p.row_times ? width[0] : 0, padded[0]);
+    copy_padded(time, w1 + p.dim, stride, p.time && !p.has_time_column() ? width[0] : 0, padded[0]);
   }
 
   // A matrix from hidden layer l - 1 to l whose rows are `stride` apart, and for the adjoint its transpose.
@@ -180,13 +203,13 @@ struct Network {
         product_row(p, m, w2 + static_cast<ptrdiff_t>(m) * width[0],
                     trace_rows + static_cast<ptrdiff_t>(m) * padded[0]);
       }
-      return;
     }
+    if (!has_trace_vector()) return;
     const int stride = p.input_columns();
-    const Real *w1 = static_cast<const Real*>(p.weight[0]), *w2 = static_cast<const Real*>(p.weight[1]);
+    const Real *w1 = static_cast<const Real*>(p.weight[0]), *w_last = static_cast<const Real*>(p.weight[hidden]);
     for (int a = part; a < padded[0]; a += parts) {
       Real sum = 0;
-      for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w2[i * width[0] + a];
+      for (int i = 0; a < width[0] && i < dim; ++i) sum += w1[a * stride + i] * w_last[i * width[0] + a];
       trace_vector[a] = sum;
     }
   }

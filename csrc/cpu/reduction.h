@@ -23,6 +23,7 @@ class Reduction {
 
   void run(int part, int parts) const {
     biases(part, parts);
+    if (net_.modulated) modulation(part, parts);
     linear(part, parts);
     upper_layers(part, parts);
     middle_layers(part, parts);
@@ -43,11 +44,32 @@ class Reduction {
     }
   }
 
+  void modulation(int part, int parts) const {
+    const ModulationSums<Real>& sums = results_[0].work.sums.modulation;
+    const int columns = net_.modulation.columns;
+    Real* tensor = out(adjoint_.modulation);
+    const ModulationPlaces places(p_);
+    for (int k = part; k < net_.modulation.kind.frequencies; k += parts) {
+      tensor[k] = total_lanes(sums.frequency + k * kLanes<Real>);
+    }
+    for (int l = 0; l <= net_.hidden; ++l) {
+      for (int i = part; i < (l < net_.hidden ? net_.width[l] : net_.dim); i += parts) {
+        for (int k = 0; sums.gate[l] != nullptr && k < columns; ++k) {
+          tensor[places.gate[l] + i * columns + k] = narrow_total(sums.gate[l], columns, i, k);
+        }
+        if (sums.bias[l] != nullptr) tensor[places.gate_bias[l] + i] = total_lanes(sums.bias[l] + i * kLanes<Real>);
+        for (int k = 0; sums.shift[l] != nullptr && k < columns; ++k) {
+          tensor[places.shift[l] + i * columns + k] = narrow_total(sums.shift[l], columns, i, k);
+        }
+      }
+    }
+  }
+
   void linear(int part, int parts) const {
     for (int i = part; net_.has_linear && i < net_.dim; i += parts) {
       for (int k = 0; k < net_.dim; ++k) {
         out(adjoint_.linear)[static_cast<ptrdiff_t>(i) * net_.dim + k] =
-            narrow_total(results_[0].work.sums.linear, net_.inputs, i, k);
+            narrow_total(results_[0].work.sums.linear, net_.first_inputs, i, k);
       }
     }
   }
@@ -65,13 +87,13 @@ class Reduction {
         const Real* w2 = static_cast<const Real*>(p_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         Real* w2_grad = out(adjoint_.weight[1]) + static_cast<ptrdiff_t>(m) * net_.width[0];
         net_.product_row(p_, m, nullptr, product);
-        pass_on(add_partitions(sums.trace_vector + m * width, net_.padded[0]), net_.width[0], w2, w2_grad, product);
+        pass_on(add_partitions(sums.trace_matrix + m * width, net_.padded[0]), net_.width[0], w2, w2_grad, product);
         for (int k = net_.width[0]; k < width; ++k) product[k] = 0;
       }
       for (int i = 0; i < net_.dim; ++i) {
         Real sum = narrow_total(sums.last, net_.dim, m, i);
         if (product != nullptr) sum += dot(product, net_.first_columns + i * width, net_.padded[0]);
-        if (net_.closed && net_.hidden == 1) sum += trace_vector_total(m) * first_weight(m, i);
+        if (net_.has_trace_vector()) sum += trace_vector_total(m) * first_weight(m, i);
         if (sums.last_tangent != nullptr) sum += tangent_total(sums.last_tangent, net_.padded[top], i, m);
         out(adjoint_.weight[net_.hidden])[static_cast<ptrdiff_t>(i) * net_.width[top] + m] = sum;
       }
@@ -92,11 +114,11 @@ class Reduction {
       const int end = block + kLanes<Real> < net_.width[0] ? block + kLanes<Real> : net_.width[0];
       for (int a = block; a < end; ++a) {
         Real* row = out(adjoint_.weight[0]) + static_cast<ptrdiff_t>(a) * p_.input_columns();
-        for (int k = 0; k < net_.inputs; ++k) {
-          row[Network<Real>::weight_column(p_, k)] = narrow_total(sums.weights[0], net_.inputs, a, k);
+        for (int k = 0; k < net_.first_inputs; ++k) {
+          row[Network<Real>::weight_column(p_, k)] = narrow_total(sums.weights[0], net_.first_inputs, a, k);
         }
-        if (p_.time && !p_.row_times) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
-        for (int i = 0; net_.closed && net_.hidden == 1 && i < net_.dim; ++i) {
+        if (p_.time && !p_.has_time_column()) row[p_.dim] = total_lanes(sums.time + a * kLanes<Real>);
+        for (int i = 0; net_.has_trace_vector() && i < net_.dim; ++i) {
           row[i] += trace_vector_total(a) * w_last[static_cast<ptrdiff_t>(i) * net_.width[0] + a];
         }
         for (int i = 0; sums.first_tangent != nullptr && i < net_.dim; ++i) {

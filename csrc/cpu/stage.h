@@ -1,6 +1,7 @@
-// One stage of one tile: the velocity with its divergence, and their adjoint.
+// One stage of one tile of a plain network: the velocity with its divergence, and their adjoint.
 #pragma once
 
+#include "functions.h"
 #include "tangent.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -31,6 +32,12 @@ __attribute__((noinline)) void activate_rows(ActivationKind kind, Real beta, Rea
       return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSoftplus>(beta, value, slope, curvature, rows);
     case ActivationKind::kSilu:
       return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSilu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kElu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kElu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kSelu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kSelu>(beta, value, slope, curvature, rows);
+    case ActivationKind::kGelu:
+      return activate_rows_as<Real, Vectors, Curvature, ActivationKind::kGelu>(beta, value, slope, curvature, rows);
   }
 }
 
@@ -65,7 +72,7 @@ __attribute__((noinline)) void add_closed_divergence(const Network<Real>& net, c
 // Velocity and divergence at stage.input and time t. Tangents wait for the adjoint, if there will be one: then the
 // divergence is zero here.
 template <class Real, int Vectors, Keep K>
-void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
+void forward_plain(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                    Real* velocity, Vector<Real> (&divergence)[Vectors]) {
   const int top = net.top();
   // Of a hidden layer: the activation on each panel of z while it is in the L1 cache.
@@ -91,7 +98,7 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
   if (net.closed) {
     add_closed_divergence<Real, Vectors, K>(net, stage, space, divergence);
   } else if (K == Keep::kNothing) {
-    add_tangent_divergence<Real, Vectors>(net, stage, space, divergence);
+    add_tangent_divergence<Real, Vectors, true>(net, stage, space, divergence);
   }
 
   if (net.has_linear) {
@@ -108,10 +115,10 @@ void forward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, c
       });
 }
 
-// Adjoint of forward_stage: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
-// the input, with z_bar and the panels left for the weight gradients. Adds to `divergence` what forward_stage left out.
+// Adjoint of forward_plain: from the cotangents of velocity (work.velocity_bar of this stage) and divergence to that of
+// the input, with z_bar and the panels left for the weight gradients. Adds to `divergence` what forward_plain left out.
 template <class Real, int Vectors, Keep K>
-void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
+void backward_plain(const Network<Real>& net, Real t, const Stage<Real>& stage, const ForwardSpace<Real>& space,
                     BackwardSpace<Real>& work, int index, const Vector<Real> (&divergence_bar)[Vectors],
                     Vector<Real> (&divergence)[Vectors], bool parameters) {
   const int top = net.top();
@@ -129,7 +136,7 @@ void backward_stage(const Network<Real>& net, Real t, const Stage<Real>& stage, 
     for (int j = 0; j < Vectors; ++j) sum += load(velocity_bar + i * kTile<Real> + j * kLanes<Real>);
     add_to<Real>(sums.bias_last + i * kLanes<Real>, sum);
   }
-  backward_tangents<Real, Vectors, K>(net, stage, space, work, index, divergence_bar, divergence, parameters);
+  backward_tangents<Real, Vectors, K, true>(net, stage, space, work, index, divergence_bar, divergence, parameters);
 
   // Last hidden layer: z_bar = s * (W^T v_bar) + sigma'' * (gradient of s), the latter being div_bar * q in closed
   // form.
@@ -227,19 +234,19 @@ void accumulate_weights(const Network<Real>& net, const Stage<Real>* stage, Back
       }
     }
     outer_product<Real>(work.q_bar, tile(1), net.padded[1], stages, kSamples, work.slope_panels, net.padded[0],
-                        sums.trace_vector);
+                        sums.trace_matrix);
   }
   // The stages' buffers are equally spaced. The last layer goes as (width, dim), the long side as rows.
   const ptrdiff_t input_spacing = stages > 1 ? stage[1].input - stage[0].input : 0;
   const ptrdiff_t value_spacing = stages > 1 ? stage[1].value[top] - stage[0].value[top] : 0;
   const ptrdiff_t output_spacing = static_cast<ptrdiff_t>(net.dim) * kTile<Real>;
-  narrow_product<Real, Vectors>(work.z_bar[0], tile(0), net.padded[0], stage[0].input, input_spacing, net.inputs,
+  narrow_product<Real, Vectors>(work.z_bar[0], tile(0), net.padded[0], stage[0].input, input_spacing, net.first_inputs,
                                 stages, work.narrow_panels, sums.weights[0]);
   if (net.has_linear) {
-    narrow_product<Real, Vectors>(work.velocity_bar, output_spacing, net.dim, stage[0].input, input_spacing, net.inputs,
-                                  stages, work.narrow_panels, sums.linear);
+    narrow_product<Real, Vectors>(work.velocity_bar, output_spacing, net.dim, stage[0].input, input_spacing,
+                                  net.first_inputs, stages, work.narrow_panels, sums.linear);
   }
-  narrow_product<Real, Vectors>(stage[0].value[top], value_spacing, net.padded[top], work.velocity_bar, output_spacing,
+  narrow_product<Real, Vectors>(stage[0].value[top], value_spacing, net.padded[top], work.output_bar, output_spacing,
                                 net.dim, stages, work.narrow_panels, sums.last);
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../compensated.h"
-#include "stage.h"
+#include "general.h"
 #include "tiles.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -163,7 +163,7 @@ void backward_step(const Problem& p, const Network<Real>& net, const ForwardSpac
     });
   };
   add_stages(work.x_bar, 0, p.dim);
-  add_stages(work.context_bar, p.dim, p.context_dim);
+  add_stages(work.context_bar, net.context_row, p.context_dim);
   if (parameters) accumulate_weights<Real, Vectors, K>(net, stage, work);
 }
 

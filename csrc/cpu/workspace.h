@@ -13,17 +13,19 @@ enum class Keep {
   kJets,     // sigma, sigma' and sigma'' of every hidden layer
 };
 
-inline Keep keep_for_adjoint(ActivationKind kind) {
-  return kind == ActivationKind::kTanh ? Keep::kValues : Keep::kJets;
+template <class Real>
+Keep keep_for_adjoint(const Network<Real>& net) {
+  return net.activation == ActivationKind::kTanh && net.plain() ? Keep::kValues : Keep::kJets;
 }
 
 // One stage: its input and, per hidden layer, sigma, sigma' and sigma'' as [width][kTile].
 // After a closed-form divergence, the last layer's sigma'' holds sigma'' times the derivative of the divergence by its
-// slope.
+// slope. Where the network is not plain, value is what the next layer reads, and slope its derivative by W h + b.
 template <class Real>
 struct Stage {
   Real* input;
   Real *value[kMaxHidden], *slope[kMaxHidden], *curvature[kMaxHidden];
+  ModulatedStage<Real> modulated;
 };
 
 // sigma' of a stage.
@@ -55,6 +57,7 @@ struct Tangent {
   Real* ahead[kMaxHidden] = {};                                 // a_l from the second layer on, [width][kTile]
   Real* behind[2] = {};                                         // u_l of two consecutive layers
   Real *noise = nullptr, *seed = nullptr, *weighing = nullptr;  // a direction of its own for each sample: v, a_1, w
+  Real* scaled_noise = nullptr;                                 // v times the scale of the output
 
   Tangent(const Network<Real>& net, Arena& arena) {
     if (net.directions == 0) return;
@@ -65,6 +68,7 @@ struct Tangent {
     noise = tile(net.inputs);
     seed = tile(net.padded[0]);
     weighing = tile(net.padded[net.top()]);
+    if (net.gated_output) scaled_noise = tile(net.dim);
   }
 };
 
@@ -75,7 +79,8 @@ struct ForwardSpace {
   Real* velocity[kMaxStages];
   Tangent<Real> tangent;
   SplitSpace<Real> split;
-  Stage<Real>* stage;  // [steps][stages]
+  Real* shift = nullptr;  // S u of a layer
+  Stage<Real>* stage;     // [steps][stages]
 
   ForwardSpace(const Network<Real>& net, int stages, int steps, Keep keep, Arena& arena)
       : x(arena.take<Real>(net.dim * kTile<Real>)),
@@ -84,6 +89,7 @@ struct ForwardSpace {
         tangent(net, arena),
         split(net.widest(), arena) {
     for (int s = 0; s < stages; ++s) velocity[s] = arena.take<Real>(net.dim * kTile<Real>);
+    if (net.modulated) shift = arena.take<Real>(net.widest_layer() * kTile<Real>);
     stage = arena.take<Stage<Real>>(steps * stages);
     const bool writable = stage != nullptr;
     Stage<Real> shared;
@@ -94,6 +100,7 @@ struct ForwardSpace {
       shared.slope[l] = tile(keep != Keep::kJets);
       shared.curvature[l] = nullptr;
     }
+    if (keep == Keep::kNothing) take_modulated(net, false, shared.modulated, arena);
     for (int s = 0; s < steps * stages; ++s) {
       Stage<Real> own = shared;
       if (keep != Keep::kNothing) own.input = arena.take<Real>(net.inputs * kTile<Real>);
@@ -103,7 +110,21 @@ struct ForwardSpace {
         if (keep == Keep::kJets) own.slope[l] = tile();
         if (keep == Keep::kJets || (keep == Keep::kValues && net.closed && l == net.top())) own.curvature[l] = tile();
       }
+      if (keep != Keep::kNothing) take_modulated(net, true, own.modulated, arena);
       if (writable) stage[s] = own;
+    }
+  }
+
+  static void take_modulated(const Network<Real>& net, bool adjoint, ModulatedStage<Real>& stage, Arena& arena) {
+    const auto tile = [&](int rows) { return arena.take<Real>(static_cast<ptrdiff_t>(rows) * kTile<Real>); };
+    if (adjoint && net.closed && !net.plain()) stage.slope_gradient = tile(net.padded[net.top()]);
+    if (!net.modulated) return;
+    stage.u = tile(net.modulation.columns);
+    for (int l = 0; l <= net.hidden; ++l) {
+      if (!net.modulation.kind.has_gate(l)) continue;
+      stage.scale[l] = tile(net.rows(l));
+      if (adjoint) stage.affine[l] = tile(net.rows(l));
+      if (adjoint && l < net.hidden) stage.slope[l] = tile(net.rows(l));
     }
   }
 
@@ -118,17 +139,25 @@ struct ForwardSpace {
 // Sums of one thread over its tiles; sums over samples that stay vectors have kLanes columns.
 template <class Real>
 struct GradientSums {
-  int first_stride, last_stride;  // of the narrow gradients: those of the inputs, and of the outputs
+  int first_stride, last_stride;  // of the narrow gradients: those of layer 1's inputs, and of the outputs
   Real* weights[kMaxHidden];      // (padded, first_stride), then (padded, padded of the layer before)
-  Real *time, *bias[kMaxHidden], *trace_vector = nullptr, *last, *bias_last, *linear = nullptr;
+  Real *time, *bias[kMaxHidden], *last, *bias_last, *linear = nullptr;
+  Real *trace_vector = nullptr, *trace_matrix = nullptr;
   Real *first_tangent = nullptr, *last_tangent = nullptr;  // of W1x and W_last by tangents, (dim, padded, kLanes)
   Real* begin;
+  ModulationSums<Real> modulation;
   ptrdiff_t count;
 
-  GradientSums(const Network<Real>& net, Arena& arena)
-      : first_stride(narrow_stride<Real>(net.inputs)), last_stride(narrow_stride<Real>(net.dim)) {
-    const size_t start = arena.used();
-    begin = arena.take<Real>(0);
+  GradientSums(const Network<Real>& net, Arena& arena) : GradientSums(net, arena, arena.used()) {}
+
+  int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_stride : net.padded[layer - 1]; }
+
+ private:
+  GradientSums(const Network<Real>& net, Arena& arena, size_t start)
+      : first_stride(narrow_stride<Real>(net.first_inputs)),
+        last_stride(narrow_stride<Real>(net.dim)),
+        begin(arena.take<Real>(0)),
+        modulation(net.modulation, net.padded, net.hidden, net.dim, arena) {
     for (int l = 0; l < net.hidden; ++l) {
       weights[l] = arena.take<Real>(static_cast<ptrdiff_t>(net.padded[l]) * columns(net, l));
       bias[l] = arena.take<Real>(net.padded[l] * kLanes<Real>);
@@ -136,10 +165,8 @@ struct GradientSums {
     time = arena.take<Real>(net.padded[0] * kLanes<Real>);
     last = arena.take<Real>(net.padded[net.top()] * last_stride);
     bias_last = arena.take<Real>(net.dim * kLanes<Real>);
-    if (net.closed) {
-      trace_vector =
-          arena.take<Real>(static_cast<ptrdiff_t>(net.padded[0]) * (net.hidden == 2 ? net.padded[1] : kLanes<Real>));
-    }
+    if (net.has_trace_vector()) trace_vector = arena.take<Real>(net.padded[0] * kLanes<Real>);
+    if (net.two_layer_form()) trace_matrix = arena.take<Real>(static_cast<ptrdiff_t>(net.padded[0]) * net.padded[1]);
     if (net.has_linear) linear = arena.take<Real>(net.dim * first_stride);
     if (net.directions > 0 && !net.probed) {
       first_tangent = arena.take<Real>(static_cast<ptrdiff_t>(net.dim) * net.padded[0] * kLanes<Real>);
@@ -147,8 +174,6 @@ struct GradientSums {
     }
     count = static_cast<ptrdiff_t>((arena.used() - start) / sizeof(Real));
   }
-
-  int columns(const Network<Real>& net, int layer) const { return layer == 0 ? first_stride : net.padded[layer - 1]; }
 };
 
 // Adjoint of a Tangent, with what the weight gradients of the hidden layers need of as many tangents as a step has
@@ -159,12 +184,14 @@ struct TangentAdjoint {
   Real* panels[kMaxHidden] = {};  // u_(l-1), right operands of outer_product
   Real *seed_bar = nullptr,
        *weighing_bar = nullptr;  // of a_1 and w, where each sample has its direction: sums over stages
+  Real* carried = nullptr;       // of u_l on its way past a residual layer
 
   TangentAdjoint(const Network<Real>& net, int stages, Arena& arena) {
     if (net.directions == 0) return;
     for (int l = 0; l < net.hidden; ++l) {
       bar[l] = arena.take<Real>(static_cast<ptrdiff_t>(l == 0 ? 1 : stages) * net.padded[l] * kTile<Real>);
     }
+    if (net.residual) carried = arena.take<Real>(net.widest() * kTile<Real>);
     if (net.probed) {
       seed_bar = arena.take<Real>(net.padded[0] * kTile<Real>);
       weighing_bar = arena.take<Real>(net.padded[net.top()] * kTile<Real>);
@@ -184,10 +211,13 @@ struct BackwardSpace {
   int stages;
   Real *x_bar, *context_bar;
   Real* velocity_bar;                         // [stages][dim][kTile]
+  Real* output_bar;                           // the same of W h + b, which is the velocity unless it is scaled
   Real* input_bar[kMaxStages];                // [inputs][kTile]
   Real *z_bar[kMaxHidden], *q_bar = nullptr;  // [stages][width][kTile]
   TangentAdjoint<Real> tangent;
-  Real* narrow_panels;  // right operands of outer_product
+  Real *gate_bar = nullptr, *shift_bar = nullptr, *u_bar = nullptr;  // of one layer; of u
+  Real* carried = nullptr;                                           // of h on its way past a residual layer
+  Real* narrow_panels;                                               // right operands of outer_product
   Real *value_panels[kMaxHidden] = {}, *slope_panels = nullptr;
   Real* panels_end;
   GradientSums<Real> sums;
@@ -198,10 +228,18 @@ struct BackwardSpace {
     x_bar = arena.take<Real>(net.dim * tile);
     context_bar = arena.take<Real>((net.inputs - net.dim) * tile);
     velocity_bar = arena.take<Real>(stages * net.dim * tile);
+    output_bar = net.gated_output ? arena.take<Real>(stages * net.dim * tile) : velocity_bar;
+    if (net.modulated) {
+      gate_bar = arena.take<Real>(net.widest_layer() * tile);
+      shift_bar = arena.take<Real>(net.widest_layer() * tile);
+      u_bar = arena.take<Real>(net.modulation.columns * tile);
+    }
+    if (net.residual) carried = arena.take<Real>(net.widest() * tile);
     for (int s = 0; s < stages; ++s) input_bar[s] = arena.take<Real>(net.inputs * tile);
     for (int l = 0; l < net.hidden; ++l) z_bar[l] = arena.take<Real>(stages * net.padded[l] * tile);
     if (net.two_layer_form()) q_bar = arena.take<Real>(stages * net.padded[1] * tile);
-    const int columns = sums.first_stride > sums.last_stride ? sums.first_stride : sums.last_stride;
+    int columns = larger(sums.first_stride, sums.last_stride);
+    if (net.modulated) columns = larger(columns, narrow_stride<Real>(net.modulation.columns));
     narrow_panels = arena.take<Real>(stages * columns * tile);
     for (int l = 0; l < net.top(); ++l) value_panels[l] = arena.take<Real>(stages * net.padded[l] * tile);
     if (net.two_layer_form()) slope_panels = arena.take<Real>(stages * net.padded[0] * tile);

@@ -31,6 +31,7 @@ from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
+from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
 
 # click's own, wherever this version of typer keeps it
@@ -198,13 +199,13 @@ app.command()(bench)
 def _warnings_as_notes() -> Iterator[None]:
     """Prints jkoflow's own warnings in one line, without their place in the source."""
     with warnings.catch_warnings():
-        for kind in (DataWarning, FallbackWarning):
+        for kind in (DataWarning, FallbackWarning, ToleranceWarning):
             warnings.simplefilter("always", kind)
         warnings.simplefilter("ignore", ConvergenceWarning)  # the progress of the training shows its text
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, DataWarning | FallbackWarning):
+            if issubclass(category, DataWarning | FallbackWarning | ToleranceWarning):
                 console.note(str(message))
             else:
                 shown(message, category, *rest, **named)

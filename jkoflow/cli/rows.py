@@ -54,12 +54,22 @@ class Rows:
         self.columns: dict[str, Column] = dict(zip(table.features, table.parts["all"], strict=True))
 
     @torch.no_grad()
-    def log_prob(self) -> Tensor:
-        """Returns the log-densities (N,)."""
+    def log_prob(self, tol: float | None = None) -> Tensor:
+        """Returns the log-densities (N,), within a tolerance in nats if there is one."""
         if isinstance(self.model, TableFlow):
-            return self.model.log_prob(self.table)
+            return self.model.log_prob(self.table, tol=tol)
         assert self.tensors is not None
+        if tol is not None:  # one search for all rows
+            return self.model.log_prob(*self.tensors, tol=tol)
         return torch.cat([self.model.log_prob(*part) for part in chunks(*self.tensors)])
+
+    @torch.no_grad()
+    def log_prob_and_error(self, tol: float | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the log-densities (N,) and estimates (N,) of their errors in nats."""
+        if isinstance(self.model, TableFlow):
+            return self.model.log_prob_and_error(self.table, tol=tol)
+        assert self.tensors is not None
+        return self.model.log_prob_and_error(*self.tensors, tol=tol)
 
     def surprise(self, numbers: NDArray[np.int64]) -> Tensor:
         """Returns the surprises (n, d) of some rows."""

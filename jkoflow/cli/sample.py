@@ -10,7 +10,7 @@ import torch
 import typer
 
 from jkoflow.cli import models
-from jkoflow.cli.settings import ConfigError
+from jkoflow.cli.settings import ConfigError, check_option
 from jkoflow.data import check_numbers, check_output, load_scored, write_table
 from jkoflow.data.columns.codec import Array
 from jkoflow.data.memory import numbers_of
@@ -18,6 +18,9 @@ from jkoflow.data.splits import to_float32
 from jkoflow.data.table import Table
 from jkoflow.metrics import CHUNK
 from jkoflow.table_flow import Model, TableFlow
+
+PIECES_TO_A_SEARCH = 10
+"""Number of pieces that are drawn together within a tolerance, so that the search for steps is little of the work."""
 
 
 def sample(
@@ -38,9 +41,18 @@ def sample(
         bool,
         typer.Option("--exact", help="Invert the flow's map to rounding, instead of integrating backwards; slower."),
     ] = False,
+    tol: Annotated[
+        float | None,
+        typer.Option(
+            help="Error, in nats, that the log-density of a sample may have; the steps are found by refinement. "
+            "Default: steps with which the mean is right.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw samples in the data's own units and types; those of a conditional flow are written beside their context."""
     check_output(out, [context] if context else [])
+    check_option(tol)
     model = models.load_model(run)
     features, context_features = models.names_of(run, model)
     conditions = _conditions(run, model, context, context_features)
@@ -50,23 +62,26 @@ def sample(
         number *= len(next(iter(conditions.values()))) // number
     generator = torch.Generator().manual_seed(seed)
     pieces = []
-    for begin in range(0, number, CHUNK):
-        size = min(CHUNK, number - begin)
+    most = CHUNK if tol is None else PIECES_TO_A_SEARCH * CHUNK
+    for begin in range(0, number, most):
+        size = min(most, number - begin)
         given = {name: values[begin : begin + size] for name, values in (conditions or {}).items()}
-        pieces.append(_draw(model, size, given, generator, exact))
+        pieces.append(_draw(model, size, given, generator, exact, tol))
     columns = [np.concatenate(values) for values in zip(*pieces, strict=True)] + list((conditions or {}).values())
     write_table(out, columns, (*features, *context_features))
     print(f"written: {out} ({number} rows, {len(columns)} column{'s' if len(columns) > 1 else ''})")
 
 
 @torch.no_grad()
-def _draw(model: Model, size: int, given: dict[str, Array], generator: torch.Generator, exact: bool) -> list[Array]:
+def _draw(
+    model: Model, size: int, given: dict[str, Array], generator: torch.Generator, exact: bool, tol: float | None
+) -> list[Array]:
     """Returns samples as columns (size,), given conditions (size,) by name."""
     if isinstance(model, TableFlow):
         table = Table({"all": list(given.values())}, tuple(given)) if given else None
-        return list(model.sample_columns(size, table, generator=generator, exact=exact).values())
+        return list(model.sample_columns(size, table, generator=generator, exact=exact, tol=tol).values())
     context = torch.from_numpy(np.stack(list(given.values()), 1)) if given else None
-    return list(model.sample(size, context, generator=generator, exact=exact).numpy().T)
+    return list(model.sample(size, context, generator=generator, exact=exact, tol=tol).numpy().T)
 
 
 def _conditions(run: Path, model: Model, context: str | None, names: tuple[str, ...]) -> dict[str, Array] | None:

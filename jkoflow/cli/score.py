@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jkoflow.cli import compare, console, models, table_options, unlikely
 from jkoflow.cli.rows import Rows
-from jkoflow.cli.settings import ConfigError
+from jkoflow.cli.settings import ConfigError, check_option
 from jkoflow.data import Scored, check_output, load_scored, require, write_table
 from jkoflow.data.table import Column
 from jkoflow.metrics import bits_per_dim, mean_and_stderr, mean_log_scale
@@ -47,6 +47,18 @@ def score(
             "--contributions", help="Also write by how many nats each column makes its row unlikely; much slower."
         ),
     ] = False,
+    tol: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest error of a row's log-density in nats, by steps and rounding; found by refinement, on some of "
+            "many rows unless --with-error checks each. Default: steps with which the mean is right.",
+            show_default=False,
+        ),
+    ] = None,
+    with_error: Annotated[
+        bool,
+        typer.Option("--with-error", help="Also write an estimate of each row's error in nats; 2 to 3 times as long."),
+    ] = False,
     all_columns: Annotated[
         bool, typer.Option("--all-columns", help="Also write the columns that the model uses, as they came.")
     ] = False,
@@ -66,8 +78,9 @@ def score(
     a finite density.
     """
     check_output(out, [data])
-    if out.suffix.lower() == ".npy" and (contributions or all_columns):
+    if out.suffix.lower() == ".npy" and (contributions or all_columns or with_error):
         raise ConfigError(f"{out} holds log-densities alone; for more columns write .csv or .parquet")
+    check_option(tol)
     if two_sample:
         require("sklearn", "--two-sample", "sklearn")
     if precision not in ("auto", "float64"):
@@ -80,10 +93,12 @@ def score(
     told = table_options.mapping(context)
     scored = load_scored(data, (*names[0], *names[1]), split, seed, options, told)
     rows = Rows(model, data, scored.chosen, len(names[0]))
-    log_prob = rows.log_prob()
+    log_prob, error = rows.log_prob_and_error(tol) if with_error else (rows.log_prob(tol), None)
     finite = torch.isfinite(log_prob)
     far = rows.outside()
     results: dict[str, Column] = {"log_prob": log_prob.numpy()}
+    if error is not None:
+        results["error"] = error.numpy()
     if far is not None:
         results["outside"] = _joined_names(far, len(log_prob))
     if contributions:
@@ -91,6 +106,9 @@ def score(
         results |= {f"surprise_{name}": found[:, place] for place, name in enumerate(names[0])}
     _write(out, scored, results, all_columns)
     _show(model, rows, log_prob[finite].double(), finite)
+    if error is not None and bool(finite.any()):
+        median, most = float(error[finite].median()), float(error[finite].max())
+        print(f"error of a row: {median:.1e} nats (median), {most:.1e} (most)")
     if two_sample:
         compare.show_comparison(model, rows, finite)
     if explain and seen_of(model):

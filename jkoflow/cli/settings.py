@@ -19,6 +19,7 @@ from jkoflow.former_names import under_present_names
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.state import RunError
+from jkoflow.within import check_tolerance
 
 
 class ConfigError(UserError, ValueError):
@@ -159,3 +160,15 @@ def _check_directory(out: Path) -> None:
         raise RunError(f"cannot write {out}: {existing} is a file; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RunError(f"cannot write {out}: no permission to write in {existing}; choose another --out")
+
+
+def check_option(tol: float | None) -> None:
+    """Refuses a tolerance of the command line that is no positive number.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    try:
+        check_tolerance(tol)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import operators, reference
-from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel
+from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel, with_field_at
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, as_times, check_request
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
@@ -19,7 +19,7 @@ from jkoflow.ops.failure import IntegrationError
 from jkoflow.ops.grid import Adaptive, Fixed, Grid, as_grid
 from jkoflow.ops.integrated import Integrated
 from jkoflow.ops.objective import JKOTerms, jko_terms
-from jkoflow.ops.rows import integrate_rows, velocity_and_divergence
+from jkoflow.ops.rows import integrate_rows, right_hand_side, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
 
 __all__ = [
@@ -71,8 +71,9 @@ def integrate(
     ``atol + rtol * max(abs(y))``, is at most 1. A tolerance is that of a step, and says little about the error at t1.
 
     Arguments:
-        velocity: An `MLPVelocity` (fused kernels), or any callable ``velocity(x, t, context)`` that maps (B, d) to
-            (B, d) row by row (PyTorch reference).
+        velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
+            the first one on GPUs, too); a `HyperMLP` (fused stage by stage, adaptive steps in the PyTorch reference);
+            or any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
@@ -134,10 +135,11 @@ def integrate(
     grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
     request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
-    request = request.in_precision()
-    kernel = use_kernel(request)
     if isinstance(grid, Adaptive):
-        return integrate_rows(velocity, request, kernel, times)
+        request = request.in_precision()
+        return integrate_rows(velocity, request, use_kernel(request), times)
+    request = with_field_at(request, velocity).in_precision()
+    kernel = use_kernel(request)
     if times is not None:
         return _integrate_between(velocity, request, kernel, times)
     return _integrate(velocity, request, kernel, keep_path)
@@ -211,12 +213,12 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
-    request = request.in_precision()
-    kernel = use_kernel(request)
-    field, x, context = request.field, request.x, request.context
     if isinstance(grid, Adaptive):
-        end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
-        return jko_terms(x, end, logdet, jko_step)
+        request = request.in_precision()
+        end, logdet, *_ = integrate_rows(velocity, request, use_kernel(request), None)
+        return jko_terms(request.x, end, logdet, jko_step)
+    request = with_field_at(request, velocity).in_precision()
+    kernel, field, x, context = use_kernel(request), request.field, request.x, request.context
     if kernel and field is not None and operators.needs_gradient(field, x, context):
         return operators.jko_loss_mlp(field, x, context, request.noise, settings_of(request, field), jko_step)
     end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)
@@ -252,10 +254,7 @@ def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, 
     if kernel and field is not None:
         result = operators.integrate_mlp(field, x, context, noise, settings_of(request, field), keep_path)
     else:
-        if field is None:
-            rhs = reference.autograd_rhs(velocity, context, request.divergence, noise)
-        else:
-            rhs = reference.mlp_rhs(field, context, request.divergence, noise)
+        rhs = right_hand_side(velocity, request, kernel)
         tableau = TABLEAUX[request.method]
         result = reference.integrate_steps(rhs, x, request.t0, request.t1, grid, tableau)
     end, logdet, path = result

@@ -6,8 +6,9 @@ import torch
 
 from jkoflow.callers import warn_caller
 from jkoflow.ops import native
-from jkoflow.ops.checks import Request
+from jkoflow.ops.checks import Request, check_request
 from jkoflow.ops.extension import UnsupportedError
+from jkoflow.ops.modulation import word_of
 from jkoflow.velocity import MLPField, Velocity
 
 
@@ -23,11 +24,25 @@ def field_of(velocity: object) -> tuple[MLPField | None, str]:
     return field, "" if field is not None else velocity.unfused() or ""
 
 
+def with_field_at(request: Request, velocity: object) -> Request:
+    """Returns a request of equal steps with the weights at any time of a velocity that has them but no field.
+
+    Raises:
+        ValueError: If the weights at t0 do not fit each other or the request.
+    """
+    field = velocity.field_at(request.t0) if request.field is None and isinstance(velocity, Velocity) else None
+    if field is None:
+        return request
+    check_request(request._replace(field=field))
+    return request._replace(field_at=velocity.field_at)  # type: ignore[union-attr]
+
+
 def settings_of(request: Request, field: MLPField) -> native.Settings:
     """Returns the settings of a request that are not tensors."""
     interval = float(request.t0), float(request.t1)
-    kind = request.divergence, field.time, field.activation.text
-    return native.Settings(*kind, *interval, request.grid, request.method, request.precision)
+    kind = request.divergence, field.time or field.modulation is not None, field.activation.text
+    how = request.grid, request.method, request.precision
+    return native.Settings(*kind, *interval, *how, word_of(field))
 
 
 def use_kernel(request: Request) -> bool:
@@ -40,6 +55,8 @@ def use_kernel(request: Request) -> bool:
     if backend == "reference":
         return False
     field = request.unfused if request.field is None else request.field
+    if request.field_at is not None:
+        field = request.field_at(request.t0)  # one for each stage
     reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)

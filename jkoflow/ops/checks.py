@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,14 +43,19 @@ class Request(NamedTuple):
     divergence: str
     backend: str
     precision: str
+    field_at: Callable[[float], MLPField] | None = None
+    """Weights of the velocity at any time, if they depend on it and there is no field."""
 
     def in_precision(self) -> Request:
         """Returns the request with its tensors in float64 if that is the precision, otherwise as it is."""
-        if self.precision != "float64" or self.field is None:
+        field, field_at = self.field, self.field_at
+        if self.precision != "float64" or (field is None and field_at is None):
             return self
         context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
-        field = self.field.double()
-        return self._replace(field=field, x=self.x.double(), context=context, noise=noise, precision="auto")
+        exact = self._replace(x=self.x.double(), context=context, noise=noise, precision="auto")
+        if field is not None:
+            return exact._replace(field=field.double())
+        return exact._replace(field_at=lambda t: field_at(t).double())
 
 
 def check_request(request: Request) -> None:

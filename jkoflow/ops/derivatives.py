@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
+from jkoflow.ops.modulation import unpacked
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
 from jkoflow.ops.reference import integrate_steps, mlp_rhs
@@ -46,11 +47,18 @@ def network_gradients(
     return gradients_of(tuple(bar for bar in bars if bar is not None))[0]
 
 
+def field_of_network(x: Tensor, context: Tensor | None, network: Network, settings: Settings) -> MLPField:
+    """Returns the field whose tensors a network has, for x (B, d) and context (B, c)."""
+    activation, columns = parse_activation(settings.activation), 0 if context is None else context.shape[1]
+    weights, biases = tuple(network.weights), tuple(network.biases)
+    rows = [bias.shape[0] for bias in biases]
+    modulation, residual = unpacked(settings.layers, network.modulation, rows, columns)
+    time = settings.time and modulation is None
+    return MLPField(x.shape[1], columns, time, activation, weights, biases, network.linear, modulation, residual)
+
+
 def _integrate(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    activation, columns = parse_activation(settings.activation), 0 if context is None else context.shape[1]
-    weights, biases = tuple(network.weights), tuple(network.biases)
-    field = MLPField(x.shape[1], columns, settings.time, activation, weights, biases, network.linear)
-    rhs = mlp_rhs(field, context, settings.divergence, noise)
+    rhs = mlp_rhs(field_of_network(x, context, network, settings), context, settings.divergence, noise)
     return integrate_steps(rhs, x, settings.t0, settings.t1, settings.grid, TABLEAUX[settings.method])

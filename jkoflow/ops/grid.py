@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 MOST_STEPS = 2**31 - 1
@@ -49,6 +49,11 @@ class Fixed(NamedTuple):
     def scaled(self, share: int, whole: int) -> Fixed:
         """Returns the grid of share / whole of the cost, rounded down, and of at least one step."""
         return Fixed(max(1, share * self.num_steps // whole))
+
+    def times(self, factor: float) -> Fixed:
+        """Returns the grid of ``factor`` times the steps, rounded up, and of at least one and at most `MOST_STEPS`."""
+        wanted = min(factor * self.num_steps, MOST_STEPS)
+        return Fixed(max(1, math.ceil(wanted - 1e-9 * self.num_steps)))  # 1.5 * 2 is 3, whatever it was divided by
 
     @property
     def cost(self) -> int:
@@ -96,6 +101,9 @@ class Adaptive(NamedTuple):
 Grid = Fixed
 """The type of the grids of blocks."""
 
+Steps = int | Grid | Sequence[int | Grid]
+"""What says how the blocks of a flow step: a number of equal steps or a grid for all of them, or one for each."""
+
 
 def as_grid(steps: int | Grid) -> Grid:
     """Returns the grid that a number of equal steps stands for, or the grid itself.
@@ -115,6 +123,23 @@ def as_grid(steps: int | Grid) -> Grid:
     if count > MOST_STEPS:
         raise ValueError(f"num_steps must be at most {MOST_STEPS}, got {num_steps!r}")
     return Fixed(count)
+
+
+def for_each(steps: Steps, blocks: int) -> tuple[int | Grid, ...]:
+    """Returns the number of steps, or the grid, of each of ``blocks`` blocks, as it was given.
+
+    Raises:
+        ValueError: If the numbers are a sequence of another length.
+
+    Example:
+        >>> for_each(3, 2), for_each([Fixed(5), 4], 2)
+        ((3, 3), (Fixed(num_steps=5), 4))
+    """
+    if isinstance(steps, Grid) or not isinstance(steps, Sequence):
+        return (steps,) * blocks
+    if len(steps) != blocks:
+        raise ValueError(f"num_steps must have one number for each of the flow's {blocks} blocks, got {len(steps)}")
+    return tuple(steps)
 
 
 def finest(grids: Iterable[Grid]) -> Grid:

@@ -16,17 +16,18 @@ from torch.autograd import forward_ad
 
 from jkoflow.ops import native
 from jkoflow.ops.grid import Adaptive, Fixed
+from jkoflow.ops.modulation import packed
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
 from jkoflow.velocity import MLPField
 
 LIBRARY = torch.library.Library("jkoflow", "DEF")
-SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 1  # weights and biases of the layers, then the linear term
-_UNUSED = (None,) * (SLOTS - 1)
+SLOTS = 2 * (native.MAX_HIDDEN_LAYERS + 1) + 2  # weights and biases of the layers, the linear term, the modulation
+_UNUSED = (None,) * (SLOTS - 2)
 _NETWORK = "Tensor? context, Tensor w1, Tensor b1, Tensor w2, Tensor b2, " + "".join(
     f"Tensor? w{i}, Tensor? b{i}, " for i in range(3, native.MAX_HIDDEN_LAYERS + 2)
 )
-ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? noise, str settings"
+ARGUMENTS = f"{_NETWORK}Tensor? linear, Tensor? modulation, Tensor? noise, str settings"
 GRADIENTS = "Tensor x_grad, Tensor context_grad, Tensor slots_grad"  # as of native.backward; empty for None
 
 
@@ -43,46 +44,47 @@ def any_needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 def encode(settings: Settings) -> str:
     """Returns settings as the text that operators take."""
     # Not a method, and word by word: torch.compile of the oldest torch that we support traces this.
-    divergence, time, activation, t0, t1, grid, method, precision = settings
+    divergence, time, activation, t0, t1, grid, method, precision, layers = settings
     kind = f"{divergence} {'time' if time else 'steady'} {activation}"
     if isinstance(grid, Adaptive):
-        return f"{kind} {t0!r} {t1!r} {grid.rtol!r}/{grid.atol!r}/{grid.max_steps} {method} {precision}"
-    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision}"
+        return f"{kind} {t0!r} {t1!r} {grid.rtol!r}/{grid.atol!r}/{grid.max_steps} {method} {precision} {layers}"
+    return f"{kind} {t0!r} {t1!r} {grid.num_steps} {method} {precision} {layers}"
 
 
 @functools.lru_cache(maxsize=256)  # bounded: intervals may differ from call to call
 def decode(text: str) -> Settings:
     """Returns the settings of a text from `encode`."""
-    divergence, time, activation, t0, t1, steps, method, precision = text.split()
+    divergence, time, activation, t0, t1, steps, method, precision, layers = text.split()
     interval = float(t0), float(t1)
     if "/" in steps:
         rtol, atol, max_steps = steps.split("/")
         grid = Adaptive(float(rtol), float(atol), int(max_steps))
     else:
         grid = Fixed(int(steps))
-    return Settings(divergence, time == "time", activation, *interval, grid, method, precision)
+    return Settings(divergence, time == "time", activation, *interval, grid, method, precision, layers)
 
 
 def slots_of(field: MLPField) -> list[Tensor | None]:
-    """Returns a field's tensors in the operators' slots: weights and biases of the layers, then the linear term."""
+    """Returns a field's tensors in the operators' slots: weights and biases of layers, linear term, modulation."""
     layers: list[Tensor | None] = []
     for weight, bias in zip(field.weights, field.biases, strict=True):
         layers += weight, bias
-    return [*layers, *_UNUSED[len(layers) :], field.linear]
+    return [*layers, *_UNUSED[len(layers) :], field.linear, packed(field)]
 
 
 def unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, Tensor | None, Settings, list[Any]]:
     """Returns x, context, network, noise and settings from an operator's arguments, and the arguments after them."""
     x, context, *rest = arguments
     slots, (noise, settings, *scalars) = rest[:SLOTS], rest[SLOTS:]
-    layers = [slot for slot in slots[:-1] if slot is not None]
-    return x, context, Network(layers[0::2], layers[1::2], slots[-1]), noise, decode(settings), scalars
+    layers = [slot for slot in slots[:-2] if slot is not None]
+    return x, context, Network(layers[0::2], layers[1::2], *slots[-2:]), noise, decode(settings), scalars
 
 
 def network_of(tensors: Mapping[str, Tensor]) -> Network:
     """Returns the network whose slots stand among tensors as ``slot 0``, ``slot 1`` and so on."""
-    layers = [tensors[f"slot {i}"] for i in range(SLOTS - 1) if f"slot {i}" in tensors]
-    return Network(layers[0::2], layers[1::2], tensors.get(f"slot {SLOTS - 1}"))
+    *layers, linear, modulation = (tensors.get(f"slot {i}") for i in range(SLOTS))
+    given = [tensor for tensor in layers if tensor is not None]
+    return Network(given[0::2], given[1::2], linear, modulation)
 
 
 def pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
-from jkoflow.ops import cuda
+from jkoflow.ops import cuda, modulation
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import BAD_ISA as _BAD_ISA
 from jkoflow.ops.extension import MISSING as _MISSING
@@ -25,7 +25,7 @@ from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
-_ACTIVATIONS = ("tanh", "softplus", "silu")
+_ACTIVATIONS = ("tanh", "softplus", "silu", "elu", "selu", "gelu")
 _NAMES = [(f"velocity.layers[{i}].weight", f"velocity.layers[{i}].bias") for i in range(MAX_HIDDEN_LAYERS + 1)]
 _NO_SPLIT: str | None = None if _MISSING else _C.cpu_split_problem() or None  # why bf16x3 cannot be had
 
@@ -93,6 +93,10 @@ def unsupported(
         return f"the kernels know the activations {', '.join(_ACTIVATIONS)}, not {field.activation.name}"
     if len(field.biases) - 1 > MAX_HIDDEN_LAYERS:
         return f"the kernels have 1 to {MAX_HIDDEN_LAYERS} hidden layers, the velocity has {len(field.biases) - 1}"
+    if device == "cuda" and field.modulation is not None:
+        return "the CUDA kernels have no layers that time and context scale and shift"
+    if device == "cuda" and field.residual:
+        return "the CUDA kernels have no residual layers"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
     if device == "cuda":
@@ -113,6 +117,7 @@ class Settings(NamedTuple):
     grid: Grid | Adaptive
     method: str
     precision: str = "auto"  # of products, as `integrate` describes it
+    layers: str = modulation.PLAIN  # their kind, see `jkoflow.ops.modulation`
 
 
 def forward(
@@ -232,7 +237,8 @@ def add_linear_gradient(
     """Adds to the gradient of the linear term, if there is one, the part that comes from its share of logdet."""
     if network.linear is None:
         return
-    linear = gradient[-network.linear.numel() :].view(network.linear.shape)
+    end = gradient.numel() - (0 if network.modulation is None else network.modulation.numel())
+    linear = gradient[end - network.linear.numel() : end].view(network.linear.shape)
     if noise is None:
         linear.diagonal().add_(logdet_bar.sum(), alpha=settings.t1 - settings.t0)
     else:
@@ -265,6 +271,7 @@ def _prototype(settings: Settings) -> Any:
         tableau, problem.num_steps = TABLEAUX[settings.method], as_grid(settings.grid).num_steps
     problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
     problem.split = settings.precision == "bf16x3"
+    modulation.describe(problem, settings.layers)
     return problem
 
 
@@ -298,9 +305,9 @@ def contiguous(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Network, Tensor | None]:
     """Returns the tensors as the kernels read them: without gaps."""
-    weights, biases, linear = network
+    weights, biases, linear, factors = network
     layers = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases]
-    return x.contiguous(), dense(context), Network(*layers, dense(linear)), dense(noise)
+    return x.contiguous(), dense(context), Network(*layers, dense(linear), dense(factors)), dense(noise)
 
 
 def dense(tensor: Any) -> Any:
@@ -330,7 +337,11 @@ def describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor 
         problem.noise = given("noise", noise, batch * dim * item, dtype, device)
     if network.linear is not None:
         problem.linear = given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
-    columns += dim + settings.time
+    modulation.check(settings.layers, network.modulation is not None, widths)
+    if network.modulation is not None:
+        size = modulation.size_of(settings.layers, (*widths, dim), columns)
+        problem.modulation_tensor = given("the modulation", network.modulation, size * item, dtype, device)
+    columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
         size = width * item
@@ -351,4 +362,5 @@ def set_gradient(adjoint: Any, network: Network, wanted: bool) -> Tensor | None:
     layers = 2 * len(network.weights)
     adjoint.weights, adjoint.biases = addresses[0:layers:2], addresses[1:layers:2]
     adjoint.linear = 0 if network.linear is None else addresses[layers]
+    adjoint.modulation = 0 if network.modulation is None else addresses[-2]
     return gradient

@@ -71,45 +71,83 @@ def trace_matrix(weights: Sequence[Tensor], dim: int) -> Tensor:
     return weights[1] * (first_x @ weights[2]).T
 
 
+def closed_form(field: MLPField) -> bool:
+    """Tells whether the exact divergence has a closed form: one or two hidden layers, without a gate at the output."""
+    return len(field.weights) <= 3 and not field.gated_output
+
+
 def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
     """Returns the velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
-    sigma, weights, biases = field.activation, field.weights, field.biases
-    first_x = weights[0][:, : field.dim]
-    offset = biases[0] if context is None else context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
-    depth = len(weights)
-    traced = trace_matrix(weights, field.dim) if divergence == "exact" and depth <= 3 else None
+    sigma, weights, biases, modulation = field.activation, field.weights, field.biases, field.modulation
+    first_x, residual = weights[0][:, : field.dim], field.residual
+    offset = biases[0]
+    if context is not None and modulation is None:
+        offset = context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
+    traced = trace_matrix(weights, field.dim) if divergence == "exact" and closed_form(field) else None
+    beside = trace_matrix((weights[0], weights[-1]), field.dim) if traced is not None and residual else None
     trace = torch.trace(field.linear) if field.linear is not None else 0.0
 
     def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        u = None if modulation is None else modulation.inputs(t, context, x)
+
+        def modulated(z: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+            """Returns scaled and shifted pre-activations, and the scale."""
+            if modulation is None or u is None:
+                return z, None
+            scale, shift = modulation.at(u, layer)
+            z = z if scale is None else scale * z
+            return (z if shift is None else z + shift), scale
+
         z = x @ first_x.T + offset
         if field.time:
             z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
-        pre_activations = [z]
-        h = sigma.value(z)
-        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-            z = h @ weight.T + bias
-            pre_activations.append(z)
-            h = sigma.value(z)
-        velocity = h @ weights[-1].T + biases[-1]
+        slopes = []
+        h = x
+        for layer in range(len(weights) - 1):
+            if layer > 0:
+                z = h @ weights[layer].T + biases[layer]
+            z, scale = modulated(z, layer)
+            value = sigma.value(z)
+            h = h + value if residual and layer > 0 else value
+            slope = sigma.slope(z)
+            slopes.append(slope if scale is None else slope * scale)
+        velocity, output_scale = modulated(h @ weights[-1].T + biases[-1], len(weights) - 1)
         if field.linear is not None:
             velocity = velocity + x @ field.linear.T
         if divergence == "none":
             return velocity, x.new_zeros(x.shape[0])
-        slopes = [sigma.slope(z) for z in pre_activations]
         if traced is not None:
             if len(slopes) == 1:
                 return velocity, slopes[0] @ traced + trace
-            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + trace
+            straight = trace if beside is None else slopes[0] @ beside + trace
+            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + straight
         # Tangents: columns of each layer's Jacobian, (directions, B, H); all d of them, or the one along the noise.
         tangents = slopes[0] * (first_x.T.unsqueeze(1) if noise is None else (noise @ first_x.T).unsqueeze(0))
         for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
-            tangents = slope * (tangents @ weight.T)
+            carried = slope * (tangents @ weight.T)
+            tangents = tangents + carried if residual else carried
         if noise is None:
-            return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
+            if output_scale is None:
+                return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
+            ends = torch.einsum("kbh,kh->bk", tangents, weights[-1])
+            return velocity, (output_scale * ends).sum(1) + trace
         jacobian_noise = tangents[0] @ weights[-1].T
+        if output_scale is not None:
+            jacobian_noise = output_scale * jacobian_noise
         if field.linear is not None:
             jacobian_noise = jacobian_noise + noise @ field.linear.T
         return velocity, (noise * jacobian_noise).sum(1)
+
+    return rhs
+
+
+def field_rhs(
+    field_at: Callable[[float], MLPField], context: Tensor | None, divergence: str, noise: Tensor | None
+) -> RightHandSide:
+    """Returns an MLP whose weights depend on t, which is one number for all rows, with its divergence."""
+
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return mlp_rhs(field_at(float(t)), context, divergence, noise)(x, t)
 
     return rhs
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jkoflow.activation import parse_activation
 from jkoflow.ops import native_rows
-from jkoflow.ops.derivatives import Tensors
+from jkoflow.ops.derivatives import Tensors, field_of_network
 from jkoflow.ops.library import (
     ARGUMENTS,
     GRADIENTS,
@@ -29,7 +28,6 @@ from jkoflow.ops.library import (
 )
 from jkoflow.ops.native import Settings, dense_like
 from jkoflow.ops.native_rows import Trajectory
-from jkoflow.ops.network import Network
 from jkoflow.ops.reference import mlp_rhs
 from jkoflow.velocity import MLPField
 
@@ -150,8 +148,9 @@ def _evaluation_second_gradients(ctx: Any, *grads_bar: Tensor | None) -> Any:
 
     def gradients(tensors: Tensors) -> Tensors:
         def results(inputs: Tensors) -> tuple[Tensor, ...]:
-            field = _field_of(inputs, network_of(inputs), settings)
-            rhs = mlp_rhs(field, inputs.get("context"), settings.divergence, noise)
+            context = inputs.get("context")
+            field = field_of_network(inputs["x"], context, network_of(inputs), settings)
+            rhs = mlp_rhs(field, context, settings.divergence, noise)
             found = rhs(inputs["x"], inputs.get("times", 0.0))
             return tuple(value for value, bar in zip(found, bars, strict=True) if bar is not None)
 
@@ -162,13 +161,6 @@ def _evaluation_second_gradients(ctx: Any, *grads_bar: Tensor | None) -> Any:
     found = torch.func.vjp(gradients, own | outputs)[1](cotangents)[0]
     first = (found.get(name) for name in names)
     return *first, None, None, found.get("velocity"), found.get("divergence"), None
-
-
-def _field_of(tensors: Tensors, network: Network, settings: Settings) -> MLPField:
-    columns = tensors["context"].shape[1] if "context" in tensors else 0
-    activation, weights, biases = parse_activation(settings.activation), network.weights, network.biases
-    dim = tensors["x"].shape[1]
-    return MLPField(dim, columns, settings.time, activation, tuple(weights), tuple(biases), network.linear)
 
 
 register_autograd("evaluate", _evaluation_context, _evaluation_gradients)

@@ -13,7 +13,9 @@ from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_re
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.grid import Adaptive, Fixed
 from jkoflow.ops.integrated import Integrated
+from jkoflow.ops.reference import RightHandSide
 from jkoflow.ops.reference_adaptive import integrate_adaptively
+from jkoflow.velocity import Velocity
 
 
 def velocity_and_divergence(
@@ -34,8 +36,7 @@ def velocity_and_divergence(
     Both are differentiable, twice, with respect to x, t, the context and the parameters.
 
     Arguments:
-        velocity: An `MLPVelocity` (fused kernels), or any callable ``velocity(x, t, context)`` that maps (B, d) to
-            (B, d) row by row (PyTorch reference).
+        velocity: What `jkoflow.integrate` takes. A `HyperMLP` runs in the fused kernels if t is one for all rows.
         x: Positions, float32 or float64, with shape (B, d).
         t: Time: a number, a tensor without axes, or one for each row (B,). A tensor may be on the device of x and is
             not waited for.
@@ -66,12 +67,16 @@ def velocity_and_divergence(
     request = Request(*field_of(velocity), x, context, noise, 0.0, 1.0, grid, "euler", divergence, backend, precision)
     check_request(request)
     t = _checked_time(t, x)
+    if request.field is None and isinstance(velocity, Velocity) and not (isinstance(t, Tensor) and t.numel() > 1):
+        at_t = velocity.field_at(t)
+        request = request if at_t is None else request._replace(field=at_t)
+        check_request(request)
     field = request.field
     if use_kernel(request) and field is not None:
         times = t.expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
-        times = times if field.time else None
-        return row_operators.evaluate_mlp(field, x, times, context, noise, settings_of(request, field))
-    return _right_hand_side(velocity, request)(x, t)
+        settings = settings_of(request, field)
+        return row_operators.evaluate_mlp(field, x, times if settings.time else None, context, noise, settings)
+    return right_hand_side(velocity, request)(x, t)
 
 
 def integrate_rows(
@@ -87,7 +92,7 @@ def integrate_rows(
         )
         end, logdet, x_outputs, logdet_outputs, evaluations = found[:5]
     else:
-        rhs = _right_hand_side(velocity, request)
+        rhs = right_hand_side(velocity, request)
         has_logdet = request.divergence != "none"
         end, logdet, x_outputs, logdet_outputs, evaluations = integrate_adaptively(
             rhs, x, float(request.t0), float(request.t1), grid, EMBEDDED[request.method], inner, has_logdet
@@ -99,10 +104,22 @@ def integrate_rows(
     return Integrated(end, logdet, path, evaluations, logdet_path)
 
 
-def _right_hand_side(velocity: Callable[..., Tensor], request: Request) -> reference.RightHandSide:
-    if request.field is None:
-        return reference.autograd_rhs(velocity, request.context, request.divergence, request.noise)
-    return reference.mlp_rhs(request.field, request.context, request.divergence, request.noise)
+def right_hand_side(velocity: Callable[..., Tensor], request: Request, kernel: bool = False) -> RightHandSide:
+    """Returns velocity and divergence as a function: of the reference, or of a kernel with the weights at each time."""
+    context, divergence, noise, field_at = request.context, request.divergence, request.noise, request.field_at
+    if request.field is not None:
+        return reference.mlp_rhs(request.field, context, divergence, noise)
+    if field_at is None:
+        return reference.autograd_rhs(velocity, context, divergence, noise)
+    if not kernel:
+        return reference.field_rhs(field_at, context, divergence, noise)
+    single = request._replace(t0=0.0, t1=1.0, grid=Fixed(1), method="euler")  # what describes a single evaluation
+
+    def rhs(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        field = field_at(float(t))
+        return row_operators.evaluate_mlp(field, x, None, context, noise, settings_of(single, field))
+
+    return rhs
 
 
 def _checked_time(t: float | Tensor, x: Tensor) -> float | Tensor:

@@ -6,12 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from jkoflow.velocity.base import Velocity
-from jkoflow.velocity.field import MLPField
+from jkoflow.velocity.field import GATES, MLPField, Modulation
+from jkoflow.velocity.hyper import HyperMLP
 from jkoflow.velocity.mlp import MLPVelocity
+from jkoflow.velocity.modulated import ConcatSquashMLP, FourierTimeMLP
+from jkoflow.velocity.residual import ResidualMLP
 
-__all__ = ["KINDS", "MLPField", "MLPVelocity", "Velocity", "from_description"]
+__all__ = [
+    "GATES",
+    "KINDS",
+    "ConcatSquashMLP",
+    "FourierTimeMLP",
+    "HyperMLP",
+    "MLPField",
+    "MLPVelocity",
+    "Modulation",
+    "ResidualMLP",
+    "Velocity",
+    "from_description",
+]
 
-KINDS: dict[str, type[Velocity]] = {"mlp": MLPVelocity}
+KINDS: dict[str, type[Velocity]] = {
+    "mlp": MLPVelocity,
+    "concat-squash": ConcatSquashMLP,
+    "fourier-time": FourierTimeMLP,
+    "residual": ResidualMLP,
+    "hyper": HyperMLP,
+}
 """The kinds of velocity by the name under which they are saved."""
 
 

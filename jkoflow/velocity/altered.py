@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils import parametrize
 
+from jkoflow.activation import Activation
+
 _HOOKS = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
@@ -57,6 +59,48 @@ def altered_linear(layer: nn.Linear) -> str | None:
         if type(value) is not nn.Parameter and isinstance(value, Tensor) and _computes(type(value)):
             return f"has a {name} that is a {type(value).__name__}, which computes in its own way"
     return None
+
+
+def altered_activation(activation: object) -> str | None:
+    """Says that an activation computes in its own way; None if it does not."""
+    if type(activation) is not Activation and isinstance(activation, Activation):
+        return f"velocity.activation is a {type(activation).__name__}, whose value and slope may be its own"
+    if isinstance(activation, Activation) and ("value" in activation.__dict__ or "slope" in activation.__dict__):
+        return "velocity.activation has a value or a slope of its own"
+    return None
+
+
+def altered_velocity(velocity: nn.Module, defined: object) -> str | None:
+    """Says why only a call of a velocity can evaluate it, its layers aside; None if its class says all.
+
+    Arguments:
+        velocity: A velocity with an ``activation``.
+        defined: The forward as its class defines it.
+    """
+    if type(velocity).forward is not defined:
+        return f"{type(velocity).__name__} has a forward of its own"
+    if reason := global_hook():
+        return reason
+    if reason := altered(velocity):
+        return f"the velocity {reason}"
+    return altered_activation(getattr(velocity, "activation", None))
+
+
+def altered_layers(velocity: nn.Module) -> str | None:
+    """Says which module of a velocity, wherever it is, is not the plain linear layer or container it looks like."""
+    for name, module in velocity.named_modules():
+        if module is velocity or ".parametrizations" in name:  # which is evaluated when its tensor is read
+            continue
+        reason = altered_linear(module) if isinstance(module, nn.Linear) else altered(module)
+        if reason is not None:
+            return f"velocity.{_path(name)} {reason}"
+    return None
+
+
+def _path(name: str) -> str:
+    """Returns a module's name as Python would index it: ``layers[0]`` for ``layers.0``."""
+    first, *rest = name.split(".")
+    return first + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in rest)
 
 
 def _computes(kind: type[Tensor]) -> bool:

@@ -11,10 +11,43 @@ from jkoflow.velocity.field import MLPField
 
 
 class Velocity(nn.Module, ABC):
-    """A velocity field v(x, t, context) that a `jkoflow.Block` can be made of, trained with and saved with.
+    r"""A velocity field v(x, t, context) that a `jkoflow.Block` can be made of, trained with and saved with.
 
-    A new kind of network derives from it and is added to `jkoflow.velocity.KINDS`, under whose name its description is
-    saved. `jkoflow.integrate` takes any callable, so nothing of this is needed for integrating alone.
+    A field of your own derives from it. What is needed is ``dim``, ``context_dim`` and the four abstract methods; it
+    then runs through its `forward`, with the divergence by autograd. If it is an MLP behind its own names, `field`
+    returns its weights (`jkoflow.velocity.MLPField`), or `field_at` those at one time, and the divergence comes from
+    them; together with `unfused`, which is None where there is a field. To read saved flows, add the class to
+    `jkoflow.velocity.KINDS` under the ``"kind"`` that `describe` gives. `jkoflow.integrate` takes any callable, so
+    nothing of this is needed for integrating alone.
+
+    Example:
+        A spiral, :math:`v(x) = r (x_2, -x_1) - a x`, with two parameters:
+
+        >>> class Spiral(jkoflow.velocity.Velocity):
+        ...     dim, context_dim = 2, 0
+        ...
+        ...     def __init__(self, speed=1.0, pull=0.1):
+        ...         super().__init__()
+        ...         self.arguments = {"speed": speed, "pull": pull}
+        ...         self.rates = torch.nn.Parameter(torch.tensor([speed, pull]))
+        ...
+        ...     def forward(self, x, t=0.0, context=None):
+        ...         turned = torch.stack([x[..., 1], -x[..., 0]], dim=-1)
+        ...         return self.rates[0] * turned - self.rates[1] * x
+        ...
+        ...     def describe(self):
+        ...         return {"kind": "spiral", **self.arguments}
+        ...
+        ...     @torch.no_grad()
+        ...     def scale_output(self, factor):
+        ...         self.rates.mul_(factor)
+        ...
+        ...     def work(self):
+        ...         return 6.0
+        >>> spiral = Spiral(pull=0.5)  # whose divergence is -1 everywhere
+        >>> _, logdet, _ = jkoflow.integrate(spiral, torch.randn(3, 2), backend="reference")
+        >>> torch.allclose(logdet, torch.full((3,), -1.0))
+        True
     """
 
     dim: int
@@ -28,6 +61,16 @@ class Velocity(nn.Module, ABC):
 
     def field(self) -> MLPField | None:
         """Returns the weights of the velocity for the fused kernels; None if only `forward` can evaluate it.
+
+        Raises:
+            ValueError: If the velocity has been changed since it was built.
+        """
+        return None
+
+    def field_at(self, t: float | Tensor) -> MLPField | None:
+        """Returns the weights at one time t, for a velocity whose whole matrices depend on it and which has no `field`.
+
+        None if only `forward` can evaluate it. The weights do not depend on t any more: ``time`` is False.
 
         Raises:
             ValueError: If the velocity has been changed since it was built.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jkoflow.activation import Activation, parse_activation
-from jkoflow.velocity.altered import altered, altered_linear, global_hook
+from jkoflow.velocity.altered import altered, altered_linear, altered_velocity
+from jkoflow.velocity.arguments import check_inputs, check_sizes
 from jkoflow.velocity.base import Velocity
 from jkoflow.velocity.field import MLPField
+from jkoflow.velocity.linear import read_activation, read_affine, read_matrix
 
 
 class _Built(NamedTuple):
@@ -29,14 +31,15 @@ class MLPVelocity(Velocity):
     Arguments:
         dim: Number d of features of x.
         hidden: Widths of the hidden layers, at least one.
-        activation: ``"tanh"``, ``"softplus"``, ``"softplus(BETA)"``, ``"silu"`` (all three run in the fused
-            kernels), ``"gelu"`` or ``"sin"`` (reference only). It must be smooth: relu is refused.
+        activation: ``"tanh"``, ``"softplus"``, ``"softplus(BETA)"``, ``"silu"``, ``"elu"``, ``"selu"``, ``"gelu"`` (all
+            run in the fused kernels) or ``"sin"`` (reference only). See `jkoflow.activation.parse_activation` for
+            what is refused.
         time: Whether layer 1 reads t.
         context_dim: Number c of conditioning variables, which the divergence does not differentiate.
         linear: Whether to add the linear term :math:`A x`, starting at :math:`A = 0`.
 
     Raises:
-        ValueError: If a size is not positive or the activation is unknown or not smooth.
+        ValueError: If a size is not positive, or the activation is unknown or piecewise linear.
 
     References:
         | Normalizing flow neural networks by JKO scheme (Xu et al., 2022)
@@ -58,12 +61,7 @@ class MLPVelocity(Velocity):
         linear: bool = False,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if context_dim < 0:
-            raise ValueError(f"context_dim must not be negative, got {context_dim}")
-        if len(hidden) == 0 or min(hidden) < 1:
-            raise ValueError(f"hidden must list one or more positive widths, got {tuple(hidden)}")
+        check_sizes(dim, hidden, context_dim)
         self.dim = dim
         self.hidden = tuple(hidden)
         self.activation = parse_activation(activation)
@@ -90,23 +88,24 @@ class MLPVelocity(Velocity):
         Raises:
             ValueError: If a shape does not match or context is missing or superfluous.
         """
-        if x.shape[-1:] != (self.dim,):
-            raise ValueError(f"x must have shape (*, {self.dim}) to match velocity.dim, got {tuple(x.shape)}")
-        if (context is None) != (self.context_dim == 0) or (
-            context is not None and context.shape[-1:] != (self.context_dim,)
-        ):
-            expected = f"with shape (*, {self.context_dim})" if self.context_dim else "None"
-            raise ValueError(f"context must be {expected} to match velocity.context_dim, got {_shape(context)}")
+        check_inputs(self.dim, self.context_dim, x, context)
+        h = self._columns(x, t, context)
+        for layer in self.layers[:-1]:
+            h = self.activation.value(layer(h))
+        v = self.layers[-1](h)
+        return v if self.linear is None else v + self.linear(x)
+
+    def _columns(self, x: Tensor, t: float | Tensor, context: Tensor | None) -> Tensor:
+        """Returns what layer 1 reads: x, t if it does, context."""
         columns = [x]
         if self.time:
             columns.append(torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1]).unsqueeze(-1))
         if context is not None:
             columns.append(context.expand(*x.shape[:-1], self.context_dim))
-        h = torch.cat(columns, dim=-1)
-        for layer in self.layers[:-1]:
-            h = self.activation.value(layer(h))
-        v = self.layers[-1](h)
-        return v if self.linear is None else v + self.linear(x)
+        return torch.cat(columns, dim=-1)
+
+    _DEFINED: ClassVar[Callable[..., Tensor]] = forward
+    """The forward as the class defines it, whose parameters `field` returns; a class may be patched later."""
 
     def unfused(self) -> str | None:
         """Says why only `forward` can evaluate the velocity; None if its parameters say all.
@@ -114,17 +113,8 @@ class MLPVelocity(Velocity):
         Reasons are a `forward` of a subclass, an instance or a layer, a hook, global ones included, or a weight that is
         computed by other means than `torch.nn.utils.parametrize`.
         """
-        if type(self).forward is not _FORWARD:
-            return f"{type(self).__name__} has a forward of its own"
-        if reason := global_hook():
+        if reason := altered_velocity(self, type(self)._DEFINED):
             return reason
-        if reason := altered(self):
-            return f"the velocity {reason}"
-        activation = self.activation
-        if type(activation) is not Activation and isinstance(activation, Activation):
-            return f"velocity.activation is a {type(activation).__name__}, whose value and slope may be its own"
-        if isinstance(activation, Activation) and ("value" in activation.__dict__ or "slope" in activation.__dict__):
-            return "velocity.activation has a value or a slope of its own"
         layers = self._modules.get("layers")
         if type(layers) is not nn.ModuleList:
             return "velocity.layers is no ModuleList"
@@ -155,19 +145,10 @@ class MLPVelocity(Velocity):
         dim, time, context_dim = built
         if not (self.dim is dim and self.time is time and self.context_dim is context_dim):
             self._refuse_changes()
-        activation = self.activation
-        if not isinstance(activation, Activation):
-            raise ValueError(
-                f"velocity.activation must be an Activation, got {activation!r}; read it with "
-                "jkoflow.activation.parse_activation"
-            )
+        activation = read_activation(self.activation)
         weights, biases = [], []
         for name, layer in self._modules["layers"]._modules.items():  # type: ignore[union-attr]
-            if not isinstance(layer, nn.Linear):
-                raise ValueError(_no_linear(f"velocity.layers[{name}]", layer))
-            weight, bias = _read(layer, "weight"), _read(layer, "bias")
-            if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
-                raise ValueError(_no_tensor(f"velocity.layers[{name}]", layer, weight, bias))
+            weight, bias = read_affine(layer, f"velocity.layers[{name}]")
             weights.append(weight)
             biases.append(bias)
         if len(weights) < 2:
@@ -178,14 +159,7 @@ class MLPVelocity(Velocity):
         linear = self._modules.get("linear")
         if linear is None:
             return None
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(_no_linear("velocity.linear", linear))
-        weight = _read(linear, "weight")
-        if not isinstance(weight, Tensor):
-            raise ValueError(_no_tensor("velocity.linear", linear, weight, None))
-        if _read(linear, "bias") is not None:
-            raise ValueError("velocity.linear must have no bias, but has one; the last layer has a bias already")
-        return weight
+        return read_matrix(linear, "velocity.linear", why_no_bias="the last layer has a bias already")
 
     def _refuse_changes(self) -> None:
         for name, built in self._built._asdict().items():
@@ -242,30 +216,3 @@ class MLPVelocity(Velocity):
             f"dim={self.dim}, hidden={self.hidden}, activation={str(self.activation)!r}, time={self.time}, "
             f"context_dim={self.context_dim}, linear={self.linear is not None}"
         )
-
-
-_FORWARD = MLPVelocity.forward  # as it is defined here: a class may be patched later
-
-
-def _read(layer: nn.Linear, name: str) -> Any:
-    """Returns a layer's weight or bias, computed once if it is parametrized; None if there is none."""
-    parameters = layer._parameters
-    return parameters[name] if name in parameters else getattr(layer, name, None)
-
-
-def _no_linear(where: str, layer: object) -> str:
-    return (
-        f"{where} must be a torch.nn.Linear, got a {type(layer).__name__}; a network of another kind needs a forward "
-        "of its own, in a subclass of MLPVelocity"
-    )
-
-
-def _no_tensor(where: str, layer: nn.Linear, weight: object, bias: object) -> str:
-    name, value = ("bias", bias) if isinstance(weight, Tensor) else ("weight", weight)
-    shape = f"({layer.out_features}, {layer.in_features})" if name == "weight" else f"({layer.out_features},)"
-    found = "None" if value is None else f"a {type(value).__name__}"
-    return f"{where}.{name} must be a tensor of shape {shape}, got {found}; build the layer as torch.nn.Linear does"
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "None" if tensor is None else str(tuple(tensor.shape))

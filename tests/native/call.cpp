@@ -75,6 +75,9 @@ class Call {
     problem.context = input("context");
     problem.noise = input("noise");
     problem.linear = input("linear");
+    problem.residual = c.residual;
+    problem.modulation = c.modulation;
+    problem.modulation.tensor = input("modulation");
     for (int l = 0; l <= c.layers(); ++l) {
       problem.weight[l] = input("weight" + std::to_string(l));
       problem.bias[l] = input("bias" + std::to_string(l));
@@ -111,6 +114,7 @@ class Call {
       adjoint.bias[l] = gradient("bias" + std::to_string(l));
     }
     adjoint.linear = gradient("linear");
+    adjoint.modulation = gradient("modulation");
   }
 
   // run(memory) with `bytes` bytes of working memory. What is behind them must stay as it is: the arena lifts the

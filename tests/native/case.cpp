@@ -7,6 +7,8 @@
 
 namespace jkoflow::test {
 
+constexpr const char* kActivations[] = {"tanh", "softplus", "silu", "elu", "selu", "gelu"};
+
 std::string Case::text() const {
   std::ostringstream out;
   out << (float64 ? "float64"
@@ -14,17 +16,28 @@ std::string Case::text() const {
                   : "float32")
       << " batch " << batch << " dim " << dim << " hidden (";
   for (size_t l = 0; l < hidden.size(); ++l) out << (l == 0 ? "" : ", ") << hidden[l];
-  out << ") "
-      << (activation == ActivationKind::kTanh   ? "tanh"
-          : activation == ActivationKind::kSilu ? "silu"
-                                                : "softplus")
-      << " beta " << beta << " divergence "
+  out << ") " << kActivations[static_cast<int>(activation)] << " beta " << beta << " divergence "
       << (divergence == Divergence::kNone    ? "none"
           : divergence == Divergence::kExact ? "exact"
                                              : "hutchinson")
       << " " << method << " steps " << num_steps << " [" << t0 << ", " << t1 << "] threads " << threads
-      << (time ? " time" : "") << (linear ? " linear" : "") << " context " << context_dim << " seed " << seed;
+      << (residual ? " residual" : "");
+  if (modulation.present) {
+    out << " modulation " << (modulation.gate == GateKind::kSigmoid ? "sigmoid" : "affine") << " gated "
+        << modulation.gated << " shifted " << modulation.shifted << " frequencies " << modulation.frequencies
+        << (modulation.time ? " of t" : "");
+  }
+  out << (time ? " time" : "") << (linear ? " linear" : "") << " context " << context_dim << " seed " << seed;
   return out.str();
+}
+
+int64_t Case::modulation_size() const {
+  int64_t size = modulation.frequencies;
+  for (int l = 0; l <= layers(); ++l) {
+    if (modulation.has_gate(l)) size += static_cast<int64_t>(rows(l)) * (modulation_columns() + 1);
+    if (modulation.has_shift(l)) size += static_cast<int64_t>(rows(l)) * modulation_columns();
+  }
+  return modulation.present ? size : 0;
 }
 
 const std::vector<std::string>& methods() {
@@ -73,12 +86,13 @@ Tensors<double> random_inputs(const Case& c) {
   if (c.divergence == Divergence::kHutchinson) give("noise", c.batch * c.dim, 1);
   int columns = c.input_columns();
   for (int l = 0; l <= c.layers(); ++l) {
-    const int rows = l < c.layers() ? c.hidden[l] : c.dim;
+    const int rows = c.rows(l);
     give("weight" + std::to_string(l), static_cast<int64_t>(rows) * columns, 1 / std::sqrt(columns));
     give("bias" + std::to_string(l), rows, 0.5);
     columns = rows;
   }
   if (c.linear) give("linear", static_cast<int64_t>(c.dim) * c.dim, 0.5 / std::sqrt(c.dim));
+  give("modulation", c.modulation_size(), 0.6);
   give("bar x_end", c.batch * c.dim, 1);
   give("bar logdet", c.batch, 1);
   give("bar path", (c.num_steps + 1) * c.batch * c.dim, 1);
@@ -93,6 +107,7 @@ std::vector<std::string> differentiable(const Case& c) {
     names.push_back("bias" + std::to_string(l));
   }
   if (c.linear) names.emplace_back("linear");
+  if (c.modulation_size() > 0) names.emplace_back("modulation");
   return names;
 }
 

@@ -10,8 +10,8 @@
 
 namespace jkoflow::test {
 
-// Row-major values by name: x, context, noise, weight0, bias0, ..., linear; the cotangents "bar x_end", "bar logdet"
-// and "bar path"; the results x_end, logdet, path and terms; the gradients "grad x", "grad weight0", ...
+// Row-major values by name: x, context, noise, weight0, bias0, ..., linear, modulation; the cotangents "bar x_end",
+// "bar logdet" and "bar path"; the results x_end, logdet, path and terms; the gradients "grad x", "grad weight0", ...
 template <class Scalar>
 using Tensors = std::map<std::string, std::vector<Scalar>>;
 
@@ -24,6 +24,8 @@ struct Case {
   bool time = true;
   bool linear = false;
   std::vector<int> hidden = {20, 12};
+  Modulation modulation;
+  bool residual = false;
   ActivationKind activation = ActivationKind::kTanh;
   double beta = 1.0;
   Divergence divergence = Divergence::kExact;
@@ -33,7 +35,10 @@ struct Case {
   int threads = 2;
   uint64_t seed = 0;
 
-  int input_columns() const { return dim + (time ? 1 : 0) + context_dim; }
+  int input_columns() const { return modulation.present ? dim : dim + (time ? 1 : 0) + context_dim; }
+  int modulation_columns() const { return modulation.columns(context_dim); }
+  int rows(int layer) const { return layer < layers() ? hidden[layer] : dim; }
+  int64_t modulation_size() const;
   int layers() const { return static_cast<int>(hidden.size()); }
   std::string text() const;  // for messages
 };

@@ -1,5 +1,6 @@
 // Values and gradients of every instruction set against the oracle, each other and themselves.
 //   kernels_test [PART PARTS]    every PARTS-th case from PART on
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -198,17 +199,66 @@ void check_case(const Case& c) {
   }
 }
 
+// Layers that time and context scale and shift, and residual ones: with gates on all layers, inside, on the output only
+// and on none, with few and with many columns.
+void add_general(std::vector<Case>& list) {
+  const std::vector<std::vector<int>> shapes = {{20}, {20, 20}, {7, 33}, {16, 16, 16}, {9, 5, 12, 4}};
+  for (const std::vector<int>& hidden : shapes) {
+    const unsigned all = (2u << hidden.size()) - 1, inside = all / 2, output = all - inside;
+    for (const unsigned gated : {all, inside, output, 0u}) {
+      for (const Divergence divergence : {Divergence::kExact, Divergence::kHutchinson}) {
+        const size_t n = list.size();
+        Case c;
+        c.seed = n + 1;
+        c.float64 = (n ^ n >> 2 ^ n >> 4) % 2 == 0;
+        c.batch = n % 3 == 0 ? 49 : 18;
+        c.dim = n % 4 == 3 ? 12 : 1 + n % 3;
+        c.hidden = hidden;
+        c.divergence = divergence;
+        c.activation = n % 3 == 0   ? ActivationKind::kTanh
+                       : n % 3 == 1 ? ActivationKind::kSilu
+                                    : ActivationKind::kSoftplus;
+        c.linear = n % 5 == 0;
+        c.context_dim = n % 4 == 1 ? 3 : 0;
+        c.residual =
+            std::count(hidden.begin(), hidden.end(), hidden[0]) == static_cast<int>(hidden.size()) && n % 2 == 0;
+        c.threads = 1 + n % 3;
+        c.modulation.present = gated != 0 || !c.residual;
+        c.modulation.gate = n % 2 == 0 ? GateKind::kSigmoid : GateKind::kAffine;
+        c.modulation.time = n % 7 != 0;
+        c.modulation.frequencies = n % 3 == 2 ? 4 : n % 7 == 0 ? 1 : 0;
+        c.modulation.gated = gated;
+        c.modulation.shifted = gated == 0 ? inside : n % 2 == 0 ? all : 0;
+        if (!c.modulation.present) c.modulation = Modulation{};
+        list.push_back(c);
+      }
+    }
+  }
+}
+
 // Each list goes through the sizes or options that break kernels, beside others that change with them.
 std::vector<Case> cases() {
   std::vector<Case> list;
   const std::vector<std::vector<int>> shapes = {{20, 12}, {1}, {33}, {16, 16}, {7, 65}, {1, 1}, {48}, {17, 1}};
-  const std::vector<std::vector<int>> deep = {{9, 17, 5}, {16, 8, 20}, {5, 18, 3, 7}, {16, 16, 16, 16}};
-  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu};
+  const std::vector<std::vector<int>> deep = {{9, 17, 5},
+                                              {16, 8, 20},
+                                              {5, 18, 3, 7},
+                                              {16, 16, 16, 16},
+                                              {4, 9, 3, 17, 5},
+                                              {8, 8, 8, 8, 8},
+                                              {3, 7, 2, 9, 4, 6},
+                                              {8, 1, 8, 1, 8, 1},
+                                              {2, 5, 3, 4, 6, 2, 9},
+                                              {4, 4, 4, 4, 4, 4, 4},
+                                              {3, 2, 4, 3, 5, 2, 3, 6},
+                                              {17, 2, 2, 2, 2, 2, 2, 2}};
+  const ActivationKind activations[] = {ActivationKind::kTanh, ActivationKind::kSoftplus, ActivationKind::kSilu,
+                                        ActivationKind::kElu,  ActivationKind::kSelu,     ActivationKind::kGelu};
   const auto vary = [&](Case c) {
     c.seed = list.size() + 1;
     const size_t n = list.size();
     c.float64 = (n ^ n >> 2 ^ n >> 4) % 2 == 0;  // a pair of cases has one of each; so, over the list, has every layer
-    c.activation = activations[n % 3];
+    c.activation = activations[n % 6];
     c.beta = c.activation == ActivationKind::kSoftplus ? 3 : 1;
     c.time = n % 4 != 1;
     c.context_dim = n % 5 == 2 ? 3 : n % 5 == 4 ? 1 : 0;
@@ -263,6 +313,7 @@ std::vector<Case> cases() {
       list.back().activation = activation;
     }
   }
+  add_general(list);
   return list;
 }
 

@@ -13,6 +13,13 @@ Scalar sigmoid(const Scalar& z) {
   return real(z) > 0 ? 1.0 / (1.0 + std::exp(-z)) : std::exp(z) / (1.0 + std::exp(z));
 }
 
+// Phi, whose derivative is phi: a complex step carries it along.
+double normal_below(double z) { return 0.5 * std::erfc(-z / std::sqrt(2.0)); }
+std::complex<double> normal_below(const std::complex<double>& z) {
+  const double density = std::exp(-0.5 * z.real() * z.real()) / std::sqrt(2 * std::acos(-1.0));
+  return {normal_below(z.real()), density * z.imag()};
+}
+
 template <class Scalar>
 struct ValueAndSlope {
   Scalar value, slope;
@@ -34,11 +41,22 @@ ValueAndSlope<Scalar> activate(const Case& c, const Scalar& z) {
       const Scalar gate = sigmoid(z);
       return {z * gate, gate + z * gate * (1.0 - gate)};
     }
+    case ActivationKind::kElu:
+    case ActivationKind::kSelu: {
+      const bool scaled = c.activation == ActivationKind::kSelu;
+      const double scale = scaled ? 1.0507009873554804934 : 1.0, alpha = scaled ? 1.6732632423543772848 : 1.0;
+      if (real(z) > 0) return {scale * z, scale};
+      return {scale * alpha * (std::exp(z) - 1.0), scale * alpha * std::exp(z)};
+    }
+    case ActivationKind::kGelu: {
+      const Scalar below = normal_below(z), density = std::exp(-0.5 * z * z) / std::sqrt(2 * std::acos(-1.0));
+      return {z * below, below + z * density};
+    }
   }
   return {};
 }
 
-// The network at one sample.
+// The network at one sample. The slopes of the last layer are its scale.
 template <class Scalar>
 class Velocity {
  public:
@@ -54,24 +72,32 @@ class Velocity {
     context_ = find("context");
     noise_ = find("noise");
     linear_ = find("linear");
+    modulation_ = find("modulation");
   }
 
   // Returns the divergence of the network without its linear term, whose trace is not the kernels' business.
   Scalar operator()(const std::vector<Scalar>& x, double t, std::vector<Scalar>& velocity) const {
     std::vector<Scalar> h = x;
-    if (c_.time) h.emplace_back(t);
-    for (int k = 0; k < c_.context_dim; ++k) h.push_back(context_[sample_ * c_.context_dim + k]);
+    if (!c_.modulation.present) {
+      if (c_.time) h.emplace_back(t);
+      add_context(h);
+    }
     std::vector<std::vector<Scalar>> slopes;
+    const std::vector<Layer> layers = modulate(t);
     for (int l = 0; l < c_.layers(); ++l) {
+      const std::vector<Scalar> below = h;
       h = affine(l, h);
       slopes.emplace_back();
-      for (Scalar& z : h) {
-        const auto [value, slope] = activate(c_, z);
-        z = value;
-        slopes.back().push_back(slope);
+      for (size_t i = 0; i < h.size(); ++i) {
+        const auto [value, slope] = activate(c_, layers[l].scale[i] * h[i] + layers[l].shift[i]);
+        h[i] = c_.residual && l > 0 ? below[i] + value : value;
+        slopes.back().push_back(layers[l].scale[i] * slope);
       }
     }
     velocity = affine(c_.layers(), h);
+    const Layer& last = layers.back();
+    for (int i = 0; i < c_.dim; ++i) velocity[i] = last.scale[i] * velocity[i] + last.shift[i];
+    slopes.push_back(last.scale);
     for (int i = 0; linear_ != nullptr && i < c_.dim; ++i) {
       for (int j = 0; j < c_.dim; ++j) velocity[i] += linear_[i * c_.dim + j] * x[j];
     }
@@ -79,7 +105,47 @@ class Velocity {
   }
 
  private:
-  int rows(int l) const { return l < c_.layers() ? c_.hidden[l] : c_.dim; }
+  struct Layer {
+    std::vector<Scalar> scale, shift;
+  };
+
+  int rows(int l) const { return c_.rows(l); }
+
+  void add_context(std::vector<Scalar>& columns) const {
+    for (int k = 0; k < c_.context_dim; ++k) columns.push_back(context_[sample_ * c_.context_dim + k]);
+  }
+
+  // Scale and shift of every layer, the last one included: from the frequencies, then G, g and S of each layer.
+  std::vector<Layer> modulate(double t) const {
+    const Modulation& kind = c_.modulation;
+    const Scalar* next = modulation_;
+    std::vector<Scalar> u;
+    if (kind.time) u.emplace_back(t);
+    for (int k = 0; k < kind.frequencies; ++k) u.push_back(std::cos(t * next[k]));
+    for (int k = 0; k < kind.frequencies; ++k) u.push_back(std::sin(t * next[k]));
+    next += kind.frequencies;
+    add_context(u);
+    std::vector<Layer> layers;
+    for (int l = 0; l <= c_.layers(); ++l) {
+      Layer layer = {std::vector<Scalar>(rows(l), 1), std::vector<Scalar>(rows(l))};
+      const auto multiply = [&](std::vector<Scalar>& out) {
+        for (Scalar& value : out) {
+          value = 0;
+          for (const Scalar& column : u) value += *next++ * column;
+        }
+      };
+      if (kind.has_gate(l)) {
+        multiply(layer.scale);
+        for (Scalar& value : layer.scale) {
+          value += *next++;
+          value = kind.gate == GateKind::kSigmoid ? sigmoid(value) : 1.0 + value;
+        }
+      }
+      if (kind.has_shift(l)) multiply(layer.shift);
+      layers.push_back(layer);
+    }
+    return layers;
+  }
 
   std::vector<Scalar> affine(int l, const std::vector<Scalar>& h) const {
     std::vector<Scalar> z = product(l, h, static_cast<int>(h.size()));
@@ -96,8 +162,12 @@ class Velocity {
 
   std::vector<Scalar> tangent(std::vector<Scalar> v, const std::vector<std::vector<Scalar>>& slopes) const {
     for (int l = 0; l <= c_.layers(); ++l) {
+      const std::vector<Scalar> below = v;
       v = product(l, v, l == 0 ? c_.input_columns() : static_cast<int>(v.size()));
-      for (size_t i = 0; l < c_.layers() && i < v.size(); ++i) v[i] *= slopes[l][i];
+      for (size_t i = 0; i < v.size(); ++i) {
+        v[i] *= slopes[l][i];
+        if (c_.residual && l > 0 && l < c_.layers()) v[i] += below[i];
+      }
     }
     return v;
   }
@@ -121,7 +191,7 @@ class Velocity {
   const Case& c_;
   int64_t sample_;
   std::vector<const Scalar*> weight_, bias_;
-  const Scalar *context_, *noise_, *linear_;
+  const Scalar *context_, *noise_, *linear_, *modulation_;
 };
 
 }  // namespace
