@@ -1,6 +1,7 @@
 """Prints README's tables of figures, or puts them into README.
 
 jkoflow bench --compile --out runs/bench && cp runs/bench/bench.json benchmarks/results/
+jkoflow bench --group adaptive --compile --threads 1 --out runs/bench && cp runs/bench/adaptive.json benchmarks/results/
 python benchmarks/readme_table.py --write
 """
 
@@ -8,36 +9,44 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from jkoflow.bench.adaptive import table as adaptive
 from jkoflow.bench.table import markdown
 
 ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "benchmarks/results/bench.json"
-START, END = "<!-- begin: benchmarks/readme_table.py -->\n", "<!-- end: benchmarks/readme_table.py -->"
+RESULTS = ROOT / "benchmarks/results"
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"bench": markdown, "adaptive": adaptive.markdown}
+"""Names of the records, which the marks in README hold, and the functions that make tables of them."""
 
 
-def replaced(page: str, tables: str) -> str:
-    """Returns a page with other tables between its two marks."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
+def replaced(page: str, name: str, tables: str) -> str:
+    """Returns a page with other tables between the two marks of a record."""
+    first, last = (f"<!-- {word}: benchmarks/readme_table.py, {name}.json -->\n" for word in ("begin", "end"))
+    before, start, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not (start and end):
-        raise SystemExit(f"README.md must have the lines {START.strip()} and {END}")
+        raise SystemExit(f"README.md must have the lines {first.strip()} and {last.strip()}")
     return f"{before}{start}\n{tables}\n{end}{after}"
 
 
 def main() -> None:
-    """Prints or writes the tables of the stored record."""
+    """Prints or writes the tables of the stored records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, default=RECORD, help="bench.json of jkoflow bench --out")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of bench.json and adaptive.json")
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     arguments = parser.parse_args()
-    tables = markdown(json.loads(arguments.record.read_text(encoding="utf-8")))
+    readme = ROOT / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    for name, tables_of in TABLES.items():
+        tables = tables_of(json.loads((arguments.results / f"{name}.json").read_text(encoding="utf-8")))
+        page = replaced(page, name, tables)
+        if not arguments.write:
+            print(tables)
     if arguments.write:
-        readme = ROOT / "README.md"
-        readme.write_text(replaced(readme.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    else:
-        print(tables, end="")
+        readme.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -320,9 +320,11 @@ def test_records_of_another_call_are_refused():
     assert backward(*request, last_step, records, *bars)[0].shape == x.shape
     with pytest.raises(ValueError, match="records must be those of the forward pass"):
         backward(*request, last_step + len(records), records, *bars)
-    broken = records.clone()
-    broken[-1, 2] = len(records) + 7
-    with pytest.raises(ValueError, match="records must be those of the forward pass"):
-        backward(*request, last_step, broken, *bars)
+    outputs = (1 << 32, -1)  # up to the first of none; from the one before the first
+    for column, value in ((2, len(records) + 7), (2, -2), *((3, value) for value in outputs)):
+        broken = records.clone()
+        broken[-1, column] = value
+        with pytest.raises(ValueError, match="records must be those of the forward pass"):
+            backward(*request, last_step, broken, *bars)
     with pytest.raises(ValueError, match="records must hold"):
         backward(*request, last_step, records[:, :-1], *bars)

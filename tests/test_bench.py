@@ -22,7 +22,8 @@ from jkoflow.bench.record import blank, broken
 from jkoflow.bench.settings import Settings
 from jkoflow.bench.shapes import SHAPES, STAGES, Shape, flops, forward_flops, parse_shapes
 from jkoflow.bench.table import markdown, number, size
-from jkoflow.cli.bench import BenchBars, shape_table
+from jkoflow.cli.bench import shape_table, show_shape
+from jkoflow.cli.bench_bars import BenchBars
 from jkoflow.cli.commands import app
 from jkoflow.ops import UnsupportedError
 
@@ -513,7 +514,7 @@ def test_the_tables_of_the_readme_are_those_of_the_record():
 
 def test_a_terminal_sees_a_bar_and_the_tables():
     screen = Console(file=io.StringIO(), force_terminal=True, width=140)
-    with BenchBars(screen) as bars:
+    with BenchBars(screen, show_shape) as bars:
         bars.start(2)
         bars.part("a shape")
         bars.detail("checking somebody")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from jkoflow.bench.candidate import Peer
 from jkoflow.bench.peers import PEERS
@@ -59,9 +61,31 @@ def broken(record: Mapping[str, Any]) -> list[str]:
     return lines + [f"{name}: its memory cannot be measured: {why}" for name, why in used["failed"].items()]
 
 
-def packages() -> dict[str, str]:
+class Importing(Protocol):
+    """Somebody who imports packages."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Returns their names."""
+        ...
+
+    def missing(self) -> tuple[str, ...]:
+        """Returns the names of those that are not installed."""
+        ...
+
+
+def write_record(record: Mapping[str, Any], out: Path | None, name: str) -> None:
+    """Writes the record so far into a directory, if one is given; a reader never finds a part of a file."""
+    if out is None:
+        return
+    part = out / f"{name}.part"
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(out / name)
+
+
+def packages(peers: Iterable[Importing] = PEERS) -> dict[str, str]:
     """Returns the versions of the packages that peers import, as far as they are installed."""
-    names = sorted({name for peer in PEERS for name in peer.requires if not peer.missing()})
+    names = sorted({name for peer in peers for name in peer.requires if not peer.missing()})
     return {name: importlib.metadata.version(name) for name in names}
 
 

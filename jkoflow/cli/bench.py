@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,28 +9,46 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jkoflow.bench import chart
+from jkoflow.bench.adaptive.cases import CASES
+from jkoflow.bench.adaptive.rivals import RIVAL_LIBRARIES
 from jkoflow.bench.gpu import open_gpu
 from jkoflow.bench.measure import measure
 from jkoflow.bench.peers import LIBRARIES
-from jkoflow.bench.record import broken
+from jkoflow.bench.record import broken, write_record
 from jkoflow.bench.settings import Settings, device_type
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Shape, parse_shapes
 from jkoflow.bench.table import TITLES, markdown, number, size
 from jkoflow.cli import console
-from jkoflow.cli.bars import Bars
+from jkoflow.cli.bench_adaptive import bench_adaptive
+from jkoflow.cli.bench_bars import BenchBars
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import require
 
 RECORD_FILE, TABLE_FILE, CHART_FILE = "bench.json", "bench.md", "bench.png"
 
-REFRESH_SECONDS = 0.25
+
+GROUPS = ("equal", "adaptive")
+"""What is compared: one block of equal steps at many shapes, or what users of adaptive solvers run today."""
 
 
 def bench(
+    group: Annotated[
+        str,
+        typer.Option(
+            help="What to compare: equal (one block of equal steps), or adaptive (fields and solvers as users of other "
+            "libraries have them, on the CPU)."
+        ),
+    ] = "equal",
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Cases of --group adaptive, with spaces between them: {', '.join(CASES)}.",
+            show_default="all of them",
+        ),
+    ] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +57,11 @@ def bench(
     ] = None,
     peers: Annotated[
         str | None,
-        typer.Option(help=f"Whom to measure besides jkoflow: {', '.join(LIBRARIES[1:])}.", show_default="all of them"),
+        typer.Option(
+            help=f"Whom to measure besides jkoflow: {', '.join(LIBRARIES[1:])}; with --group adaptive "
+            f"{', '.join(RIVAL_LIBRARIES)}.",
+            show_default="all of them",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of everybody.", show_default="as many as PyTorch takes")
@@ -73,27 +93,37 @@ def bench(
     if out is not None:
         require("matplotlib", "the bar chart", "bench")
         out.mkdir(parents=True, exist_ok=True)
-    given: dict[str, Any] = {}
     options = {"threads": threads, "rounds": rounds, "seconds": seconds}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if peers is not None:
+        given["libraries"] = tuple(name.strip() for name in peers.split(",") if name.strip())
+    if group not in GROUPS:
+        raise ConfigError(f"--group must be {' or '.join(GROUPS)}, got {group!r}")
+    if group == "adaptive":
+        if shapes is not None or device != "cpu":
+            raise ConfigError("--group adaptive has --cases instead of --shapes, and runs on the CPU")
+        if cases is not None:
+            given["cases"] = tuple(cases.split())
+        bench_adaptive(quick, given | {"compiled": compiled}, out)
+        return
+    if cases is not None:
+        raise ConfigError("--cases is for --group adaptive; --shapes chooses here")
     try:
         if shapes is not None:
             given["shapes"] = tuple(parse_shapes(shapes))
-        if peers is not None:
-            given["libraries"] = tuple(name.strip() for name in peers.split(",") if name.strip())
-        given |= {name: value for name, value in options.items() if value is not None}
         settings = Settings.on(device, quick, **given, compiled=compiled)
         gpu = open_gpu(device) if device_type(device) == "cuda" else None
     except ValueError as error:
         raise ConfigError(str(error)) from error
     threads_before = torch.get_num_threads()
     try:
-        with BenchBars(Console()) as progress:
-            record = measure(settings, progress, lambda found: write_record(found, out), gpu)
+        with BenchBars(Console(), show_shape) as progress:
+            record = measure(settings, progress, lambda found: write_record(found, out, RECORD_FILE), gpu)
     finally:
         torch.set_num_threads(threads_before)
     show_memory(record)
     if out is not None:
-        write_record(record, out)
+        write_record(record, out, RECORD_FILE)
         (out / TABLE_FILE).write_text(markdown(record), encoding="utf-8")
         written = [RECORD_FILE, TABLE_FILE]
         if chart.has_figures(record):
@@ -107,64 +137,13 @@ def bench(
         raise typer.Exit(1)
 
 
-def write_record(record: Mapping[str, Any], out: Path | None) -> None:
-    """Writes the record so far into a directory, if one is given; a reader never finds a part of a file."""
-    if out is None:
-        return
-    part = out / f"{RECORD_FILE}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(out / RECORD_FILE)
-
-
-class BenchBars(Bars):
-    """One bar on a terminal, lines elsewhere: a `jkoflow.bench.progress.Progress` and a context manager.
-
-    Arguments:
-        screen: Where to draw.
-    """
-
-    def __init__(self, screen: Console) -> None:
-        self._live = screen.is_terminal
-        # a file has no width of its own: tables there take what they need
-        self._screen = screen if self._live else Console(width=120)
-        super().__init__(
-            self._screen,
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            auto_refresh=False,  # its thread would take time from what is measured
-            disable=not self._live,
-        )
-        self._task = self._bars.add_task("bench", total=1, news="")
-        self._begun = self._parts = 0
-        self._drawn = 0.0
-
-    def start(self, parts: int) -> None:
-        """Sets the length of the bar."""
-        self._parts = parts
-        self._bars.update(self._task, total=parts)
-
-    def part(self, text: str) -> None:
-        """Shows the name of the part that is measured next."""
-        self._bars.update(self._task, completed=self._begun, description=text, refresh=True)
-        self._begun += 1
-        if not self._live:
-            print(f"{self._begun}/{self._parts}: {text}", flush=True)
-
-    def detail(self, text: str) -> None:
-        """Shows a line about the present step of the measurement."""
-        now = time.monotonic()
-        self._bars.update(self._task, news=text, refresh=now - self._drawn > REFRESH_SECONDS)
-        if now - self._drawn > REFRESH_SECONDS:
-            self._drawn = now
-
-    def measured(self, entry: dict[str, Any]) -> None:
-        """Prints the table of a shape or of a part of it."""
-        self._screen.print(shape_table(entry))
-        for result in entry["peers"]:
-            for note in filter(None, (result["note"], _effort(result, entry))):
-                self._screen.print(f"{result['peer']}: {note}", markup=False, highlight=False, style="dim")
-        self._screen.print()
+def show_shape(entry: dict[str, Any], screen: Console) -> None:
+    """Prints the table of a shape or of a part of it, and its notes."""
+    screen.print(shape_table(entry))
+    for result in entry["peers"]:
+        for note in filter(None, (result["note"], _effort(result, entry))):
+            screen.print(f"{result['peer']}: {note}", markup=False, highlight=False, style="dim")
+    screen.print()
 
 
 def _effort(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:

@@ -128,7 +128,7 @@ def forward(
     problem = describe(x, context, network, noise, settings)
     x_end, logdet, path = new_outputs(x, settings.grid, keep_path)
     problem.x_end, problem.logdet, problem.path = address(x_end), address(logdet), address(path)
-    run_kernel("forward", x.device, settings, problem)
+    _run("forward", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
         logdet += linear_logdet(network.linear, noise, settings)
     return x_end, logdet, path
@@ -187,7 +187,7 @@ def backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = address(x_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    run_kernel("backward", path.device, settings, problem, adjoint)
+    _run("backward", path.device, settings, problem, adjoint)
     if settings.divergence != "none" and logdet_bar is not None and gradient is not None:
         add_linear_gradient(gradient, network, noise, settings, logdet_bar)
     return x_grad, context_grad, gradient
@@ -214,7 +214,7 @@ def jko_loss(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = address(x_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    run_kernel("jko_loss", x.device, settings, problem, loss, adjoint)
+    _run("jko_loss", x.device, settings, problem, loss, adjoint)
     if network.linear is not None:
         terms[1] -= linear_logdet(network.linear, noise, settings).mean()
         if gradient is not None:
@@ -246,6 +246,11 @@ def add_linear_gradient(
 
 
 # ---- What crosses over to the extension.
+
+
+def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+    equal_steps(settings.grid)  # these kernels know no others
+    run_kernel(kernel, device, settings, *descriptions)
 
 
 def run_kernel(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
@@ -337,11 +342,14 @@ def describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor 
         problem.noise = given("noise", noise, batch * dim * item, dtype, device)
     if network.linear is not None:
         problem.linear = given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
-    modulation.check(settings.layers, network.modulation is not None, widths)
-    if network.modulation is not None:
-        size = modulation.size_of(settings.layers, (*widths, dim), columns)
-        problem.modulation_tensor = given("the modulation", network.modulation, size * item, dtype, device)
-    columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
+    if settings.layers == modulation.PLAIN and network.modulation is None:  # at once, since most are
+        columns += dim + settings.time
+    else:
+        modulation.check(settings.layers, network.modulation is not None, widths)
+        if network.modulation is not None:
+            size = modulation.size_of(settings.layers, (*widths, dim), columns)
+            problem.modulation_tensor = given("the modulation", network.modulation, size * item, dtype, device)
+        columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
         size = width * item

@@ -85,7 +85,7 @@ def integrate_rows(
     """Integrates with adaptive steps; times, if there are any, begin with t0 and end with t1."""
     field, x, grid = request.field, request.x, request.grid
     assert isinstance(grid, Adaptive)
-    inner = torch.tensor([] if times is None else times[1:-1], dtype=torch.float64)
+    inner = torch.empty(0, dtype=torch.float64) if times is None else torch.tensor(times[1:-1], dtype=torch.float64)
     if kernel and field is not None:
         found = row_operators.integrate_adaptively(
             field, x, request.context, request.noise, settings_of(request, field), inner

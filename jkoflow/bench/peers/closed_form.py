@@ -55,37 +55,11 @@ def _compiled_for_speed(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]
 
 
 def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
-    """Returns the solver for tanh layers: one extra product for up to two layers, tangents of every column for more."""
-    parameters = list(velocity.parameters())
-    weights, biases = parameters[0::2], parameters[1::2]
+    """Returns the solver on equal steps, with every stage in one graph."""
     tableau = TABLEAUX["rk4"]
-    dim = velocity.dim
 
     def solve(x: Tensor) -> Solution:
-        first_t, time = weights[0][:, :dim].T, weights[0][:, dim]
-        if len(weights) == 2:
-            trace_matrix = (first_t * weights[1]).sum(0)
-        elif len(weights) == 3:
-            trace_matrix = (weights[1] * (first_t.T @ weights[2]).T).T
-        else:
-            trace_matrix = None
-
-        def evaluate(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            h = torch.tanh(torch.addmm(biases[0] + time * t, x, first_t))
-            slopes = [1 - h * h]
-            for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-                h = torch.tanh(torch.addmm(bias, h, weight.T))
-                slopes.append(1 - h * h)
-            v = torch.addmm(biases[-1], h, weights[-1].T)
-            if trace_matrix is None:
-                tangents = slopes[0] * first_t.unsqueeze(1)  # (d, B, H)
-                for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
-                    tangents = slope * (tangents @ weight.T)
-                return v, (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
-            if len(slopes) == 1:
-                return v, slopes[0] @ trace_matrix
-            return v, ((slopes[0] @ trace_matrix) * slopes[1]).sum(1)
-
+        evaluate = right_hand_side(velocity)
         logdet = x.new_zeros(x.shape[0])
         for step in range(steps):
             slopes: list[Tensor] = []
@@ -101,3 +75,39 @@ def unrolled(velocity: MLPVelocity, steps: int) -> Solve:
         return Solution(x, logdet)
 
     return solve
+
+
+def right_hand_side(velocity: MLPVelocity) -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]:
+    """Returns the function from x (B, d) and t, a number or (B, 1), to velocity (B, d) and divergence (B,), for tanh.
+
+    The divergence takes one extra product for up to two layers, and tangents of every column for more. What depends on
+    the parameters alone is computed at once, so that a solve needs a function of its own.
+    """
+    parameters = list(velocity.parameters())
+    weights, biases = parameters[0::2], parameters[1::2]
+    dim = velocity.dim
+    first_t, time = weights[0][:, :dim].T, weights[0][:, dim]
+    if len(weights) == 2:
+        trace_matrix = (first_t * weights[1]).sum(0)
+    elif len(weights) == 3:
+        trace_matrix = (weights[1] * (first_t.T @ weights[2]).T).T
+    else:
+        trace_matrix = None
+
+    def evaluate(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(torch.addmm(biases[0] + time * t, x, first_t))
+        slopes = [1 - h * h]
+        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+            h = torch.tanh(torch.addmm(bias, h, weight.T))
+            slopes.append(1 - h * h)
+        v = torch.addmm(biases[-1], h, weights[-1].T)
+        if trace_matrix is None:
+            tangents = slopes[0] * first_t.unsqueeze(1)  # (d, B, H)
+            for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
+                tangents = slope * (tangents @ weight.T)
+            return v, (tangents * weights[-1].unsqueeze(1)).sum((0, 2))
+        if len(slopes) == 1:
+            return v, slopes[0] @ trace_matrix
+        return v, ((slopes[0] @ trace_matrix) * slopes[1]).sum(1)
+
+    return evaluate

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,20 +23,45 @@ from jkoflow.ops.tableau import TABLEAUX
 WORKER = Path(__file__).with_name("jax_worker.py")
 
 
+class Rows(Protocol):
+    """What the worker's process is told of a case."""
+
+    @property
+    def x(self) -> Tensor:
+        """Returns the rows (B, d)."""
+        ...
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Returns weight and bias of each layer in turn, of an MLP with tanh that reads t."""
+        ...
+
+
 def closed_form(case: Case) -> Candidate:
     """Builds the solver with the closed-form divergence, unrolled over the stages and compiled by ``jax.jit``."""
-    return _Remote(case, "jax")
+    return Remote(case, "jax", **_equal_steps(case))
 
 
 def diffrax(case: Case) -> Candidate:
     """Builds diffrax's solver with the closed-form divergence, compiled by ``jax.jit``."""
-    return _Remote(case, "diffrax")
+    return Remote(case, "diffrax", **_equal_steps(case))
 
 
-class _Remote(Candidate):
-    """A candidate in the worker's process, timed by its own clock in the same rounds as all peers, while we wait."""
+def _equal_steps(case: Case) -> dict[str, Any]:
+    tableau = TABLEAUX["rk4"]
+    return {"steps": case.shape.steps, "tableau": {"a": tableau.a, "b": tableau.b, "c": tableau.c}}
 
-    def __init__(self, case: Case, solver: str) -> None:
+
+class Remote(Candidate):
+    """A candidate in the worker's process, timed by its own clock in the same rounds as all peers, while we wait.
+
+    Arguments:
+        case: The case to solve.
+        solver: One of the worker's ``SOLVERS``.
+        options: What that solver takes, as JSON can hold it.
+    """
+
+    def __init__(self, case: Rows, solver: str, **options: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jkoflow-bench-")
         arrays = Path(self._folder.name) / "case.npz"
         tensors: dict[str, Any] = {"x": case.x, **{f"p{i}": p.detach() for i, p in enumerate(case.parameters)}}
@@ -51,15 +76,8 @@ class _Remote(Candidate):
                 env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"},
                 text=True,
             )
-        tableau = TABLEAUX["rk4"]
         try:
-            self._ask(
-                do="prepare",
-                solver=solver,
-                steps=case.shape.steps,
-                tableau={"a": tableau.a, "b": tableau.b, "c": tableau.c},
-                arrays=str(arrays),
-            )
+            self._ask(do="prepare", solver=solver, options=options, arrays=str(arrays))
         except BaseException:
             self.close()
             raise

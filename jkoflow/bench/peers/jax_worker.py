@@ -99,7 +99,33 @@ def with_diffrax(steps: int, tableau: dict[str, Any]) -> Solve:
     return solve
 
 
-SOLVERS: dict[str, Callable[[int, dict[str, Any]], Solve]] = {"jax": unrolled, "diffrax": with_diffrax}
+def with_diffrax_adaptive(method: str, rtol: float, atol: float) -> Solve:
+    """Returns diffrax's solver with adaptive steps, the same for all rows, which take fewer evaluations at a time."""
+    import diffrax  # pyright: ignore[reportMissingImports]
+    import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+
+    solver = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[method]()
+    control = diffrax.PIDController(rtol=rtol, atol=atol)
+
+    def field(t: Any, state: tuple[Any, Any], parameters: Arrays) -> tuple[Any, Any]:
+        return velocity_and_divergence(parameters, state[0], t)
+
+    def solve(parameters: Arrays, x: Any) -> tuple[Any, Any]:
+        start = (x, jnp.zeros(x.shape[0], x.dtype))
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field), solver, 0.0, 1.0, None, start, args=parameters, stepsize_controller=control
+        )
+        ends: Any = solution.ys  # at the last time alone
+        return ends[0][-1], ends[1][-1]
+
+    return solve
+
+
+SOLVERS: dict[str, Callable[..., Solve]] = {
+    "jax": unrolled,
+    "diffrax": with_diffrax,
+    "diffrax adaptive": with_diffrax_adaptive,
+}
 
 
 class Worker:
@@ -107,12 +133,11 @@ class Worker:
 
     Arguments:
         solver: One of `SOLVERS`.
-        steps: Number of Runge-Kutta steps.
-        tableau: Rows a, weights b and times c of the Runge-Kutta method.
+        options: What that solver takes: steps and tableau, or method and tolerances.
         arrays: Archive of the parameters p0, p1, ... and x.
     """
 
-    def __init__(self, solver: str, steps: int, tableau: dict[str, Any], arrays: str) -> None:
+    def __init__(self, solver: str, options: dict[str, Any], arrays: str) -> None:
         import jax  # pyright: ignore[reportMissingImports]
         import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
         import numpy as np
@@ -120,7 +145,7 @@ class Worker:
         with np.load(arrays, allow_pickle=False) as archive:
             self.x = jnp.asarray(archive["x"])
             self.parameters = [jnp.asarray(archive[f"p{i}"]) for i in range(len(archive.files) - 1)]
-        solve = SOLVERS[solver](steps, tableau)
+        solve = SOLVERS[solver](**options)
 
         def loss(parameters: Arrays, x: Any) -> Any:
             y, logdet = solve(parameters, x)

@@ -12,19 +12,23 @@ from jkoflow.bench.candidate import Candidate, TorchCandidate
 from jkoflow.bench.case import Case, Solution
 from jkoflow.data import require
 from jkoflow.ops.tableau import TABLEAUX
-from jkoflow.velocity import MLPVelocity
 
 
 class AutogradDivergence(nn.Module):
-    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe."""
+    """The right-hand side of the augmented ODE, exact row by row of the Jacobian, or with one probe.
 
-    def __init__(self, velocity: MLPVelocity, probe: Tensor | None) -> None:
+    `evaluations` counts its calls.
+    """
+
+    def __init__(self, velocity: nn.Module, probe: Tensor | None) -> None:
         super().__init__()
         self.velocity = velocity
         self.probe = probe
+        self.evaluations = 0
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Computes velocity (B, d) and divergence (B,)."""
+        self.evaluations += 1
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             x = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
