@@ -3,8 +3,8 @@
     python benchmarks/random_cases.py [--cases 2500] [--first 0] [--isas avx512 avx2]
 
 A case is a number: sizes, activation, method, divergence, interval and scales of the weights follow from it, some of
-them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch with
-its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
+them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch
+with its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
 kernel, for comparison. tests/test_random_cases.py runs the first cases.
 """
 
@@ -115,8 +115,8 @@ def run(case: Case, backend: str, dtype: torch.dtype, order: int = 0) -> dict[st
     leaves = {name: given[name].requires_grad_() for name in ("x", "context") if name in given}
     t0, t1 = case.interval
     end, logdet, _ = jkoflow.integrate(
-        velocity, given["x"], context=given.get("context"), noise=given.get("noise"), backend=backend,
-        t0=t0, t1=t1, num_steps=case.num_steps, method=case.method, divergence=case.divergence,
+        velocity, given["x"], context=given.get("context"), noise=given.get("noise"), backend=backend,  # type: ignore[arg-type]
+        t0=t0, t1=t1, num_steps=case.num_steps, method=case.method, divergence=case.divergence,  # type: ignore[arg-type]
     )  # fmt: skip
     wanted = leaves | dict(velocity.named_parameters())
     gradients = torch.autograd.grad(

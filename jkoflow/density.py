@@ -55,8 +55,8 @@ class Density(Composition):
             precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
                 all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
                 the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
-            tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the cheapest steps that keep it
-                are found by refinement: equal ones, for each block its own number, or adaptive ones, each row its own.
+            tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the cheapest steps that keep
+                it are found by refinement: equal ones, for each block its own number, or adaptive ones of each row.
                 Each of up to 256 rows is checked. Of more rows, M at random are (1 in 256, but 256 to 1024), and all
                 rows less likely than these: none of them is beyond, so that of the other rows about one in M + 1 may
                 be, and none is by `log_prob_and_error`. Results depend on which rows a call holds, within the

@@ -1,9 +1,9 @@
 """Random integrations in float32 on every instruction set: they err no more than PyTorch."""
 
 import pytest
-import random_cases
 import torch
 
+import random_cases
 from jkoflow.ops import native
 
 CASES = 200
