@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import MISSING, C
 from jkoflow.ops.tableau import TABLEAUX
 
@@ -29,6 +30,8 @@ REPORT = ROOT / "docs" / "cuda_kernels.json"
 PAGE = ROOT / "docs" / "cuda.md"
 ARCHITECTURES = ("80", "90")
 PRECISIONS = ("fp32", "tf32x3", "tf32")
+TASKS = ("forward", "backward", "adaptive_forward", "adaptive_backward")
+CALLS = {"forward": "forward", "adaptive_forward": "adaptive", "adaptive_backward": "adaptive_backward"}
 # Multiprocessors of an A100; shared memory of a thread block and of a multiprocessor, and registers, from the CUDA
 # programming guide's table of compute capabilities. For 90 the extension's own defaults hold.
 GPUS = {"80": (108, 163 * 1024, 164 * 1024), "90": ()}
@@ -69,14 +72,19 @@ def gpu(architecture: str) -> Any:
 def plan(
     task: str, H: int, tangents: bool = False, architecture: str = "90", batch: int = 10_000, dim: int = 6
 ) -> dict[str, Any]:
-    """Returns the extension's plan for two hidden layers of H units (three with tangents), exact divergence and rk4."""
+    """Returns the extension's plan for two hidden layers of H units (three with tangents) and exact divergence.
+
+    Steps are of rk4, adaptive ones of dopri5.
+    """
     if MISSING is not None:
         raise RuntimeError(f"the plans are made by the compiled extension, but {MISSING}")
-    tableau, problem = TABLEAUX["rk4"], C.Problem()
+    adaptive = task.startswith("adaptive")
+    tableau, problem = EMBEDDED["dopri5"] if adaptive else TABLEAUX["rk4"], C.Problem()
     problem.batch, problem.dim, problem.time, problem.num_steps = batch, dim, True, 3
     problem.hidden = [H] * (3 if tangents else 2)
     problem.tableau = C.Tableau(tableau.a, tableau.b, tableau.c)
-    return C.cuda_plan(problem, "forward" if task == "forward" else "jko_loss", gpu=gpu(architecture))
+    problem.row_times = adaptive
+    return C.cuda_plan(problem, CALLS.get(task, "jko_loss"), gpu=gpu(architecture))
 
 
 def write_instances(folder: Path) -> list[Path]:
@@ -100,7 +108,9 @@ def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
         re.DOTALL,
     )
     for match in pattern.finditer(done.stderr):
-        name = re.search(r"(forward|backward)_kernelILi(\d+)ELNS0_9PrecisionE(\d)ELb(\d)", match["name"])
+        name = re.search(
+            r"((?:adaptive_)?(?:forward|backward))_kernelILi(\d+)ELNS0_9PrecisionE(\d)ELb(\d)", match["name"]
+        )
         if name is None:
             continue
         kernels.append(
@@ -151,7 +161,7 @@ def table(report: dict[str, object]) -> str:
     kernels = report["kernels"]
     assert isinstance(kernels, list)
     for k in kernels:
-        kind = k["task"] + (", tangents" if k["tangents"] else "")
+        kind = k["task"].replace("_", " ") + (", tangents" if k["tangents"] else "")
         lines.append(
             f"| {kind} | {k['H']} | {k['precision']} | sm_{k['architecture']} | {k['samples']} | {k['registers']} | "
             f"{k['spill_stores']} | {k['shared_bytes'] / 1024:.0f} | {k['blocks_per_multiprocessor']} | "
@@ -266,7 +276,7 @@ def main() -> None:
         kernels = [k for found in pool.map(lambda pair: compile_source(*pair), pairs) for k in found]
     for kernel in kernels:
         kernel.update(estimate(kernel))
-    kernels.sort(key=lambda k: (k["task"] != "forward", k["tangents"], k["H"], k["precision"], k["architecture"]))
+    kernels.sort(key=lambda k: (TASKS.index(k["task"]), k["tangents"], k["H"], k["precision"], k["architecture"]))
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release ([\d.]+)", nvcc)
     report = {"nvcc": version[1] if version else "unknown", "sources": digest(), "kernels": kernels}

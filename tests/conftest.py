@@ -4,7 +4,10 @@ import hypothesis
 import pytest
 import torch
 
+from emulation import emulation, emulation_module
 from jkoflow.ops import backend
+
+__all__ = ["emulation", "emulation_module"]  # fixtures of several files
 
 # derandomize: the same examples on every machine; deadline: shared machines stall, and speed is not tested here.
 hypothesis.settings.register_profile("jkoflow", deadline=None, derandomize=True, max_examples=30, database=None)

@@ -41,6 +41,19 @@ def load() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def emulation_module():
+    return load()
+
+
+@pytest.fixture
+def emulation(emulation_module):
+    """The emulated kernels, on the usual device and in the usual order."""
+    emulation_module.configure()
+    emulation_module.set()
+    return emulation_module
+
+
 def problem_of(**changes: Any) -> Any:
     """A description without tensors, of a small problem but for the changes: enough to plan for."""
     problem = native._C.Problem()
@@ -76,6 +89,18 @@ class EmulatedKernels:
 
     def cpu_backward(self, problem: Any, adjoint: Any) -> None:
         self._run("backward", problem, adjoint)
+
+    def cpu_evaluate(self, problem: Any) -> None:
+        self._run("evaluate", problem)
+
+    def cpu_evaluate_backward(self, problem: Any, adjoint: Any) -> None:
+        self._run("evaluate_backward", problem, adjoint)
+
+    def cpu_adaptive(self, problem: Any, control: Any, rows: Any) -> None:
+        self._run("adaptive", problem, control, rows)
+
+    def cpu_adaptive_backward(self, problem: Any, control: Any, rows: Any, adjoint: Any) -> None:
+        self._run("adaptive_backward", problem, control, rows, adjoint)
 
     def cpu_jko_loss(self, problem: Any, loss: Any, adjoint: Any) -> None:
         self._run("jko_loss", problem, loss, adjoint)

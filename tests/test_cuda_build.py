@@ -35,7 +35,7 @@ def test_the_report_is_of_these_sources(script, report):
 
 def test_every_kernel_is_reported(report):
     names = {(k["task"], k["H"], k["precision"], k["tangents"], k["architecture"]) for k in report["kernels"]}
-    assert len(names) == len(report["kernels"]) == 2 * 3 * 3 * 2 * 2
+    assert len(names) == len(report["kernels"]) == 4 * 3 * 3 * 2 * 2
 
 
 @with_plans
@@ -48,7 +48,7 @@ def test_registers_allow_the_thread_blocks_that_plans_count_on(script, report):
 
 def test_registers_do_not_spill(report):
     for kernel in report["kernels"]:
-        assert kernel["spill_stores"] <= (0 if kernel["task"] == "forward" else 64), kernel
+        assert kernel["spill_stores"] <= (0 if kernel["task"].endswith("forward") else 64), kernel
         assert kernel["stack"] <= 64, kernel
 
 

@@ -9,6 +9,7 @@ import torch
 import emulation as emulation_build
 from emulation import EmulatedKernels, problem_of
 from jkoflow.ops import integrate, jko_loss, native
+from jkoflow.ops.tableau import TABLEAUX
 from oracles import assert_within_twice, random_velocity
 
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
@@ -18,19 +19,6 @@ FUSED = ["tanh", "softplus(5)", "silu", "elu", "selu", "gelu"]
 # What a precision may err beside twice PyTorch's float32 error, in units of the largest entry. The kernels' exponential
 # and the order of sums cost a few roundings; 3xTF32 truncates factors at 21 bits; TF32 rounds them to 11.
 FLOORS = {"fp32": 1.5e-6, "tf32x3": 4e-6, "tf32": 3e-3}
-
-
-@pytest.fixture(scope="session")
-def emulation():
-    return emulation_build.load()
-
-
-@pytest.fixture(autouse=True)
-def _defaults(request):
-    if "emulation" in request.fixturenames:
-        module = request.getfixturevalue("emulation")
-        module.configure()
-        module.set()
 
 
 def run(velocity, x, context, task, options):
@@ -156,10 +144,11 @@ def test_activations(emulation, monkeypatch, activation, hidden):
     check(emulation, monkeypatch, network, 20, "backward", "tf32x3", num_steps=1)
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "rk4", "rk4_classic"])
+@pytest.mark.parametrize("method", TABLEAUX)
 def test_methods(emulation, monkeypatch, method):
     for task in ("backward", "loss"):
-        check(emulation, monkeypatch, {"dim": 2, "hidden": (30, 20)}, 20, task, "fp32", method=method, t0=0.7, t1=-0.2)
+        options = {"method": method, "num_steps": 2, "t0": 0.7, "t1": -0.2}
+        check(emulation, monkeypatch, {"dim": 2, "hidden": (30, 20)}, 20, task, "fp32", **options)
 
 
 @pytest.mark.parametrize("order", ["descending", "random"])

@@ -14,6 +14,7 @@ from jkoflow.ops.tableau import TABLEAUX
 pytestmark = pytest.mark.skipif(C is None, reason="no compiled extension")
 
 PRECISIONS = ("fp32", "tf32x3", "tf32")
+CALLS = ("forward", "backward", "jko_loss", "evaluate", "evaluate_backward", "adaptive", "adaptive_backward")
 
 # ---- Shares
 
@@ -90,8 +91,22 @@ def test_plan_of_the_forward_pass_on_an_h100():
     assert plan["scratch_bytes"] == 0
 
 
+def test_plans_of_rows_with_times_of_their_own():
+    for call, kernel in (("evaluate", "forward"), ("evaluate_backward", "backward")):
+        plan, other = C.cuda_plan(usual_problem(row_times=True), call), C.cuda_plan(usual_problem(), kernel)
+        assert [launch["kernel"] for launch in plan["launches"]] == [launch["kernel"] for launch in other["launches"]]
+        assert (plan["thread_blocks"], plan["share"]) == (other["thread_blocks"], other["share"])
+    for call in ("adaptive", "adaptive_backward"):
+        for batch in (1, 3, 250, 10_000, 1_000_000):
+            plan = C.cuda_plan(usual_problem(batch=batch, row_times=True), call)
+            assert plan["tile"] == plan["small_tile"] == 32
+            assert (plan["large_tiles"], plan["small_tiles"]) == (0, 0)  # rows are taken up one by one
+            assert plan["share"] == max(8, math.ceil(batch / (132 * plan["resident"])))
+            assert plan["thread_blocks"] == math.ceil(batch / plan["share"])
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("call", ["forward", "backward", "jko_loss"])
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("divergence", ["none", "exact", "hutchinson"])
 @pytest.mark.parametrize("hidden", [[64], [50, 128], [128, 20, 30], [256, 256]])
 def test_buffers_fill_the_shared_memory_and_no_more(architecture, call, divergence, hidden):
@@ -156,7 +171,7 @@ def test_what_the_kernels_do_not_cover_is_refused_with_its_reason(changes, reaso
 
 
 def test_what_no_plan_can_be_made_for():
-    with pytest.raises(ValueError, match="call must be 'forward', 'backward' or 'jko_loss', got 'loss'"):
+    with pytest.raises(ValueError, match=r"call must be 'forward', .* or 'adaptive_backward', got 'loss'"):
         C.cuda_plan(problem_of(), "loss")
     none = C.CudaGpu()
     none.multiprocessors = 0

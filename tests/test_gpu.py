@@ -13,7 +13,8 @@ import torch
 
 import jkoflow
 from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko_loss, metrics
-from jkoflow.ops import Fixed, cuda, jko_terms, library, native
+from jkoflow.ops import Fixed, IntegrationError, cuda, cuda_rows, jko_terms, library, native
+from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer import OPTIMIZERS, build_optimizer, peak_rates
 from oracles import random_velocity
@@ -145,6 +146,76 @@ def free_loss(velocity, x, context, **options):
 
 
 # ---- Values and gradients
+
+
+def evaluation(velocity, x, context, backend, precision="auto", **options):
+    """Velocity, divergence and their gradients, every row at its own time."""
+    leaves = {"x": x, "t": torch.linspace(-1, 2, len(x), dtype=x.dtype, device=x.device), "context": context}
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
+    if options.get("divergence") == "hutchinson":
+        options["noise"] = probe(x)
+    results = jkoflow.velocity_and_divergence(
+        velocity, leaves["x"], leaves["t"], leaves.get("context"), backend=backend, precision=precision, **options
+    )
+    leaves |= dict(velocity.named_parameters())
+    loss = sum((part * probe(part)).sum() for part in results)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    named = {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {"velocity": results[0].detach(), "divergence": results[1].detach()} | named
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_single_evaluations(network, precision):
+    for batch in (0, 50, 3000):
+        assert_parity(network, batch, precision, evaluation, divergence="exact")
+    assert_parity(network, 50, precision, evaluation, divergence="hutchinson")
+    assert_parity(network, 50, precision, evaluation, divergence="none")
+
+
+ADAPTIVE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("method", EMBEDDED)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_adaptive_steps(network, method):
+    """Rounding may decide on a step more or less, so that results agree to the tolerance; gradients likewise."""
+    for divergence in ("exact", "hutchinson", "none"):
+        velocity, x, context = case(network, 300)
+        options = {"method": method, "divergence": divergence, "times": [1.0, 0.4, 0.0], **ADAPTIVE}
+        got = outputs_and_gradients(velocity, x, context, backend="cuda", **options)
+        wide = copy.deepcopy(velocity).double(), x.double(), None if context is None else context.double()
+        exact = outputs_and_gradients(*wide, backend="reference", **options)
+        for name, value in exact.items():
+            scale = max(1.0, value.abs().max().item()) * (len(x) if name.startswith("grad l") else 1)
+            torch.testing.assert_close(
+                got[name].double(), value, rtol=0, atol=3e-4 * scale, msg=f"{name}, {divergence}"
+            )
+
+
+def test_rows_of_adaptive_steps_do_not_depend_on_their_neighbours(monkeypatch):
+    velocity, x, _ = case(NETWORKS["full width"], 3000)
+    x[::7] *= 10
+    whole = integrate(velocity, x, method="dopri5", backend="cuda", **ADAPTIVE)
+    part = integrate(velocity, x[1000:1033], method="dopri5", backend="cuda", **ADAPTIVE)
+    for name in ("x", "logdet", "evaluations"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[1000:1033]), name
+    gradients = []
+    for room in (16, 1):  # the second run has to ask for more
+        monkeypatch.setattr(cuda_rows, "_FIRST_ROOM", room)
+        leaf = x.clone().requires_grad_()
+        result = integrate(velocity, leaf, method="dopri5", backend="cuda", **ADAPTIVE)
+        gradients.append(torch.autograd.grad(result.x.square().sum() + result.logdet.sum(), leaf)[0])
+    assert torch.equal(*gradients)
+
+
+def test_rows_of_adaptive_steps_that_do_not_arrive():
+    velocity, x, _ = case(NETWORKS["two layers"], 500)
+    x[[77, 300]] = math.nan
+    with pytest.raises(IntegrationError, match="row 77 stops at t = 0"):
+        integrate(velocity, x, method="tsit5", backend="cuda")
+    with pytest.raises(IntegrationError, match="raise max_steps"):
+        integrate(velocity, x[:77], method="tsit5", backend="cuda", max_steps=1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -388,6 +459,8 @@ def test_no_wait_for_the_device():
             options = {"context": context, "divergence": divergence, "noise": noise, "backend": "cuda"}
             result = integrate(velocity, x, **options)
             (result.x.sum() + result.logdet.sum()).backward()
+            v, rate = jkoflow.velocity_and_divergence(velocity, x, 0.5, **options)
+            (v.sum() + rate.sum()).backward()
             jko_loss(velocity, x, 0.5, **options).total.backward()
 
     everything()

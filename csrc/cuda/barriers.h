@@ -24,6 +24,8 @@ enum class Barrier : int {
   kInputAdjoint,     // the cotangent of the stage's input is complete
   kStepAdjoint,      // those of all stages of the step are complete
   kTermSums,         // the thread block's terms of the loss are complete
+  kRowSlopes,        // every row's slope of the stage that it has evaluated is complete
+  kRowSteps,         // it is decided what every row does next
   kCount
 };
 

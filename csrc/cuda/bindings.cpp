@@ -26,7 +26,14 @@ cuda::Call call_of(const std::string& name) {
   if (name == "forward") return cuda::Call::kForward;
   if (name == "backward") return cuda::Call::kBackward;
   if (name == "jko_loss") return cuda::Call::kJkoLoss;
-  throw py::value_error("call must be 'forward', 'backward' or 'jko_loss', got '" + name + "'");
+  if (name == "evaluate") return cuda::Call::kEvaluate;
+  if (name == "evaluate_backward") return cuda::Call::kEvaluateBackward;
+  if (name == "adaptive") return cuda::Call::kAdaptive;
+  if (name == "adaptive_backward") return cuda::Call::kAdaptiveBackward;
+  throw py::value_error(
+      "call must be 'forward', 'backward', 'jko_loss', 'evaluate', 'evaluate_backward', 'adaptive' or "
+      "'adaptive_backward', got '" +
+      name + "'");
 }
 
 py::dict as_dict(const cuda::Plan& plan) {
@@ -43,8 +50,8 @@ py::dict as_dict(const cuda::Plan& plan) {
                              "shared_bytes"_a = shared_bytes));
   };
   launch("prepare", plan.prepare_blocks, cuda::kSmallThreads, 0);
-  launch(choice.kind.task == cuda::Task::kForward ? "forward" : "backward", plan.blocks, choice.threads(),
-         choice.shared_bytes());
+  const char* const names[] = {"forward", "backward", "adaptive_forward", "adaptive_backward"};
+  launch(names[static_cast<int>(choice.kind.task)], plan.blocks, choice.threads(), choice.shared_bytes());
   launch("reduce", plan.reduce_blocks, cuda::kSmallThreads, 0);
   launch("finish", plan.finish_blocks, cuda::kSmallThreads, 0);
   return py::dict(
@@ -67,6 +74,13 @@ void bind_plans(py::module_& m) {
       .def_readwrite("multiprocessors", &cuda::Gpu::multiprocessors)
       .def_readwrite("shared_per_block", &cuda::Gpu::shared_per_block)
       .def_readwrite("shared_per_multiprocessor", &cuda::Gpu::shared_per_multiprocessor);
+  py::class_<cuda::RowBuffers> rows(m, "CudaRowBuffers");
+  rows.def(py::init<>()).def_readwrite("record_count", &cuda::RowBuffers::record_count);
+  address(rows, "divergence", &cuda::RowBuffers::divergence);
+  address(rows, "output_times", &cuda::RowBuffers::output_times);
+  address(rows, "record_begin", &cuda::RowBuffers::record_begin);
+  address(rows, "records", &cuda::RowBuffers::records);
+  address(rows, "outcome", &cuda::RowBuffers::outcome);
   m.def("cuda_unsupported", &cuda::unsupported, Unlocked(), "Completes 'the CUDA kernels ...'; empty if they can");
   m.def(
       "cuda_plan",
@@ -109,12 +123,19 @@ void bind_calls(py::module_& m) {
         return as_dict(cuda::plan(problem, call_of(name), launch));
       },
       "problem"_a, "call"_a, "launch"_a, "How a call that wants every gradient runs on the launch's device");
-  m.def("cuda_forward_bytes", &cuda::forward_bytes, Unlocked());
-  m.def("cuda_backward_bytes", &cuda::backward_bytes, Unlocked());
-  m.def("cuda_jko_loss_bytes", &cuda::jko_loss_bytes, Unlocked());
+  m.def(
+      "cuda_bytes",
+      [](const Problem& problem, const std::string& name, const cuda::Launch& launch) {
+        return cuda::workspace_bytes(problem, call_of(name), launch);
+      },
+      "problem"_a, "call"_a, "launch"_a, "Bytes of workspace that a call needs");
   m.def("cuda_forward", &cuda::forward, Unlocked());
   m.def("cuda_backward", &cuda::backward, Unlocked());
   m.def("cuda_jko_loss", &cuda::jko_loss, Unlocked());
+  m.def("cuda_evaluate", &cuda::evaluate, Unlocked());
+  m.def("cuda_evaluate_backward", &cuda::evaluate_backward, Unlocked());
+  m.def("cuda_adaptive", &cuda::adaptive, Unlocked());
+  m.def("cuda_adaptive_backward", &cuda::adaptive_backward, Unlocked());
 }
 #endif
 

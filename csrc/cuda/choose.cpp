@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "adaptive/lane.h"
 #include "layout.h"
 
 namespace jkoflow::cuda {
@@ -52,7 +53,7 @@ void place_fixed(const Problem& p, Choice& choice) {
   layout.divergence = place.fixed("divergence", choice.threads() / 32 * tile);
   layout.logdet = place.fixed("logdet", 2 * tile);
   if (p.divergence == Divergence::kHutchinson) layout.noise = place.fixed("noise", tile * layout.input_stride);
-  if (choice.kind.task == Task::kForward) return;
+  if (!is_adjoint(choice.kind.task)) return;
   layout.cotangent_stride = round_up(p.dim, 32);
   layout.cotangent = place.fixed("cotangent", tile * layout.cotangent_stride);
   layout.logdet_bar = place.fixed("logdet_bar", tile);
@@ -61,10 +62,12 @@ void place_fixed(const Problem& p, Choice& choice) {
 void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   Placing place(choice);
   Layout& layout = choice.layout;
-  const bool adjoint = choice.kind.task == Task::kBackward;
+  const bool adjoint = is_adjoint(choice.kind.task), adaptive = is_adaptive(choice.kind.task);
   const int H = choice.kind.H, rows = choice.tile() * p.dim, depth = round_up(p.dim, 8);
   layout.x = place.flexible("x", rows, limit);
-  layout.stages = place.flexible("stages", p.tableau.stages * rows, limit);
+  // Of adaptive steps the linear term's velocity lies behind those of the stages.
+  layout.stages = place.flexible("stages", (p.tableau.stages + (adaptive && !adjoint)) * rows, limit);
+  if (adaptive) layout.lanes = place.flexible("lanes", lane_floats(choice.tile(), adjoint), limit);
   int slots = adjoint ? 1 : 0;
   if (choice.kind.tangents) {
     const int hutchinson = p.divergence == Divergence::kHutchinson;
@@ -74,13 +77,19 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   for (int i = 0; i < slots; ++i) layout.slots[i] = place.flexible("slot", choice.tile() * H, limit);
   if (!adjoint) {
     layout.x_rest = place.flexible("x_rest", rows, limit);  // last: once a step is not often
+    if (adaptive) layout.next_rest = place.flexible("next_rest", rows, limit);
     return;
   }
   layout.x_bar = layout.x_rest = place.flexible("x_bar", rows, limit);
   layout.context_bar = place.flexible("context_bar", choice.tile() * p.context_dim, limit);
+  if (p.has_time_column() && !adaptive) layout.time_bar = place.flexible("time_bar", choice.tile(), limit);
   layout.bias_last_sum = place.flexible("bias_last_sum", depth, limit, Where::kGradient);
   layout.last_sum = place.flexible("last_sum", H * depth, limit, Where::kGradient);
   layout.first_sum = place.flexible("first_sum", H * round_up(p.input_columns() + 1, 8), limit, Where::kGradient);
+  if (adaptive) {
+    layout.x_extra = place.flexible("x_extra", rows, limit);
+    layout.velocity_extra = place.flexible("velocity_extra", p.tableau.stages * rows, limit);
+  }
   if (p.linear == nullptr) return;
   layout.linear_sum = place.flexible("linear_sum", round_up(p.dim, 16) * depth, limit, Where::kGradient);
 }
@@ -130,9 +139,6 @@ std::string unsupported(const Problem& p, Precision precision) {
     if (p.width[l] > 256) return "have hidden layers of up to 256 units, the velocity has one of " + text(p.width[l]);
   }
   if (p.dim > 128) return "take up to 128 features, x has " + text(p.dim);
-  if (p.tableau.stages > kMaxTableau) {
-    return "know methods of up to " + text(kMaxTableau) + " stages, this one has " + text(p.tableau.stages);
-  }
   size_t most = 0;
   for (const Shapes& shapes : kShapes) {
     for (const Task task : {Task::kForward, Task::kBackward}) {

@@ -18,7 +18,7 @@ struct Buffer {
   int floats;
   Where where;
 };
-constexpr int kMaxBuffers = 17 + kMaxSlots;
+constexpr int kMaxBuffers = 20 + kMaxSlots;
 
 struct Choice {
   KernelKind kind{};

@@ -71,6 +71,12 @@ JKOFLOW_DEVICE float reciprocal_approx(float v) {
 JKOFLOW_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 JKOFLOW_DEVICE float magnitude(float v) { return fabsf(v); }
 
+// What decides about steps is computed in double.
+JKOFLOW_DEVICE double magnitude(double v) { return fabs(v); }
+JKOFLOW_DEVICE double square_root(double v) { return sqrt(v); }
+JKOFLOW_DEVICE double power(double v, double exponent) { return pow(v, exponent); }
+JKOFLOW_DEVICE bool is_finite(double v) { return isfinite(v); }
+
 // Vectors of memory that is aligned to them.
 JKOFLOW_DEVICE float2 load2(const float* from) { return *reinterpret_cast<const float2*>(from); }
 JKOFLOW_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }

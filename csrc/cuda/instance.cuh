@@ -2,8 +2,8 @@
 // precision.
 #pragma once
 
-#include "backward.cuh"
-#include "forward.cuh"
+#include "adaptive/adjoint.cuh"
+#include "adaptive/forward.cuh"
 #include "kernels.h"
 
 namespace jkoflow::cuda {
@@ -29,10 +29,28 @@ backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
   run_backward<H, P, Here::kFragments, Here::kSmall, kTangents>(p);
 }
 
+template <int H, Precision P, bool kTangents>
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveForward, H, kTangents>::kBlocks))
+adaptive_forward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
+  using Here = ShapeHere<Task::kAdaptiveForward, H, kTangents>;
+  AdaptiveForward<H, P, Here::kFragments, kTangents>(p).run();
+}
+
+template <int H, Precision P, bool kTangents>
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveBackward, H, kTangents>::kBlocks))
+adaptive_backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
+  using Here = ShapeHere<Task::kAdaptiveBackward, H, kTangents>;
+  run_adaptive_adjoint<H, P, Here::kFragments, kTangents>(p);
+}
+
 template <Task T, int H, Precision P>
 RunOf<Params> instance(bool tangents) {
   if constexpr (T == Task::kForward) {
     return tangents ? &forward_kernel<H, P, true> : &forward_kernel<H, P, false>;
+  } else if constexpr (T == Task::kAdaptiveForward) {
+    return tangents ? &adaptive_forward_kernel<H, P, true> : &adaptive_forward_kernel<H, P, false>;
+  } else if constexpr (T == Task::kAdaptiveBackward) {
+    return tangents ? &adaptive_backward_kernel<H, P, true> : &adaptive_backward_kernel<H, P, false>;
   } else {
     return tangents ? &backward_kernel<H, P, true> : &backward_kernel<H, P, false>;
   }

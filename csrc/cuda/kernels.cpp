@@ -31,8 +31,17 @@ auto with_width(const KernelKind& kind) {
 }  // namespace
 
 Kernel kernel_of(const KernelKind& kind) {
-  if (kind.task == Task::kForward) return {with_width<Task::kForward>(kind), threads_of(kind.H), "forward"};
-  return {with_width<Task::kBackward>(kind), threads_of(kind.H), "backward"};
+  const int threads = threads_of(kind.H);
+  switch (kind.task) {
+    case Task::kForward:
+      return {with_width<Task::kForward>(kind), threads, "forward"};
+    case Task::kAdaptiveForward:
+      return {with_width<Task::kAdaptiveForward>(kind), threads, "adaptive_forward"};
+    case Task::kAdaptiveBackward:
+      return {with_width<Task::kAdaptiveBackward>(kind), threads, "adaptive_backward"};
+    default:
+      return {with_width<Task::kBackward>(kind), threads, "backward"};
+  }
 }
 
 }  // namespace jkoflow::cuda

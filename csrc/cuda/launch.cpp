@@ -23,10 +23,10 @@ Basis basis_of(const Problem& problem, Task task, Precision precision) {
   return basis;
 }
 
-void run(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, const Launch& launch) {
+void run(const Request& request, const Launch& launch) {
   const runtime::Current current(launch.device);
-  const Basis basis = basis_of(problem, adjoint == nullptr ? Task::kForward : Task::kBackward, launch.precision);
-  const Plan plan = make_plan(problem, adjoint, loss, basis.choice, basis.gpu, basis.resident, launch.workspace);
+  const Basis basis = basis_of(request.problem, task_of(request.call), launch.precision);
+  const Plan plan = make_plan(request, basis.choice, basis.gpu, basis.resident, launch.workspace);
   const auto start = [&](const auto& kernel, int blocks, size_t shared_bytes, const auto& params) {
     if (blocks > 0) runtime::start(kernel, blocks, shared_bytes, launch.stream, params);
   };
@@ -47,22 +47,27 @@ Plan plan(const Problem& problem, Call call, const Launch& launch) {
   return make_plan(problem, call, basis.choice, basis.gpu, basis.resident);
 }
 
-size_t forward_bytes(const Problem& problem, const Launch& launch) {
-  return plan(problem, Call::kForward, launch).bytes;
-}
-size_t backward_bytes(const Problem& problem, const Launch& launch) {
-  return plan(problem, Call::kBackward, launch).bytes;
-}
-size_t jko_loss_bytes(const Problem& problem, const Launch& launch) {
-  return plan(problem, Call::kJkoLoss, launch).bytes;
+size_t workspace_bytes(const Problem& problem, Call call, const Launch& launch) {
+  return plan(problem, call, launch).bytes;
 }
 
-void forward(const Problem& problem, const Launch& launch) { run(problem, nullptr, nullptr, launch); }
+void forward(const Problem& problem, const Launch& launch) { run({Call::kForward, problem}, launch); }
 void backward(const Problem& problem, const Adjoint& adjoint, const Launch& launch) {
-  run(problem, &adjoint, nullptr, launch);
+  run({Call::kBackward, problem, &adjoint}, launch);
 }
 void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint, const Launch& launch) {
-  run(problem, &adjoint, &loss, launch);
+  run({Call::kJkoLoss, problem, &adjoint, &loss}, launch);
+}
+void evaluate(const Problem& problem, const Launch& launch) { run({Call::kEvaluate, problem}, launch); }
+void evaluate_backward(const Problem& problem, const Adjoint& adjoint, const Launch& launch) {
+  run({Call::kEvaluateBackward, problem, &adjoint}, launch);
+}
+void adaptive(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Launch& launch) {
+  run({Call::kAdaptive, problem, nullptr, nullptr, &control, &rows}, launch);
+}
+void adaptive_backward(const Problem& problem, const Adaptive& control, const RowBuffers& rows, const Adjoint& adjoint,
+                       const Launch& launch) {
+  run({Call::kAdaptiveBackward, problem, &adjoint, nullptr, &control, &rows}, launch);
 }
 
 }  // namespace jkoflow::cuda

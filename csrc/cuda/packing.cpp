@@ -14,7 +14,7 @@ class Packing {
  public:
   Packing(const Problem& p, const KernelKind& kind, Arena& arena, Packed& packed, PrepareParams& prepare)
       : arena_(arena), prepare_(prepare) {
-    const bool adjoint = kind.task == Task::kBackward;
+    const bool adjoint = is_adjoint(kind.task);
     const int H = kind.H;
     const int L = p.hidden_layers, columns = p.input_columns(), top = p.width[L - 1];
     const bool hutchinson = p.divergence == Divergence::kHutchinson;

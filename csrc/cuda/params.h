@@ -1,11 +1,12 @@
 // What the kernels are told: numbers and device pointers, filled by plan.cpp and packing.cpp.
 #pragma once
 
+#include "../tableau.h"
+
 namespace jkoflow::cuda {
 
-constexpr int kMaxLayers = 3;   // hidden layers
-constexpr int kMaxTableau = 4;  // stages of a Runge-Kutta method
-constexpr int kMaxSlots = 13;   // see AdjointSlots
+constexpr int kMaxLayers = 3;  // hidden layers
+constexpr int kMaxSlots = 13;  // see AdjointSlots
 constexpr int kMaxPackJobs = 16;
 
 // What a packed element is multiplied by: nothing, or (W1x W_last)^T at its place.
@@ -44,8 +45,13 @@ struct Layout {
   Place x_rest;                     // what rounding cuts off x; the loss's, which needs it first, is x_bar
   Place stages;                     // [stage][sample][dim]: velocities, or cotangents of the stage inputs
   Place context_bar;                // [sample][context_dim]
+  Place time_bar;                   // [sample], if every row has its own t
   Place slots[kMaxSlots];           // fragments that only their own thread uses
-  int records;                      // in scratch: stage inputs [step][stage][sample][dim]
+  // Of adaptive steps.
+  Place lanes;                    // adaptive/lane.h
+  Place next_rest;                // [sample][dim]: x_rest, if the step is accepted
+  Place x_extra, velocity_extra;  // [sample][dim], [stage][sample][dim]: cotangents by outputs within the step
+  int records;                    // in scratch: stage inputs [step][stage][sample][dim]
   // Sums of gradients; those not in shared memory are summed in the partial gradient itself.
   Place first_sum, last_sum, linear_sum, bias_last_sum;
 };
@@ -62,6 +68,24 @@ struct GradientLayout {
   int count;
 };
 
+// Adaptive steps of every row's own: see csrc/problem.h.
+enum RowOutcome : int { kArrived, kMaxSteps, kUnderflow, kNotFinite };
+struct Stepping {
+  double rtol, atol, t0, t1, direction, least_step;
+  long long max_steps;
+  int order, components, outputs;  // components: of the error
+  double a[kMaxStages][kMaxStages], error[kMaxStages], dense[kMaxStages][4];
+  const double* output_times;
+  float *x_outputs, *logdet_outputs;  // cotangents for the adjoint
+  const float* row_divergence;        // [sample], or null: a constant part
+  const long long* record_begin;      // [sample + 1]
+  char* records;                      // null: none are wanted
+  int record_bytes;
+  long long record_count;
+  long long *evaluations, *last_step;
+  double* outcome;  // [sample][4]: RowOutcome, t, dt, accepted steps
+};
+
 struct Params {
   long long batch, share;              // samples, and how many of them a thread block carries
   int large_tiles, small_tiles, tile;  // of a thread block's share, and samples of a large one
@@ -72,19 +96,22 @@ struct Params {
   int exact, hutchinson;  // at most one of them
   int directions;         // tangents of the divergence: 0 in closed form
   int activation;         // ActivationKind
+  int evaluate;           // one evaluation: of x_end and logdet, or of their cotangents, velocity and divergence
   float beta;
   double t0, dt;
-  float a[kMaxTableau][kMaxTableau], b[kMaxTableau];  // times dt
-  double c[kMaxTableau];
+  float a[kMaxStages][kMaxStages], b[kMaxStages];  // times dt
+  double c[kMaxStages];
 
-  const float *x, *context, *noise;
-  const float *first, *last;  // the unpacked weights
+  const float *x, *times, *context, *noise;  // times: of an evaluation, or null
+  const float *first, *last;                 // the unpacked weights
   float *x_end, *logdet, *path;
 
   // The adjoint; null cotangents are zero, null gradients not wanted.
   const float *x_end_bar, *logdet_bar, *path_bar;
-  float *x_grad, *context_grad;
+  float *x_grad, *times_grad, *context_grad;
   int want_parameters;
+
+  Stepping stepping;
 
   // The loss.
   float mean, inverse_step_size;  // 1 / batch, 1 / h

@@ -1,7 +1,9 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "adaptive/lane.h"
 #include "arena.h"
 #include "layout.h"
 #include "packing.h"
@@ -33,7 +35,8 @@ const float* floats(const void* pointer) { return static_cast<const float*>(poin
 float* floats(void* pointer) { return static_cast<float*>(pointer); }
 
 // Numbers and tensors of the problem.
-void describe(const Problem& p, Params& params) {
+void describe(const Problem& p, Call call, Params& params) {
+  const bool evaluate = evaluates(call), adaptive = is_adaptive(task_of(call));
   params.batch = p.batch;
   params.dim = p.dim;
   params.context_dim = p.context_dim;
@@ -49,15 +52,17 @@ void describe(const Problem& p, Params& params) {
   params.hutchinson = p.divergence == Divergence::kHutchinson;
   params.directions = params.hutchinson ? 1 : params.exact && p.hidden_layers > 2 ? p.dim : 0;
   params.activation = static_cast<int>(p.activation);
+  params.evaluate = evaluate;
   params.beta = static_cast<float>(p.beta);
   params.t0 = p.t0;
-  params.dt = (p.t1 - p.t0) / p.num_steps;
+  params.dt = adaptive ? 1.0 : (p.t1 - p.t0) / p.num_steps;  // with adaptive steps every row has its own
   for (int s = 0; s < p.tableau.stages; ++s) {
     params.b[s] = static_cast<float>(params.dt * p.tableau.b[s]);
     params.c[s] = p.tableau.c[s];
     for (int j = 0; j < s; ++j) params.a[s][j] = static_cast<float>(params.dt * p.tableau.a[s][j]);
   }
   params.x = floats(p.x);
+  params.times = evaluate && p.has_time_column() ? floats(p.times) : nullptr;
   params.context = floats(p.context);
   params.noise = floats(p.noise);
   params.first = floats(p.weight[0]);
@@ -72,8 +77,48 @@ void describe(const Adjoint& adjoint, Params& params) {
   params.logdet_bar = floats(adjoint.logdet);
   params.path_bar = floats(adjoint.path);
   params.x_grad = floats(adjoint.x);
+  params.times_grad = params.times != nullptr ? floats(adjoint.times) : nullptr;
+  if (params.evaluate) params.path = const_cast<float*>(params.x);  // of a step that starts there
   params.context_grad = params.context_dim > 0 ? floats(adjoint.context) : nullptr;
   params.want_parameters = adjoint.weight[0] != nullptr;
+}
+
+void describe(const Request& request, Params& params) {
+  static_assert(sizeof(RecordHead) == sizeof(StepRecord));
+  static_assert(kMaxSteps == int{RowFailure::kMaxSteps} && kUnderflow == int{RowFailure::kUnderflow} &&
+                kNotFinite == int{RowFailure::kNotFinite});
+  const Problem& p = request.problem;
+  const Adaptive& a = *request.adaptive;
+  const RowBuffers& rows = *request.rows;
+  Stepping& s = params.stepping;
+  s.rtol = a.rtol;
+  s.atol = a.atol;
+  s.t0 = p.t0;
+  s.t1 = p.t1;
+  s.direction = p.t1 < p.t0 ? -1.0 : 1.0;
+  s.least_step = 1e-15 * std::max(std::fabs(p.t0), std::fabs(p.t1));
+  s.max_steps = a.max_steps;
+  s.order = a.order;
+  s.components = p.dim + (p.divergence == Divergence::kNone ? 0 : 1);
+  s.outputs = a.outputs;
+  for (int i = 0; i < p.tableau.stages; ++i) {
+    s.error[i] = a.error[i];
+    for (int j = 0; j < i; ++j) s.a[i][j] = p.tableau.a[i][j];
+    for (int k = 0; k < 4; ++k) s.dense[i][k] = a.dense[i][k];
+  }
+  s.output_times = rows.output_times;
+  s.x_outputs = floats(a.x_outputs);
+  s.logdet_outputs = floats(a.logdet_outputs);
+  s.row_divergence = floats(rows.divergence);
+  s.record_begin = reinterpret_cast<const long long*>(rows.record_begin);
+  s.records = rows.records;
+  s.record_bytes = static_cast<int>(StepRecord::bytes(p));
+  s.record_count = rows.record_count;
+  s.evaluations = reinterpret_cast<long long*>(a.evaluations);
+  s.last_step = reinterpret_cast<long long*>(a.last_step);
+  s.outcome = rows.outcome;
+  // The adjoint evaluates the last stage, which has no share in the end of its step, only for outputs within.
+  if (is_adjoint(task_of(request.call)) && a.outputs == 0) --params.stages;
 }
 
 void describe_finish(const Problem& p, const Adjoint& adjoint, const JkoLoss* loss, int H, Plan& plan) {
@@ -108,21 +153,25 @@ int blocks_for(long long threads, int multiprocessors) {
 
 }  // namespace
 
-Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, const Choice& choice, const Gpu& gpu,
-               int resident, void* workspace) {
-  const bool backwards = choice.kind.task == Task::kBackward;
+Plan make_plan(const Request& request, const Choice& choice, const Gpu& gpu, int resident, void* workspace) {
+  const Problem& p = request.problem;
+  const Adjoint* adjoint = request.adjoint;
+  const JkoLoss* loss = request.loss;
+  const bool backwards = is_adjoint(choice.kind.task);
   const int H = choice.kind.H;
   Plan plan;
   plan.choice = choice;
   Params& params = plan.params;
-  describe(p, params);
+  describe(p, request.call, params);
   if (backwards) describe(*adjoint, params);
+  if (request.adaptive != nullptr) describe(request, params);
   params.layout = choice.layout;
   params.tile = choice.tile();
   if (p.batch > 0) {
     plan.resident = resident;
     const long long slots = static_cast<long long>(resident) * gpu.multiprocessors;
-    const Shares shares = share_out(p.batch, slots, choice.tile(), choice.small_tile());
+    const Shares shares = is_adaptive(choice.kind.task) ? share_out_rows(p.batch, slots)
+                                                        : share_out(p.batch, slots, choice.tile(), choice.small_tile());
     plan.blocks = shares.blocks;
     params.share = shares.samples;
     params.large_tiles = shares.large_tiles;
@@ -163,12 +212,12 @@ Plan make_plan(const Problem& p, const Adjoint* adjoint, const JkoLoss* loss, co
 }
 
 Plan make_plan(const Problem& problem, Call call, const Choice& choice, const Gpu& gpu, int resident) {
-  if (call == Call::kForward) return make_plan(problem, nullptr, nullptr, choice, gpu, resident, nullptr);
+  if (!is_adjoint(task_of(call))) return make_plan({call, problem}, choice, gpu, resident, nullptr);
   Adjoint adjoint;
   static float wanted;
   for (int l = 0; l <= problem.hidden_layers; ++l) adjoint.weight[l] = adjoint.bias[l] = &wanted;
   const JkoLoss loss{1.0, nullptr};
-  return make_plan(problem, &adjoint, call == Call::kJkoLoss ? &loss : nullptr, choice, gpu, resident, nullptr);
+  return make_plan({call, problem, &adjoint, call == Call::kJkoLoss ? &loss : nullptr}, choice, gpu, resident, nullptr);
 }
 
 }  // namespace jkoflow::cuda

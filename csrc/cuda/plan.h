@@ -4,12 +4,36 @@
 
 #include "../problem.h"
 #include "choose.h"
+#include "rows.h"
 
 namespace jkoflow::cuda {
 
-enum class Call { kForward, kBackward, kJkoLoss };
+enum class Call { kForward, kBackward, kJkoLoss, kEvaluate, kEvaluateBackward, kAdaptive, kAdaptiveBackward };
 
-constexpr Task task_of(Call call) { return call == Call::kForward ? Task::kForward : Task::kBackward; }
+constexpr Task task_of(Call call) {
+  switch (call) {
+    case Call::kForward:
+    case Call::kEvaluate:
+      return Task::kForward;
+    case Call::kAdaptive:
+      return Task::kAdaptiveForward;
+    case Call::kAdaptiveBackward:
+      return Task::kAdaptiveBackward;
+    default:
+      return Task::kBackward;
+  }
+}
+constexpr bool evaluates(Call call) { return call == Call::kEvaluate || call == Call::kEvaluateBackward; }
+
+// A call and what it is about; null what it does not take.
+struct Request {
+  Call call;
+  const Problem& problem;
+  const Adjoint* adjoint = nullptr;
+  const JkoLoss* loss = nullptr;
+  const Adaptive* adaptive = nullptr;
+  const RowBuffers* rows = nullptr;
+};
 
 // Thread blocks of 0: no launch.
 struct Plan {
@@ -26,10 +50,8 @@ struct Plan {
   size_t bytes = 0;       // of workspace
 };
 
-// `adjoint` is null for the forward pass, `loss` for all but the loss; with a null workspace only the sizes count.
-// `resident` is only read if there are samples.
-Plan make_plan(const Problem& problem, const Adjoint* adjoint, const JkoLoss* loss, const Choice& choice,
-               const Gpu& gpu, int resident, void* workspace);
+// With a null workspace only the sizes count. `resident` is only read if there are samples.
+Plan make_plan(const Request& request, const Choice& choice, const Gpu& gpu, int resident, void* workspace);
 
 // Of a call that wants every gradient: its workspace is enough for all others.
 Plan make_plan(const Problem& problem, Call call, const Choice& choice, const Gpu& gpu, int resident);

@@ -3,7 +3,10 @@
 
 namespace jkoflow::cuda {
 
-enum class Task : int { kForward, kBackward };  // kBackward: the adjoint, and the loss with its gradient
+// kBackward: the adjoint, and the loss with its gradient.
+enum class Task : int { kForward, kBackward, kAdaptiveForward, kAdaptiveBackward };
+constexpr bool is_adjoint(Task task) { return task == Task::kBackward || task == Task::kAdaptiveBackward; }
+constexpr bool is_adaptive(Task task) { return task == Task::kAdaptiveForward || task == Task::kAdaptiveBackward; }
 
 constexpr int kWidths[] = {64, 128, 256};  // H: what hidden layers are padded to
 constexpr int kSmallThreads = 256;         // of a thread block of the kernels that prepare, reduce and finish
@@ -18,7 +21,7 @@ struct Shape {
 
 struct Shapes {
   int architecture;        // the oldest one that is compiled with these: 80 is compute capability 8.0
-  Shape kernels[2][3][2];  // [task][width][tangents]
+  Shape kernels[4][3][2];  // [task][width][tangents]
 };
 
 // Ascending; an architecture takes the last row that is not newer. With a row {90, ...} the H100's kernels have tiles
@@ -32,7 +35,13 @@ constexpr Shapes kShapes[] = {
        {{2, 1, 1}, {2, 1, 1}}},    // H = 256
       {{{4, 2, 2}, {2, 2, 2}},     // backward, the same
        {{4, 2, 1}, {2, 2, 1}},     //
-       {{2, 1, 1}, {1, 1, 1}}}}},  //
+       {{2, 1, 1}, {1, 1, 1}}},    //
+      {{{4, 4, 4}, {4, 4, 4}},     // adaptive steps: one kind of tiles, of at most 32 samples
+       {{4, 4, 2}, {4, 4, 2}},     //
+       {{2, 2, 1}, {2, 2, 1}}},    //
+      {{{4, 4, 2}, {2, 2, 2}},     // their adjoint
+       {{4, 4, 1}, {2, 2, 1}},     //
+       {{2, 2, 1}, {1, 1, 1}}}}},  //
 };
 
 constexpr Shape shape_of(int architecture, Task task, int H, bool tangents) {
@@ -48,6 +57,6 @@ constexpr Shape shape_of(int architecture, Task task, int H, bool tangents) {
 constexpr int threads_of(int H) { return 2 * H; }
 
 // Panels of tile x H floats at the start of shared memory.
-constexpr int panels_of(Task task, bool tangents) { return (task == Task::kForward ? 3 : 4) + tangents; }
+constexpr int panels_of(Task task, bool tangents) { return (is_adjoint(task) ? 4 : 3) + tangents; }
 
 }  // namespace jkoflow::cuda

@@ -21,4 +21,12 @@ inline Shares share_out(long long batch, long long slots, int tile, int small_ti
   return {static_cast<int>((batch + samples - 1) / samples), samples, static_cast<int>(large), small};
 }
 
+// The same for rows that a tile takes up one by one, when there is room: as even as can be, but not so thin that most
+// of a tile stands empty while every thread block reads all weights.
+inline Shares share_out_rows(long long batch, long long slots) {
+  constexpr long long kLeast = 8;
+  const long long even = (batch + slots - 1) / slots, samples = even < kLeast ? kLeast : even;
+  return {static_cast<int>((batch + samples - 1) / samples), samples, 0, 0};
+}
+
 }  // namespace jkoflow::cuda

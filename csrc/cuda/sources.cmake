@@ -7,7 +7,7 @@ if(NOT JKOFLOW_INSTANCES)
   set(JKOFLOW_INSTANCES ${CMAKE_CURRENT_BINARY_DIR}/instances)
 endif()
 set(JKOFLOW_CUDA_KERNEL_SOURCES "")
-foreach(task Backward Forward)
+foreach(task Backward AdaptiveBackward Forward AdaptiveForward)
   foreach(H 256 128 64)  # those that compile longest come first
     foreach(precision Fp32 Tf32x3 Tf32)
       string(TOLOWER ${JKOFLOW_INSTANCES}/${task}_${H}_${precision}.cu name)

@@ -81,10 +81,13 @@ struct Tile {
     return p.batch - first < kSamples ? static_cast<int>(p.batch - first) : kSamples;
   }
 
-  // Columns of the input panel that no stage changes: context, 1 for the bias, zeros. Samples beyond the batch are
-  // zero.
+  // Columns of the input panel that no stage changes: context, 1 for the bias, zeros, and t if every row has its own.
+  // Samples beyond the batch are zero.
   JKOFLOW_DEVICE void load_constant_inputs(long long first) const {
     const int begin = p.dim + p.has_time, count = p.first_depth - begin, samples = this->samples(first);
+    if (p.times != nullptr && thread < kSamples) {
+      input()[panel_index(thread, p.dim, p.layout.input_stride)] = thread < samples ? p.times[first + thread] : 0.0f;
+    }
     for (int i = thread; i < kSamples * count; i += kThreads) {
       const int s = i / count, c = begin + i - s * count;
       float v = 0.0f;
@@ -123,7 +126,7 @@ struct Tile {
   // ---- Stages
 
   JKOFLOW_DEVICE void set_time(int step, int stage) const {
-    if (p.has_time && thread < kSamples) {
+    if (p.has_time && p.times == nullptr && thread < kSamples) {
       input()[panel_index(thread, p.dim, p.layout.input_stride)] =
           static_cast<float>(p.t0 + (step + p.c[stage]) * p.dt);
     }
@@ -190,7 +193,7 @@ struct Tile {
     last_layer(panel, stage(s_now), [&](int s, int k, float velocity) {
       const int i = s * p.dim + k;
       stage(s_now)[i] = velocity;
-      float next = x[i], increment = 0.0f;
+      float next = p.evaluate ? 0.0f : x[i], increment = 0.0f;
       for (int j = 0; j <= s_now; ++j) increment += (last_stage ? p.b[j] : p.a[s_now + 1][j]) * stage(j)[i];
       if (last_stage) {
         add_compensated(next, rest[i], increment);

@@ -137,11 +137,10 @@ def integrate(
     grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
     request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
-    if isinstance(grid, Adaptive):
-        request = with_field_at(request, velocity).in_precision()
-        return integrate_rows(velocity, request, use_kernel(request, "adaptive"), times)
     request = with_field_at(request, velocity).in_precision()
     kernel = use_kernel(request)
+    if isinstance(grid, Adaptive):
+        return integrate_rows(velocity, request, kernel, times)
     if times is not None:
         return _integrate_between(velocity, request, kernel, times)
     return _integrate(velocity, request, kernel, keep_path)
@@ -215,12 +214,11 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
-    if isinstance(grid, Adaptive):
-        request = with_field_at(request, velocity).in_precision()
-        end, logdet, *_ = integrate_rows(velocity, request, use_kernel(request, "adaptive"), None)
-        return jko_terms(request.x, end, logdet, jko_step)
     request = with_field_at(request, velocity).in_precision()
     kernel, field, x, context = use_kernel(request), request.field, request.x, request.context
+    if isinstance(grid, Adaptive):
+        end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
+        return jko_terms(x, end, logdet, jko_step)
     if kernel and field is not None and operators.needs_gradient(field, x, context):
         return operators.jko_loss_mlp(field, x, context, request.noise, settings_of(request, field), jko_step)
     end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)

@@ -45,7 +45,7 @@ def settings_of(request: Request, field: MLPField) -> native.Settings:
     return native.Settings(*kind, *interval, *how, word_of(field))
 
 
-def use_kernel(request: Request, task: native.Task = "integrate") -> bool:
+def use_kernel(request: Request) -> bool:
     """Tells whether a compiled kernel runs the request, with a warning if none can and none was asked for by name.
 
     Raises:
@@ -56,8 +56,8 @@ def use_kernel(request: Request, task: native.Task = "integrate") -> bool:
         return False
     field = request.unfused if request.field is None else request.field
     if request.field_at is not None:
-        field, task = request.field_at(request.t0), "evaluate"  # one for each stage
-    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision, task)
+        field = request.field_at(request.t0)  # one for each stage
+    reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
     if reason is not None and backend != "auto":

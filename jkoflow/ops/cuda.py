@@ -18,7 +18,7 @@ NOT_BUILT = (
     "this build of jkoflow has no CUDA kernels; `JKOFLOW_CUDA=ON pip install .` in a checkout builds them, "
     "with nvcc on PATH"
 )
-Kernel = Literal["forward", "backward", "jko_loss"]
+Kernel = Literal["forward", "backward", "jko_loss", "evaluate", "evaluate_backward", "adaptive", "adaptive_backward"]
 
 _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 """Compute capabilities whose tensor cores make three TF32 products faster than one in float32."""
@@ -89,7 +89,7 @@ def _cached_unsupported(
     problem.divergence = getattr(_C.Divergence, divergence)
     kind = parse_activation(activation)
     problem.activation, problem.beta = getattr(_C.ActivationKind, kind.name), kind.beta
-    tableau = TABLEAUX["rk4"]  # as many stages as there are
+    tableau = TABLEAUX["dopri5"]  # as many stages as there are
     problem.tableau = _C.Tableau(tableau.a, tableau.b, tableau.c)
     reason = _C.cuda_unsupported(problem, getattr(_C.Precision, resolve_precision(precision, index)))
     return f"the CUDA kernels {reason}" if reason else None
@@ -142,7 +142,7 @@ def launch(kernel: Kernel, device: torch.device, precision: str, problem: Any, *
     with torch.cuda.device(device):
         settings.stream = torch.cuda.current_stream(device).cuda_stream
         # Given back to PyTorch on return: it hands the memory out again on the same stream only, behind the kernel.
-        size = getattr(_C, f"cuda_{kernel}_bytes")(problem, settings)
+        size = _C.cuda_bytes(problem, kernel, settings)
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
         settings.workspace = workspace.data_ptr()
         getattr(_C, f"cuda_{kernel}")(problem, *rest, settings)

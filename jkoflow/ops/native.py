@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from jkoflow.ops.grid import Adaptive, Grid, as_grid
 from jkoflow.ops.network import Network
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.velocity import MLPField
-
-Task = Literal["integrate", "adaptive", "evaluate"]
 
 MAX_HIDDEN_LAYERS: int = getattr(_C, "max_hidden_layers", 4)
 _ACTIVATIONS = ("tanh", "softplus", "silu", "elu", "selu", "gelu")
@@ -60,7 +58,6 @@ def unsupported(
     noise: Tensor | None,
     backend: str,
     precision: str,
-    task: Task = "integrate",
 ) -> str | None:
     """Says why no compiled kernel can run the request; None if one can.
 
@@ -71,7 +68,6 @@ def unsupported(
         noise: The probe of ``"hutchinson"``.
         backend: Kernels that were asked for by name, or ``"auto"``.
         precision: Precision of products, see `jkoflow.integrate`.
-        task: Equal steps, adaptive steps or a single evaluation.
 
     Raises:
         jkoflow.ops.KernelError: If the environment asks for CPU kernels that are not available.
@@ -103,8 +99,6 @@ def unsupported(
         return "the CUDA kernels have no residual layers"
     if noise is not None and noise.requires_grad:
         return "the kernels take the noise as a constant, but it requires a gradient"
-    if device == "cuda" and task != "integrate":
-        return f"the CUDA kernels take equal steps, not {'adaptive ones' if task == 'adaptive' else 'one evaluation'}"
     if device == "cuda":
         return cuda.unsupported(field, x.device, x.dtype == torch.float64, divergence, precision)
     if precision == "bf16x3" and _NO_SPLIT:
@@ -256,6 +250,11 @@ def add_linear_gradient(
 
 def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
     equal_steps(settings.grid)  # these kernels know no others
+    run_kernel(kernel, device, settings, *descriptions)
+
+
+def run_kernel(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+    """Runs a kernel on a device, which holds all the tensors that are described."""
     if device.type == "cuda":
         cuda.launch(kernel, device, settings.precision, *descriptions)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jkoflow.ops import cuda_rows
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import C as _C
 from jkoflow.ops.failure import IntegrationError
@@ -26,6 +27,7 @@ from jkoflow.ops.native import (
     describe,
     given,
     linear_logdet,
+    run_kernel,
     set_gradient,
 )
 from jkoflow.ops.network import Network
@@ -45,7 +47,7 @@ def evaluate(
     problem = _describe_evaluation(x, times, context, network, noise, settings)
     velocity, divergence = dense_like(x), x.new_empty((len(x),))
     problem.x_end, problem.logdet = address(velocity), address(divergence)
-    _C.cpu_evaluate(problem)
+    run_kernel("evaluate", x.device, settings, problem)
     if settings.divergence != "none" and network.linear is not None:
         divergence += linear_logdet(network.linear, noise, settings)
     return velocity, divergence
@@ -74,7 +76,7 @@ def evaluate_backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.times, adjoint.context = address(x_grad), address(times_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    _C.cpu_evaluate_backward(problem, adjoint)
+    run_kernel("evaluate_backward", x.device, settings, problem, adjoint)
     if settings.divergence != "none" and divergence_bar is not None and gradient is not None:
         add_linear_gradient(gradient, network, noise, settings, divergence_bar)
     return x_grad, times_grad, context_grad, gradient
@@ -167,6 +169,8 @@ def adaptive(
     problem.x_end, problem.logdet = address(found.x_end), address(found.logdet)
     control.x_outputs, control.logdet_outputs = address(found.x_outputs), address(found.logdet_outputs)
     control.evaluations, control.last_step = address(found.evaluations), address(found.last_step)
+    if on_gpu(x):
+        return _adaptive_on_gpu(problem, control, x, network, noise, settings, output_times, found)
     run = _C.AdaptiveRun(problem, control)
     if (failure := run.failure).row >= 0:
         most = control_of(settings)[0].max_steps
@@ -176,6 +180,37 @@ def adaptive(
         found = found._replace(records=torch.empty((run.steps, width), dtype=torch.int64))
         run.write(address(found.records))
     return found
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Tells whether the CUDA kernels are to carry x."""
+    return x.device.type == "cuda"
+
+
+def _adaptive_on_gpu(
+    problem: Any,
+    control: Any,
+    x: Tensor,
+    network: Network,
+    noise: Tensor | None,
+    settings: Settings,
+    output_times: Tensor,
+    found: Trajectory,
+) -> Trajectory:
+    constant, batch = None, len(x)
+    if settings.divergence != "none" and network.linear is not None:
+        constant = linear_logdet(network.linear, noise, settings._replace(t0=0.0, t1=1.0)).expand(batch).contiguous()
+    width = record_width(x.shape[1], False) if len(found.last_step) == batch else None
+    kept = cuda_rows.adaptive(
+        lambda rows: run_kernel("adaptive", x.device, settings, problem, control, rows),
+        control,
+        x,
+        constant,
+        output_times,
+        width,
+        control_of(settings)[0].max_steps,
+    )
+    return found if kept is None else found._replace(last_step=kept.last_step, records=kept.records)
 
 
 def adaptive_backward(
@@ -212,7 +247,11 @@ def adaptive_backward(
     context_grad = None if context is None else dense_like(context)
     adjoint.x, adjoint.context = address(x_grad), address(context_grad)
     gradient = set_gradient(adjoint, network, parameters_wanted)
-    _C.cpu_adaptive_backward(problem, control, adjoint)
+    if on_gpu(x):
+        rows, _times = cuda_rows.describe_adjoint(output_times, records)
+        run_kernel("adaptive_backward", x.device, settings, problem, control, rows, adjoint)
+    else:
+        _C.cpu_adaptive_backward(problem, control, adjoint)
     if settings.divergence != "none" and gradient is not None:
         for bar, until in _logdet_bars(logdet_bar, logdet_outputs_bar, settings, output_times):
             add_linear_gradient(gradient, network, noise, settings._replace(t1=until), bar)
@@ -228,12 +267,17 @@ def _logdet_bars(
 
 
 def _check_records(last_step: Tensor, records: Tensor, x: Tensor, outputs: int) -> None:
-    """Refuses records that do not belong to x and its outputs, whose places a kernel would follow out of its memory."""
+    """Refuses records that do not belong to x and its outputs, whose places a kernel would follow out of its memory.
+
+    The CUDA kernels take care of the places themselves: to look at them here would wait for the device.
+    """
     width, steps = record_width(x.shape[1], x.dtype is torch.float64), len(records)
     given("last_step", last_step, 8 * len(x), torch.int64, x.device)
     given("records", records, 8 * width * steps, torch.int64, x.device)
     if records.shape != (steps, width):
         raise ValueError(f"records must have shape ({steps}, {width}), got {tuple(records.shape)}")
+    if on_gpu(x):
+        return
     # as arrays of numpy, whose operations on few numbers take a fifth of the time
     last, table = last_step.numpy(), records.numpy()
     previous, numbers = table[:, 2], table.view("i4")  # the step before; outputs from number 6 up to number 7

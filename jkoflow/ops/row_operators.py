@@ -76,6 +76,7 @@ LIBRARY.define(f"evaluate(Tensor x, Tensor? times, {ARGUMENTS}) -> (Tensor veloc
 
 
 @torch.library.impl(LIBRARY, "evaluate", "CPU")
+@torch.library.impl(LIBRARY, "evaluate", "CUDA")
 def _evaluate_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
     *request, _ = _unpack_evaluation(arguments)
     return native_rows.evaluate(*request)
@@ -94,6 +95,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "evaluate_backward", "CPU")
+@torch.library.impl(LIBRARY, "evaluate_backward", "CUDA")
 def _evaluate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, times, context, network, noise, settings, (*bars, wanted) = _unpack_evaluation(arguments)
     request = x, times, context, network, noise, settings
@@ -176,6 +178,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "integrate_adaptive", "CPU")
+@torch.library.impl(LIBRARY, "integrate_adaptive", "CUDA")
 def _adaptive_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, noise, settings, (output_times, record) = unpack(arguments)
     return tuple(native_rows.adaptive(x, context, network, noise, settings, output_times, record))
@@ -196,6 +199,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "integrate_adaptive_backward", "CPU")
+@torch.library.impl(LIBRARY, "integrate_adaptive_backward", "CUDA")
 def _adaptive_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     x, context, network, noise, settings, (output_times, last_step, records, *bars, wanted) = unpack(arguments)
     request = x, context, network, noise, settings

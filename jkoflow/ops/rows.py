@@ -72,7 +72,7 @@ def velocity_and_divergence(
         request = request if at_t is None else request._replace(field=at_t)
         check_request(request)
     field = request.field
-    if use_kernel(request, "evaluate") and field is not None:
+    if use_kernel(request) and field is not None:
         times = t.expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
         settings = settings_of(request, field)
         return row_operators.evaluate_mlp(field, x, times if settings.time else None, context, noise, settings)

@@ -66,9 +66,11 @@ struct OuterLayersAdjoint : BackwardSums<H, P, NT, kTangents> {
   }
 
   JKOFLOW_DEVICE void input_adjoint(const float* panel, int stage) {
-    const int begin = p.dim + p.has_time, rows = p.context_grad == nullptr ? p.dim : p.columns;
+    const int begin = p.dim + p.has_time;
+    const int rows = p.context_grad != nullptr ? p.columns : p.times_grad != nullptr ? begin : p.dim;
     const int depth = round_up(p.dim, 8);
     float *x_bar = tile.stage(stage), *context_bar = tile.at(p.layout.context_bar);
+    float* time_bar = p.times_grad != nullptr ? tile.at(p.layout.time_bar) : nullptr;
     for (int job = tile.warp; job < (rows + 15) / 16 * NT; job += T::kWarps) {
       const int strip = job / NT, n = job - strip * NT;
       float v[1][4] = {};
@@ -82,6 +84,8 @@ struct OuterLayersAdjoint : BackwardSums<H, P, NT, kTangents> {
           x_bar[s * p.dim + k] = v[0][j];
         } else if (k >= begin) {
           context_bar[s * p.context_dim + k - begin] += v[0][j];
+        } else if (time_bar != nullptr) {
+          time_bar[s] = v[0][j];  // an evaluation has one stage
         }
       });
     }

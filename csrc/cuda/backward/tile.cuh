@@ -64,7 +64,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       }
       device::sync_block(Barrier::kStepAdjoint);
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) {
-        float sum = x_bar[i];
+        float sum = p.evaluate ? 0.0f : x_bar[i];
         for (int s = 0; s < p.stages; ++s) sum += tile.stage(s)[i];
         x_bar[i] = sum;
       }
@@ -76,6 +76,7 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
       for (int i = tile.thread; i < T::kSamples * p.dim; i += T::kThreads) x_bar[i] += x[i];
     }
     if (p.x_grad != nullptr) tile.store_rows(x_bar, first(), p.dim, p.x_grad);
+    if (p.times_grad != nullptr) tile.store_rows(tile.at(p.layout.time_bar), first(), 1, p.times_grad);
     if (p.context_grad != nullptr) tile.store_rows(context_bar, first(), p.context_dim, p.context_grad);
   }
 
@@ -121,30 +122,36 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
   JKOFLOW_DEVICE void sweep(int step, int count, int kept_step) {
     for (int stage = 0; stage < count; ++stage) {
       device::sync_block(Barrier::kStageInput);
-      float z[NT][4];
-      tile.first_layer(z, tile.stage(stage));
-      put_values(z, tile.panel(kOdd));
-      device::sync_block(Barrier::kFirstLayer);
-      int top = kOdd;
-      if (p.layers > 1) {
-        tile.hidden_layer(1, tile.panel(kOdd), z);
-        put_values(z, tile.panel(kEven));
-        device::sync_block(Barrier::kSecondLayer);
-        top = kEven;
-      }
-      if (kTangents && p.layers > 2) {
-        tile.hidden_layer(2, tile.panel(kEven), z);
-        put_values(z, tile.panel(kOdd));
-        device::sync_block(Barrier::kTopLayer);
-        top = kOdd;
-      }
+      const float* top = layer_values(stage);
       const bool last_stage = stage + 1 == p.stages;
       float* next =
           last_stage ? (step + 1 < p.num_steps ? record(kept_step + 1, 0) : nullptr) : record(kept_step, stage + 1);
-      tile.advance(tile.panel(top), step, stage, [&](int i, float v) {
+      tile.advance(top, step, stage, [&](int i, float v) {
         if (next != nullptr) next[i] = v;
       });
     }
+  }
+
+  // The top panel, with the values alone. Ends with a barrier.
+  JKOFLOW_DEVICE const float* layer_values(int stage) const {
+    float z[NT][4];
+    tile.first_layer(z, tile.stage(stage));
+    put_values(z, tile.panel(kOdd));
+    device::sync_block(Barrier::kFirstLayer);
+    int top = kOdd;
+    if (p.layers > 1) {
+      tile.hidden_layer(1, tile.panel(kOdd), z);
+      put_values(z, tile.panel(kEven));
+      device::sync_block(Barrier::kSecondLayer);
+      top = kEven;
+    }
+    if (kTangents && p.layers > 2) {
+      tile.hidden_layer(2, tile.panel(kEven), z);
+      put_values(z, tile.panel(kOdd));
+      device::sync_block(Barrier::kTopLayer);
+      top = kOdd;
+    }
+    return tile.panel(top);
   }
 
   // The stage's input again, and the cotangent of its velocity: dt b_s x_bar + sum_j dt a_js (input_bar of stage j).

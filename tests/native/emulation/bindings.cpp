@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "../cuda/mma_layout.h"
 #include "emulated_runtime.h"
 #include "emulator.h"
@@ -12,6 +14,14 @@ namespace py = pybind11;
 using namespace jkoflow;
 
 namespace {
+
+constexpr std::pair<const char*, cuda::Call> kCalls[] = {{"forward", cuda::Call::kForward},
+                                                         {"backward", cuda::Call::kBackward},
+                                                         {"jko_loss", cuda::Call::kJkoLoss},
+                                                         {"evaluate", cuda::Call::kEvaluate},
+                                                         {"evaluate_backward", cuda::Call::kEvaluateBackward},
+                                                         {"adaptive", cuda::Call::kAdaptive},
+                                                         {"adaptive_backward", cuda::Call::kAdaptiveBackward}};
 
 cuda::Launch make_launch(cuda::Precision precision, uintptr_t workspace) {
   cuda::Launch launch;
@@ -51,14 +61,27 @@ PYBIND11_MODULE(_emulation, m) {
     return counts;
   });
 
-  m.def("forward_bytes",
-        [](const Problem& p, cuda::Precision precision) { return cuda::forward_bytes(p, make_launch(precision, 0)); });
-  m.def("backward_bytes",
-        [](const Problem& p, cuda::Precision precision) { return cuda::backward_bytes(p, make_launch(precision, 0)); });
-  m.def("jko_loss_bytes",
-        [](const Problem& p, cuda::Precision precision) { return cuda::jko_loss_bytes(p, make_launch(precision, 0)); });
+  for (const auto& [name, call] : kCalls) {
+    m.def((std::string(name) + "_bytes").c_str(), [call = call](const Problem& p, cuda::Precision precision) {
+      return cuda::workspace_bytes(p, call, make_launch(precision, 0));
+    });
+  }
   m.def("forward", [](const Problem& p, cuda::Precision precision, uintptr_t workspace) {
     cuda::forward(p, make_launch(precision, workspace));
+  });
+  m.def("evaluate", [](const Problem& p, cuda::Precision precision, uintptr_t workspace) {
+    cuda::evaluate(p, make_launch(precision, workspace));
+  });
+  m.def("evaluate_backward",
+        [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
+          cuda::evaluate_backward(p, adjoint, make_launch(precision, workspace));
+        });
+  m.def("adaptive",
+        [](const Problem& p, const Adaptive& control, const cuda::RowBuffers& rows, cuda::Precision precision,
+           uintptr_t workspace) { cuda::adaptive(p, control, rows, make_launch(precision, workspace)); });
+  m.def("adaptive_backward", [](const Problem& p, const Adaptive& control, const cuda::RowBuffers& rows,
+                                const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
+    cuda::adaptive_backward(p, control, rows, adjoint, make_launch(precision, workspace));
   });
   m.def("backward", [](const Problem& p, const Adjoint& adjoint, cuda::Precision precision, uintptr_t workspace) {
     cuda::backward(p, adjoint, make_launch(precision, workspace));

@@ -50,6 +50,11 @@ inline float reciprocal_approx(float v) { return emulator::approximate(1.0f / v,
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float magnitude(float v) { return std::fabs(v); }
 
+inline double magnitude(double v) { return std::fabs(v); }
+inline double square_root(double v) { return std::sqrt(v); }
+inline double power(double v, double exponent) { return std::pow(v, exponent); }
+inline bool is_finite(double v) { return std::isfinite(v); }
+
 inline const float* aligned(const float* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0) emulator::fail("misaligned vector in memory");
   return from;

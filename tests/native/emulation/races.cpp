@@ -46,7 +46,7 @@ const std::vector<Case> kCases = {
     {"tangents, sums in memory", cuda::Precision::kFp32, {256, 256, 256}, Divergence::kHutchinson, 2},
 };
 
-enum class Task { kForward, kBackward, kLoss };
+enum class Task { kForward, kBackward, kLoss, kEvaluation, kAdaptive };  // the last two with their adjoint
 
 class Example {
  public:
@@ -89,20 +89,81 @@ class Example {
   }
 
   void run(Task task) {
-    cuda::Launch launch;
-    launch.precision = precision_;
     static double terms[3];
     const JkoLoss loss{0.5, terms};
-    const size_t bytes = task == Task::kForward    ? cuda::forward_bytes(problem_, launch)
-                         : task == Task::kBackward ? cuda::backward_bytes(problem_, launch)
-                                                   : cuda::jko_loss_bytes(problem_, launch);
-    launch.workspace = numbers(static_cast<int>(bytes / sizeof(float)));
-    if (task == Task::kForward) cuda::forward(problem_, launch);
-    if (task == Task::kBackward) cuda::backward(problem_, adjoint_, launch);
-    if (task == Task::kLoss) cuda::jko_loss(problem_, loss, adjoint_, launch);
+    switch (task) {
+      case Task::kForward:
+        return cuda::forward(problem_, launch_for(problem_, cuda::Call::kForward));
+      case Task::kBackward:
+        return cuda::backward(problem_, adjoint_, launch_for(problem_, cuda::Call::kBackward));
+      case Task::kLoss:
+        return cuda::jko_loss(problem_, loss, adjoint_, launch_for(problem_, cuda::Call::kJkoLoss));
+      case Task::kEvaluation:
+        return evaluate();
+      case Task::kAdaptive:
+        return adapt();
+    }
   }
 
  private:
+  cuda::Launch launch_for(const Problem& problem, cuda::Call call) {
+    cuda::Launch launch;
+    launch.precision = precision_;
+    launch.workspace = numbers(static_cast<int>(cuda::workspace_bytes(problem, call, launch) / sizeof(float)));
+    return launch;
+  }
+
+  void evaluate() {
+    Problem p = problem_;
+    p.num_steps = p.tableau.stages = 1;
+    p.tableau.b[0] = 1.0;
+    p.row_times = true;
+    p.times = numbers(p.batch);
+    adjoint_.times = numbers(p.batch);
+    cuda::evaluate(p, launch_for(p, cuda::Call::kEvaluate));
+    cuda::evaluate_backward(p, adjoint_, launch_for(p, cuda::Call::kEvaluateBackward));
+  }
+
+  // Steps by Heun's and Euler's method, a few for each row, with outputs within.
+  void adapt() {
+    constexpr int kRoom = 40;
+    Problem p = problem_;
+    p.row_times = true;
+    p.num_steps = 1;
+    p.tableau.stages = 3;
+    p.tableau.a[2][0] = p.tableau.a[2][1] = 0.5;
+    p.tableau.c[2] = 1.0;
+    Adaptive control;
+    control.rtol = control.atol = 0.05;
+    control.max_steps = kRoom;
+    control.order = 2;
+    control.error[0] = -0.5;
+    control.error[1] = 0.5;
+    control.dense[0][0] = 1.0;
+    control.dense[0][1] = -0.5;
+    control.dense[1][1] = 0.5;
+    control.outputs = 2;
+    control.x_outputs = numbers(2 * p.batch * p.dim);
+    control.logdet_outputs = numbers(2 * p.batch);
+    std::vector<double> times = {0.3, 0.7}, outcome(4 * p.batch);
+    std::vector<int64_t> evaluations(p.batch), last_step(p.batch), begin(p.batch + 1);
+    for (int64_t row = 0; row <= p.batch; ++row) begin[row] = kRoom * row;
+    std::vector<double> records(begin.back() * StepRecord::bytes(p) / sizeof(double));
+    control.evaluations = evaluations.data();
+    control.last_step = last_step.data();
+    cuda::RowBuffers rows;
+    rows.output_times = times.data();
+    rows.record_begin = begin.data();
+    rows.records = reinterpret_cast<char*>(records.data());
+    rows.record_count = begin.back();
+    rows.outcome = outcome.data();
+    cuda::adaptive(p, control, rows, launch_for(p, cuda::Call::kAdaptive));
+    cuda::adaptive_backward(p, control, rows, adjoint_, launch_for(p, cuda::Call::kAdaptiveBackward));
+    for (int64_t row = 0; row < p.batch; ++row) {
+      if (outcome[4 * row] != 0.0) throw std::runtime_error("a row has not arrived");
+    }
+  }
+
   float* numbers(int64_t count, float scale = 1.0f) {
     auto* values = new std::vector<float>(count);  // never freed: addresses stay apart for the sanitizer
     std::normal_distribution<float> normal;
@@ -117,7 +178,8 @@ class Example {
 };
 
 const char* name_of(Task task) {
-  return task == Task::kForward ? "forward" : task == Task::kBackward ? "backward" : "loss";
+  constexpr const char* kNames[] = {"forward", "backward", "loss", "evaluation", "adaptive"};
+  return kNames[static_cast<int>(task)];
 }
 
 bool has_race(const Case& c, Task task) {
@@ -130,7 +192,7 @@ bool has_race(const Case& c, Task task) {
   return emulator::races() > 0;
 }
 
-constexpr Task kTasks[] = {Task::kForward, Task::kBackward, Task::kLoss};
+constexpr Task kTasks[] = {Task::kForward, Task::kBackward, Task::kLoss, Task::kEvaluation, Task::kAdaptive};
 
 int check_all() {
   int racy = 0;
@@ -138,7 +200,7 @@ int check_all() {
     for (const Task task : kTasks) {
       const bool found = has_race(c, task);
       racy += found;
-      std::printf("%-36s %-8s %s\n", c.name, name_of(task), found ? "RACE" : "no race");
+      std::printf("%-36s %-10s %s\n", c.name, name_of(task), found ? "RACE" : "no race");
       std::fflush(stdout);
     }
   }
