@@ -57,13 +57,13 @@ class _BareKernel:
         field = velocity.field()
         network = native.Network([w.detach() for w in field.weights], [b.detach() for b in field.biases], None)
         settings = native.Settings("exact", True, "tanh", 0.0, 1.0, Fixed(steps), "rk4")
-        self.problem = native._describe(x, None, network, None, settings)
+        self.problem = native.describe(x, None, network, None, settings)
         outputs = native.new_outputs(x, Fixed(steps), True)
-        self.problem.x_end, self.problem.logdet, self.problem.path = map(native._address, outputs)
+        self.problem.x_end, self.problem.logdet, self.problem.path = map(native.address, outputs)
         x_grad = torch.empty_like(x)
         self.adjoint = native._C.Adjoint()
-        self.adjoint.x_end, self.adjoint.logdet, self.adjoint.x = map(native._address, (x_bar, logdet_bar, x_grad))
-        gradient = native._set_gradient(self.adjoint, network, True)
+        self.adjoint.x_end, self.adjoint.logdet, self.adjoint.x = map(native.address, (x_bar, logdet_bar, x_grad))
+        gradient = native.set_gradient(self.adjoint, network, True)
         self.alive = [x, x_bar, logdet_bar, network, outputs, x_grad, gradient]
 
     def forward(self) -> None:

@@ -1,9 +1,11 @@
-"""Random integrations in float32 on every instruction set against float64: which err more than twice PyTorch's error?
+"""Random integrations in float32 on every instruction set against float64: do they err more than PyTorch?
 
     python benchmarks/random_cases.py [--cases 2500] [--first 0] [--isas avx512 avx2]
 
 A case is a number: sizes, activation, method, divergence, interval and scales of the weights follow from it, some of
-them saturating. tests/test_random_cases.py runs the first of them. The exit status is 1 if a case is beyond the rule.
+them saturating. Sensitive cases multiply roundings by chance: there PyTorch errs more than twice as much as PyTorch
+with its hidden units in another order. So its error is the largest of a few orders, and one more order is judged like a
+kernel, for comparison. tests/test_random_cases.py runs the first cases.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import argparse
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
@@ -101,23 +102,37 @@ def inputs(case: Case) -> tuple[jkoflow.MLPVelocity, dict[str, Tensor]]:
     return velocity, tensors
 
 
-def run(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Computes x, logdet and the gradients of everything."""
+def run(case: Case, backend: str, dtype: torch.dtype, order: int = 0) -> dict[str, Tensor]:
+    """Computes x, logdet and the gradients of everything; orders but 0 shuffle the hidden units."""
     velocity, tensors = inputs(case)
     velocity = velocity.to(dtype)
+    draw = torch.Generator().manual_seed(order)
+    units = [torch.randperm(width, generator=draw) if order else torch.arange(width) for width in case.hidden]
+    with torch.no_grad():
+        for layer, shuffled in enumerate(units):
+            shuffle(dict(velocity.named_parameters()), layer, shuffled)
     given = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     leaves = {name: given[name].requires_grad_() for name in ("x", "context") if name in given}
     t0, t1 = case.interval
     end, logdet, _ = jkoflow.integrate(
-        velocity, given["x"], context=given.get("context"), noise=given.get("noise"), backend=backend,
-        t0=t0, t1=t1, num_steps=case.num_steps, method=case.method, divergence=case.divergence,
+        velocity, given["x"], context=given.get("context"), noise=given.get("noise"), backend=backend,  # type: ignore[arg-type]
+        t0=t0, t1=t1, num_steps=case.num_steps, method=case.method, divergence=case.divergence,  # type: ignore[arg-type]
     )  # fmt: skip
     wanted = leaves | dict(velocity.named_parameters())
     gradients = torch.autograd.grad(
         [end, logdet], list(wanted.values()), [given["bar x"], given["bar logdet"]], materialize_grads=True
     )
     found = {"x": end.detach(), "logdet": logdet.detach()}
-    return found | {f"grad {name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
+    named = dict(zip(wanted, gradients, strict=True))
+    for layer, shuffled in enumerate(units):
+        shuffle(named, layer, torch.argsort(shuffled))
+    return found | {f"grad {name}": gradient for name, gradient in named.items()}
+
+
+def shuffle(parameters: dict[str, Tensor], layer: int, units: Tensor) -> None:
+    """Puts the units of a hidden layer into another order, in place."""
+    for name, axis in ((f"layers.{layer}.weight", 0), (f"layers.{layer}.bias", 0), (f"layers.{layer + 1}.weight", 1)):
+        parameters[name].copy_(parameters[name].index_select(axis, units))
 
 
 def kernel(number: int) -> dict[str, Tensor]:
@@ -126,36 +141,49 @@ def kernel(number: int) -> dict[str, Tensor]:
     return run(case_of(number), "cpu", torch.float32)
 
 
-class Excess(NamedTuple):
-    """A result that errs more than the rule allows."""
+class Result(NamedTuple):
+    """The error of one result of one case."""
 
-    isa: str
+    who: str
+    """The instruction set, or `PYTORCH`."""
     case: Case
     name: str
     error: float
     peer: float
-    """The error of PyTorch in float32."""
+    """The largest error of PyTorch in float32, over the orders."""
+    floor: float
+    """A few roundings of the largest entry, which are always allowed."""
+
+    def beyond(self) -> bool:
+        """Says whether the error is more than twice PyTorch's."""
+        return not self.error <= 2 * self.peer + self.floor
 
 
-def excesses(
-    isa: str, case: Case, got: dict[str, Tensor], peer: dict[str, Tensor], exact: dict[str, Tensor]
-) -> list[Excess]:
-    """Compares a case's results with the rule: twice PyTorch's error, and a few roundings of the largest entry."""
-    found = []
+PYTORCH = "PyTorch in another order"
+ORDERS = 3  # that PyTorch's error is the largest of; the next one is judged
+
+
+def judge(
+    case: Case, found: dict[str, dict[str, Tensor]], peers: Sequence[dict[str, Tensor]], exact: dict[str, Tensor]
+) -> list[Result]:
+    """Returns the errors of what has been found, by who found it, beside those of the peers."""
+    results = []
     for name, value in exact.items():
-        size = value.abs().max().item() if value.numel() else 0.0
+        if value.numel() == 0:
+            continue
         terms = case.batch * STAGES if name.startswith("grad l") else 0
-        floor = max(4e-7, 1e-7 * terms**0.5) * max(1.0, size)
-        error, of_peer = (
-            (part[name].double() - value).abs().max().item() if value.numel() else 0.0 for part in (got, peer)
-        )
-        if not error <= 2 * of_peer + floor:
-            found.append(Excess(isa, case, name, error, of_peer))
-    return found
+        floor = max(4e-7, 1e-7 * terms**0.5) * max(1.0, value.abs().max().item())
+
+        def error(part: dict[str, Tensor], name: str = name, value: Tensor = value) -> float:
+            return (part[name].double() - value).abs().max().item()
+
+        peer = max(error(part) for part in peers)
+        results += [Result(who, case, name, error(part), peer, floor) for who, part in found.items()]
+    return results
 
 
-def compare(numbers: Sequence[int], isas: Sequence[str]) -> Iterator[list[Excess]]:
-    """Yields what is beyond the rule, for one case after the other.
+def compare(numbers: Sequence[int], isas: Sequence[str]) -> Iterator[list[Result]]:
+    """Yields the errors of one case after the other.
 
     Arguments:
         numbers: The cases.
@@ -171,8 +199,10 @@ def compare(numbers: Sequence[int], isas: Sequence[str]) -> Iterator[list[Excess
         results = {isa: [pool.submit(kernel, number) for number in numbers] for isa, pool in pools.items()}
         for i, number in enumerate(numbers):
             case = case_of(number)
-            peer, exact = run(case, "reference", torch.float32), run(case, "reference", torch.float64)
-            yield [excess for isa in isas for excess in excesses(isa, case, results[isa][i].result(), peer, exact)]
+            *peers, other = (run(case, "reference", torch.float32, order) for order in range(ORDERS + 1))
+            exact = run(case, "reference", torch.float64)
+            found = {isa: results[isa][i].result() for isa in isas} | {PYTORCH: other}
+            yield judge(case, found, peers, exact)
     finally:
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)
@@ -182,8 +212,15 @@ def compare(numbers: Sequence[int], isas: Sequence[str]) -> Iterator[list[Excess
             os.environ["JKOFLOW_ISA"] = before
 
 
-def main() -> int:
-    """Prints every excess and a summary; returns the exit status."""
+def ratio(results: Sequence[Result]) -> float:
+    """Returns the geometric mean of error / peer, over results that say more than rounding does."""
+    told = [result for result in results if max(result.error, result.peer) > result.floor]
+    logs = [math.log(max(result.error, 1e-30) / max(result.peer, 1e-30)) for result in told]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+
+def main() -> None:
+    """Prints what is beyond twice PyTorch's error, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2500)
     parser.add_argument("--first", type=int, default=0)
@@ -191,15 +228,21 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     numbers = range(arguments.first, arguments.first + arguments.cases)
-    total: dict[str, set[int]] = {isa: set() for isa in arguments.isas}
+    results = []
     for found in compare(numbers, arguments.isas):
-        for excess in found:
-            total[excess.isa].add(excess.case.number)
-            print(f"{excess.isa} {excess.name}: error {excess.error:.2e}, PyTorch {excess.peer:.2e}: {excess.case}")
-    for isa, beyond in total.items():
-        print(f"{isa}: {len(beyond)} of {len(numbers)} cases beyond the rule")
-    return 1 if any(total.values()) else 0
+        results += found
+        for result in found:
+            if result.beyond():
+                print(f"{result.who}, {result.name}: {result.error:.2e}, PyTorch {result.peer:.2e}: {result.case}")
+    for who in (*arguments.isas, PYTORCH):
+        own = [result for result in results if result.who == who]
+        beyond = len({result.case.number for result in own if result.beyond()})
+        by_activation = {
+            activation: f"{ratio([result for result in own if result.case.activation == activation]):.2f}"
+            for activation in ACTIVATIONS
+        }
+        print(f"{who}: {beyond} of {len(numbers)} cases beyond twice PyTorch's error; mean ratios {by_activation}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

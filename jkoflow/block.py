@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from jkoflow import discrete as discrete_map
 from jkoflow.former_names import accepts_former_names, attribute, under_present_names
-from jkoflow.ops import JKOTerms, integrate, jko_loss
-from jkoflow.ops.grid import Grid, as_grid
+from jkoflow.ops import Integrated, JKOTerms, integrate, jko_loss
+from jkoflow.ops.embedded import EMBEDDED
+from jkoflow.ops.grid import Adaptive, AnyGrid, Grid, as_any_grid, as_grid
 from jkoflow.schedule import refined_jko_steps
 from jkoflow.velocity import Velocity, from_description
+
+ADAPTIVE_METHOD = "dopri5"
+"""Method of adaptive steps where a block's own has no error estimate."""
 
 
 class Block(nn.Module):
@@ -90,14 +94,14 @@ class Block(nn.Module):
         super().__setstate__(state)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, discrete: bool = False
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | AnyGrid | None = None, discrete: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Carries x towards the noise.
 
         Arguments:
             x: Positions, with shape (B, d).
             context: Conditioning variables, with shape (B, c).
-            num_steps: Runge-Kutta steps, or a grid; None means the block's own grid.
+            num_steps: Runge-Kutta steps, or a grid, which may be adaptive; None means the block's own grid.
             discrete: Whether to compute the log-determinant of the Runge-Kutta map itself instead of the integrated
                 divergence. It costs d passes forward and back, and has no gradients.
 
@@ -105,14 +109,14 @@ class Block(nn.Module):
             The image of x (B, d) and the log abs det of the map's Jacobian (B,).
         """
         if not discrete:
-            return self._integrate(x, context, num_steps, self.t0, self.t1)
+            return self.integrate(x, context, num_steps, self.t0, self.t1)[:2]
         return discrete_map.forward(self.velocity, x, context, **self._discrete(num_steps))
 
     def inverse(
         self,
         y: Tensor,
         context: Tensor | None = None,
-        num_steps: int | Grid | None = None,
+        num_steps: int | AnyGrid | None = None,
         exact: bool = False,
         name: str = "the block",
     ) -> tuple[Tensor, Tensor]:
@@ -134,15 +138,15 @@ class Block(nn.Module):
             jkoflow.discrete.NotContractiveError: If exact and the steps are too coarse to be inverted.
         """
         if not exact:
-            return self._integrate(y, context, num_steps, self.t1, self.t0)
+            return self.integrate(y, context, num_steps, self.t1, self.t0)[:2]
         return discrete_map.invert(self.velocity, y, context, **self._discrete(num_steps), name=name)
 
     def carry(
-        self, x: Tensor, context: Tensor | None = None, num_steps: int | Grid | None = None, inverse: bool = False
+        self, x: Tensor, context: Tensor | None = None, num_steps: int | AnyGrid | None = None, inverse: bool = False
     ) -> Tensor:
         """Returns the image of x (B, d), or its preimage if ``inverse``, at about half the cost of `forward`."""
         start, end = (self.t1, self.t0) if inverse else (self.t0, self.t1)
-        return self._integrate(x, context, num_steps, start, end, "none")[0]
+        return self.integrate(x, context, num_steps, start, end, "none").x
 
     @accepts_former_names
     def jko_loss(self, x: Tensor, context: Tensor | None = None, jko_step: float | None = None) -> JKOTerms:
@@ -161,32 +165,32 @@ class Block(nn.Module):
             method=self.method,
         )
 
-    def _discrete(self, num_steps: int | Grid | None) -> dict[str, Any]:
+    def _discrete(self, num_steps: int | AnyGrid | None) -> dict[str, Any]:
         """Returns the arguments that describe the discrete map of the block to `jkoflow.discrete`."""
         grid = self.grid if num_steps is None else num_steps
+        if isinstance(grid, Adaptive):
+            raise ValueError(f"the discrete map is that of equal steps; pass their number as num_steps, got {grid}")
         return {"t0": self.t0, "t1": self.t1, "num_steps": grid, "method": self.method}
 
-    def _integrate(
+    def integrate(
         self,
         x: Tensor,
         context: Tensor | None,
-        num_steps: int | Grid | None,
+        num_steps: int | AnyGrid | None,
         start: float,
         end: float,
         divergence: Literal["exact", "none"] = "exact",
-    ) -> tuple[Tensor, Tensor]:
-        result = integrate(
-            self.velocity,
-            x,
-            context=context,
-            t0=start,
-            t1=end,
-            num_steps=self.grid if num_steps is None else num_steps,
-            method=self.method,
-            divergence=divergence,
-            keep_path=False,
-        )
-        return result.x, result.logdet
+    ) -> Integrated:
+        """Integrates x (B, d) along the velocity from one time to another, see `jkoflow.integrate`.
+
+        With an adaptive grid the method is that of the block if it has an error estimate, and else `ADAPTIVE_METHOD`.
+        """
+        grid = self.grid if num_steps is None else as_any_grid(num_steps)
+        options = {"context": context, "t0": start, "t1": end, "divergence": divergence, "keep_path": False}
+        if isinstance(grid, Adaptive):
+            method = self.method if self.method in EMBEDDED else ADAPTIVE_METHOD
+            return integrate(self.velocity, x, method=method, **grid._asdict(), **options)  # type: ignore[arg-type]
+        return integrate(self.velocity, x, method=self.method, num_steps=grid, **options)  # type: ignore[arg-type]
 
     def describe(self) -> dict[str, Any]:
         """Returns everything but the parameters, as JSON values; `from_description` builds the block again."""

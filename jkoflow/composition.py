@@ -14,7 +14,7 @@ from jkoflow.block import Block
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows, in_order, shaped, take_context, take_points
 from jkoflow.links import Links
-from jkoflow.ops.grid import Grid, Steps, as_grid, for_each
+from jkoflow.ops.grid import AnyGrid, Grid, Steps, as_any_grid, as_grid, for_each
 from jkoflow.standardize import Standardize
 
 
@@ -118,19 +118,19 @@ class Composition(nn.Module):
         """Returns the blocks as a list, from the data to the noise."""
         return cast("list[Block]", list(self.blocks))
 
-    def _stepping(self, num_steps: Steps | None) -> list[tuple[Block, int | Grid | None]]:
+    def _stepping(self, num_steps: Steps | None) -> list[tuple[Block, int | AnyGrid | None]]:
         """Returns the blocks with the steps that each one takes; None is the block's own grid."""
         wanted = self.eval_num_steps if num_steps is None else num_steps
         steps = [None] * len(self.blocks) if wanted is None else for_each(wanted, len(self.blocks))
         return list(zip(self.stack, steps, strict=True))
 
-    def grids(self, num_steps: Steps | None = None) -> tuple[Grid, ...]:
+    def grids(self, num_steps: Steps | None = None) -> tuple[AnyGrid, ...]:
         """Returns the grid that every block takes for ``num_steps``; None means the calibrated number.
 
         Raises:
             ValueError: If a number is not an integer of at least 1, or there is not one for each block.
         """
-        return tuple(block.grid if steps is None else as_grid(steps) for block, steps in self._stepping(num_steps))
+        return tuple(block.grid if steps is None else as_any_grid(steps) for block, steps in self._stepping(num_steps))
 
     def standardized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the links and the standardisation to data x (B, d); returns the result and the logdet of both (B,).

@@ -12,7 +12,7 @@ from jkoflow.composition import Composition, base_log_prob
 from jkoflow.float64 import call_in_float64
 from jkoflow.inputs import Rows, shaped
 from jkoflow.log_densities import LogDensities
-from jkoflow.ops.grid import Grid, Steps
+from jkoflow.ops.grid import AnyGrid, Steps
 from jkoflow.within import (
     check_tolerance,
     error_of,
@@ -55,11 +55,12 @@ class Density(Composition):
             precision: ``"auto"`` computes in the flow's dtype; ``"float64"`` takes rows as they come, parameters and
                 all that follows to float64. On the CPU that takes up to 3 times as long as float32 (docs/accuracy.md);
                 the CUDA kernels are for float32, so there PyTorch computes, with a `jkoflow.ops.FallbackWarning`.
-            tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the fewest steps that keep it
-                are found by refinement, for each block its own. Each of up to 256 rows is checked. Of more rows, M at
-                random are (1 in 256, but 256 to 1024), and all rows less likely than these: none of them is beyond, so
-                that of the other rows about one in M + 1 may be, and none is by `log_prob_and_error`. Results depend on
-                which rows a call holds, within the tolerance; with the steps that `grids_for` returns they do not.
+            tol: Largest error of a row's log-density in nats, in place of ``num_steps``: the cheapest steps that keep
+                it are found by refinement: equal ones, for each block its own number, or adaptive ones of each row.
+                Each of up to 256 rows is checked. Of more rows, M at random are (1 in 256, but 256 to 1024), and all
+                rows less likely than these: none of them is beyond, so that of the other rows about one in M + 1 may
+                be, and none is by `log_prob_and_error`. Results depend on which rows a call holds, within the
+                tolerance; with the steps that `grids_for` returns they do not.
 
         Returns:
             Log-densities, with shape (B,), in the flow's dtype, or in float64 with that precision: those of rows far
@@ -138,8 +139,8 @@ class Density(Composition):
         values, errors = log_prob_within(self, points, conditions, tol, every_error=True)
         return shaped(values, leading), shaped(errors, leading)
 
-    def grids_for(self, x: Rows, context: Rows | None = None, tol: float = 1e-3) -> tuple[Grid, ...]:
-        """Returns the fewest steps of each block that keep a tolerance on some rows, for ``num_steps`` of other calls.
+    def grids_for(self, x: Rows, context: Rows | None = None, tol: float = 1e-3) -> tuple[AnyGrid, ...]:
+        """Returns the cheapest grids that keep a tolerance on some rows, for ``num_steps`` of other calls.
 
         With these, the result of a row does not depend on the others of a call, and nothing is sought again.
 

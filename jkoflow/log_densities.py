@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jkoflow.composition import Composition, base_log_prob
+from jkoflow.ops import native
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.tolerance import Exact, Grids, exact_values
 
@@ -73,6 +74,25 @@ class LogDensities:
         return exact_values(
             lambda some, grids: self._of(flow, points, context, some, grids), rows, start, tol, max(self.order, best)
         )
+
+    @property
+    def can_adapt(self) -> bool:
+        """Returns whether kernels take adaptive steps for all blocks."""
+        return self.points.device.type == "cpu" and all(
+            native.capabilities()["cpu"] is None and block.velocity.field() is not None for block in self.flow.stack
+        )
+
+    @torch.no_grad()
+    def evaluations(self, rows: Tensor, grids: Grids) -> float:
+        """Returns the evaluations of velocities that some rows take on average, in all blocks together."""
+        context = None if self.context is None else self.context[rows]
+        conditions = self.flow.standardized_context(context, rows.shape, validate=False)
+        z, total = self.flow.enter(self.points[rows])[0], 0.0
+        for block, grid in zip(self.flow.stack, grids, strict=True):
+            result = block.integrate(z, conditions, grid, block.t0, block.t1, "exact")
+            z, count = result.x, result.evaluations
+            total += float(count.double().mean()) if isinstance(count, Tensor) else count
+        return total
 
     def _float64_flow(self) -> Composition:
         if self._double is None:

@@ -12,11 +12,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from jkoflow.ops.grid import Grid
+from jkoflow.ops.failure import IntegrationError
+from jkoflow.ops.grid import Adaptive, AnyGrid, Fixed
 
 T = TypeVar("T")
 
-Grids = tuple[Grid, ...]
+Grids = tuple[AnyGrid, ...]
 """A grid for each block."""
 
 Values = Callable[[Tensor, Grids], Tensor]
@@ -34,6 +35,12 @@ FINER = 1.5
 NEAR = 1.04
 """Ratio of the numbers of steps between which no better grid is looked for."""
 
+LOOSEST = 1.0
+"""Largest tolerance of a step that is tried."""
+
+LOOSER = 1.3
+"""Ratio of the tolerances of a step between which no better one is looked for: 5 % of the evaluations."""
+
 LONGEST_SEARCH = 24
 """Number of grids at which a search ends; some eight are usual."""
 
@@ -42,7 +49,7 @@ class ToleranceWarning(UserWarning):
     """Told if a tolerance in nats is not kept, with the error that was reached, on how many rows, and the fix."""
 
 
-def refinements(values: Callable[[Grid], T], grid: Grid) -> Iterator[tuple[Grid, T, T]]:
+def refinements(values: Callable[[Fixed], T], grid: Fixed) -> Iterator[tuple[Fixed, T, T]]:
     """Yields a finer grid, with the values on the grid before it and those on it, without end.
 
     This is the one comparison that tells whether a result depends on the integrator: of a mean over rows in an
@@ -184,9 +191,7 @@ def _along(
     """
 
     def grids_at(steps: float) -> Grids:
-        return tuple(
-            type(grid)(max(1, math.ceil(steps * share - 1e-9))) for grid, share in zip(start, shares, strict=True)
-        )
+        return tuple(Fixed(max(1, math.ceil(steps * share - 1e-9))) for share in shares)
 
     low, high = (0.0, math.inf), (math.inf, 0.0)  # numbers of steps that are too few, and enough, with their errors
     steps = float(steps_of(start)) * _factor(found, tol, order)
@@ -206,6 +211,44 @@ def _along(
         if grids_at(steps) in known:
             steps = low[0] + 1
     return grids_at(min(high[0], MOST)), high[1]
+
+
+def loosest(error: Values, rows: Tensor, blocks: int, start: float, least: float, tol: float) -> Grids | None:
+    """Finds the adaptive grid of the largest tolerances, the same in all blocks, with which no row errs by more.
+
+    Arguments:
+        error: Function of the errors.
+        rows: Numbers of the rows, with shape (n,).
+        blocks: Number of blocks.
+        start: Tolerance of a step to begin with.
+        least: Smallest tolerance of a step that is tried.
+        tol: Largest error that is allowed.
+
+    Returns:
+        The grids; None if there are none, or a row does not come to its end.
+    """
+
+    def grids_at(step_tol: float) -> Grids:
+        return (Adaptive(step_tol, step_tol),) * blocks
+
+    low, high = least, math.inf  # what is strict enough, and what is too loose
+    found, step_tol = False, start
+    for _ in range(LONGEST_SEARCH):
+        try:
+            worst = float(_largest(error(rows, grids_at(step_tol))))
+        except IntegrationError:
+            return None
+        if worst <= tol:
+            low, found = step_tol, True
+        else:
+            high = step_tol
+        if high <= LOOSER * low or step_tol <= least or low >= LOOSEST:
+            break
+        step_tol *= min(max(0.9 * tol / max(worst, tol / 1e6), 1e-2), 1e2)  # errors go with the tolerance of a step
+        if not low < step_tol < high:
+            step_tol = math.sqrt(low * high)
+        step_tol = min(max(step_tol, least), LOOSEST)
+    return grids_at(low) if found else None
 
 
 def _next_steps(low: tuple[float, float], high: tuple[float, float], tol: float, order: int) -> float:

@@ -21,11 +21,15 @@ from jkoflow.tolerance import (
     ToleranceWarning,
     Usual,
     cheapest,
+    loosest,
     settled,
     sizes,
     steps_of,
     times,
 )
+
+ADAPTING = 1.15
+"""Cost of an evaluation with adaptive steps, in those with equal steps."""
 
 ROUNDING_ROWS = 64
 """Number of rows that the rounding of the flow's dtype is measured on."""
@@ -45,14 +49,18 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def choose(density: LogDensities, pilot: Tensor, exact: Exact, tol: float) -> Chosen:
+def choose(density: LogDensities, pilot: Tensor, exact: Exact, tol: float, adaptive: bool = True) -> Chosen:
     """Chooses the cheapest grids on which every row of the pilot errs by at most a tolerance.
+
+    They have equal steps, or steps of its own for every row, which are cheaper where rows differ in difficulty or the
+    velocity changes along the way.
 
     Arguments:
         density: The log-densities.
         pilot: Numbers of the rows to look at, with shape (M,).
         exact: Their exact log-densities.
         tol: Largest error in nats.
+        adaptive: Whether steps may adapt to each row.
 
     Returns:
         The grids. Where rounding alone errs by more, they are those whose steps err by at most half the tolerance.
@@ -74,6 +82,12 @@ def choose(density: LogDensities, pilot: Tensor, exact: Exact, tol: float) -> Ch
         return torch.where(torch.isfinite(expected), compute(rows, grids).double() - expected, 0.0)
 
     grids, errors = cheapest(error, pilot, exact.grids, exact.error, allowed, density.order)
+    if adaptive and grids and density.can_adapt:
+        least = 1e-12 if density.is_double or compute != density.values else 1e-7
+        own = loosest(error, pilot, len(grids), allowed * 1e-2, least, allowed)
+        some = pilot[:ROUNDING_ROWS]
+        if own is not None and ADAPTING * density.evaluations(some, own) < density.evaluations(some, grids):
+            grids, errors = own, error(pilot, own).abs()
     if not density.is_double:
         some = slice(0, ROUNDING_ROWS)
         rounding = sizes(density.values(pilot[some], grids).double(), density.in_float64(pilot[some], grids))
@@ -227,7 +241,7 @@ def sampling_grids_within(
         return flow.grids()
     rows = torch.arange(len(z), device=z.device)
     drawn = LogDensities(flow, flow.inverse(z, context, validate=False)[0], context)
-    grids = choose(drawn, rows, drawn.exact(rows, flow.grids(), tol), tol).grids
+    grids = choose(drawn, rows, drawn.exact(rows, flow.grids(), tol), tol, adaptive=not exact).grids
     best: Grids | None = None
     error, reference = torch.full((len(z),), math.inf, dtype=torch.float64), drawn
     for _ in range(6):

@@ -195,8 +195,6 @@ def test_the_two_zeros_are_one(measured, activation, dtype):
     zeros = found[activation, dtype][:, z == 0]
     assert zeros.shape[1] >= 2
     assert (zeros == zeros[:, :1]).all()
-    if activation == "tanh":
-        assert zeros[0].signbit().tolist() == z[z == 0].signbit().tolist()
 
 
 # Of the device, by functions that err as much as a GPU's may: absolute beside relative errors.

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 import jkoflow
 from jkoflow import Block, JKOFlow, tolerance, within
 from jkoflow.cli.commands import app
-from jkoflow.ops import Fixed
+from jkoflow.log_densities import LogDensities
+from jkoflow.ops import Adaptive, Fixed
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.tolerance import ToleranceWarning, Usual, cheapest, settled
 from oracles import random_velocity
@@ -62,11 +63,44 @@ def test_the_steps_are_the_fewest_known_afterwards(name, tol):
     worst = [float((flow.log_prob(x, num_steps=n) - exact).abs().max()) for n in range(1, 100)]
     best = max(n for n, error in enumerate(worst, 1) if error > tol) + 1  # from there on all are within
     assert best < 99
-    cost, known = sum(grid.cost for grid in grids), best * len(flow.blocks)
-    assert cost <= max(1.1 * known, known + 1)
+    everything = torch.arange(len(x))
+    cost = LogDensities(flow, x, None).evaluations(everything, grids)
+    stages = TABLEAUX[flow.stack[0].method].stages
+    assert cost <= stages * max(1.1 * best * len(flow.blocks), best * len(flow.blocks) + 1)
+    if isinstance(grids[0], Adaptive):  # no cheaper tolerances of a step were known afterwards
+        for looser in (2.0, 4.0, 16.0):
+            loose = tuple(Adaptive(looser * grid.rtol, looser * grid.atol) for grid in grids)
+            fewer = LogDensities(flow, x, None).evaluations(everything, loose)
+            error = float((flow.log_prob(x, num_steps=loose) - exact).abs().max())
+            assert error > tol or fewer > 0.9 * cost
 
 
-def test_blocks_get_what_they_need():
+def test_steps_of_their_own_are_taken_where_they_are_cheaper(monkeypatch):
+    tol = 1e-3
+    flow, x = FLOWS["steep"](torch.float64), rows(200, 2).double()
+    density, everything = LogDensities(flow, x, None), torch.arange(200)
+    own = flow.grids_for(x, tol=tol)
+    assert all(isinstance(grid, Adaptive) for grid in own)
+    monkeypatch.setattr(LogDensities, "can_adapt", False)
+    equal = flow.grids_for(x, tol=tol)
+    assert all(isinstance(grid, Fixed) for grid in equal)
+    assert density.evaluations(everything, own) < 0.9 * density.evaluations(everything, equal)
+    apart = torch.cat([flow.log_prob(row, num_steps=own) for row in x.split(7)])
+    assert torch.equal(apart, flow.log_prob(x, num_steps=own))
+    z, logdet = flow(x, num_steps=own)
+    back, inverse_logdet = flow.inverse(z, num_steps=own)
+    torch.testing.assert_close(back, x, rtol=0, atol=10 * tol)
+    torch.testing.assert_close(inverse_logdet, -logdet, rtol=0, atol=10 * tol)
+
+
+def test_the_discrete_map_has_equal_steps():
+    flow = FLOWS["easy"]()
+    with pytest.raises(ValueError, match="the discrete map is that of equal steps; pass their number"):
+        flow.log_prob(rows(3, 3), num_steps=Adaptive(), discrete=True)
+
+
+def test_blocks_get_what_they_need(monkeypatch):
+    monkeypatch.setattr(LogDensities, "can_adapt", False)
     flow = uneven_flow()
     first, second, third = (grid.cost for grid in flow.grids_for(rows(200, 4), tol=1e-3))
     assert first <= second < third

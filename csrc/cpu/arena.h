@@ -5,17 +5,9 @@
 #include <cstddef>
 #include <cstring>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define JKOFLOW_ADDRESS_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define JKOFLOW_ADDRESS_SANITIZER 1
-#endif
-#endif
+#include "sanitizers.h"
 
 #ifdef JKOFLOW_ADDRESS_SANITIZER
-#include <sanitizer/asan_interface.h>
-
 #include <atomic>
 
 namespace jkoflow::cpu {

@@ -1,13 +1,7 @@
 // The threads of one call: run_threads() starts them, wait_for_threads() is a barrier of all of them.
 #pragma once
 
-#if defined(__SANITIZE_THREAD__)
-#define JKOFLOW_THREAD_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define JKOFLOW_THREAD_SANITIZER 1
-#endif
-#endif
+#include "sanitizers.h"
 
 #ifdef JKOFLOW_THREAD_SANITIZER
 #include <atomic>

@@ -69,6 +69,8 @@ def integrate(
     With adaptive steps every row has its own: neither its result nor its number of evaluations depends on the other
     rows. A step is accepted if the root mean square of its error, over the columns of x and logdet and relative to
     ``atol + rtol * max(abs(y))``, is at most 1. A tolerance is that of a step, and says little about the error at t1.
+    Where the weights are functions of t (`jkoflow.velocity.HyperMLP`), all rows take the same steps, by the error over
+    the batch.
 
     Arguments:
         velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
@@ -136,7 +138,7 @@ def integrate(
     request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
     check_request(request)
     if isinstance(grid, Adaptive):
-        request = request.in_precision()
+        request = with_field_at(request, velocity).in_precision()
         return integrate_rows(velocity, request, use_kernel(request, "adaptive"), times)
     request = with_field_at(request, velocity).in_precision()
     kernel = use_kernel(request)
@@ -214,7 +216,7 @@ def jko_loss(
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
     if isinstance(grid, Adaptive):
-        request = request.in_precision()
+        request = with_field_at(request, velocity).in_precision()
         end, logdet, *_ = integrate_rows(velocity, request, use_kernel(request, "adaptive"), None)
         return jko_terms(request.x, end, logdet, jko_step)
     request = with_field_at(request, velocity).in_precision()

@@ -25,7 +25,7 @@ def field_of(velocity: object) -> tuple[MLPField | None, str]:
 
 
 def with_field_at(request: Request, velocity: object) -> Request:
-    """Returns a request of equal steps with the weights at any time of a velocity that has them but no field.
+    """Returns a request with the weights at any time of a velocity that has them but no field.
 
     Raises:
         ValueError: If the weights at t0 do not fit each other or the request.

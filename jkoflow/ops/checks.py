@@ -53,9 +53,8 @@ class Request(NamedTuple):
             return self
         context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
         exact = self._replace(x=self.x.double(), context=context, noise=noise, precision="auto")
-        if field is not None:
-            return exact._replace(field=field.double())
-        return exact._replace(field_at=lambda t: field_at(t).double())
+        doubled = None if field_at is None else lambda t: field_at(t).double()
+        return exact._replace(field=None if field is None else field.double(), field_at=doubled)
 
 
 def check_request(request: Request) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from jkoflow.activation import parse_activation
+from jkoflow.ops.grid import Fixed
 from jkoflow.ops.modulation import unpacked
-from jkoflow.ops.native import Settings
+from jkoflow.ops.native import Settings, equal_steps
 from jkoflow.ops.network import Network
 from jkoflow.ops.reference import integrate_steps, mlp_rhs
 from jkoflow.ops.tableau import TABLEAUX
@@ -61,4 +62,6 @@ def _integrate(
     x: Tensor, context: Tensor | None, network: Network, noise: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     rhs = mlp_rhs(field_of_network(x, context, network, settings), context, settings.divergence, noise)
-    return integrate_steps(rhs, x, settings.t0, settings.t1, settings.grid, TABLEAUX[settings.method])
+    return integrate_steps(
+        rhs, x, settings.t0, settings.t1, Fixed(equal_steps(settings.grid)), TABLEAUX[settings.method]
+    )

@@ -97,16 +97,42 @@ class Adaptive(NamedTuple):
             raise ValueError(f"max_steps must be an integer from 1 to {MOST_STEPS}, got {self.max_steps!r}")
         return Adaptive(float(self.rtol), float(self.atol), steps)
 
+    def refined(self) -> Adaptive:
+        """Returns about twice the steps: tolerances of a method of order 5 go with the fifth power of a step."""
+        return self.times(2)
+
+    def times(self, factor: float) -> Adaptive:
+        """Returns about ``factor`` times the steps, as `refined` does."""
+        return self._replace(rtol=self.rtol * factor**-5, atol=self.atol * factor**-5)
+
+    @property
+    def cost(self) -> int:
+        """Returns a number of steps that grows as that of a row does, by which adaptive grids compare."""
+        return max(1, round(10 * (1e-5 / max(self.rtol, self.atol)) ** 0.2))
+
 
 Grid = Fixed
-"""The type of the grids of blocks."""
+"""The type of the grids that blocks have, and are trained on."""
 
-Steps = int | Grid | Sequence[int | Grid]
+AnyGrid = Fixed | Adaptive
+"""The type of all grids."""
+
+Steps = int | AnyGrid | Sequence[int | AnyGrid]
 """What says how the blocks of a flow step: a number of equal steps or a grid for all of them, or one for each."""
 
 
-def as_grid(steps: int | Grid) -> Grid:
+def as_any_grid(steps: int | AnyGrid) -> AnyGrid:
     """Returns the grid that a number of equal steps stands for, or the grid itself.
+
+    Raises:
+        ValueError: If the number is not an integer of at least 1, or more than `MOST_STEPS`, or a tolerance of an
+            adaptive grid is out of its range.
+    """
+    return steps.checked() if isinstance(steps, Adaptive) else as_grid(steps)
+
+
+def as_grid(steps: int | Grid) -> Grid:
+    """Returns the grid that a number of equal steps stands for, or the grid itself, which must not be adaptive.
 
     Raises:
         ValueError: If the number is not an integer of at least 1, or more than `MOST_STEPS`.
@@ -125,7 +151,7 @@ def as_grid(steps: int | Grid) -> Grid:
     return Fixed(count)
 
 
-def for_each(steps: Steps, blocks: int) -> tuple[int | Grid, ...]:
+def for_each(steps: Steps, blocks: int) -> tuple[int | AnyGrid, ...]:
     """Returns the number of steps, or the grid, of each of ``blocks`` blocks, as it was given.
 
     Raises:
@@ -135,7 +161,7 @@ def for_each(steps: Steps, blocks: int) -> tuple[int | Grid, ...]:
         >>> for_each(3, 2), for_each([Fixed(5), 4], 2)
         ((3, 3), (Fixed(num_steps=5), 4))
     """
-    if isinstance(steps, Grid) or not isinstance(steps, Sequence):
+    if isinstance(steps, AnyGrid) or not isinstance(steps, Sequence):
         return (steps,) * blocks
     if len(steps) != blocks:
         raise ValueError(f"num_steps must have one number for each of the flow's {blocks} blocks, got {len(steps)}")

@@ -255,6 +255,7 @@ def add_linear_gradient(
 
 
 def _run(kernel: cuda.Kernel, device: torch.device, settings: Settings, *descriptions: Any) -> None:
+    equal_steps(settings.grid)  # these kernels know no others
     if device.type == "cuda":
         cuda.launch(kernel, device, settings.precision, *descriptions)
     else:
@@ -342,11 +343,14 @@ def describe(x: Tensor, context: Tensor | None, network: Network, noise: Tensor 
         problem.noise = given("noise", noise, batch * dim * item, dtype, device)
     if network.linear is not None:
         problem.linear = given("velocity.linear.weight", network.linear, dim * dim * item, dtype, device)
-    modulation.check(settings.layers, network.modulation is not None, widths)
-    if network.modulation is not None:
-        size = modulation.size_of(settings.layers, (*widths, dim), columns)
-        problem.modulation_tensor = given("the modulation", network.modulation, size * item, dtype, device)
-    columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
+    if settings.layers == modulation.PLAIN and network.modulation is None:  # at once, since most are
+        columns += dim + settings.time
+    else:
+        modulation.check(settings.layers, network.modulation is not None, widths)
+        if network.modulation is not None:
+            size = modulation.size_of(settings.layers, (*widths, dim), columns)
+            problem.modulation_tensor = given("the modulation", network.modulation, size * item, dtype, device)
+        columns = dim + settings.time + columns if modulation.reads_inputs(settings.layers) else dim
     weights, biases = [], []
     for names, weight, bias, width in zip(_NAMES, network.weights, network.biases, (*widths, dim), strict=False):
         size = width * item

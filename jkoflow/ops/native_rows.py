@@ -85,6 +85,8 @@ def _describe_evaluation(
 ) -> Any:
     problem = describe(x, context, network, noise, settings)
     problem.row_times = True
+    if settings.method != "euler":
+        raise ValueError(f"method must be 'euler' for a single evaluation, got {settings.method!r}")
     if (times is None) == settings.time:
         raise ValueError("times must be given for a velocity that reads t, and for no other")
     problem.times = given("times", times, len(x) * x.itemsize, x.dtype, x.device)
@@ -226,19 +228,25 @@ def _logdet_bars(
 
 
 def _check_records(last_step: Tensor, records: Tensor, x: Tensor, outputs: int) -> None:
-    """Refuses records that do not belong to x, whose places a kernel would follow out of its memory."""
+    """Refuses records that do not belong to x and its outputs, whose places a kernel would follow out of its memory."""
     width, steps = record_width(x.shape[1], x.dtype is torch.float64), len(records)
     given("last_step", last_step, 8 * len(x), torch.int64, x.device)
     given("records", records, 8 * width * steps, torch.int64, x.device)
+    if records.shape != (steps, width):
+        raise ValueError(f"records must have shape ({steps}, {width}), got {tuple(records.shape)}")
     # as arrays of numpy, whose operations on few numbers take a fifth of the time
     last, table = last_step.numpy(), records.numpy()
     previous, numbers = table[:, 2], table.view("i4")  # the step before; outputs from number 6 up to number 7
-    chained = len(last) == 0 or (last.min() >= -1 and last.max() < steps)
+    chained = len(last) == 0 or (last.min() >= 0 and last.max() < steps)
     if chained and steps > 0:
+        first, end = numbers[:, 6], numbers[:, 7]
         chained = previous.min() >= -1 and (previous < np.arange(steps)).all()
-        chained = chained and numbers[:, 6].min() >= 0 and numbers[:, 7].max() <= outputs
+        chained = chained and first.min() >= 0 and (first <= end).all() and end.max() <= outputs
     if not chained:
-        raise ValueError(f"records must be those of the forward pass, got {steps} of them that do not form chains")
+        raise ValueError(
+            f"records must be those of the forward pass, got {steps} of them that do not form chains past {outputs} "
+            f"output times"
+        )
 
 
 def control_of(settings: Settings) -> tuple[Adaptive, Any]:
@@ -260,15 +268,17 @@ def _control(settings: Settings) -> Any:
 
 def _describe_control(settings: Settings, output_times: Tensor) -> Any:
     control = _C.Adaptive(_control(settings))
+    count = len(output_times)
+    place = given("output_times", output_times, 8 * count, torch.float64, torch.device("cpu"))
     if output_times.numel() == 0:  # the usual case, without five operations on nothing
         return control
     ordered = output_times if settings.t1 >= settings.t0 else -output_times
     low, high = min(settings.t0, settings.t1), max(settings.t0, settings.t1)
     inside = bool(((output_times > low) & (output_times < high)).all()) and bool((ordered.diff() >= 0).all())
-    if output_times.dtype is not torch.float64 or output_times.device.type != "cpu" or not inside:
+    if output_times.dim() != 1 or not inside:
         raise ValueError(
-            f"output times must be float64 on the CPU and lie in order strictly between {settings.t0} and "
-            f"{settings.t1}, got {output_times}"
+            f"output_times must have shape (T,) and lie in order strictly between {settings.t0} and {settings.t1}, "
+            f"got {output_times}"
         )
-    control.outputs, control.output_times = len(output_times), address(output_times)
+    control.outputs, control.output_times = count, place
     return control

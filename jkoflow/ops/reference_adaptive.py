@@ -121,35 +121,39 @@ def integrate_adaptively(
         _refuse(failed, "max_steps", finite, t, dt, grid)
         _refuse(~done & ~is_last & ~(dt.abs() > least), "underflow", finite, t, dt, grid)
         attempts = attempts + ~done
+        slopes, moved, gain = _step(rhs, x, t, torch.where(done, 0.0, dt), start, method)
         with torch.no_grad():
-            slopes, moved, gain = _step(rhs, x, t, torch.where(done, 0.0, dt), start, method)
             wrong = slopes.combine([(dt * e).to(x.dtype) for e in method.error])
             size = error_of.size(wrong, (x, logdet), (moved, logdet + gain))
         accepted = ~done & (size <= 1)
         finite = done | torch.isfinite(size)
-        if torch.is_grad_enabled():  # again, and only what is accepted: a rejected step may be infinite
-            slopes, moved, gain = _step(rhs, x, t, torch.where(accepted, dt, 0.0), start, method)
+        step = dt
+        dt = dt * _factor(size, last_error, accepted, rejected, method.order)
+        last_error = torch.where(accepted, size.clamp(min=1e-4), last_error)
+        rejected = ~accepted
+        if not bool(accepted.any()):
+            continue
+        if torch.is_grad_enabled() and not bool((accepted | done).all()):
+            # Again, and only what is accepted: a rejected step may be infinite, and so would be its gradient.
+            slopes, moved, gain = _step(rhs, x, t, torch.where(accepted, step, 0.0), start, method)
         for i, time in enumerate(output_times.tolist()):
-            theta = (time - t) / dt
+            theta = (time - t) / step
             inside = accepted & (theta > 0) & (theta <= 1)
             if bool(inside.any()):
-                weights = [(torch.where(inside, dt * _dense(row, theta), 0.0)).to(x.dtype) for row in method.dense]
+                weights = [(torch.where(inside, step * _dense(row, theta), 0.0)).to(x.dtype) for row in method.dense]
                 x_change, logdet_change = slopes.combine(weights)
                 rows = inside.unsqueeze(1)
                 outputs[i] = (
                     torch.where(rows, x + x_change, outputs[i][0]),
                     torch.where(inside, logdet + logdet_change, outputs[i][1]),
                 )
-        t = torch.where(accepted, torch.where(is_last, end, t + dt), t)
+        t = torch.where(accepted, torch.where(is_last, end, t + step), t)
         x = torch.where(accepted.unsqueeze(1), moved, x)
         logdet = torch.where(accepted, logdet + gain, logdet)
         start = (
             torch.where(accepted.unsqueeze(1), slopes.velocity[-1], start[0]),
             torch.where(accepted, slopes.divergence[-1], start[1]),
         )
-        dt = dt * _factor(size, last_error, accepted, rejected, method.order)
-        last_error = torch.where(accepted, size.clamp(min=1e-4), last_error)
-        rejected = ~accepted
         done = done | (accepted & is_last)
     evaluations = 2 + (method.stages - 1) * attempts
     x_outputs = torch.stack([output[0] for output in outputs]) if outputs else x.new_empty((0, *x.shape))

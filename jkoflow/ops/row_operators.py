@@ -95,8 +95,9 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "evaluate_backward", "CPU")
 def _evaluate_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *request, (velocity_bar, divergence_bar, wanted) = _unpack_evaluation(arguments)
-    return pack(request[0], *native_rows.evaluate_backward((velocity_bar, divergence_bar), *request, wanted))
+    x, times, context, network, noise, settings, (*bars, wanted) = _unpack_evaluation(arguments)
+    request = x, times, context, network, noise, settings
+    return pack(x, *native_rows.evaluate_backward((bars[0], bars[1]), *request, wanted))
 
 
 @torch.library.register_fake("jkoflow::evaluate_backward", lib=LIBRARY)
@@ -176,8 +177,8 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "integrate_adaptive", "CPU")
 def _adaptive_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *request, others = unpack(arguments)
-    return tuple(native_rows.adaptive(*request, *others))
+    x, context, network, noise, settings, (output_times, record) = unpack(arguments)
+    return tuple(native_rows.adaptive(x, context, network, noise, settings, output_times, record))
 
 
 @torch.library.register_fake("jkoflow::integrate_adaptive", lib=LIBRARY)
@@ -196,9 +197,12 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "integrate_adaptive_backward", "CPU")
 def _adaptive_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *request, (output_times, last_step, records, *bars, wanted) = unpack(arguments)
-    found = native_rows.adaptive_backward(tuple(bars), last_step, records, *request, output_times, wanted)
-    return pack(request[0], *found)
+    x, context, network, noise, settings, (output_times, last_step, records, *bars, wanted) = unpack(arguments)
+    request = x, context, network, noise, settings
+    found = native_rows.adaptive_backward(
+        (bars[0], bars[1], bars[2], bars[3]), last_step, records, *request, output_times, wanted
+    )
+    return pack(x, *found)
 
 
 @torch.library.register_fake("jkoflow::integrate_adaptive_backward", lib=LIBRARY)

@@ -92,10 +92,19 @@ def integrate_rows(
         )
         end, logdet, x_outputs, logdet_outputs, evaluations = found[:5]
     else:
-        rhs = right_hand_side(velocity, request)
+        rhs = right_hand_side(velocity, request, kernel)
+        common = request.field_at is not None  # weights at one time are those of all rows, which so step together
         has_logdet = request.divergence != "none"
         end, logdet, x_outputs, logdet_outputs, evaluations = integrate_adaptively(
-            rhs, x, float(request.t0), float(request.t1), grid, EMBEDDED[request.method], inner, has_logdet
+            (lambda x, t: rhs(x, torch.as_tensor(t)[:1])) if common else rhs,
+            x,
+            float(request.t0),
+            float(request.t1),
+            grid,
+            EMBEDDED[request.method],
+            inner,
+            has_logdet,
+            common,
         )
     if times is None:
         return Integrated(end, logdet, None, evaluations)

@@ -14,8 +14,9 @@ struct Options {
   Fill fill = Fill::kNaN;
   bool path = true;                                  // forward: whether the path is wanted
   bool x = true, context = true, parameters = true;  // the gradients that are wanted
-  // Deliberate faults: a tensor that is an element too short, or "memory" that is too small; a tensor whose elements
-  // are not aligned.
+  bool records = true, evaluations = true;           // adaptive: whether these are wanted
+  // Deliberate faults: a tensor that is an element too short, or "memory" that is too small, or a "log" whose records
+  // are; a tensor whose elements are not aligned.
   std::string shortened = {}, misaligned = {};
 };
 
@@ -26,5 +27,14 @@ Tensors<double> forward(const CpuKernels* kernels, const Case& c, const Tensors<
 Tensors<double> backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
 Tensors<double> jko_loss(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, double step_size,
                          const Options& options);
+Tensors<double> evaluate(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
+Tensors<double> evaluate_backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                                  const Options& options);
+// The records' members are tensors, too; so is "failure": row, reason, t and dt. A row that fails leaves its outputs as
+// they are.
+Tensors<double> adaptive(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options);
+// Reads last_step and the records as adaptive() gives them.
+Tensors<double> adaptive_backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                                  const Options& options);
 
 }  // namespace jkoflow::test

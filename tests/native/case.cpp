@@ -20,8 +20,8 @@ std::string Case::text() const {
       << (divergence == Divergence::kNone    ? "none"
           : divergence == Divergence::kExact ? "exact"
                                              : "hutchinson")
-      << " " << method << " steps " << num_steps << " [" << t0 << ", " << t1 << "] threads " << threads
-      << (residual ? " residual" : "");
+      << " " << method << " steps " << num_steps << " [" << t0 << ", " << t1 << "] outputs " << outputs()
+      << " tolerance " << rtol << " " << atol << " threads " << threads << (residual ? " residual" : "");
   if (modulation.present) {
     out << " modulation " << (modulation.gate == GateKind::kSigmoid ? "sigmoid" : "affine") << " gated "
         << modulation.gated << " shifted " << modulation.shifted << " frequencies " << modulation.frequencies
@@ -38,33 +38,6 @@ int64_t Case::modulation_size() const {
     if (modulation.has_shift(l)) size += static_cast<int64_t>(rows(l)) * modulation_columns();
   }
   return modulation.present ? size : 0;
-}
-
-const std::vector<std::string>& methods() {
-  static const std::vector<std::string> names = {"euler", "midpoint", "heun", "rk4", "rk4_classic", "dense"};
-  return names;
-}
-
-Tableau tableau(const std::string& method) {
-  const auto make = [](const std::vector<std::vector<double>>& a, const std::vector<double>& b) {
-    Tableau t;
-    t.stages = static_cast<int>(b.size());
-    for (size_t i = 0; i < b.size(); ++i) {
-      for (size_t j = 0; j < i; ++j) {
-        t.a[i][j] = a[i][j];
-        t.c[i] += a[i][j];
-      }
-      t.b[i] = b[i];
-    }
-    return t;
-  };
-  if (method == "euler") return make({{}}, {1});
-  if (method == "midpoint") return make({{}, {0.5}}, {0, 1});
-  if (method == "heun") return make({{}, {1}}, {0.5, 0.5});
-  if (method == "rk4") return make({{}, {1.0 / 3}, {-1.0 / 3, 1}, {1, -1, 1}}, {0.125, 0.375, 0.375, 0.125});
-  if (method == "rk4_classic") return make({{}, {0.5}, {0, 0.5}, {0, 0, 1}}, {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6});
-  if (method == "dense") return make({{}, {0.3}, {-0.2, 0.7}, {0.4, 0.25, 0.15}}, {0.2, 0.35, -0.1, 0.55});
-  throw std::invalid_argument("no method " + method);
 }
 
 std::vector<double> normal(uint64_t seed, size_t count, double scale) {
@@ -96,6 +69,9 @@ Tensors<double> random_inputs(const Case& c) {
   give("bar x_end", c.batch * c.dim, 1);
   give("bar logdet", c.batch, 1);
   give("bar path", (c.num_steps + 1) * c.batch * c.dim, 1);
+  give("times", c.time ? c.batch : 0, 1);
+  give("bar x_outputs", c.outputs() * c.batch * c.dim, 1);
+  give("bar logdet_outputs", c.outputs() * c.batch, 1);
   return in;
 }
 

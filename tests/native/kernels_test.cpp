@@ -5,14 +5,10 @@
 #include <cstring>
 
 #include "call.h"
-#include "check.h"
-#include "oracle.h"
+#include "slopes.h"
 
 namespace jkoflow::test {
 namespace {
-
-// In float32 the tests of the Python package judge the accuracy; here a wrong number must show.
-double tolerance(const Case& c) { return c.float64 ? 1e-11 : 1e-4; }
 
 Tensors<double> without(Tensors<double> tensors, const std::string& name) {
   tensors.erase(name);
@@ -54,31 +50,11 @@ struct Results {
 // What the oracle says of a case: values and, in float64, the slope along a random direction of each tensor.
 struct Oracle {
   Tensors<double> values;
-  std::map<std::string, double> slopes;
+  Slopes slopes;
 };
 
-std::vector<double> direction(const Case& c, size_t count) { return normal(c.seed + 77, count, 1); }
-
 Oracle ask_oracle(const Case& c, const Tensors<double>& in) {
-  Oracle oracle = {integrate(c, in), {}};
-  for (const std::string& name : differentiable(c)) {
-    if (c.float64 && c.batch > 0) oracle.slopes[name] = derivative(c, in, name, direction(c, in.at(name).size()));
-  }
-  return oracle;
-}
-
-// A wrong element of a gradient changes its slope along a random direction.
-void check_gradients(const std::string& what, const Case& c, const Oracle& oracle, const Tensors<double>& got) {
-  for (const auto& [name, expected] : oracle.slopes) {
-    const std::vector<double>& gradient = got.at("grad " + name);
-    const std::vector<double> along = direction(c, gradient.size());
-    double slope = 0, size = 1;
-    for (size_t i = 0; i < gradient.size(); ++i) {
-      slope += gradient[i] * along[i];
-      size += std::fabs(gradient[i] * along[i]);
-    }
-    expect_close(what + ", grad " + name, {{"slope", {slope / size}}}, {{"slope", {expected / size}}}, tolerance(c));
-  }
+  return {integrate(c, in), slopes(integrate, c, in, differentiable(c))};
 }
 
 // What is not wanted, or null, changes nothing else; nor does what the memory holds or how many threads there are.
@@ -135,7 +111,7 @@ Results check_kernels(const std::string& what, const CpuKernels* kernels, const 
   Tensors<double> with_path = in;
   with_path["path"] = results.forward["path"];
   results.backward = backward(kernels, c, with_path, {});
-  check_gradients(what, c, oracle, results.backward);
+  check_gradients(what, c, oracle.slopes, results.backward);
 
   if (c.batch > 0) {
     results.loss = jko_loss(kernels, c, in, step_size, {});

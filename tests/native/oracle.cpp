@@ -56,6 +56,11 @@ ValueAndSlope<Scalar> activate(const Case& c, const Scalar& z) {
   return {};
 }
 
+template <class Scalar>
+int64_t step_number(const Tensors<Scalar>& in, const char* name, int64_t at) {
+  return static_cast<int64_t>(real(in.at(name)[at]));
+}
+
 // The network at one sample. The slopes of the last layer are its scale.
 template <class Scalar>
 class Velocity {
@@ -75,8 +80,8 @@ class Velocity {
     modulation_ = find("modulation");
   }
 
-  // Returns the divergence of the network without its linear term, whose trace is not the kernels' business.
-  Scalar operator()(const std::vector<Scalar>& x, double t, std::vector<Scalar>& velocity) const {
+  // Returns the divergence of the network without its linear term.
+  Scalar operator()(const std::vector<Scalar>& x, const Scalar& t, std::vector<Scalar>& velocity) const {
     std::vector<Scalar> h = x;
     if (!c_.modulation.present) {
       if (c_.time) h.emplace_back(t);
@@ -104,6 +109,18 @@ class Velocity {
     return divergence(slopes);
   }
 
+  // That of the linear term; a number, since its derivative is not the kernels' business.
+  double linear_divergence() const {
+    double sum = 0;
+    for (int i = 0; linear_ != nullptr && c_.divergence != Divergence::kNone && i < c_.dim; ++i) {
+      if (c_.divergence == Divergence::kExact) sum += real(linear_[i * c_.dim + i]);
+      for (int j = 0; c_.divergence == Divergence::kHutchinson && j < c_.dim; ++j) {
+        sum += real(noise_[sample_ * c_.dim + i] * linear_[i * c_.dim + j] * noise_[sample_ * c_.dim + j]);
+      }
+    }
+    return sum;
+  }
+
  private:
   struct Layer {
     std::vector<Scalar> scale, shift;
@@ -116,7 +133,7 @@ class Velocity {
   }
 
   // Scale and shift of every layer, the last one included: from the frequencies, then G, g and S of each layer.
-  std::vector<Layer> modulate(double t) const {
+  std::vector<Layer> modulate(const Scalar& t) const {
     const Modulation& kind = c_.modulation;
     const Scalar* next = modulation_;
     std::vector<Scalar> u;
@@ -235,14 +252,108 @@ Tensors<Scalar> integrate(const Case& c, const Tensors<Scalar>& in) {
 template Tensors<double> integrate(const Case&, const Tensors<double>&);
 template Tensors<std::complex<double>> integrate(const Case&, const Tensors<std::complex<double>>&);
 
-double derivative(const Case& c, const Tensors<double>& in, const std::string& name,
+template <class Scalar>
+Tensors<Scalar> evaluate(const Case& c, const Tensors<Scalar>& in) {
+  Tensors<Scalar> out;
+  std::vector<Scalar>&x_end = out["x_end"], &logdet = out["logdet"];
+  for (int64_t sample = 0; sample < c.batch; ++sample) {
+    const Scalar* row = in.at("x").data() + sample * c.dim;
+    std::vector<Scalar> velocity;
+    const Scalar t = c.time ? in.at("times")[sample] : Scalar(0);
+    logdet.push_back(Velocity<Scalar>(c, in, sample)(std::vector<Scalar>(row, row + c.dim), t, velocity));
+    x_end.insert(x_end.end(), velocity.begin(), velocity.end());
+  }
+  return out;
+}
+
+template Tensors<double> evaluate(const Case&, const Tensors<double>&);
+template Tensors<std::complex<double>> evaluate(const Case&, const Tensors<std::complex<double>>&);
+
+namespace {
+
+template <class Scalar>
+Scalar linear_combination(const double* weights, const std::vector<std::vector<Scalar>>& slopes, int component) {
+  Scalar sum = 0;
+  for (size_t s = 0; s < slopes.size(); ++s) sum += weights[s] * slopes[s][component];
+  return sum;
+}
+
+}  // namespace
+
+template <class Scalar>
+Tensors<Scalar> follow_steps(const Case& c, const Tensors<Scalar>& in) {
+  const Tableau method = tableau(c.method);
+  const Adaptive control = embedded(c.method);
+  const int dim = c.dim, components = dim + (c.divergence == Divergence::kNone ? 0 : 1);
+  Tensors<Scalar> out;
+  std::vector<Scalar>&x_end = out["x_end"], &logdets = out["logdet"], &errors = out["errors"];
+  out["x_outputs"].resize(c.outputs() * c.batch * dim);
+  out["logdet_outputs"].resize(c.outputs() * c.batch);
+  for (int64_t sample = 0; sample < c.batch; ++sample) {
+    const Velocity<Scalar> velocity(c, in, sample);
+    std::vector<int64_t> steps;
+    for (int64_t at = step_number(in, "last_step", sample); at >= 0; at = step_number(in, "record previous", at)) {
+      steps.insert(steps.begin(), at);
+    }
+    // The state is x with the logdet behind it.
+    const Scalar* row = in.at("x").data() + sample * dim;
+    std::vector<Scalar> state(row, row + dim);
+    state.emplace_back(0);
+    double worst = 0;
+    int output = 0;
+    for (const int64_t step : steps) {
+      const double t = real(in.at("record t")[step]), dt = real(in.at("record dt")[step]);
+      std::vector<std::vector<Scalar>> slopes;
+      for (int s = 0; s < method.stages; ++s) {
+        std::vector<Scalar> at(dim), slope;
+        for (int i = 0; i < dim; ++i) at[i] = state[i] + dt * linear_combination(method.a[s], slopes, i);
+        const Scalar divergence = velocity(at, Scalar(t + method.c[s] * dt), slope);
+        slope.push_back(divergence + velocity.linear_divergence());
+        if (c.divergence == Divergence::kNone) slope.back() = 0;
+        slopes.push_back(slope);
+      }
+      for (; output < c.outputs() && (c.output_times[output] - t) / dt <= 1; ++output) {
+        double weights[kMaxStages] = {};
+        for (int s = 0; s < method.stages; ++s) {
+          for (int k = 0; k < 4; ++k) {
+            weights[s] += control.dense[s][k] * std::pow((c.output_times[output] - t) / dt, k + 1);
+          }
+        }
+        const int64_t place = output * c.batch + sample;
+        for (int i = 0; i < dim; ++i) {
+          out["x_outputs"][place * dim + i] = state[i] + dt * linear_combination(weights, slopes, i);
+        }
+        out["logdet_outputs"][place] = state[dim] + dt * linear_combination(weights, slopes, dim);
+      }
+      double squares = 0;
+      std::vector<Scalar> end = state;
+      for (int i = 0; i < components; ++i) {
+        end[i] += dt * linear_combination(method.b, slopes, i);
+        const double size = std::fmax(std::fabs(real(state[i])), std::fabs(real(end[i])));
+        const double error = dt * real(linear_combination(control.error, slopes, i)) / (c.atol + c.rtol * size);
+        squares += error * error;
+      }
+      worst = std::fmax(worst, std::sqrt(squares / components));
+      state = end;
+    }
+    x_end.insert(x_end.end(), state.begin(), state.end() - 1);
+    logdets.push_back(state[dim]);
+    errors.emplace_back(worst);
+  }
+  return out;
+}
+
+template Tensors<double> follow_steps(const Case&, const Tensors<double>&);
+template Tensors<std::complex<double>> follow_steps(const Case&, const Tensors<std::complex<double>>&);
+
+double derivative(Answer answer, const Case& c, const Tensors<double>& in, const std::string& name,
                   const std::vector<double>& direction) {
   constexpr double kStep = 1e-30;
   Tensors<std::complex<double>> moved;
   for (const auto& [key, values] : in) moved[key].assign(values.begin(), values.end());
   for (size_t i = 0; i < direction.size(); ++i) moved.at(name)[i].imag(kStep * direction[i]);
   double sum = 0;
-  for (const auto& [key, values] : integrate(c, moved)) {
+  for (const auto& [key, values] : answer(c, moved)) {
     const auto bar = in.find("bar " + key);
     if (bar == in.end()) continue;
     for (size_t i = 0; i < values.size(); ++i) sum += bar->second[i] * values[i].imag();

@@ -12,10 +12,21 @@ namespace jkoflow::test {
 template <class Scalar>
 Tensors<Scalar> integrate(const Case& c, const Tensors<Scalar>& in);
 
-// The derivative of <bar x_end, x_end> + <bar logdet, logdet> + <bar path, path> by the tensor `name` along
-// `direction`. By a complex step: the imaginary part at in + i h direction, over h, is free of cancellation, so exact
-// to rounding.
-double derivative(const Case& c, const Tensors<double>& in, const std::string& name,
+// Of one evaluation at "times": the velocity as x_end and its divergence as logdet.
+template <class Scalar>
+Tensors<Scalar> evaluate(const Case& c, const Tensors<Scalar>& in);
+
+// The discrete map along the recorded (t, dt) of each row, from its x: x_end, logdet, x_outputs and logdet_outputs; and
+// "errors", of each row the largest error of a step over its tolerance. Only here is the divergence of the linear term
+// in the logdet, as a constant.
+template <class Scalar>
+Tensors<Scalar> follow_steps(const Case& c, const Tensors<Scalar>& in);
+
+// The derivative of the sum of <bar y, y> over the tensors y of an answer for which there is a "bar y", by the tensor
+// `name` along `direction`. By a complex step: the imaginary part at in + i h direction, over h, is free of
+// cancellation, so exact to rounding.
+using Answer = Tensors<std::complex<double>> (*)(const Case&, const Tensors<std::complex<double>>&);
+double derivative(Answer answer, const Case& c, const Tensors<double>& in, const std::string& name,
                   const std::vector<double>& direction);
 
 }  // namespace jkoflow::test

@@ -12,7 +12,7 @@ constexpr int kCallers = 4;
 struct Work {
   Case c;
   Tensors<double> in;
-  Tensors<double> forward, backward, loss;  // what a lone caller gets
+  Tensors<double> forward, backward, loss, steps, steps_back, evaluation;  // what a lone caller gets
 };
 
 std::vector<Work> all_work() {
@@ -27,7 +27,9 @@ std::vector<Work> all_work() {
       c.linear = float64;
       c.num_steps = 1;
       c.seed = list.size();
-      Work work = {c, random_inputs(c), {}, {}, {}};
+      Work work;
+      work.c = c;
+      work.in = random_inputs(c);
       list.push_back(work);
     }
   }
@@ -35,12 +37,21 @@ std::vector<Work> all_work() {
 }
 
 // Through the dispatcher: each caller has working memory of its own, which grows and shrinks from call to call.
-void call(const Work& work, Tensors<double>& ends, Tensors<double>& gradients, Tensors<double>& loss) {
-  ends = forward(nullptr, work.c, work.in, {});
+void call(Work& work) {
+  work.forward = forward(nullptr, work.c, work.in, {});
   Tensors<double> with_path = work.in;
-  with_path["path"] = ends.at("path");
-  gradients = backward(nullptr, work.c, with_path, {});
-  loss = jko_loss(nullptr, work.c, work.in, 0.5, {});
+  with_path["path"] = work.forward.at("path");
+  work.backward = backward(nullptr, work.c, with_path, {});
+  work.loss = jko_loss(nullptr, work.c, work.in, 0.5, {});
+  Case rows = work.c;
+  rows.method = "bosh3";
+  work.steps = adaptive(nullptr, rows, work.in, {});
+  Tensors<double> recorded = work.steps;
+  recorded.insert(work.in.begin(), work.in.end());
+  work.steps_back = adaptive_backward(nullptr, rows, recorded, {});
+  work.evaluation = evaluate(nullptr, rows, work.in, {});
+  const Tensors<double> gradients = evaluate_backward(nullptr, rows, work.in, {});
+  for (const auto& [name, gradient] : gradients) work.evaluation[name] = gradient;
 }
 
 void expect_same_from_all(const std::string& what, const std::vector<Work>& list,
@@ -50,6 +61,9 @@ void expect_same_from_all(const std::string& what, const std::vector<Work>& list
       expect_close(what + ", forward of " + list[i].c.text(), of_caller[i].forward, list[i].forward, 0);
       expect_close(what + ", backward of " + list[i].c.text(), of_caller[i].backward, list[i].backward, 0);
       expect_close(what + ", loss of " + list[i].c.text(), of_caller[i].loss, list[i].loss, 0);
+      expect_close(what + ", steps of " + list[i].c.text(), of_caller[i].steps, list[i].steps, 0);
+      expect_close(what + ", adjoint of steps of " + list[i].c.text(), of_caller[i].steps_back, list[i].steps_back, 0);
+      expect_close(what + ", evaluation of " + list[i].c.text(), of_caller[i].evaluation, list[i].evaluation, 0);
     }
   }
 }
@@ -57,8 +71,7 @@ void expect_same_from_all(const std::string& what, const std::vector<Work>& list
 // Caller number `caller` starts at another case than the others.
 void run_caller(int caller, std::vector<Work>& mine) {
   for (size_t i = 0; i < mine.size(); ++i) {
-    Work& work = mine[(i + static_cast<size_t>(caller) * 3) % mine.size()];
-    call(work, work.forward, work.backward, work.loss);
+    call(mine[(i + static_cast<size_t>(caller) * 3) % mine.size()]);
   }
 }
 
@@ -75,7 +88,7 @@ int main() {
     for (int caller = 0; caller < kCallers; ++caller) callers.emplace_back(run_caller, caller, std::ref(got[caller]));
     for (std::thread& caller : callers) caller.join();
   }
-  for (Work& work : list) call(work, work.forward, work.backward, work.loss);
+  for (Work& work : list) call(work);
   expect_same_from_all("callers at once", list, got);
 
 #if defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
