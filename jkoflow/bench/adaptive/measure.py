@@ -26,7 +26,7 @@ from jkoflow.environment import describe
 FORMAT = 1
 """Version of the record's format."""
 
-EXACT = 1e-5
+EXACT = 1e-4
 """Factor on the tolerances of the solution in float64 that errors are measured against."""
 
 WRONG = {"rms": 1e-2, "gradient": 5e-2}
