@@ -376,9 +376,9 @@ def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
 def test_sample_exactly(work, tmp_path, monkeypatch):
     sample, asked = JKOFlow.sample, []
 
-    def spy(self, n, context=None, num_steps=None, generator=None, exact=False):
+    def spy(self, *arguments, exact=False, **options):
         asked.append(exact)
-        return sample(self, n, context, num_steps, generator, exact)
+        return sample(self, *arguments, exact=exact, **options)
 
     monkeypatch.setattr(JKOFlow, "sample", spy)
     for options in ([], ["--exact"]):

@@ -176,11 +176,13 @@ def test_precision_of_the_device(monkeypatch, capability, expected):
 def test_precision_is_refused_where_it_means_nothing():
     for backend in ("auto", "cpu", "reference"):
         with pytest.raises(
-            ValueError, match="precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32x3'"
+            ValueError,
+            match="precision must be 'auto', 'fp32', 'bf16x3' or 'float64' outside the CUDA kernels, got 'tf32x3'",
         ):
             integrate(MLPVelocity(2), torch.zeros(4, 2), precision="tf32x3", backend=backend)
         with pytest.raises(
-            ValueError, match="precision must be 'auto', 'fp32' or 'bf16x3' outside the CUDA kernels, got 'tf32x3'"
+            ValueError,
+            match="precision must be 'auto', 'fp32', 'bf16x3' or 'float64' outside the CUDA kernels, got 'tf32x3'",
         ):
             jko_loss(MLPVelocity(2), torch.zeros(4, 2), 1.0, precision="tf32x3", backend=backend)
 
