@@ -499,7 +499,7 @@ class SlowMachine:
 
     def __init__(self, monkeypatch, per_row_step):
         self.now, self.per_row_step = 100.0, per_row_step
-        integrate = Block._integrate
+        integrate = Block.integrate
 
         def slow(block, x, context, num_steps, start, end, divergence="exact"):
             cost = self.per_row_step * (1.0 if divergence == "exact" else 0.5)
@@ -518,7 +518,7 @@ class SlowMachine:
             self.now += 0.5 * x.shape[0] * self.per_row_step  # without the divergence
             return step(velocity, x, *rest)
 
-        monkeypatch.setattr(Block, "_integrate", slow)
+        monkeypatch.setattr(Block, "integrate", slow)
         monkeypatch.setattr(Block, "jko_loss", slow_loss)
         monkeypatch.setattr(discrete, "_step", slow_step)
 
