@@ -77,9 +77,11 @@ class LogDensities:
 
     @property
     def can_adapt(self) -> bool:
-        """Returns whether kernels take adaptive steps for all blocks."""
-        return self.points.device.type == "cpu" and all(
-            native.capabilities()["cpu"] is None and block.velocity.field() is not None for block in self.flow.stack
+        """Returns whether the CPU kernels take adaptive steps for all blocks."""
+        fields = [block.velocity.field() for block in self.flow.stack]
+        return all(
+            field is not None and native.unsupported(field, self.points, "exact", None, "cpu", "auto") is None
+            for field in fields
         )
 
     @torch.no_grad()
