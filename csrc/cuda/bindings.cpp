@@ -110,6 +110,7 @@ void bind_plans(py::module_& m) {
 void bind_calls(py::module_& m) {
   py::class_<cuda::Launch> launch(m, "CudaLaunch");
   launch.def(py::init<>())
+      .def(py::init<const cuda::Launch&>())
       .def_readwrite("device", &cuda::Launch::device)
       .def_readwrite("precision", &cuda::Launch::precision);
   address(launch, "stream", &cuda::Launch::stream);
