@@ -76,7 +76,7 @@ def test_plan_of_the_loss_on_an_h100():
     assert (plan["H"], plan["threads"], plan["tile"], plan["small_tile"], plan["resident"]) == (128, 256, 32, 16, 1)
     assert (plan["thread_blocks"], plan["share"], plan["large_tiles"], plan["small_tiles"]) == (125, 80, 2, 1)
     assert [launch["kernel"] for launch in plan["launches"]] == ["prepare", "backward", "reduce", "finish"]
-    # prepare: 1 for each of 4 vectors and matrices of 128 x 8, 2 for each of 2 of 16 x 128, 16 for each of 4 of 128 x 128
+    # prepare: 1 for each vector and matrix of 128 x 8 (4), 2 for those of 16 x 128 (2), 16 for those of 128 x 128 (4)
     assert [launch["thread_blocks"] for launch in plan["launches"]] == [72, 125, 274, 59]
     main = plan["launches"][1]
     assert (main["thread_blocks"], main["threads"], main["shared_bytes"]) == (125, 256, plan["shared_bytes"])
