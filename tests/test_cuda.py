@@ -30,6 +30,14 @@ with_kernels = pytest.mark.skipif(
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
+@pytest.fixture(autouse=True)
+def _ask_again():
+    """What is asked of a device once is asked again by the next test."""
+    yield
+    cuda._missing.cache_clear()
+    cuda._describe_launch.cache_clear()
+
+
 @contextmanager
 def gpu(monkeypatch, capability=(9, 0)):
     """Tensors on CUDA that hold nothing, on a machine that believes to have a GPU."""
@@ -58,6 +66,7 @@ def velocity_on_gpu(dim=2, dtype=torch.float32, **options):
 
 def test_not_built(monkeypatch):
     monkeypatch.setattr(cuda, "_C", SimpleNamespace(has_cuda=False))
+    cuda._missing.cache_clear()
     assert "JKOFLOW_CUDA=ON pip install ." in (cuda.missing() or "")
     with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot run this: this build .* `JKOFLOW_CUDA=ON pip"):
         integrate(MLPVelocity(2), torch.zeros(4, 2), backend="cuda")
@@ -69,6 +78,7 @@ def test_not_built(monkeypatch):
 def test_extension_missing(monkeypatch):
     monkeypatch.setattr(cuda, "_C", None)
     monkeypatch.setattr(cuda, "MISSING", "the compiled extension cannot be loaded")
+    cuda._missing.cache_clear()
     assert cuda.missing() == "the compiled extension cannot be loaded"
 
 
@@ -85,11 +95,16 @@ def test_no_device():
 def test_pytorch_without_cuda(monkeypatch):
     monkeypatch.setattr(cuda, "_C", SimpleNamespace(has_cuda=True, cuda_device_problem=lambda: ""))
     monkeypatch.setattr(torch.version, "cuda", None)
+    cuda._missing.cache_clear()
     assert cuda.missing() == "this PyTorch is built without CUDA; install one that is built with it"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cuda._missing.cache_clear()
     assert "no CUDA device that PyTorch can use" in (cuda.missing() or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cuda._missing.cache_clear()
+    assert cuda.missing() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked again, at every call"))
     assert cuda.missing() is None
 
 
@@ -323,6 +338,7 @@ def test_a_launch_has_stream_device_precision_and_workspace(monkeypatch, precisi
     monkeypatch.setattr(torch, "empty", on_the_cpu)
     cuda.resolve_precision.cache_clear()
     problem, adjoint, device = C.Problem(), C.Adjoint(), torch.device("cuda:3")
+    cuda._describe_launch.cache_clear()
     cuda.launch("backward", device, precision, problem, adjoint)
     cuda.resolve_precision.cache_clear()
     ((name, (got_problem, got_adjoint, launch), current),) = recorder.calls
@@ -335,6 +351,9 @@ def test_a_launch_has_stream_device_precision_and_workspace(monkeypatch, precisi
     ((size, dtype, where, workspace),) = allocated
     assert (size, dtype, where) == (1000, torch.uint8, device)
     assert launch.workspace == workspace.data_ptr()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
+    cuda.launch("backward", device, precision, problem, adjoint)
+    assert (launch.stream, recorder.calls[1][1][-1].stream) == (1237, 5)  # of every launch its own
 
 
 ALLOWED_OF_CUDA = {
@@ -351,6 +370,7 @@ ALLOWED_OF_CUDA = {
     "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
     "cudaRuntimeGetVersion",
     "cudaSetDevice",
+    "cudaThreadExchangeStreamCaptureMode",
 }
 
 

@@ -129,6 +129,13 @@ def test_many_tiles(emulation, monkeypatch):
     check(emulation, monkeypatch, {"dim": 2, "hidden": (64,)}, 1003, "loss", "tf32x3", num_steps=1)
 
 
+@pytest.mark.parametrize("hidden", [(40,), (50, 64)])
+def test_many_thread_blocks(emulation, monkeypatch, hidden):
+    """More of them than warps that sum their gradients, and than threads that sum their terms of the loss."""
+    emulation.configure(multiprocessors=41)
+    check(emulation, monkeypatch, {"dim": 2, "hidden": hidden}, 16 * 41, "loss", "fp32", method="euler", num_steps=1)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 17, 63, 64, 128])
 def test_dimensions(emulation, monkeypatch, dim):
     network = {"dim": dim, "hidden": (24, 40), "linear": True, "context_dim": 5}
@@ -171,6 +178,15 @@ def test_the_nan_that_gpus_compute_stays_one(emulation, monkeypatch, precision):
     result = integrate(velocity, x, backend="cpu", num_steps=1)
     assert result.x.isnan().all()
     assert result.logdet.isnan().all()
+
+
+def test_a_free_block_does_not_move_whatever_overflows(emulation, monkeypatch):
+    velocity, x = random_velocity(2, (20, 20), dtype=torch.float32), torch.randn(9, 2)
+    x[3, 1] = math.inf
+    monkeypatch.setattr(native, "_C", EmulatedKernels(emulation, "fp32"))
+    terms = jko_loss(velocity, x, math.inf, backend="cpu", num_steps=1)
+    assert terms.movement.item() == 0.0  # no 0 * inf
+    assert not terms.total.isfinite()
 
 
 def test_a_tensor_core_that_truncates_its_sums(emulation, monkeypatch):

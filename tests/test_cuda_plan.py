@@ -76,6 +76,8 @@ def test_plan_of_the_loss_on_an_h100():
     assert (plan["H"], plan["threads"], plan["tile"], plan["small_tile"], plan["resident"]) == (128, 256, 32, 16, 1)
     assert (plan["thread_blocks"], plan["share"], plan["large_tiles"], plan["small_tiles"]) == (125, 80, 2, 1)
     assert [launch["kernel"] for launch in plan["launches"]] == ["prepare", "backward", "reduce", "finish"]
+    # prepare: 1 for each vector and matrix of 128 x 8 (4), 2 for those of 16 x 128 (2), 16 for those of 128 x 128 (4)
+    assert [launch["thread_blocks"] for launch in plan["launches"]] == [72, 125, 274, 59]
     main = plan["launches"][1]
     assert (main["thread_blocks"], main["threads"], main["shared_bytes"]) == (125, 256, plan["shared_bytes"])
     # the loss keeps its stages' inputs: 3 steps of 4 stages for 32 samples of 6 features
@@ -123,6 +125,20 @@ def test_buffers_fill_the_shared_memory_and_no_more(architecture, call, divergen
         assert plan["resident"] * (plan["shared_bytes"] + 1024) <= device.shared_per_multiprocessor
         assert (plan["thread_blocks"] - 1) * plan["share"] < problem.batch <= plan["thread_blocks"] * plan["share"]
         assert plan["thread_blocks"] <= plan["resident"] * device.multiprocessors
+
+
+def test_rows_of_narrow_sums_lie_in_banks_of_their_own():
+    for dim in range(1, 129):
+        plan = C.cuda_plan(usual_problem(dim=dim, linear=16), "backward")
+        floats = {buffer["name"]: buffer["bytes"] // 4 for buffer in plan["buffers"]}
+        for name, rows, columns in (
+            ("first_sum", plan["H"], dim + 2),
+            ("last_sum", plan["H"], dim),
+            ("linear_sum", math.ceil(dim / 16) * 16, dim),
+        ):
+            stride, rest = divmod(floats[name], rows)
+            assert (rest, stride % 16) == (0, 8)
+            assert columns <= stride < columns + 16
 
 
 def test_buffers_go_elsewhere_where_shared_memory_is_small():

@@ -7,6 +7,8 @@ scripts/gpu_check.sh.
 import copy
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -316,6 +318,21 @@ def test_saturated_activations_stay_accurate():
         torch.testing.assert_close(got.logdet.double(), exact.logdet, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ACCURATE)
+@pytest.mark.parametrize("activation", ["tanh", "silu", "elu", "selu", "gelu"])
+def test_activations_near_zero_stay_accurate(activation, precision):
+    """The second layer makes up for a first one that is small, so that a relative error of its activations shows."""
+    velocity, x, _ = case({"dim": 3, "hidden": (24, 24), "activation": activation}, 33)
+    with torch.no_grad():
+        velocity.layers[0].weight.mul_(1e-3)
+        velocity.layers[0].bias.mul_(1e-3)
+        velocity.layers[1].weight.mul_(1e3)
+    got = outputs_and_gradients(velocity, x, None, backend="cuda", precision=precision)
+    peer = outputs_and_gradients(velocity, x, None, backend="reference")
+    exact = outputs_and_gradients(copy.deepcopy(velocity).double(), x.double(), None, backend="reference")
+    assert_accurate(got, peer, exact, precision, 33 * 12)
+
+
 def test_gradients_where_wanted_only():
     velocity, x, context = case(NETWORKS["context and linear"], 21)
     for trainable in ("x", "context", "parameters", "nothing"):
@@ -527,6 +544,30 @@ def test_cuda_graph_without_gradients():
     torch.cuda.synchronize()
     for one, other in zip(result, expected, strict=True):
         assert torch.equal(one, other)
+
+
+FIRST_CALL = """
+import torch
+from jkoflow import MLPVelocity, integrate, jko_loss
+velocity, x = MLPVelocity(3, (40, 30)).cuda(), torch.randn(100, 3, device="cuda")
+def run():
+    loss = jko_loss(velocity, x, 0.5, backend="cuda").total
+    with torch.no_grad():
+        return [integrate(velocity, x, backend="cuda").x, *torch.autograd.grad(loss, list(velocity.parameters()))]
+torch.autograd.grad(velocity(x, 0.5).sum(), list(velocity.parameters()))  # PyTorch has begun, our kernels have not
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    outputs = run()
+graph.replay()
+assert all(torch.equal(one, other) for one, other in zip(outputs, run(), strict=True))
+print("the same")
+"""
+
+
+def test_cuda_graph_of_the_first_call():
+    """In a process of its own: CUDA loads our kernels while the graph is captured."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["the same"], done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")

@@ -26,6 +26,9 @@ enum class Barrier : int {
   kTermSums,         // the thread block's terms of the loss are complete
   kRowSlopes,        // every row's slope of the stage that it has evaluated is complete
   kRowSteps,         // it is decided what every row does next
+  kPartialSums,      // every warp's sums of partial gradients are complete
+  kPathSums,         // every warp's share of the chain rule of the first layer is complete
+  kTermTotals,       // every thread's share of the loss's terms is complete
   kCount
 };
 

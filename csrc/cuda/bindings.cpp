@@ -52,8 +52,8 @@ py::dict as_dict(const cuda::Plan& plan) {
   launch("prepare", plan.prepare_blocks, cuda::kSmallThreads, 0);
   const char* const names[] = {"forward", "backward", "adaptive_forward", "adaptive_backward"};
   launch(names[static_cast<int>(choice.kind.task)], plan.blocks, choice.threads(), choice.shared_bytes());
-  launch("reduce", plan.reduce_blocks, cuda::kSmallThreads, 0);
-  launch("finish", plan.finish_blocks, cuda::kSmallThreads, 0);
+  launch("reduce", plan.reduce_blocks, cuda::kSmallThreads, cuda::kSmallShared);
+  launch("finish", plan.finish_blocks, cuda::kSmallThreads, cuda::kSmallShared);
   return py::dict(
       "H"_a = choice.kind.H, "tangents"_a = choice.kind.tangents, "precision"_a = name_of(choice.kind.precision),
       "threads"_a = choice.threads(), "tile"_a = choice.tile(), "small_tile"_a = choice.small_tile(),
@@ -110,6 +110,7 @@ void bind_plans(py::module_& m) {
 void bind_calls(py::module_& m) {
   py::class_<cuda::Launch> launch(m, "CudaLaunch");
   launch.def(py::init<>())
+      .def(py::init<const cuda::Launch&>())
       .def_readwrite("device", &cuda::Launch::device)
       .def_readwrite("precision", &cuda::Launch::precision);
   address(launch, "stream", &cuda::Launch::stream);

@@ -63,7 +63,7 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   Placing place(choice);
   Layout& layout = choice.layout;
   const bool adjoint = is_adjoint(choice.kind.task), adaptive = is_adaptive(choice.kind.task);
-  const int H = choice.kind.H, rows = choice.tile() * p.dim, depth = round_up(p.dim, 8);
+  const int H = choice.kind.H, rows = choice.tile() * p.dim;
   layout.x = place.flexible("x", rows, limit);
   // Of adaptive steps the linear term's velocity lies behind those of the stages.
   layout.stages = place.flexible("stages", (p.tableau.stages + (adaptive && !adjoint)) * rows, limit);
@@ -83,15 +83,16 @@ void place_flexible(const Problem& p, size_t limit, Choice& choice) {
   layout.x_bar = layout.x_rest = place.flexible("x_bar", rows, limit);
   layout.context_bar = place.flexible("context_bar", choice.tile() * p.context_dim, limit);
   if (p.has_time_column() && !adaptive) layout.time_bar = place.flexible("time_bar", choice.tile(), limit);
-  layout.bias_last_sum = place.flexible("bias_last_sum", depth, limit, Where::kGradient);
-  layout.last_sum = place.flexible("last_sum", H * depth, limit, Where::kGradient);
-  layout.first_sum = place.flexible("first_sum", H * round_up(p.input_columns() + 1, 8), limit, Where::kGradient);
+  const int first_stride = sum_stride(p.input_columns() + 1), narrow_stride = sum_stride(p.dim);
+  layout.bias_last_sum = place.flexible("bias_last_sum", round_up(p.dim, 8), limit, Where::kGradient);
+  layout.last_sum = place.flexible("last_sum", H * narrow_stride, limit, Where::kGradient);
+  layout.first_sum = place.flexible("first_sum", H * first_stride, limit, Where::kGradient);
   if (adaptive) {
     layout.x_extra = place.flexible("x_extra", rows, limit);
     layout.velocity_extra = place.flexible("velocity_extra", p.tableau.stages * rows, limit);
   }
   if (p.linear == nullptr) return;
-  layout.linear_sum = place.flexible("linear_sum", round_up(p.dim, 16) * depth, limit, Where::kGradient);
+  layout.linear_sum = place.flexible("linear_sum", round_up(p.dim, 16) * narrow_stride, limit, Where::kGradient);
 }
 
 // The kernel whose fixed buffers, which it places, fit into `limit` bytes of shared memory, or come closest to it. The

@@ -80,6 +80,7 @@ JKOFLOW_DEVICE bool is_finite(double v) { return isfinite(v); }
 // Vectors of memory that is aligned to them.
 JKOFLOW_DEVICE float2 load2(const float* from) { return *reinterpret_cast<const float2*>(from); }
 JKOFLOW_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+JKOFLOW_DEVICE void store2(float* to, float2 v) { *reinterpret_cast<float2*>(to) = v; }
 JKOFLOW_DEVICE void store4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 // Of memory that no kernel writes while this one runs.
 JKOFLOW_DEVICE float load_constant(const float* from) { return __ldg(from); }

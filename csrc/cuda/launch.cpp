@@ -33,8 +33,8 @@ void run(const Request& request, const Launch& launch) {
   start(kPrepareKernel, plan.prepare_blocks, 0, plan.prepare);
   start(kernel_of(plan.choice.kind), plan.blocks, plan.choice.shared_bytes(), plan.params);
   // Without samples the sums are over nothing: the gradients become zero.
-  start(kReduceKernel, plan.reduce_blocks, 0, plan.reduce);
-  start(kFinishKernel, plan.finish_blocks, 0, plan.finish);
+  start(kReduceKernel, plan.reduce_blocks, kSmallShared, plan.reduce);
+  start(kFinishKernel, plan.finish_blocks, kSmallShared, plan.finish);
 }
 
 }  // namespace

@@ -25,14 +25,18 @@ JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return ro
 struct Element {
   int row, column;
 };
-JKOFLOW_HOST_DEVICE Element packed_element(Precision precision, int index, int depth) {
-  const int strip = index / (16 * depth), within = index - strip * 16 * depth;
-  if (precision == Precision::kFp32) {
-    return {strip * 16 + within % 64 / 4, within / 64 * 4 + within % 4};
-  }
-  const int lane = within % 128 / 4, i = within % 4;
-  return {strip * 16 + lane / 4 + 8 * (i & 1), within / 128 * 8 + 2 * (lane % 4) + (i >> 1)};
+// The first of four numbers that lie side by side, the index-th four. With tensor cores number i is 8 (i % 2) rows and
+// i / 2 columns further, with FMA i columns.
+JKOFLOW_HOST_DEVICE Element packed_four(Precision precision, int index, int depth) {
+  const int strip = index / (4 * depth), within = index - strip * 4 * depth;
+  if (precision == Precision::kFp32) return {strip * 16 + within % 16, within / 16 * 4};
+  const int lane = within % 32;
+  return {strip * 16 + lane / 4, within / 32 * 8 + 2 * (lane % 4)};
 }
+
+// Rows of a narrow sum are an odd multiple of 8 floats apart, so that 4 rows x 4 pairs of columns, which half a warp
+// adds to at a time, lie in different banks.
+JKOFLOW_HOST_DEVICE constexpr int sum_stride(int columns) { return (round_up(columns, 8) / 8 | 1) * 8; }
 
 // Slots of the adjoint with tangents, by layer and then what there is one of.
 struct AdjointSlots {

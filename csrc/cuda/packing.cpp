@@ -1,6 +1,5 @@
 #include "packing.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "layout.h"
@@ -19,11 +18,7 @@ class Packing {
     const int L = p.hidden_layers, columns = p.input_columns(), top = p.width[L - 1];
     const bool hutchinson = p.divergence == Divergence::kHutchinson;
     prepare.precision = static_cast<int>(kind.precision);
-    prepare.dim = p.dim;
-    prepare.first_stride = columns;
-    prepare.width_last = top;
-    prepare.first = floats(p.weight[0]);
-    prepare.last = floats(p.weight[L]);
+    prepare.paths = {floats(p.weight[0]), floats(p.weight[L]), columns, top, p.dim};
 
     const int narrow = round_up(p.dim, 8), narrow_rows = round_up(p.dim, 16);
     packed.first = matrix(p.weight[0], p.width[0], columns, columns, 1, H, round_up(columns + 1, 8), p.bias[0]);
@@ -54,22 +49,22 @@ class Packing {
     last_job().traced = kTraceMatrixTransposed;
   }
 
-  long long elements() const { return elements_; }
+  int blocks() const { return blocks_; }
 
  private:
   float* matrix(const void* source, int rows, int columns, int row_stride, int column_stride, int padded_rows,
                 int depth, const void* bias = nullptr) {
-    return add(
-        {nullptr, floats(source), floats(bias), rows, columns, row_stride, column_stride, padded_rows, depth, kPlain});
+    return add({nullptr, floats(source), floats(bias), rows, columns, row_stride, column_stride, padded_rows, depth,
+                kPlain, 0});
   }
   float* vector(const void* source, int count, int padded) {
-    return add({nullptr, floats(source), nullptr, count, 1, 1, 0, padded, 1, kPlain});
+    return add({nullptr, floats(source), nullptr, count, 1, 1, 0, padded, 1, kPlain, 0});
   }
   float* add(PackJob job) {
     if (prepare_.count == kMaxPackJobs) throw std::logic_error("kMaxPackJobs is too small");
-    const long long count = static_cast<long long>(job.padded_rows) * job.depth;
+    const int count = job.padded_rows * job.depth, numbers = 4 * kSmallThreads;  // of a thread block
     job.target = arena_.take<float>(count);
-    elements_ = std::max(elements_, count);
+    job.end = blocks_ += (count + numbers - 1) / numbers;
     prepare_.jobs[prepare_.count++] = job;
     return job.target;
   }
@@ -77,14 +72,13 @@ class Packing {
 
   Arena& arena_;
   PrepareParams& prepare_;
-  long long elements_ = 0;  // of the largest job
+  int blocks_ = 0;
 };
 
 }  // namespace
 
-long long pack_weights(const Problem& problem, const KernelKind& kind, Arena& arena, Packed& packed,
-                       PrepareParams& prepare) {
-  return Packing(problem, kind, arena, packed, prepare).elements();
+int pack_weights(const Problem& problem, const KernelKind& kind, Arena& arena, Packed& packed, PrepareParams& prepare) {
+  return Packing(problem, kind, arena, packed, prepare).blocks();
 }
 
 }  // namespace jkoflow::cuda

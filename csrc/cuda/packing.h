@@ -7,8 +7,7 @@
 
 namespace jkoflow::cuda {
 
-// Takes their memory from the arena. Returns the elements of the largest job.
-long long pack_weights(const Problem& problem, const KernelKind& kind, Arena& arena, Packed& packed,
-                       PrepareParams& prepare);
+// Takes their memory from the arena. Returns the number of thread blocks that fill it.
+int pack_weights(const Problem& problem, const KernelKind& kind, Arena& arena, Packed& packed, PrepareParams& prepare);
 
 }  // namespace jkoflow::cuda

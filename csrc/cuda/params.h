@@ -58,14 +58,15 @@ struct Layout {
 
 // A thread block's partial gradient: offsets in floats.
 struct GradientLayout {
-  int first;                 // (H, first_depth), the last column being the bias
+  int first;                 // (H, columns + 1) at first_stride, the last column being the bias
   int hidden[2];             // (H, H): W2, then M or W3
-  int last;                  // (H, round_up(dim, 8)): transposed
-  int linear;                // (round_up(dim, 16), round_up(dim, 8))
+  int last;                  // (H, dim) at narrow_stride: transposed
+  int linear;                // (round_up(dim, 16), dim) at narrow_stride
   int bias[kMaxLayers - 1];  // (H)
   int bias_last;             // (round_up(dim, 8))
   int trace_vector;          // (H): of c, with one hidden layer
-  int count;
+  int count;                 // a multiple of 8
+  int first_stride, narrow_stride;
 };
 
 // Adaptive steps of every row's own: see csrc/problem.h.
@@ -135,24 +136,41 @@ struct PackJob {
   int rows, columns, row_stride, column_stride;
   int padded_rows, depth;  // packed sizes; depth 1: a vector as it stands
   Traced traced;
+  int end;  // one past the last of its thread blocks, which follow on those of the job before
+};
+// The layers at the ends of all paths from x to x, W1 and the last one, for M or c.
+struct Paths {
+  const float *first, *last;
+  int first_stride, last_stride, dim;
 };
 struct PrepareParams {
   int count, precision;
-  int dim, first_stride, width1, width_last;
-  const float *first, *last;  // W1 and the last layer, for M or c
+  Paths paths;
   PackJob jobs[kMaxPackJobs];
 };
 
+constexpr int kReducedNumbers = 128;  // that a thread block sums over all partial gradients
 struct ReduceParams {
   const float* partial;  // [blocks][count]
   float* total;          // [count]
   int blocks, count;
 };
 
+// What each of the thread blocks that finish is for, in this order; see finish.cuh.
+enum FinishJob : int {
+  kFinishFirst,
+  kFinishLast,
+  kFinishHidden,
+  kFinishVectors = kFinishHidden + kMaxLayers - 1,
+  kFinishTerms,
+  kFinishJobs
+};
+constexpr int kFinishColumns = 4, kFinishRows = 4;  // at a time: of the first and last layer, and of a hidden one
 struct FinishParams {
+  int end[kFinishJobs];  // one past the last of each job's thread blocks
   const float* total;
   GradientLayout gradient;
-  int H, dim, columns, first_depth, layers;
+  int H, dim, columns, layers;
   int traced;  // whether M or c has a gradient to hand on
   int width[kMaxLayers];
   const float* weight[kMaxLayers + 1];

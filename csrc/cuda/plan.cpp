@@ -14,19 +14,20 @@ namespace {
 
 GradientLayout gradient_layout(const Problem& p, int H) {
   GradientLayout g{};
-  const int depth = round_up(p.dim, 8);
+  g.first_stride = sum_stride(p.input_columns() + 1);
+  g.narrow_stride = sum_stride(p.dim);
   const auto take = [&g](int floats) {
     const int offset = g.count;
     g.count += round_up(floats, 8);
     return offset;
   };
-  g.first = take(H * round_up(p.input_columns() + 1, 8));
-  g.last = take(H * depth);
+  g.first = take(H * g.first_stride);
+  g.last = take(H * g.narrow_stride);
   if (p.hidden_layers > 1) g.hidden[0] = take(H * H);
   if (p.hidden_layers > 2 || (p.hidden_layers == 2 && p.divergence == Divergence::kExact)) g.hidden[1] = take(H * H);
-  if (p.linear != nullptr) g.linear = take(round_up(p.dim, 16) * depth);
+  if (p.linear != nullptr) g.linear = take(round_up(p.dim, 16) * g.narrow_stride);
   for (int l = 1; l < p.hidden_layers; ++l) g.bias[l - 1] = take(H);
-  g.bias_last = take(depth);
+  g.bias_last = take(p.dim);
   if (p.hidden_layers == 1) g.trace_vector = take(H);
   return g;
 }
@@ -127,7 +128,6 @@ void describe_finish(const Problem& p, const Adjoint& adjoint, const JkoLoss* lo
   f.H = H;
   f.dim = p.dim;
   f.columns = plan.params.columns;
-  f.first_depth = plan.params.first_depth;
   f.layers = p.hidden_layers;
   f.traced = p.divergence == Divergence::kExact && p.hidden_layers <= 2;
   for (int l = 0; l <= p.hidden_layers; ++l) {
@@ -145,10 +145,25 @@ void describe_finish(const Problem& p, const Adjoint& adjoint, const JkoLoss* lo
   }
 }
 
-// Of one of the small kernels, a thread for each of `threads`.
-int blocks_for(long long threads, int multiprocessors) {
-  return static_cast<int>(
-      std::clamp<long long>((threads + kSmallThreads - 1) / kSmallThreads, 1, 8LL * multiprocessors));
+int rounds(int count, int at_a_time) { return (count + at_a_time - 1) / at_a_time; }
+
+// Gives each job of `finish` its thread blocks; returns how many there are.
+int share_out_finish(FinishParams& f, bool parameters, bool terms) {
+  int blocks = 0;
+  const auto take = [&](int job, bool wanted, int count) { f.end[job] = blocks += wanted ? count : 0; };
+  const auto for_threads = [](int count) { return rounds(count, kSmallThreads); };
+  const int features = rounds(f.dim, kFinishColumns), top = f.width[f.layers - 1];
+  int numbers = f.dim + (f.linear_grad != nullptr ? f.dim * f.dim : 0);  // of biases and linear term
+  for (int l = 0; l < f.layers; ++l) numbers += f.width[l];
+  take(kFinishFirst, parameters, rounds(f.width[0], 32) * rounds(f.columns, kFinishColumns));
+  take(kFinishLast, parameters, for_threads(32 * top * features));
+  for (int l = 1; l < kMaxLayers; ++l) {
+    const bool layer = parameters && l < f.layers;
+    take(kFinishHidden + l - 1, layer, for_threads(rounds(f.width[l], kFinishRows) * f.width[l - 1]));
+  }
+  take(kFinishVectors, parameters, for_threads(numbers));
+  take(kFinishTerms, terms, 1);
+  return blocks;
 }
 
 }  // namespace
@@ -179,8 +194,8 @@ Plan make_plan(const Request& request, const Choice& choice, const Gpu& gpu, int
   }
 
   Arena arena(workspace);
-  const long long elements = pack_weights(p, choice.kind, arena, params.packed, plan.prepare);
-  if (plan.blocks > 0) plan.prepare_blocks = blocks_for(elements, gpu.multiprocessors);
+  const int prepare_blocks = pack_weights(p, choice.kind, arena, params.packed, plan.prepare);
+  if (plan.blocks > 0) plan.prepare_blocks = prepare_blocks;
 
   params.layout.records = choice.scratch_floats;
   const long long kept_stages =
@@ -200,12 +215,10 @@ Plan make_plan(const Request& request, const Choice& choice, const Gpu& gpu, int
     if (params.want_parameters) {
       params.partial = arena.take<float>(static_cast<long long>(params.gradient.count) * plan.blocks);
       plan.reduce = {params.partial, arena.take<float>(params.gradient.count), plan.blocks, params.gradient.count};
-      plan.reduce_blocks = (plan.reduce.count + kSmallThreads - 1) / kSmallThreads;
+      plan.reduce_blocks = rounds(plan.reduce.count, kReducedNumbers);
       plan.finish.total = plan.reduce.total;
     }
-    if (params.want_parameters || loss != nullptr) {
-      plan.finish_blocks = params.want_parameters ? blocks_for(static_cast<long long>(H) * H, gpu.multiprocessors) : 1;
-    }
+    plan.finish_blocks = share_out_finish(plan.finish, params.want_parameters, loss != nullptr);
   }
   plan.bytes = arena.bytes();
   return plan;

@@ -1,4 +1,5 @@
 // The kernels around those that carry samples.
+#include "finish.cuh"
 #include "kernels.h"
 #include "prepare.cuh"
 #include "reduce.cuh"

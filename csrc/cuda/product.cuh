@@ -176,8 +176,9 @@ JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const L
       float* out = sums + 8 * (lane.index >> 4) * sums_stride + column;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) out[i * sums_stride + j] += c[i][j];
+        const float4 sum = device::load4(out + i * sums_stride);
+        device::store4(out + i * sums_stride,
+                       float4{sum.x + c[i][0], sum.y + c[i][1], sum.z + c[i][2], sum.w + c[i][3]});
       }
     }
   } else {
@@ -186,7 +187,10 @@ JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const L
       outer_fragment<P, NT>(c, left, right, stride, column);
       float* out = sums + lane.g * sums_stride + column + 2 * lane.t;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) out[8 * (j >> 1) * sums_stride + (j & 1)] += c[j];
+      for (int i = 0; i < 2; ++i) {
+        const float2 sum = device::load2(out + 8 * i * sums_stride);
+        device::store2(out + 8 * i * sums_stride, float2{sum.x + c[2 * i], sum.y + c[2 * i + 1]});
+      }
     }
   }
 }

@@ -43,6 +43,19 @@ const void* address(const KernelOf<Parameters>& kernel) {
   return reinterpret_cast<const void*>(kernel.run);
 }
 
+// CUDA loads a kernel when it is first asked about. A thread that captures a graph may do so in relaxed mode only,
+// since CUDA cannot know that loading need not be part of the graph.
+template <class Parameters>
+cudaFuncAttributes load(const KernelOf<Parameters>& kernel) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "leaving the mode of capture");
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, address(kernel));
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "returning to the mode of capture");
+  check(error, std::string("loading the ") + kernel.name + " kernel");
+  return attributes;
+}
+
 }  // namespace
 
 Current::Current(int device) : previous_(current_device()), device_(device) {
@@ -66,9 +79,9 @@ Gpu gpu() {
   const auto found = gpu_cache.find(device);
   if (found != gpu_cache.end()) return found->second;
   Gpu gpu = gpu_of(device);
-  cudaFuncAttributes compiled{};
-  check(cudaFuncGetAttributes(&compiled, address(kPrepareKernel)), "asking what the kernels are compiled for");
-  gpu.architecture = compiled.ptxVersion;
+  load(kReduceKernel);
+  load(kFinishKernel);
+  gpu.architecture = load(kPrepareKernel).ptxVersion;
   gpu_cache[device] = gpu;
   return gpu;
 }
@@ -81,6 +94,7 @@ int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes) {
   const auto found = occupancy_cache.find(key);
   if (found != occupancy_cache.end()) return found->second;
   const std::string what = std::string("preparing the ") + kernel.name + " kernel";
+  load(kernel);
   check(cudaFuncSetAttribute(address(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
         what);
   int blocks = 0;

@@ -23,7 +23,7 @@ class Current {
 // All throw std::runtime_error. By the device's attributes alone, so that it may stay unused: a newer GPU than what the
 // kernels are compiled for counts as what it is.
 Gpu gpu_of(int device);
-// The current device, by what runs on it.
+// The current device, by what runs on it. This and the next question load the kernels, also while a graph is captured.
 Gpu gpu();
 // Thread blocks of a kernel that a multiprocessor of the current device holds at a time.
 int blocks_per_multiprocessor(const Kernel& kernel, size_t shared_bytes);

@@ -10,6 +10,7 @@ constexpr bool is_adaptive(Task task) { return task == Task::kAdaptiveForward ||
 
 constexpr int kWidths[] = {64, 128, 256};  // H: what hidden layers are padded to
 constexpr int kSmallThreads = 256;         // of a thread block of the kernels that prepare, reduce and finish
+constexpr int kSmallShared = 4096;         // bytes of shared memory of those that reduce and finish
 
 // Small tiles are for small batches, whose samples then spread over more multiprocessors, and for what is left of a
 // thread block's share; below two fragments a warp would wait for each product.

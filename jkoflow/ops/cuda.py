@@ -26,7 +26,12 @@ _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 
 @torch.compiler.assume_constant_result
 def missing() -> str | None:
-    """Returns why no CUDA kernel can run here; None if they can."""
+    """Returns why no CUDA kernel can run here; None if they can. The device is asked once."""
+    return _missing()
+
+
+@functools.cache
+def _missing() -> str | None:
     if _C is None:
         return MISSING
     if not _C.has_cuda:
@@ -120,7 +125,9 @@ def resolve_precision(precision: str, index: int) -> str:
     return "tf32x3" if torch.cuda.get_device_capability(index) in _FAST_TF32 else "fp32"
 
 
+@functools.cache
 def _describe_launch(index: int, precision: str) -> Any:
+    """Returns a description without stream and workspace, which is copied."""
     settings = _C.CudaLaunch()
     settings.device, settings.precision = index, getattr(_C.Precision, resolve_precision(precision, index))
     return settings
@@ -136,7 +143,7 @@ def launch(kernel: Kernel, device: torch.device, precision: str, problem: Any, *
         problem: Description of the integration.
         rest: Further descriptions that the kernel takes.
     """
-    settings = _describe_launch(device.index, precision)
+    settings = _C.CudaLaunch(_describe_launch(device.index, precision))
     # PyTorch changes the device, not the extension: it knows on which devices it has begun, and starts no other one
     # when it changes back.
     with torch.cuda.device(device):

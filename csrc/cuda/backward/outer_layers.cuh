@@ -96,12 +96,13 @@ struct OuterLayersAdjoint : BackwardSums<H, P, NT, kTangents> {
       for (int s = 0; s < T::kSamples; ++s) sum += cotangent()[panel_index(s, k, p.layout.cotangent_stride)];
       bias[k] += sum;
     }
-    if (p.packed.linear != nullptr) linear_gradient(depth);
+    if (p.packed.linear != nullptr) linear_gradient();
   }
 
   // dA += v_bar x^T.
-  JKOFLOW_DEVICE void linear_gradient(int columns) {
+  JKOFLOW_DEVICE void linear_gradient() {
     float* gradient = sums(p.layout.linear_sum, p.gradient.linear);
+    const int sum_stride = p.gradient.narrow_stride;
     for (int strip = tile.warp; strip < (p.dim + 15) / 16; strip += T::kWarps) {
       float v[NT][4];
 #pragma unroll
@@ -113,7 +114,7 @@ struct OuterLayersAdjoint : BackwardSums<H, P, NT, kTangents> {
         }
       }
       const Left<NT> left{v, cotangent(), p.layout.cotangent_stride, 16 * strip};
-      add_outer<kNarrow, NT>(gradient + 16 * strip * columns, columns, columns, left, tile.input(),
+      add_outer<kNarrow, NT>(gradient + 16 * strip * sum_stride, sum_stride, round_up(p.dim, 8), left, tile.input(),
                              p.layout.input_stride);
     }
   }

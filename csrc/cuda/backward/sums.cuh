@@ -41,10 +41,11 @@ struct BackwardSums {
   }
   // Adds to a narrow sum, by this warp's rows. Where FMA reads the left factor from its panel, the warp has just put it
   // there, and afterwards may overwrite it.
-  JKOFLOW_DEVICE void add_narrow(Place sum, int in_partial, int columns, const Left<NT>& left, const float* right,
-                                 int stride) {
+  JKOFLOW_DEVICE void add_narrow(Place sum, int in_partial, int sum_stride, int columns, const Left<NT>& left,
+                                 const float* right, int stride) {
     if (!p.want_parameters) return;
-    add_outer<kNarrow, NT>(sums(sum, in_partial) + 16 * tile.warp * columns, columns, columns, left, right, stride);
+    add_outer<kNarrow, NT>(sums(sum, in_partial) + 16 * tile.warp * sum_stride, sum_stride, columns, left, right,
+                           stride);
   }
   JKOFLOW_DEVICE void add_hidden(int i, const Left<NT>& left, const float* right) {
     if (!p.want_parameters) return;
@@ -56,10 +57,11 @@ struct BackwardSums {
     if constexpr (P == Precision::kFp32) device::sync_warp();
   }
   JKOFLOW_DEVICE void add_first(const Left<NT>& left, const float* right) {
-    add_narrow(p.layout.first_sum, p.gradient.first, p.first_depth, left, right, p.layout.input_stride);
+    add_narrow(p.layout.first_sum, p.gradient.first, p.gradient.first_stride, p.first_depth, left, right,
+               p.layout.input_stride);
   }
   JKOFLOW_DEVICE void add_last(const Left<NT>& left, const float* right, int stride) {
-    add_narrow(p.layout.last_sum, p.gradient.last, round_up(p.dim, 8), left, right, stride);
+    add_narrow(p.layout.last_sum, p.gradient.last, p.gradient.narrow_stride, round_up(p.dim, 8), left, right, stride);
   }
 
   // Sums over samples of this lane's two units, added to `sums`.
@@ -72,7 +74,7 @@ struct BackwardSums {
   }
 
   // Adds sums over samples to column k of a narrow sum. Other lanes add to it in add_outer: the warp waits for them.
-  JKOFLOW_DEVICE void add_column(Place sum, int in_partial, int columns, int k, const float (&v)[NT][4]) {
+  JKOFLOW_DEVICE void add_column(Place sum, int in_partial, int sum_stride, int k, const float (&v)[NT][4]) {
     float units[2] = {};
     add_samples(v, units);
 #pragma unroll
@@ -82,9 +84,9 @@ struct BackwardSums {
     }
     device::sync_warp();
     if (tile.lane.t == 0) {
-      float* out = sums(sum, in_partial) + tile.row * columns + k;
+      float* out = sums(sum, in_partial) + tile.row * sum_stride + k;
       out[0] += units[0];
-      out[8 * columns] += units[1];
+      out[8 * sum_stride] += units[1];
     }
     device::sync_warp();
   }
@@ -95,18 +97,20 @@ struct BackwardSums {
     if (!p.want_parameters) return;
     kept.hidden[0].clear();
     kept.hidden[1].clear();
-    const int depth = round_up(p.dim, 8), rows = round_up(p.dim, 16);
-    zero(sums(p.layout.first_sum, p.gradient.first), H * p.first_depth);
-    zero(sums(p.layout.last_sum, p.gradient.last), H * depth);
-    zero(sums(p.layout.bias_last_sum, p.gradient.bias_last), depth);
-    if (p.packed.linear != nullptr) zero(sums(p.layout.linear_sum, p.gradient.linear), rows * depth);
+    zero(sums(p.layout.first_sum, p.gradient.first), H * p.gradient.first_stride);
+    zero(sums(p.layout.last_sum, p.gradient.last), H * p.gradient.narrow_stride);
+    zero(sums(p.layout.bias_last_sum, p.gradient.bias_last), round_up(p.dim, 8));
+    if (p.packed.linear != nullptr) zero(sums(p.layout.linear_sum, p.gradient.linear), linear_numbers());
     if (!HiddenSums<H, P>::kInRegisters && p.layers > 1) zero(partial() + p.gradient.hidden[0], H * H);
     if (!HiddenSums<H, P>::kInRegisters && two_hidden_sums()) zero(partial() + p.gradient.hidden[1], H * H);
     // The first adjoint is barriers away.
   }
   JKOFLOW_DEVICE bool two_hidden_sums() const { return p.layers > 2 || (!kTangents && p.layers == 2 && p.exact); }
+  JKOFLOW_DEVICE int linear_numbers() const { return round_up(p.dim, 16) * p.gradient.narrow_stride; }
+  // Sums begin at a multiple of 8 floats, and are as many.
   JKOFLOW_DEVICE void zero(float* sums, int count) const {
-    for (int i = tile.thread; i < count; i += T::kThreads) sums[i] = 0.0f;
+    const float4 zeros = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int i = 4 * tile.thread; i < count; i += 4 * T::kThreads) device::store4(sums + i, zeros);
   }
 
   JKOFLOW_DEVICE void store_sums() {
@@ -116,16 +120,17 @@ struct BackwardSums {
     if (p.layers > 2) store_units(kept.units[1], p.gradient.bias[1]);
     if (p.layers == 1) store_units(kept.units[0], p.gradient.trace_vector);
     // The last of these sums were complete at kStepAdjoint.
-    const int depth = round_up(p.dim, 8);
-    copy(p.layout.first_sum, p.gradient.first, H * p.first_depth);
-    copy(p.layout.last_sum, p.gradient.last, H * depth);
-    copy(p.layout.bias_last_sum, p.gradient.bias_last, depth);
-    if (p.packed.linear != nullptr) copy(p.layout.linear_sum, p.gradient.linear, round_up(p.dim, 16) * depth);
+    copy(p.layout.first_sum, p.gradient.first, H * p.gradient.first_stride);
+    copy(p.layout.last_sum, p.gradient.last, H * p.gradient.narrow_stride);
+    copy(p.layout.bias_last_sum, p.gradient.bias_last, round_up(p.dim, 8));
+    if (p.packed.linear != nullptr) copy(p.layout.linear_sum, p.gradient.linear, linear_numbers());
   }
   JKOFLOW_DEVICE void copy(Place place, int in_partial, int count) const {
     if (!place.in_shared) return;
-    float* gradient = partial();
-    for (int i = tile.thread; i < count; i += T::kThreads) gradient[in_partial + i] = tile.shared[place.offset + i];
+    float* gradient = partial() + in_partial;
+    const float* sums = tile.shared + place.offset;
+    for (int i = 4 * tile.thread; i < count; i += 4 * T::kThreads)
+      device::store4(gradient + i, device::load4(sums + i));
   }
   JKOFLOW_DEVICE void store_units(float (&sums)[2], int in_partial) const {
 #pragma unroll
@@ -149,6 +154,7 @@ struct BackwardSums {
     if (tile.thread < 3) {
       const double* terms = p.sample_terms + static_cast<long long>(device::block()) * p.tile * 3 + tile.thread;
       double sum = 0.0;
+#pragma unroll
       for (int s = 0; s < T::kSamples; ++s) sum += terms[3 * s];
       p.terms[device::block() * 3 + tile.thread] = sum;
     }

@@ -189,7 +189,7 @@ struct StageAdjoint<H, P, NT, true> : OuterLayersAdjoint<H, P, NT, true> {
       add_last(left(w_bar, tile.panel(kTangentBar)), tile.shared + p.layout.noise, p.layout.input_stride);
       sync_left();
     } else {
-      add_column(p.layout.last_sum, p.gradient.last, round_up(p.dim, 8), k, w_bar);
+      add_column(p.layout.last_sum, p.gradient.last, p.gradient.narrow_stride, k, w_bar);
     }
   }
   // Gradient of layer 1 through a_1: column k of W1x, or W1x noise.
@@ -202,7 +202,7 @@ struct StageAdjoint<H, P, NT, true> : OuterLayersAdjoint<H, P, NT, true> {
       add_first(left(a_bar, tile.panel(panel)), tile.shared + p.layout.noise);
       sync_left();
     } else {
-      add_column(p.layout.first_sum, p.gradient.first, p.first_depth, k, a_bar);
+      add_column(p.layout.first_sum, p.gradient.first, p.gradient.first_stride, k, a_bar);
     }
   }
 

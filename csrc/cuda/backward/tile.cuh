@@ -96,7 +96,9 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
     float *y = tile.at(p.layout.x) + tile.thread * p.dim, *x_bar = tile.at(p.layout.x_bar) + tile.thread * p.dim;
     const float* start = record(0, 0) + tile.thread * p.dim;
     double norm = 0.0, movement = 0.0;
-    for (int k = 0; k < p.dim; ++k) {
+    // From a feature of its own on, or all threads would read the same bank where dim is a multiple of 32.
+    int k = tile.thread % p.dim;
+    for (int i = 0; i < p.dim; ++i, k = k + 1 < p.dim ? k + 1 : 0) {
       const float end = y[k], moved = end - start[k];
       norm += static_cast<double>(end) * end;
       movement += static_cast<double>(moved) * moved;

@@ -61,6 +61,9 @@ inline const float* aligned(const float* from, size_t bytes) {
 }
 inline float2 load2(const float* from) { return *reinterpret_cast<const float2*>(aligned(from, sizeof(float2))); }
 inline float4 load4(const float* from) { return *reinterpret_cast<const float4*>(aligned(from, sizeof(float4))); }
+inline void store2(float* to, float2 v) {
+  *reinterpret_cast<float2*>(const_cast<float*>(aligned(to, sizeof(float2)))) = v;
+}
 inline void store4(float* to, float4 v) {
   *reinterpret_cast<float4*>(const_cast<float*>(aligned(to, sizeof(float4)))) = v;
 }
