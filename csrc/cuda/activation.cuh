@@ -83,4 +83,25 @@ JKOFLOW_DEVICE void activate(int kind, float beta, const float (&z)[4], Jets& je
   }
 }
 
+// use(n, jets) for every fragment. tanh, the usual one, has a loop of its own, so that the latencies of its fragments
+// overlap.
+template <int NT, class Use>
+JKOFLOW_DEVICE void activate_all(int kind, float beta, const float (&z)[NT][4], Use&& use) {
+  if (kind == static_cast<int>(ActivationKind::kTanh)) {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      Jets jets;
+      activate_as<ActivationKind::kTanh>(beta, z[n], jets);
+      use(n, jets);
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      Jets jets;
+      activate(kind, beta, z[n], jets);
+      use(n, jets);
+    }
+  }
+}
+
 }  // namespace jkoflow::cuda

@@ -47,7 +47,7 @@ void place_fixed(const Problem& p, Choice& choice) {
   Placing place(choice);
   Layout& layout = choice.layout;
   const int tile = choice.tile();
-  place.fixed("panels", panels_of(choice.kind.task, choice.kind.tangents) * tile * choice.kind.H);
+  place.fixed("panels", planes_of(choice.kind.task, choice.kind.tangents, choice.warp_groups) * tile * choice.kind.H);
   layout.input_stride = round_up(p.input_columns() + 1, 32);
   layout.input = place.fixed("input", tile * layout.input_stride);
   layout.divergence = place.fixed("divergence", choice.threads() / 32 * tile);
@@ -105,7 +105,8 @@ Choice narrowest(const Problem& p, Precision precision, Task task, int architect
     if (H < width) continue;
     Choice choice;
     choice.kind = {task, H, precision, tangents};
-    choice.shape = shape_of(architecture, task, H, tangents);
+    choice.shape = shape_of(architecture, task, H, precision, tangents);
+    choice.warp_groups = with_warp_groups(architecture, precision, tangents);
     place_fixed(p, choice);
     if (best.kind.H == 0 || choice.shared_bytes() < best.shared_bytes()) best = choice;
     if (best.shared_bytes() <= limit) break;

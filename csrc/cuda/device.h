@@ -12,15 +12,15 @@
 #define JKOFLOW_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define JKOFLOW_KERNEL_PARAMS(Type) const __grid_constant__ Type
 
-// What the kernels are compiled for, as kShapes in shapes.h counts; the host's pass over them uses none of it.
-#ifdef __CUDA_ARCH__
-#define JKOFLOW_ARCHITECTURE (__CUDA_ARCH__ / 10)
+// What the kernels are compiled for, as shapes.h counts: 90 with the instructions of sm_90a, else 80, the oldest. The
+// host's pass over them uses none of it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "jkoflow's CUDA kernels need compute capability 8.0 or newer; set CMAKE_CUDA_ARCHITECTURES"
+#endif
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define JKOFLOW_ARCHITECTURE 90
 #else
 #define JKOFLOW_ARCHITECTURE 80
-#endif
-
-#if JKOFLOW_ARCHITECTURE < 80
-#error "jkoflow's CUDA kernels need compute capability 8.0 or newer; set CMAKE_CUDA_ARCHITECTURES"
 #endif
 
 namespace jkoflow::cuda::device {
@@ -40,7 +40,7 @@ JKOFLOW_DEVICE int block() {
 JKOFLOW_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 JKOFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 
-extern __shared__ __align__(128) float dynamic_shared[];
+extern __shared__ __align__(1024) float dynamic_shared[];
 JKOFLOW_DEVICE float* shared() { return dynamic_shared; }
 
 // Barriers of the thread block and of the warp; both order memory.
@@ -94,6 +94,48 @@ JKOFLOW_DEVICE void mma_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0,
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- Warp groups, for JKOFLOW_ARCHITECTURE 90: four warps, 16 rows of the product each; see layout.h for the operand.
+
+// An operand in shared memory at a multiple of 1024 bytes: address, 1024 bytes from 8 rows to the next, swizzle of 128
+// bytes. Adding to it moves on by 16 bytes.
+using Operand = unsigned long long;
+JKOFLOW_DEVICE Operand operand(const float* at) {
+  return (static_cast<unsigned>(__cvta_generic_to_shared(at)) & 0x3ffffu) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+// What this thread has written becomes visible to the tensor cores, for those who wait at the next barrier.
+JKOFLOW_DEVICE void publish_operands() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Begins a group of products whose registers have been written; ends it; waits until it is done.
+JKOFLOW_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+JKOFLOW_DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+JKOFLOW_DEVICE void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// c += a b for 8 of the depth and all rows of the operand, fragment n being its rows 8 n to 8 n + 7. Registers of a must
+// stay as they are until the wait.
+JKOFLOW_DEVICE void warp_group_tf32(float (&c)[1][4], const unsigned (&a)[4], Operand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, 1, 1, 1;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+JKOFLOW_DEVICE void warp_group_tf32(float (&c)[2][4], const unsigned (&a)[4], Operand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k8.f32.tf32.tf32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+JKOFLOW_DEVICE void warp_group_tf32(float (&c)[4][4], const unsigned (&a)[4], Operand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, 1, 1, 1;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+JKOFLOW_DEVICE void warp_group_tf32(float (&c)[5][4], const unsigned (&a)[4], Operand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n40k8.f32.tf32.tf32 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19}, {%20,%21,%22,%23}, %24, 1, 1, 1;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 }  // namespace jkoflow::cuda::device

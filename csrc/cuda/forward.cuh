@@ -9,7 +9,7 @@ namespace jkoflow::cuda {
 // With one or two hidden layers the divergence has a closed form; kTangents carries its directions through the layers.
 template <int H, Precision P, int NT, bool kTangents>
 struct Forward {
-  using T = Tile<H, P, NT>;
+  using T = Tile<H, P, NT, kTangents>;
 
   // Panels of h_1 and h_3, h_2, and either s_1 or the tangents.
   static constexpr int kOdd = 0, kEven = 2, kSlopes = 1, kTangent1 = 1, kTangent2 = 3;
@@ -70,14 +70,11 @@ struct Forward {
       device::sync_block(Barrier::kFirstLayer);
       return tile.panel(kOdd);
     }
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      Jets jets;
-      activate(p.activation, p.beta, z[n], jets);
-      tile.put(tile.panel(kOdd), n, jets.value);
-      if (p.exact) tile.put(tile.panel(kSlopes), n, jets.slope);
-    }
-    device::sync_block(Barrier::kFirstLayer);
+    activate_all(p.activation, p.beta, z, [&](int n, const Jets& jets) {
+      tile.put_factor(tile.panel(kOdd), n, jets.value);
+      if (p.exact) tile.put_factor(tile.panel(kSlopes), n, jets.slope);
+    });
+    T::sync_factors(Barrier::kFirstLayer);
     tile.hidden_layer(1, tile.panel(kOdd), z);
     float q[NT][4];
     T::clear(q);
@@ -90,14 +87,11 @@ struct Forward {
   // Activates the last hidden layer; divergence = sum of slopes times q.
   JKOFLOW_DEVICE static void top_layer(const T& tile, const float (&z)[NT][4], const float (&q)[NT][4], float* panel) {
     float divergence[NT][2];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      Jets jets;
-      activate(tile.p.activation, tile.p.beta, z[n], jets);
+    activate_all(tile.p.activation, tile.p.beta, z, [&](int n, const Jets& jets) {
       tile.put(panel, n, jets.value);
       divergence[n][0] = jets.slope[0] * q[n][0] + jets.slope[2] * q[n][2];
       divergence[n][1] = jets.slope[1] * q[n][1] + jets.slope[3] * q[n][3];
-    }
+    });
     if (tile.p.exact) tile.reduce_divergence(divergence);
   }
 
@@ -124,13 +118,10 @@ struct Forward {
   }
 
   JKOFLOW_DEVICE static void keep_layer(const T& tile, const float (&z)[NT][4], int layer, float* panel) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      Jets jets;
-      activate(tile.p.activation, tile.p.beta, z[n], jets);
+    activate_all(tile.p.activation, tile.p.beta, z, [&](int n, const Jets& jets) {
       tile.put(panel, n, jets.value);
       tile.keep(layer, n, jets.slope);
-    }
+    });
   }
 
   // a_1, u_1 = s_1 a_1, a_2 = W_2 u_1, ... up to the last hidden layer; adds w . u.

@@ -9,37 +9,37 @@
 namespace jkoflow::cuda {
 
 // The shape that the architecture at hand is compiled with.
-template <Task T, int H, bool kTangents>
+template <Task T, int H, Precision P, bool kTangents>
 struct ShapeHere {
-  static constexpr Shape kShape = shape_of(JKOFLOW_ARCHITECTURE, T, H, kTangents);
+  static constexpr Shape kShape = shape_of(JKOFLOW_ARCHITECTURE, T, H, P, kTangents);
   static constexpr int kFragments = kShape.fragments, kSmall = kShape.small, kBlocks = kShape.blocks;
 };
 
 template <int H, Precision P, bool kTangents>
-JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kForward, H, kTangents>::kBlocks))
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kForward, H, P, kTangents>::kBlocks))
 forward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  using Here = ShapeHere<Task::kForward, H, kTangents>;
+  using Here = ShapeHere<Task::kForward, H, P, kTangents>;
   run_forward<H, P, Here::kFragments, Here::kSmall, kTangents>(p);
 }
 
 template <int H, Precision P, bool kTangents>
-JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kBackward, H, kTangents>::kBlocks))
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kBackward, H, P, kTangents>::kBlocks))
 backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  using Here = ShapeHere<Task::kBackward, H, kTangents>;
+  using Here = ShapeHere<Task::kBackward, H, P, kTangents>;
   run_backward<H, P, Here::kFragments, Here::kSmall, kTangents>(p);
 }
 
 template <int H, Precision P, bool kTangents>
-JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveForward, H, kTangents>::kBlocks))
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveForward, H, P, kTangents>::kBlocks))
 adaptive_forward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  using Here = ShapeHere<Task::kAdaptiveForward, H, kTangents>;
+  using Here = ShapeHere<Task::kAdaptiveForward, H, P, kTangents>;
   AdaptiveForward<H, P, Here::kFragments, kTangents>(p).run();
 }
 
 template <int H, Precision P, bool kTangents>
-JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveBackward, H, kTangents>::kBlocks))
+JKOFLOW_KERNEL(threads_of(H), (ShapeHere<Task::kAdaptiveBackward, H, P, kTangents>::kBlocks))
 adaptive_backward_kernel(JKOFLOW_KERNEL_PARAMS(Params) p) {
-  using Here = ShapeHere<Task::kAdaptiveBackward, H, kTangents>;
+  using Here = ShapeHere<Task::kAdaptiveBackward, H, P, kTangents>;
   run_adaptive_adjoint<H, P, Here::kFragments, kTangents>(p);
 }
 

@@ -19,6 +19,14 @@ JKOFLOW_HOST_DEVICE constexpr int round_up(int n, int multiple) { return (n + mu
 JKOFLOW_HOST_DEVICE int swizzle(int row) { return ((((row >> 1) & 1) << 1) | ((row ^ (row >> 2)) & 1)) << 3; }
 JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return row * stride + (column ^ swizzle(row)); }
 
+// An operand of warp groups: `rows` samples by columns of units, in blocks of 32 columns, a row of a block being 128
+// bytes whose 16-byte pieces are swizzled by the row, as the hardware expects. Within 8 columns the even ones come first,
+// in the order in which packed weights stand for k.
+JKOFLOW_HOST_DEVICE int operand_index(int row, int column, int rows) {
+  const int piece = ((column & 24) >> 2) | (column & 1), at = (column & 7) >> 1;
+  return (column >> 5) * (rows * 32) + row * 32 + ((piece ^ (row & 7)) << 2) + at;
+}
+
 // Weights (rows a multiple of 16, depth a multiple of 8) are packed by strips of 16 rows. On tensor cores a lane reads
 // the four numbers of its fragment of 16 x 8 as one vector; depth is permuted within 8 so that the other factor is read
 // in pairs: the instruction's k = t and t + 4 stand for columns 2t and 2t + 1. For FMA a strip is [depth / 4][16][4].

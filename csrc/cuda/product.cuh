@@ -23,6 +23,8 @@ JKOFLOW_DEVICE unsigned round_tf32(float v) {
   return device::magnitude(v) <= kLargest ? device::bits(v) + 0x1000u : device::bits(v);
 }
 
+constexpr unsigned kHighPart = 0xffffe000u;  // the bits of a number that TF32 keeps
+
 template <Precision P>
 JKOFLOW_DEVICE void mma(float (&c)[4], const float (&a)[4], float b0, float b1) {
   static_assert(P != Precision::kFp32);
@@ -31,14 +33,13 @@ JKOFLOW_DEVICE void mma(float (&c)[4], const float (&a)[4], float b0, float b1) 
     device::mma_tf32(c, rounded, round_tf32(b0), round_tf32(b1));
   } else {
     // a = high + low to 21 bits and so is b; the product of the low parts is beyond float32.
-    constexpr unsigned kHigh = 0xffffe000u;
     unsigned high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      high[i] = device::bits(a[i]) & kHigh;
+      high[i] = device::bits(a[i]) & kHighPart;
       low[i] = device::bits(a[i] - device::from_bits(high[i]));
     }
-    const unsigned b0_high = device::bits(b0) & kHigh, b1_high = device::bits(b1) & kHigh;
+    const unsigned b0_high = device::bits(b0) & kHighPart, b1_high = device::bits(b1) & kHighPart;
     device::mma_tf32(c, low, b0_high, b1_high);
     device::mma_tf32(c, high, device::bits(b0 - device::from_bits(b0_high)),
                      device::bits(b1 - device::from_bits(b1_high)));
@@ -89,6 +90,46 @@ JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int step
   }
 }
 
+// The same by warp groups, in 3xTF32: the operand's planes of 8 NT rows by H columns are its high and its low parts (the
+// high part being the number itself, of which the tensor cores ignore the lower 13 bits).
+template <int H, int NT>
+JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, const float* operand) {
+  constexpr int kGroup = 4, kGroups = H / 8 / kGroup;  // steps whose weights are loaded while those before are used
+  constexpr device::Operand kLow = 8 * NT * H / 4, kBlock = 8 * NT * 32 / 4, kStep = 2;  // in pieces of 16 bytes
+  const float* fragment = weights + Lane().index * 4;
+  const device::Operand high_plane = device::operand(operand);
+  float4 w[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) w[i] = device::load4_constant(fragment + i * 128);
+#pragma unroll 1
+  for (int group = 0; group < kGroups; ++group) {
+    // Both parts in registers of their own: those of w are loaded anew before the products are done.
+    unsigned high[kGroup][4], low[kGroup][4];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      const float a[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        high[i][j] = device::bits(a[j]) & kHighPart;
+        low[i][j] = device::bits(a[j] - device::from_bits(high[i][j]));
+      }
+    }
+    device::begin_products();
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      const device::Operand b = high_plane + group * kBlock + i * kStep;
+      device::warp_group_tf32(acc, low[i], b);
+      device::warp_group_tf32(acc, high[i], b + kLow);
+      device::warp_group_tf32(acc, high[i], b);
+    }
+    device::end_products();
+    const float* next = fragment + (group + 1 < kGroups ? group + 1 : 0) * kGroup * 128;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) w[i] = device::load4_constant(next + i * 128);
+    device::wait_for_products();
+  }
+}
+
 // The same for 8 samples and an even number of steps, in two chains, since one alone waits for each result.
 template <Precision P>
 JKOFLOW_DEVICE void multiply_chained(float (&acc)[4], const float* weights, int steps, const float* x, int stride) {
@@ -129,12 +170,18 @@ struct Left {
   int stride, first;
 };
 
-// 8 columns from `column` on, as fragment of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2.
-template <Precision P, int NT>
-JKOFLOW_DEVICE void outer_fragment(float (&c)[4], const Left<NT>& left, const float* right, int stride, int column) {
+// 8 columns from `column` on, as fragment of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2. With kOperand
+// the right factor is an operand of 8 NT rows, else a panel.
+template <Precision P, int NT, bool kOperand = false>
+JKOFLOW_DEVICE void outer_fragment(float (&c)[4], const Left<NT>& left, const float* right, int panel_stride,
+                                   int column) {
   const Lane lane;
-  const float* even = right + 2 * lane.t * stride + ((column ^ swizzle(2 * lane.t)) + lane.g);
-  const float* odd = right + (2 * lane.t + 1) * stride + ((column ^ swizzle(2 * lane.t + 1)) + lane.g);
+  const int stride = kOperand ? 32 : panel_stride;
+  const auto at = [&](int row) {
+    return right + (kOperand ? operand_index(row, column + lane.g, 8 * NT)
+                             : row * stride + ((column ^ swizzle(row)) + lane.g));
+  };
+  const float *even = at(2 * lane.t), *odd = at(2 * lane.t + 1);
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
     const float a[4] = {left.fragments[n][0], left.fragments[n][2], left.fragments[n][1], left.fragments[n][3]};
@@ -165,7 +212,7 @@ JKOFLOW_DEVICE void outer_block(float (&c)[8][4], const Left<NT>& left, const fl
 
 // Adds the product to sums in memory, `sums` being the first of the 16 rows. Every element has one lane that adds to
 // it.
-template <Precision P, int NT>
+template <Precision P, int NT, bool kOperand = false>
 JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const Left<NT>& left, const float* right,
                               int stride) {
   const Lane lane;
@@ -184,7 +231,7 @@ JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const L
   } else {
     for (int column = 0; column < columns; column += 8) {
       float c[4] = {};
-      outer_fragment<P, NT>(c, left, right, stride, column);
+      outer_fragment<P, NT, kOperand>(c, left, right, stride, column);
       float* out = sums + lane.g * sums_stride + column + 2 * lane.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -213,10 +260,10 @@ class HiddenSums {
   }
 
   // `memory`: the warp's rows of the thread block's partial gradient.
-  template <int NT>
+  template <bool kOperand, int NT>
   JKOFLOW_DEVICE void add(float* memory, const Left<NT>& left, const float* right) {
     if constexpr (!kInRegisters) {
-      add_outer<P, NT>(memory, H, H, left, right, H);
+      add_outer<P, NT, kOperand>(memory, H, H, left, right, H);
     } else if constexpr (P == Precision::kFp32) {
       const Lane lane;
 #pragma unroll
@@ -228,7 +275,7 @@ class HiddenSums {
 #pragma unroll
       for (int i = 0; i < kFragments; ++i) {
         float c[4] = {};
-        outer_fragment<P, NT>(c, left, right, H, 8 * i);
+        outer_fragment<P, NT, kOperand>(c, left, right, H, 8 * i);
         // Added outside the tensor core, which truncates: long sums would drift.
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums_[i][j] += c[j];

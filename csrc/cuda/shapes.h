@@ -1,6 +1,8 @@
 // Which kernels there are and what tiles they carry: data that the kernels are compiled with and the host plans with.
 #pragma once
 
+#include "precision.h"
+
 namespace jkoflow::cuda {
 
 // kBackward: the adjoint, and the loss with its gradient.
@@ -21,43 +23,54 @@ struct Shape {
 };
 
 struct Shapes {
-  int architecture;        // the oldest one that is compiled with these: 80 is compute capability 8.0
   Shape kernels[4][3][2];  // [task][width][tangents]
 };
 
-// Ascending; an architecture takes the last row that is not newer. With a row {90, ...} the H100's kernels have tiles
-// of their own: kernels and plans follow, those of older GPUs stay.
-constexpr Shapes kShapes[] = {
-    // What 128 registers and 99 KB of shared memory allow; in the adjoint up to H = 128 half of 255 registers hold
-    // gradients, and tangents have no registers for a second kind of tiles.
-    {80,
-     {{{{5, 2, 4}, {4, 2, 4}},     // forward, H = 64: closed form, tangents
-       {{5, 2, 2}, {4, 2, 2}},     // H = 128
-       {{2, 1, 1}, {2, 1, 1}}},    // H = 256
-      {{{4, 2, 2}, {2, 2, 2}},     // backward, the same
-       {{4, 2, 1}, {2, 2, 1}},     //
-       {{2, 1, 1}, {1, 1, 1}}},    //
-      {{{4, 4, 4}, {4, 4, 4}},     // adaptive steps: one kind of tiles, of at most 32 samples
-       {{4, 4, 2}, {4, 4, 2}},     //
-       {{2, 2, 1}, {2, 2, 1}}},    //
-      {{{4, 4, 2}, {2, 2, 2}},     // their adjoint
-       {{4, 4, 1}, {2, 2, 1}},     //
-       {{2, 2, 1}, {1, 1, 1}}}}},  //
-};
+// What 128 registers and 99 KB of shared memory allow; in the adjoint up to H = 128 half of 255 registers hold
+// gradients, and tangents have no registers for a second kind of tiles.
+constexpr Shapes kShapes = {{{{{5, 2, 4}, {4, 2, 4}},    // forward, H = 64: closed form, tangents
+                              {{5, 2, 2}, {4, 2, 2}},    // H = 128
+                              {{2, 1, 1}, {2, 1, 1}}},   // H = 256
+                             {{{4, 2, 2}, {2, 2, 2}},    // backward, the same
+                              {{4, 2, 1}, {2, 2, 1}},    //
+                              {{2, 1, 1}, {1, 1, 1}}},   //
+                             {{{4, 4, 4}, {4, 4, 4}},    // adaptive steps: one kind of tiles, of at most 32 samples
+                              {{4, 4, 2}, {4, 4, 2}},    //
+                              {{2, 2, 1}, {2, 2, 1}}},   //
+                             {{{4, 4, 2}, {2, 2, 2}},    // their adjoint
+                              {{4, 4, 1}, {2, 2, 1}},    //
+                              {{2, 2, 1}, {1, 1, 1}}}}};
 
-constexpr Shape shape_of(int architecture, Task task, int H, bool tangents) {
-  int row = 0, width = 0;
-  for (int i = 1; i < static_cast<int>(sizeof kShapes / sizeof *kShapes); ++i) {
-    if (kShapes[i].architecture <= architecture) row = i;
-  }
+// With warp groups: what 227 KB allow, with room for long inputs.
+constexpr Shape kWarpGroupShapes[4][3] = {{{4, 2, 4}, {5, 2, 2}, {4, 2, 1}},   // [task][width]
+                                          {{4, 2, 2}, {5, 2, 1}, {2, 1, 1}},   //
+                                          {{4, 4, 4}, {4, 4, 2}, {2, 2, 1}},   //
+                                          {{4, 4, 2}, {4, 4, 1}, {2, 2, 1}}};  //
+
+// Products between hidden layers by warp groups, four warps whose tensor cores read the right factor from shared memory
+// themselves (wgmma): it is kept there as an operand (layout.h), split into two planes. Compute capability 9.0 alone has
+// the instructions, and only code for sm_90a.
+constexpr int kWarpGroupArchitecture = 90;
+constexpr bool with_warp_groups(int architecture, Precision precision, bool tangents) {
+  return architecture == kWarpGroupArchitecture && precision == Precision::kTf32x3 && !tangents;
+}
+
+constexpr Shape shape_of(int architecture, Task task, int H, Precision precision, bool tangents) {
+  int width = 0;
   while (kWidths[width] != H) ++width;
-  return kShapes[row].kernels[static_cast<int>(task)][width][tangents];
+  return with_warp_groups(architecture, precision, tangents)
+             ? kWarpGroupShapes[static_cast<int>(task)][width]
+             : kShapes.kernels[static_cast<int>(task)][width][tangents];
 }
 
 // Of a thread block: a warp owns 16 units of a hidden layer.
 constexpr int threads_of(int H) { return 2 * H; }
 
-// Panels of tile x H floats at the start of shared memory.
+// Panels at the start of shared memory, and how many times tile x H floats they take: an operand has a second plane,
+// which the last panel of the forward kernel can do without.
 constexpr int panels_of(Task task, bool tangents) { return (is_adjoint(task) ? 4 : 3) + tangents; }
+constexpr int planes_of(Task task, bool tangents, bool warp_groups) {
+  return warp_groups ? 2 * panels_of(task, tangents) - !is_adjoint(task) : panels_of(task, tangents);
+}
 
 }  // namespace jkoflow::cuda

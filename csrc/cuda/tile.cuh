@@ -11,6 +11,7 @@
 #include "activation.cuh"
 #include "params.h"
 #include "product.cuh"
+#include "shapes.h"
 
 namespace jkoflow::cuda {
 
@@ -19,9 +20,10 @@ JKOFLOW_DEVICE long long first_sample(const Params& p, int tile) {
   return device::block() * p.share + static_cast<long long>(tile) * p.tile;
 }
 
-template <int H, Precision P, int NT>
+template <int H, Precision P, int NT, bool kTangents>
 struct Tile {
   static constexpr int kSamples = 8 * NT, kWarps = H / 16, kThreads = 32 * kWarps, kSteps = H / 8;
+  static constexpr bool kWarpGroups = with_warp_groups(JKOFLOW_ARCHITECTURE, P, kTangents);
   static_assert(kSamples <= kThreads);  // a thread for each sample
   // The first and the last layer see positions, whose rounding to TF32 would cost more than the time it saves.
   static constexpr Precision kNarrow = P == Precision::kTf32 ? Precision::kTf32x3 : P;
@@ -47,7 +49,7 @@ struct Tile {
 
   // ---- Buffers
 
-  JKOFLOW_DEVICE float* panel(int i) const { return shared + i * kSamples * H; }
+  JKOFLOW_DEVICE float* panel(int i) const { return shared + (kWarpGroups ? 2 : 1) * i * kSamples * H; }
   JKOFLOW_DEVICE float* input() const { return shared + p.layout.input; }
   JKOFLOW_DEVICE float* at(Place place) const { return (place.in_shared ? shared : scratch) + place.offset; }
   JKOFLOW_DEVICE float* stage(int s) const { return at(p.layout.stages) + s * kSamples * p.dim; }
@@ -60,6 +62,24 @@ struct Tile {
   JKOFLOW_DEVICE void put(float* panel, int n, const float (&values)[4]) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) panel[element(n, j)] = values[j];
+  }
+
+  // What products between hidden layers read: an operand with warp groups, else a panel.
+  JKOFLOW_DEVICE int factor_element(int n, int j) const {
+    return kWarpGroups ? operand_index(sample(n, j), unit(j), kSamples) : element(n, j);
+  }
+  JKOFLOW_DEVICE void put_factor(float* factor, int n, const float (&values)[4]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float* to = factor + factor_element(n, j);
+      *to = values[j];
+      if (kWarpGroups) to[kSamples * H] = values[j] - device::from_bits(device::bits(values[j]) & kHighPart);
+    }
+  }
+  // A barrier behind which factors are complete.
+  JKOFLOW_DEVICE static void sync_factors(Barrier barrier) {
+    if (kWarpGroups) device::publish_operands();
+    device::sync_block(barrier);
   }
 
   // Slots hold a fragment of each thread, for this thread alone.
@@ -158,15 +178,19 @@ struct Tile {
     }
   }
 
-  // Pre-activations of hidden layer `layer` (1 is the second) from the panel of the one before.
-  JKOFLOW_DEVICE void hidden_layer(int layer, const float* panel, float (&z)[NT][4]) const {
+  // Pre-activations of hidden layer `layer` (1 is the second) from the one before.
+  JKOFLOW_DEVICE void hidden_layer(int layer, const float* factor, float (&z)[NT][4]) const {
     set_units(z, p.packed.bias[layer - 1][row], p.packed.bias[layer - 1][row + 8]);
-    multiply_hidden(p.packed.hidden[layer - 1], panel, z);
+    multiply_hidden(p.packed.hidden[layer - 1], factor, z);
   }
 
-  // acc += the warp's rows of an (H, H) matrix by a panel.
-  JKOFLOW_DEVICE void multiply_hidden(const float* weights, const float* panel, float (&acc)[NT][4]) const {
-    multiply<P, NT>(acc, weights + warp * 16 * H, kSteps, panel, H);
+  // acc += the warp's rows of an (H, H) matrix by a factor.
+  JKOFLOW_DEVICE void multiply_hidden(const float* weights, const float* factor, float (&acc)[NT][4]) const {
+    if constexpr (kWarpGroups) {
+      multiply_operand<H, NT>(acc, weights + warp * 16 * H, factor);
+    } else {
+      multiply<P, NT>(acc, weights + warp * 16 * H, kSteps, factor, H);
+    }
   }
 
   // The last layer: write(sample, feature, velocity) once for each, by the thread that has it.

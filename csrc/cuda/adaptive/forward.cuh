@@ -10,7 +10,7 @@ namespace jkoflow::cuda {
 template <int H, Precision P, int NT, bool kTangents>
 struct AdaptiveForward {
   using Layers = Forward<H, P, NT, kTangents>;
-  using T = Tile<H, P, NT>;
+  using T = Tile<H, P, NT, kTangents>;
 
   const T tile;
   const Params& p;

@@ -21,32 +21,35 @@ struct OuterLayersAdjoint : BackwardSums<H, P, NT, kTangents> {
     return divergence_weight * tile.shared[p.layout.logdet_bar + tile.sample(n, j)];
   }
 
-  JKOFLOW_DEVICE void put_values(const float (&z)[NT][4], float* panel) const {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      Jets jets;
-      activate(p.activation, p.beta, z[n], jets);
-      tile.put(panel, n, jets.value);
-    }
+  // The activations of z: what the next hidden layer reads, or a panel.
+  JKOFLOW_DEVICE void put_values(const float (&z)[NT][4], float* to, bool factor) const {
+    activate_all(p.activation, p.beta, z, [&](int n, const Jets& jets) {
+      if (factor) {
+        tile.put_factor(to, n, jets.value);
+      } else {
+        tile.put(to, n, jets.value);
+      }
+    });
   }
 
   JKOFLOW_DEVICE void put_all(const float (&v)[NT][4], float* panel) const {
 #pragma unroll
     for (int n = 0; n < NT; ++n) tile.put(panel, n, v[n]);
   }
+  JKOFLOW_DEVICE void put_factors(const float (&v)[NT][4], float* factor) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) tile.put_factor(factor, n, v[n]);
+  }
 
   // dW_last^T += h v_bar^T for the last hidden layer at z, by way of a panel that is free; then W_last^T v_bar.
   JKOFLOW_DEVICE void last_layer_adjoint(const float (&z)[NT][4], float* panel, float (&value_bar)[NT][4]) {
     if (p.want_parameters) {
       float h[NT][4];
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        Jets jets;
-        activate(p.activation, p.beta, z[n], jets);
+      activate_all(p.activation, p.beta, z, [&](int n, const Jets& jets) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) h[n][j] = jets.value[j];
         if (P == Precision::kFp32) tile.put(panel, n, jets.value);
-      }
+      });
       sync_left();
       add_last(left(h, panel), cotangent(), p.layout.cotangent_stride);
       sync_left();

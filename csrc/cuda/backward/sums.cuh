@@ -16,7 +16,7 @@ struct KeptSums {
 
 template <int H, Precision P, int NT, bool kTangents>
 struct BackwardSums {
-  using T = Tile<H, P, NT>;
+  using T = Tile<H, P, NT, kTangents>;
   static constexpr Precision kNarrow = T::kNarrow;
 
   T tile;
@@ -51,7 +51,7 @@ struct BackwardSums {
     if (!p.want_parameters) return;
     float* memory = nullptr;
     if constexpr (!HiddenSums<H, P>::kInRegisters) memory = partial() + p.gradient.hidden[i] + 16 * tile.warp * H;
-    kept.hidden[i].add(memory, left, right);
+    kept.hidden[i].template add<T::kWarpGroups>(memory, left, right);
   }
   JKOFLOW_DEVICE void sync_left() const {
     if constexpr (P == Precision::kFp32) device::sync_warp();

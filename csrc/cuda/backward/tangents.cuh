@@ -24,13 +24,13 @@ struct StageAdjoint<H, P, NT, true> : OuterLayersAdjoint<H, P, NT, true> {
     tile.first_layer(z, nullptr);
     keep_layer(slots, 0, z);
     if (p.layers > 1) {
-      put_values(z, tile.panel(kFirst));
+      put_values(z, tile.panel(kFirst), true);
       device::sync_block(Barrier::kFirstLayer);
       tile.hidden_layer(1, tile.panel(kFirst), z);
       keep_layer(slots, 1, z);
     }
     if (p.layers > 2) {
-      put_values(z, tile.panel(kSecond));
+      put_values(z, tile.panel(kSecond), true);
       device::sync_block(Barrier::kSecondLayer);
       tile.hidden_layer(2, tile.panel(kSecond), z);
       keep_layer(slots, 2, z);
@@ -66,14 +66,11 @@ struct StageAdjoint<H, P, NT, true> : OuterLayersAdjoint<H, P, NT, true> {
   // Keeps sigma' and sigma'' of a layer and starts the cotangent of sigma'.
   JKOFLOW_DEVICE void keep_layer(const AdjointSlots& slots, int layer, const float (&z)[NT][4]) const {
     const float zero[4] = {};
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      Jets jets;
-      activate(p.activation, p.beta, z[n], jets);
+    activate_all(p.activation, p.beta, z, [&](int n, const Jets& jets) {
       tile.keep(slots.slope(layer), n, jets.slope);
       tile.keep(slots.curvature(layer), n, jets.curvature);
       tile.keep(slots.slope_bar(layer), n, zero);
-    }
+    });
   }
 
   // z_bar = s (value_bar) + sigma'' (slope_bar), where z holds value_bar.

@@ -138,18 +138,18 @@ struct TileAdjoint : StageAdjoint<H, P, NT, kTangents> {
   JKOFLOW_DEVICE const float* layer_values(int stage) const {
     float z[NT][4];
     tile.first_layer(z, tile.stage(stage));
-    put_values(z, tile.panel(kOdd));
-    device::sync_block(Barrier::kFirstLayer);
+    put_values(z, tile.panel(kOdd), p.layers > 1);
+    T::sync_factors(Barrier::kFirstLayer);
     int top = kOdd;
     if (p.layers > 1) {
       tile.hidden_layer(1, tile.panel(kOdd), z);
-      put_values(z, tile.panel(kEven));
+      put_values(z, tile.panel(kEven), false);
       device::sync_block(Barrier::kSecondLayer);
       top = kEven;
     }
     if (kTangents && p.layers > 2) {
       tile.hidden_layer(2, tile.panel(kEven), z);
-      put_values(z, tile.panel(kOdd));
+      put_values(z, tile.panel(kOdd), false);
       device::sync_block(Barrier::kTopLayer);
       top = kOdd;
     }
