@@ -144,6 +144,14 @@ def test_dimensions(emulation, monkeypatch, dim):
         check(emulation, monkeypatch, network, 9, "loss", precision, method="midpoint", num_steps=2)
 
 
+@pytest.mark.parametrize("precision", ["tf32x3", "fp32"])
+@pytest.mark.parametrize("hidden", [(64, 64), (64, 64, 64)])
+def test_narrow_sums_with_room_between_their_rows(emulation, monkeypatch, hidden, precision):
+    """With time and bias 16 columns, which lie 24 apart; and no unit is padding."""
+    network = {"dim": 14, "hidden": hidden, "linear": True}
+    check(emulation, monkeypatch, network, 9, "backward", precision, method="euler", num_steps=1)
+
+
 @pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("hidden", [(30,), (30, 20), (10, 20, 30)])
 def test_activations(emulation, monkeypatch, activation, hidden):
