@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "adaptive/lane.h"
 #include "layout.h"
@@ -141,15 +142,15 @@ std::string unsupported(const Problem& p, Precision precision) {
     if (p.width[l] > 256) return "have hidden layers of up to 256 units, the velocity has one of " + text(p.width[l]);
   }
   if (p.dim > 128) return "take up to 128 features, x has " + text(p.dim);
-  size_t most = 0;
-  for (const Shapes& shapes : kShapes) {
+  for (const auto& [architecture, limit] : {std::pair{0, kLeastShared}, std::pair{kWarpGroupArchitecture, kGroupShared}}) {
+    size_t most = 0;
     for (const Task task : {Task::kForward, Task::kBackward}) {
-      most = std::max(most, narrowest(p, precision, task, shapes.architecture, kLeastShared).shared_bytes());
+      most = std::max(most, narrowest(p, precision, task, architecture, limit).shared_bytes());
     }
-  }
-  if (most > kLeastShared) {
-    return "have " + text(kLeastShared) + " bytes of shared memory, " + text(p.context_dim) +
-           " context variables would take it to " + text(static_cast<long long>(most));
+    if (most > limit) {
+      return "have " + text(limit) + " bytes of shared memory, " + text(p.context_dim) +
+             " context variables would take it to " + text(static_cast<long long>(most));
+    }
   }
   return "";
 }

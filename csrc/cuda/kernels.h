@@ -35,4 +35,10 @@ extern const KernelOf<PrepareParams> kPrepareKernel;
 extern const KernelOf<ReduceParams> kReduceKernel;
 extern const KernelOf<FinishParams> kFinishKernel;
 
+// By its most threads a kernel that is never run tells what the kernels which run on a GPU are compiled for.
+struct NoParams {};
+extern const KernelOf<NoParams> kArchitectureKernel;
+constexpr int threads_that_tell(int architecture) { return 32 * (architecture / 10); }
+constexpr int architecture_told_by(int threads) { return threads / 32 * 10; }
+
 }  // namespace jkoflow::cuda

@@ -81,7 +81,8 @@ Gpu gpu() {
   Gpu gpu = gpu_of(device);
   load(kReduceKernel);
   load(kFinishKernel);
-  gpu.architecture = load(kPrepareKernel).ptxVersion;
+  load(kPrepareKernel);
+  gpu.architecture = architecture_told_by(load(kArchitectureKernel).maxThreadsPerBlock);
   gpu_cache[device] = gpu;
   return gpu;
 }

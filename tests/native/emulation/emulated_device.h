@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "barriers.h"
 #include "emulator.h"
@@ -11,7 +12,9 @@
 #define JKOFLOW_DEVICE inline __attribute__((always_inline))
 #define JKOFLOW_KERNEL(threads, blocks) void
 #define JKOFLOW_KERNEL_PARAMS(Type) const Type
+#ifndef JKOFLOW_ARCHITECTURE
 #define JKOFLOW_ARCHITECTURE 80  // runtime.cpp plans for it
+#endif
 
 struct alignas(8) float2 {
   float x, y;
@@ -72,6 +75,55 @@ inline float4 load4_constant(const float* from) { return load4(from); }
 
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::mma_tf32(c, a, b0, b1);
+}
+
+// ---- Warp groups. A product is computed when it is waited for, if its group has ended by then: until then its sums are
+// what they were. Its operand is read then, too, by the address swizzle of the hardware: the 16-byte pieces of a line of
+// 128 bytes by the line's place among 8. (That a thread has published what it wrote is not checked.)
+
+using Operand = uint64_t;  // in pieces of 16 bytes, from the start of shared memory
+inline Operand operand(const float* at) {
+  const auto offset = reinterpret_cast<const char*>(at) - reinterpret_cast<const char*>(emulator::shared());
+  if (offset % 1024 != 0) emulator::fail("misaligned operand");
+  return static_cast<Operand>(offset) / 16;
+}
+
+struct Product {
+  float* c;
+  uint32_t a[4];
+  Operand b;
+  int fragments;
+  bool ended;
+};
+inline std::vector<Product>& products() {
+  static std::vector<Product> of_thread[1024];
+  return of_thread[emulator::thread()];
+}
+
+inline void publish_operands() {}
+inline void begin_products() {}
+inline void end_products() {
+  for (Product& product : products()) product.ended = true;
+}
+inline void wait_for_products() {
+  const int lane = emulator::thread() % 32, g = lane / 4, t = lane % 4;
+  for (const Product& product : products()) {
+    if (!product.ended) emulator::fail("products are waited for that have not ended");
+    const auto element = [&](int row, int k) {
+      const uint64_t linear = 16 * product.b + 128 * row + 4 * k, address = linear ^ (linear >> 7 & 7) << 4;
+      return bits(*reinterpret_cast<const float*>(reinterpret_cast<const char*>(emulator::shared()) + address));
+    };
+    for (int n = 0; n < product.fragments; ++n) {
+      float(&c)[4] = reinterpret_cast<float(&)[4]>(product.c[4 * n]);
+      mma_tf32(c, product.a, element(8 * n + g, t), element(8 * n + g, t + 4));
+    }
+  }
+  products().clear();
+}
+
+template <int NT>
+void warp_group_tf32(float (&c)[NT][4], const uint32_t (&a)[4], Operand b) {
+  products().push_back({&c[0][0], {a[0], a[1], a[2], a[3]}, b, NT, false});
 }
 
 }  // namespace jkoflow::cuda::device
