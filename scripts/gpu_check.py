@@ -18,13 +18,13 @@ the next one runs all the same:
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
 of every stage its result, seconds and the end of its output; profile.json, train.json and bench.json hold the figures,
-and bench.md and bench.png show the last; log.txt takes all output as it comes. A table comes last. A stage whose time is
-up is interrupted, so that it can say what it has, and then killed.
+and bench.md and bench.png show the last; log.txt takes all output as it comes. A table comes last. A stage whose time
+is up is interrupted, so that it can say what it has, and then killed.
 
 It needs python3 (3.11 or newer) with its headers, torch for CUDA, numpy, safetensors, pytest and pybind11, for the
-benchmark typer, pandas and matplotlib, too; and cmake, ninja and nvcc, on PATH, beside python3 or in CUDA_HOME. Wheels of
-what is missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit where there
-is no repository. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
+benchmark typer, pandas and matplotlib, too; and cmake, ninja and nvcc, on PATH, beside python3 or in CUDA_HOME. Wheels
+of what is missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit where
+there is no repository. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kernels that one machine compiles for another: gpu_check.sh --prebuild 90, and a look whether they fit the sources.
 
 The folder PREBUILT then has an archive of everything but the sources of the Python module, which needs no Python, the
-programs of tests/native/cuda, and a manifest that names the sources and tools. Carried to a machine with a GPU, it saves
-the minutes that compiling the kernels takes there: scripts/gpu_build.py links it. The CMake folder beside it stays where
-it is; after a change only what it touches is compiled again.
+programs of tests/native/cuda, and a manifest that names the sources and tools. Carried to a machine with a GPU, it
+saves the minutes that compiling the kernels takes there: scripts/gpu_build.py links it. The CMake folder beside it
+stays where it is; after a change only what it touches is compiled again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,17 @@ def nvcc_release() -> str | None:
 def make(architecture: str, jobs: int | None) -> None:
     """Builds the archive and the programs for GPUs of one architecture ("90") and puts them into PREBUILT."""
     folder = ROOT / "build" / f"prebuild-{architecture}"
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DJKOFLOW_PYTHON=OFF", "-DJKOFLOW_CUDA=ON"]
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(folder),
+        "-G",
+        "Ninja",
+        "-DJKOFLOW_PYTHON=OFF",
+        "-DJKOFLOW_CUDA=ON",
+    ]
     configure += [*OPTIONS, f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"]
     configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     build = ["cmake", "--build", str(folder), "--target", "jkoflow_kernels", *PROGRAMS]
