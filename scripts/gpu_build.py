@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import gpu_prebuilt
@@ -54,6 +55,8 @@ def build(architecture: str) -> None:
             return
         except subprocess.CalledProcessError as error:
             why = f"the build from elsewhere could not be used ({error.cmd[0]} exited with {error.returncode})"
+        except (OSError, EOFError, zlib.error) as error:
+            why = f"the build from elsewhere could not be used ({error})"
     print(f"{why}: compiling everything", flush=True)
     compiled(architecture)
 
@@ -61,7 +64,7 @@ def build(architecture: str) -> None:
 def linked(architecture: str) -> None:
     """Compiles the sources of the Python module only, and links the archive that was made elsewhere."""
     _stage_programs(gpu_prebuilt.PREBUILT)
-    folder = _configure("linked", architecture, f"-DJKOFLOW_PREBUILT={gpu_prebuilt.ARCHIVE}")
+    folder = _configure("linked", architecture, f"-DJKOFLOW_PREBUILT={gpu_prebuilt.unpack(BUILD)}")
     _run(["cmake", "--build", str(folder), "--target", "_C"])
     _stage_site(folder / MODULE)
 

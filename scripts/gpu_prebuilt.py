@@ -8,6 +8,7 @@ stays where it is; after a change only what it touches is compiled again.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ from typing import Any
 from supervision import ROOT, run_command
 
 PREBUILT = ROOT / "build" / "prebuilt"
-ARCHIVE = PREBUILT / "libjkoflow_kernels.a"
+ARCHIVE = "libjkoflow_kernels.a"
+"""Name of the archive; in PREBUILT it is compressed, to a fifth of what the compiler leaves."""
+PACKED = PREBUILT / f"{ARCHIVE}.gz"
 PROGRAMS = ("mma_layout", "faulty")
 OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CUDA_FLAGS=-lineinfo", "-DJKOFLOW_WIDE_ISAS=avx512")
 """What every build for a check is configured with: -lineinfo, which leaves the code as it is, is for compute-sanitizer
@@ -76,7 +79,8 @@ def make(architecture: str, jobs: int | None) -> None:
         subprocess.run(command, check=True)
     shutil.rmtree(PREBUILT, ignore_errors=True)
     PREBUILT.mkdir(parents=True)
-    shutil.copy2(folder / ARCHIVE.name, ARCHIVE)
+    with (folder / ARCHIVE).open("rb") as archive, gzip.open(PACKED, "wb", compresslevel=6) as packed:
+        shutil.copyfileobj(archive, packed)
     for program in PROGRAMS:
         shutil.copy2(folder / "tests" / "native" / "cuda" / program, PREBUILT)
     _, compiler = run_command(["c++", "--version"], 30, {})
@@ -85,6 +89,14 @@ def make(architecture: str, jobs: int | None) -> None:
     (PREBUILT / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     size = sum(path.stat().st_size for path in PREBUILT.iterdir()) / 2**20
     print(f"{PREBUILT}: {size:.1f} MiB for compute capability {architecture}, sources {sources[:12]}")
+
+
+def unpack(folder: Path) -> Path:
+    """Unpacks the archive into a folder and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(PACKED, "rb") as packed, (folder / ARCHIVE).open("wb") as archive:
+        shutil.copyfileobj(packed, archive)
+    return folder / ARCHIVE
 
 
 def misfit(architecture: str) -> str | None:
@@ -100,5 +112,5 @@ def misfit(architecture: str) -> str | None:
     theirs, ours = manifest["nvcc"], nvcc_release()
     if ours is None or ours.split(".")[0] != theirs.split(".")[0]:  # the archive needs the CUDA runtime of its release
         return f"the build from elsewhere is by nvcc {theirs}, here is {ours or 'none'}"
-    missing = [name for name in (ARCHIVE.name, *PROGRAMS) if not (PREBUILT / name).is_file()]
+    missing = [name for name in (PACKED.name, *PROGRAMS) if not (PREBUILT / name).is_file()]
     return f"the build from elsewhere lacks {', '.join(missing)}" if missing else None

@@ -132,7 +132,11 @@ def summarise(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
             found = [value for key, value in metrics.items() if re.fullmatch(pattern, key)]
             if found:
                 figures[title] = factor * max(found)
-        stalls = {match[1]: value for key, value in metrics.items() if (match := STALL.fullmatch(key))}
+        stalls = {
+            match[1]: value
+            for key, value in metrics.items()
+            if (match := STALL.fullmatch(key)) and "not_issued" not in key
+        }
         entries.append(
             {
                 "case": CASES[case].name if 0 <= case < len(CASES) else f"case {case}",
