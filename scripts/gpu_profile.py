@@ -151,11 +151,10 @@ def summarise(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
 
 def short_name(name: str) -> str:
     """Returns a kernel's name without namespaces and parameters: ``backward_kernel<128, 1, 0>``."""
-    match = re.search(r"(\w+_kernel)\s*(<[^(]*>)?", name)
+    match = re.search(r"(\w+_kernel)\s*(<.*?>)?\(", name)
     if match is None:
         return name[:60]
-    values = re.sub(r"\([\w:]*(?:\s+\w+)?\)|\w+::", "", (match[2] or ""))  # "<(int)128, (Precision)1>"
-    return match[1] + values
+    return match[1] + re.sub(r"\([^)]*\)", "", match[2] or "")  # the values follow their types: "(int)128"
 
 
 def _number(text: str | None) -> float | None:
