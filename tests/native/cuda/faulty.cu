@@ -1,6 +1,6 @@
-// On a GPU: a kernel that writes beyond its memory, one with a race, and one with a barrier that not all threads come to,
-// to show that compute-sanitizer sees them. Their names have "jkoflow" in them, which is what scripts/gpu_check.py asks it
-// to watch.
+// On a GPU: a kernel that writes beyond its memory, one with a race, and one with a barrier that not all threads come
+// to, to show that compute-sanitizer sees them. Their names have "jkoflow" in them, which is what scripts/gpu_check.py
+// asks it to watch.
 //   compute-sanitizer --tool memcheck ./faulty memory
 //   compute-sanitizer --tool racecheck ./faulty race
 //   compute-sanitizer --tool synccheck ./faulty sync
