@@ -22,7 +22,8 @@ from typing import Any
 
 from supervision import ROOT, run_command
 
-PREBUILT = ROOT / "build" / "prebuilt"
+BUILD = ROOT / "build"
+PREBUILT = BUILD / "prebuilt"
 ARCHIVE = "libjkoflow_kernels.a"
 """Name of the archive; in PREBUILT it is compressed, to a fifth of what the compiler leaves."""
 PACKED = PREBUILT / f"{ARCHIVE}.gz"
@@ -59,7 +60,7 @@ def nvcc_release() -> str | None:
 
 def make(architecture: str, jobs: int | None) -> None:
     """Builds the archive and the programs for GPUs of one architecture ("90") and puts them into PREBUILT."""
-    folder = ROOT / "build" / f"prebuild-{architecture}"
+    folder = BUILD / f"prebuild-{architecture}"
     configure = [
         "cmake",
         "-S",

@@ -66,7 +66,8 @@ class Watch(Silent):
     def figures(self, batch: int) -> dict[str, Any]:
         """Returns what was found, each for one iteration."""
         averages = self.profiler.key_averages()
-        device = [event for event in averages if event.device_type == torch.autograd.DeviceType.CUDA]
+        # names that PyTorch gives to parts of the program span the kernels within
+        device = [event for event in averages if event.device_type.name == "CUDA" and not event.is_user_annotation]
         calls = {event.key: event.count / self.profiled for event in averages if event.key.startswith(("cuda", "cu"))}
         busy = sum(event.self_device_time_total for event in device) / self.profiled
         elapsed = 1e6 * self.seconds / self.timed

@@ -222,6 +222,30 @@ def elsewhere(script, tmp_path, monkeypatch):
     return SimpleNamespace(prebuilt=prebuilt, build=build, folder=folder, manifest=manifest, asked=asked, header=header)
 
 
+def test_what_is_made_here_fits_elsewhere(elsewhere, tmp_path, monkeypatch, capsys):
+    prebuilt, asked = elsewhere.prebuilt, []
+
+    def run(command, check):
+        asked.append(command)
+        folder = Path(command[command.index("-B" if "-B" in command else "--build") + 1])
+        (folder / "tests" / "native" / "cuda").mkdir(parents=True, exist_ok=True)
+        (folder / prebuilt.ARCHIVE).write_text("other kernels")
+        for name in prebuilt.PROGRAMS:
+            (folder / "tests" / "native" / "cuda" / name).write_text("a program")
+
+    monkeypatch.setattr(prebuilt.subprocess, "run", run)
+    digest = prebuilt.native_digest()
+    monkeypatch.setattr(prebuilt, "native_digest", lambda: digest)
+    monkeypatch.setattr(prebuilt, "BUILD", tmp_path)
+    prebuilt.make("90", 2)
+    configure, build = asked
+    assert "-DJKOFLOW_PYTHON=OFF" in configure
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90-real" in configure
+    assert build[-5:] == ["jkoflow_kernels", *prebuilt.PROGRAMS, "--parallel", "2"]
+    assert prebuilt.misfit("90") is None
+    assert prebuilt.unpack(tmp_path / "there").read_text() == "other kernels"
+
+
 def test_a_build_from_elsewhere_is_linked(elsewhere, tmp_path, capsys):
     assert elsewhere.prebuilt.misfit("90") is None
     elsewhere.build.build("90")
