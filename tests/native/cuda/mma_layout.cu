@@ -50,9 +50,10 @@ __global__ void check_kernel(Results* results) {
   if (lane.index == 0) results->rounded = rounded[0], results->nan = nan[0];
 
   for (int i = lane.index; i < kPoints; i += 32) {
-    results->activations[0][i] = cuda::DeviceMath::tanh(point(i));
-    results->activations[1][i] = cuda::DeviceMath::sigmoid(point(i));
-    results->activations[2][i] = cuda::DeviceMath::softplus(point(i));
+    results->activations[0][i] = cuda::DeviceMath::bend(point(i)).value;
+    results->activations[1][i] = cuda::DeviceMath::gate(point(i)).open;
+    const float beyond = point(i) > 0 ? point(i) : 0.0f;
+    results->activations[2][i] = beyond + cuda::DeviceMath::soft_step(point(i)).tail;
   }
 }
 
