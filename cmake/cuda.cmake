@@ -1,7 +1,7 @@
 # Whether the CUDA kernels are built, and for which GPUs. The GPU of this machine plays no part in it: a build machine
 # often has none, or another one than the user's.
 
-set(JKOFLOW_CUDA_DEFAULT_ARCHITECTURES 80-real 90-real 90-virtual)  # the PTX serves GPUs that are newer than both
+set(JKOFLOW_CUDA_DEFAULT_ARCHITECTURES 80-real 90a-real 90-virtual)  # the PTX serves GPUs that are newer than both
 
 # CMake's names for what TORCH_CUDA_ARCH_LIST says in PyTorch's ("8.0;9.0+PTX"); GPUs before 8.0 are left out, since they
 # lack the instructions.
@@ -42,6 +42,10 @@ function(jkoflow_cuda_architectures output)
   else()
     set(architectures "${JKOFLOW_CUDA_DEFAULT_ARCHITECTURES}")
   endif()
+  # Machine code for 9.0 is always for sm_90a, which has the instructions for warp groups (csrc/cuda/shapes.h).
+  list(TRANSFORM architectures REPLACE "^90-real$" "90a-real")
+  list(TRANSFORM architectures REPLACE "^90$" "90a-real;90-virtual")
+  list(REMOVE_DUPLICATES architectures)
   set(${output} "${architectures}" PARENT_SCOPE)
 endfunction()
 

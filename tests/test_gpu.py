@@ -58,10 +58,10 @@ NETWORKS = {
 def _float32_products():
     """PyTorch's own products in float32: the peer of the comparisons."""
     torch.manual_seed(0)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.set_float32_matmul_precision(before)
 
 
 def case(network, batch, dtype=torch.float32, device="cuda"):

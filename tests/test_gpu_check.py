@@ -1,6 +1,6 @@
 """scripts/gpu_check.py without a GPU: stages that pass, fail, hang and are not run, its report and its table."""
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -31,7 +30,7 @@ case "$1" in --query-gpu=*) echo "NVIDIA Test GPU, 580.1, 9.0, 81559 MiB, 1980 M
 def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     yield importlib.import_module("gpu_check")
-    for name in ("gpu_check", "supervision"):
+    for name in [name for name in sys.modules if name.startswith("gpu_") or name == "supervision"]:
         del sys.modules[name]
 
 
@@ -146,26 +145,6 @@ def test_tools_are_also_found_beside_python_and_in_cuda_home(gpu_check, tmp_path
     assert str(Path(sys.executable).parent) in os.environ["PATH"].split(os.pathsep)
 
 
-def test_what_compute_sanitizer_watches_ends_in_time_and_has_every_kernel_first(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("gpu_small", SCRIPTS / "gpu_small.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    ran = []
-    monkeypatch.setattr(module, "run", lambda *case: ran.append(case))
-    monkeypatch.setattr(module.cuda, "missing", lambda: None)
-    gpu = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(module.torch.cuda, "get_device_properties", lambda index: gpu)
-    monkeypatch.setattr(sys, "argv", ["gpu_small.py"])
-    module.main()
-    assert len(set(ran)) == len(ran) == 84
-    assert {hidden for hidden, *_ in ran[: len(module.WIDTHS)]} == set(module.WIDTHS)
-    large = {hidden for hidden, *_, batch in ran[: 2 * len(module.WIDTHS)] if batch == 92 * 132}
-    assert large == set(module.WIDTHS)
-    monkeypatch.setattr(sys, "argv", ["gpu_small.py", "--fewer", "--seconds", "-1"])
-    module.main()
-    assert capsys.readouterr().out.splitlines()[-1] == "0 of 56 cases"
-
-
 def test_no_time_left(gpu_check, fake_gpu, tmp_path, monkeypatch):
     made = [gpu_check.Stage("build", [python("print('never')")], 60)]
     monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
@@ -191,13 +170,20 @@ def test_every_stage_leaves_time_to_those_after_it(gpu_check, fake_gpu, tmp_path
 def test_all_stages_have_a_share_of_the_time(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "9.0")
     late = [stage for stage in made if stage.environment]
-    assert [stage.name for stage in late] == ["tests", "memcheck", "racecheck", "benchmark"]
+    assert [stage.name for stage in late] == [
+        "smoke", "core", "memcheck", "racecheck", "synccheck", "profile", "train", "rest", "benchmark"
+    ]  # fmt: skip
     assert all(stage.least > 0 for stage in late)
-    before_the_build = 540 - gpu_check.RESERVE - 60  # 60: asking the machine what it is
-    assert before_the_build - sum(stage.least for stage in made) >= 200  # for the build
+    before_the_build = 480 - gpu_check.RESERVE - 20  # 20: asking the machine what it is
+    assert before_the_build - sum(stage.least for stage in made) >= 120  # for the build, if all has to be compiled
     for stage in late:  # nothing is left behind elsewhere
         for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"):
-            assert Path(stage.environment[name]).is_relative_to(gpu_check.BUILD)
+            assert Path(stage.environment[name]).is_relative_to(SCRIPTS.parent / "build" / "gpu_check")
+
+
+def test_the_results_are_few_files(gpu_check):
+    """The report, the log, and of jkoflow bench a table and a chart beside its figures."""
+    assert len(set(gpu_check.FIGURES.values())) + 4 <= 8
 
 
 @pytest.mark.parametrize(("status", "result"), [(9, "passed"), (0, "failed"), (1, "failed")])
@@ -208,24 +194,44 @@ def test_a_sanitizer_that_sees_no_fault_is_no_check(gpu_check, tmp_path, monkeyp
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for stage in gpu_check.stages(tmp_path, "9.0"):
-        if stage.name in ("memcheck", "racecheck"):
+        if stage.name in ("memcheck", "racecheck", "synccheck"):
             entry = gpu_check.run_stage(stage, 100, tmp_path / "log.txt")
             assert entry["result"] == result, entry
 
 
 def test_stages_of_a_gpu(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "8.6")
-    assert [stage.name for stage in made] == [
-        "build", "faulty", "layout", "tests", "memcheck", "racecheck", "benchmark"
-    ]  # fmt: skip
-    assert "-DCMAKE_CUDA_ARCHITECTURES=86-real" in made[0].commands[0]
-    assert "-arch=sm_86" in made[1].commands[1]
-    assert "-arch=sm_86" in made[2].commands[0]
+    assert [stage.name for stage in made][:3] == ["build", "layout", "smoke"]
+    assert made[0].commands[0][-1] == "86"
+    assert made[1].needs == ()  # layout: it needs no extension
     for stage in made:
         for command in stage.commands:
             for part in command:
                 if part.endswith((".py", ".cu")):
                     assert (SCRIPTS.parent / part).is_file(), part
+
+
+def test_core_and_rest_are_all_tests(gpu_check, tmp_path):
+    """Every test is in one of the two, and the tests that take longest are not in the first."""
+    collected = {}
+    for stage in gpu_check.stages(tmp_path, "9.0"):
+        if stage.name in ("core", "rest"):
+            command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--noconftest", "-o", "addopts="]
+            chosen = stage.commands[-1][stage.commands[-1].index("-k") + 1]
+            done = subprocess.run(
+                [*command, "-p", "no:cacheprovider", "tests/test_gpu.py", "-k", chosen],
+                capture_output=True, text=True, check=True, cwd=SCRIPTS.parent,
+            )  # fmt: skip
+            collected[stage.name] = {line.split("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert not collected["core"] & collected["rest"]
+    assert any("test_batches" in name for name in collected["core"])
+    for late in ("test_adaptive_steps", "test_torch_compile", "test_training_end_to_end"):
+        assert any(late in name for name in collected["rest"])
+
+
+def test_a_stage_that_does_not_exist(gpu_check, fake_gpu, tmp_path):
+    with pytest.raises(SystemExit, match="no such stage: bild; there are build, layout"):
+        gpu_check.check(tmp_path / "out", 300, ["bild", "layout"])
 
 
 def test_a_stage_whose_needs_are_not_there_says_so(gpu_check, fake_gpu, tmp_path, monkeypatch):
@@ -249,13 +255,28 @@ def test_a_stage_whose_needs_are_not_there_says_so(gpu_check, fake_gpu, tmp_path
 
 def test_the_sanitizers_need_the_program_with_faults(gpu_check, tmp_path):
     made = {stage.name: stage for stage in gpu_check.stages(tmp_path, "9.0")}
-    (program,) = made["faulty"].makes
-    assert str(program) in made["faulty"].commands[1]
-    assert list(made).index("faulty") < list(made).index("memcheck")
-    for name in ("memcheck", "racecheck"):
-        assert made[name].needs == ("build", "faulty")
-        assert str(program) in made[name].commands[0][-1]
+    _, program = made["build"].makes
+    faults = (SCRIPTS.parent / "tests" / "native" / "cuda" / "faulty.cu").read_text()
+    for name, fault in (("memcheck", "memory"), ("racecheck", "race"), ("synccheck", "sync")):
+        assert made[name].needs == ("build",)
+        assert f"{program} {fault}; test $? -eq 9" in made[name].commands[0][-1]
+        assert f'argv[1], "{fault}"' in faults
     assert all(made[name].makes for stage in made.values() for name in stage.needs)
+
+
+def test_a_build_of_other_sources_is_no_build(gpu_check, fake_gpu, tmp_path, monkeypatch):
+    made = [gpu_check.Stage("build", [python("")], 60), gpu_check.Stage("core", [python("")], 60, ("build",))]
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: made)
+    monkeypatch.setattr(gpu_check, "site_problem", lambda: "the folder is of other sources")
+    entry = gpu_check.check(tmp_path / "a", 300, ["core"])["stages"]["core"]
+    assert entry["reason"] == "build was not chosen and the folder is of other sources"
+    assert gpu_check.check(tmp_path / "b", 300, ["build", "core"])["stages"]["core"]["result"] == "passed"
+
+
+def test_figures_of_an_earlier_check_are_not_those_of_this_one(gpu_check, fake_gpu, tmp_path, monkeypatch):
+    (tmp_path / "train.json").write_text('{"batches": []}')
+    monkeypatch.setattr(gpu_check, "stages", lambda *given: [gpu_check.Stage("train", [python("")], 60)])
+    assert "No such file" in gpu_check.check(tmp_path, 300, None)["train"]["problem"]
 
 
 def test_the_benchmark_is_a_command_that_ends_in_time(gpu_check, fake_gpu, tmp_path, monkeypatch, capsys):
@@ -271,21 +292,23 @@ def test_the_benchmark_is_a_command_that_ends_in_time(gpu_check, fake_gpu, tmp_p
     result = CliRunner().invoke(app, [*arguments, "--shapes", "2,8,2,30,1", "--rounds", "1", "--threads", "1"])
     assert result.exit_code == 0, result.output
 
-    stage.commands = [python("import sys; print('{seconds}')")]
+    record = (tmp_path / "bench.json").rename(tmp_path / "measured.json").read_text()
+    copying = ["cp", str(tmp_path / "measured.json"), str(tmp_path / "bench.json")]
+    stage.commands = [python("print('{seconds}')"), copying]
     monkeypatch.setattr(gpu_check, "stages", lambda *given: [stage])
     stage.needs = ()
     report = gpu_check.check(tmp_path, 300, None)
     seconds = float(report["stages"]["benchmark"]["output_end"])
-    assert 100 < seconds <= report["stages"]["benchmark"]["limit"] - gpu_check.ENDING + 1
-    assert report["benchmark"] == json.loads((tmp_path / "bench.json").read_text())
-    table = gpu_check.table(report)
+    assert 100 < seconds <= report["stages"]["benchmark"]["limit"] - gpu_check.ENDING["benchmark"] + 1
+    assert report["benchmark"] == json.loads(record)
+    table, gpu_table = gpu_check.table(report), sys.modules["gpu_table"]
     assert "dim 2, width 8, layers 2, batch 30, steps 1: us forward | forward+backward" in table
     assert "(fp32 0.1 TFLOP/s, tf32 0.3 TFLOP/s)" in table
     (line,) = (line for line in table.splitlines() if line.startswith("jkoflow, fused loss, fp32, graph "))
     assert re.search(r" +- \| +[\d.]+ \| \d\.\de-\d\d \| +- \| +\d+%$", line), line
     assert "zuko CNF, exact" not in table  # not asked for
-    assert gpu_check.benchmark_lines({"problem": "no such file"}) == ["benchmark: no such file"]
-    assert gpu_check.benchmark_lines({}) == []
+    assert gpu_table.benchmark_lines({"problem": "no such file"}) == ["benchmark: no such file"]
+    assert gpu_table.benchmark_lines({}) == []
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
@@ -297,5 +320,19 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
         [SCRIPTS / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 1
-    assert "nvidia-smi finds no GPU: no devices were found" in done.stdout
+    assert "neither nvidia-smi nor torch finds a GPU: no devices were found; torch finds no GPU either" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["machine"]["gpu"] is None
+
+
+def test_without_nvidia_smi_torch_says_what_gpu_there_is(gpu_check, tmp_path, monkeypatch):
+    machine = sys.modules["gpu_machine"]
+    said = '{"name": "H100", "driver_version": "?", "compute_cap": "9.0", "memory.total": "81559 MiB", "gpus": 2}'
+
+    def run_command(command, *rest):
+        if command[0] == "nvidia-smi":
+            return 127, "nvidia-smi cannot be started"
+        return 0, f"a warning\n{said}\n"
+
+    monkeypatch.setattr(machine, "run_command", run_command)
+    found = machine.describe_machine()
+    assert (found["gpu"]["name"], found["gpu"]["compute_cap"], found["gpus"]) == ("H100", "9.0", 2)
