@@ -124,18 +124,28 @@ class Batches:
 
     def __call__(self, iteration: int) -> Tensor:
         """Returns the batch (batch_size, d) of an iteration."""
-        return self.rows[self._place(iteration)]
+        return self.rows[self.places(iteration)]
 
     def context(self, iteration: int) -> Tensor | None:
         """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
-        return None if self.conditions is None else self.conditions[self._place(iteration)]
+        return self.at(self.places(iteration))[1]
 
-    def _place(self, iteration: int) -> Tensor:
-        """Returns the numbers of the rows that are the batch of an iteration, with shape (batch_size,)."""
+    def at(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the rows (n, d) at places (n,), and their conditioning variables (n, c)."""
+        return self.rows[places], None if self.conditions is None else self.conditions[places]
+
+    def places(self, iteration: int) -> Tensor:
+        """Returns the places of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
-            self._order, self._epoch = order.to(self.rows.device), epoch
+            on_gpu = self.rows.is_cuda
+            # a whole epoch at once, from pinned memory: the GPU is still at the last one
+            order = torch.randperm(
+                self.rows.shape[0],
+                generator=generator(self._seed, self._block, epoch, self._round),
+                pin_memory=on_gpu,
+            )
+            self._order, self._epoch = order.to(self.rows.device, non_blocking=on_gpu), epoch
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
