@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from jkoflow.training.optimizer.flat import attach, padded
 from jkoflow.training.optimizer.groups import Group
 from jkoflow.training.optimizer.muon import MuonRule
 from jkoflow.training.optimizer.rule import Rule
+from jkoflow.training.optimizer.side_by_side import side_by_side
 from jkoflow.training.optimizer.soap import SoapRule
 from jkoflow.training.optimizer.state import OptimizerState
 
@@ -122,6 +124,7 @@ class Optimizer:
         """Does the update that is prepared along the gradient of a loss, see `update`."""
         # not backward(), whose nodes that add to .grad remember streams of earlier iterations, and add one by one
         found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
+        self.gradient.zero_()  # between the parameters, too, where clipping a NaN leaves one
         torch._foreach_copy_(self._gradients, found)
         return self.apply()
 
@@ -131,12 +134,15 @@ class Optimizer:
         norm = torch.linalg.vector_norm(self.gradient)
         if self.clip_norm < math.inf:
             self.gradient.mul_((self.clip_norm / norm).clamp(max=1.0))  # norm = 0 gives inf, clamped
-        for part in self._parts:
-            kept, *factors = self._factors[part.place]
-            if part.decay:
-                part.parameters.mul_(kept)
-            part.rule.step(factors, part.rule.refreshes(self.updates))
+        side_by_side([functools.partial(self._apply, part) for part in self._parts], self.parameters.device)
         return norm
+
+    @torch.no_grad()
+    def _apply(self, part: _Part) -> None:
+        kept, *factors = self._factors[part.place]
+        if part.decay:
+            part.parameters.mul_(kept)
+        part.rule.step(factors, part.rule.refreshes(self.updates))
 
     def state(self) -> OptimizerState:
         """Returns a copy of the parameters and of the optimiser's memory."""
