@@ -19,6 +19,10 @@ from jkoflow.training.optimizer.rule import Rule
 from jkoflow.training.optimizer.side_by_side import side_by_side
 from jkoflow.training.optimizer.soap import SoapRule
 from jkoflow.training.optimizer.state import OptimizerState
+from jkoflow.training.upload import Upload
+
+UPDATES_AHEAD = 64
+"""Updates that the CPU may be ahead of a GPU."""
 
 
 class _Part(NamedTuple):
@@ -70,7 +74,7 @@ class Optimizer:
             start = end
         self._trained = [parameter for parameter in self._module_parameters if parameter.requires_grad]
         self._gradients = [grad for parameter in self._trained if (grad := parameter.grad) is not None]
-        self._on_device: Tensor | None = None
+        self._on_device: Upload | None = None
         self._factors: list[Factor] = []
         if self.parameters.is_cuda:
             self.keep_factors_on_device()
@@ -84,8 +88,9 @@ class Optimizer:
 
     def keep_factors_on_device(self) -> None:
         """Makes the factors of updates tensors on the device of the parameters, as they are on a GPU from the start."""
-        self._on_device = self.parameters.new_empty(self._parts[-1].place.stop)
-        self._factors = list(self._on_device.unbind())
+        count = self._parts[-1].place.stop
+        self._on_device = Upload((count,), self.parameters.dtype, self.parameters.device, UPDATES_AHEAD)
+        self._factors = list(self._on_device.there.unbind())
 
     @property
     def refreshes(self) -> bool:
@@ -115,9 +120,7 @@ class Optimizer:
         if self._on_device is None:
             self._factors = list[Factor](factors)
         else:
-            # from pinned memory, which alone is read later than it is handed over: nothing waits
-            there = self._on_device
-            self._on_device.copy_(torch.tensor(factors, dtype=there.dtype, pin_memory=there.is_cuda), non_blocking=True)
+            self._on_device(torch.tensor(factors, dtype=self.parameters.dtype))
 
     @torch.no_grad()
     def descend(self, loss: Tensor) -> Tensor:
