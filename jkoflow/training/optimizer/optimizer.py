@@ -128,7 +128,7 @@ class Optimizer:
         # not backward(), whose nodes that add to .grad remember streams of earlier iterations, and add one by one
         found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
         self.gradient.zero_()  # between the parameters, too, where clipping a NaN leaves one
-        torch._foreach_copy_(self._gradients, found)
+        torch._foreach_copy_(self._gradients, found)  # type: ignore[attr-defined]
         return self.apply()
 
     @torch.no_grad()
