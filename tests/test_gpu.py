@@ -20,6 +20,7 @@ from jkoflow.training.captured import Captured, CudaGraphs
 from jkoflow.training.chain import Chain
 from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.optimizer import OPTIMIZERS, build_optimizer, peak_rates
+from jkoflow.training.optimizer import optimizer as optimizer_module
 from jkoflow.training.progress import Silent
 from jkoflow.training.pushed import PushedSamples
 from jkoflow.training.recipe import recipe_of_block, recipe_of_chain
@@ -721,6 +722,19 @@ def test_captured_iterations_are_launched_ones_to_the_bit(kind, optimizer):
     assert all(torch.equal(a, b) for a, b in zip(fit.block.parameters(), plain.block.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "soap"])
+def test_parts_side_by_side_are_those_one_after_the_other(optimizer, monkeypatch):
+    fits = []
+    for iterations in (60, 60):
+        fit, _ = make_fit("block", optimizer, CountedGraphs(torch.device("cuda", 0)))
+        for _ in range(iterations):
+            fit.iterate()
+        fits.append(fit)
+        monkeypatch.setattr(optimizer_module, "side_by_side", lambda runs, device: [run() for run in runs])
+    assert all(fit._captured._graphs.replays > 40 for fit in fits)
+    assert torch.equal(*(fit.optimizer.parameters for fit in fits))
+
+
 @pytest.mark.parametrize("kind", ["block", "chain"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_captured_iteration_waits_for_nothing(kind, optimizer):
@@ -824,3 +838,25 @@ def test_the_same_seed_gives_the_same_flow():
     first, second = (jkoflow.train(rows, config).state_dict() for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def test_an_iteration_that_waits_is_told_of_and_launched(monkeypatch):
+    """And leaves the stream and the iterations as they are without a capture. The last test: the allocator remembers."""
+    descend, told = Fit._descend, []
+
+    def waiting(self, places):
+        numbers = descend(self, places)
+        assert math.isfinite(numbers[0].item())
+        return numbers
+
+    plain, _ = make_fit("block", "adam", None)
+    monkeypatch.setattr(Fit, "_descend", waiting)
+    fit, _ = make_fit("block", "adam", CountedGraphs(torch.device("cuda", 0)))
+    fit._captured._tell = told.append
+    for one in (plain, fit):
+        for _ in range(20):
+            one.iterate()
+    assert len(told) == 1
+    assert "captur" in told[0].partition("slower: ")[2]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.equal(fit.optimizer.parameters, plain.optimizer.parameters)

@@ -60,7 +60,12 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         # other threads of the process may use the GPU meanwhile
         mode = {"stream": _stream(self._device), "capture_error_mode": "thread_local"}
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
+        with (
+            torch.cuda.device(self._device),
+            # a capture that fails leaves its stream the current one; behind it this one is the current one again
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, **mode),
+        ):
             result = run()
         return graph.replay, result
 
