@@ -841,7 +841,8 @@ def test_the_same_seed_gives_the_same_flow():
 
 
 def test_an_iteration_that_waits_is_told_of_and_launched(monkeypatch):
-    """And leaves the stream and the iterations as they are without a capture. The last test: the allocator remembers."""
+    """And leaves the stream and the iterations as they are without a capture. At last, since PyTorch's memory of a
+    capture that has failed is not that of one that has ended."""
     descend, told = Fit._descend, []
 
     def waiting(self, places):
