@@ -125,10 +125,12 @@ class Optimizer:
     @torch.no_grad()
     def descend(self, loss: Tensor) -> Tensor:
         """Does the update that is prepared along the gradient of a loss, see `update`."""
-        # not backward(), whose nodes that add to .grad remember streams of earlier iterations, and add one by one
-        found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
         self.gradient.zero_()  # between the parameters, too, where clipping a NaN leaves one
-        torch._foreach_copy_(self._gradients, found)  # type: ignore[attr-defined]
+        if self._on_device is None:
+            loss.backward()
+        else:  # one kernel for all, where backward() has one for each, on streams that a graph may not wait for
+            found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
+            torch._foreach_copy_(self._gradients, found)  # type: ignore[attr-defined]
         return self.apply()
 
     @torch.no_grad()
