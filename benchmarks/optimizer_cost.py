@@ -51,7 +51,8 @@ def cost(name: str, dim: int, steps: int, width: int, batch: int, iterations: in
         optimizer.gradient.zero_()
         block.jko_loss(x).total.backward()
         middle = time.process_time()
-        optimizer.step(1e-6)
+        optimizer.prepare(1e-6)
+        optimizer.apply()
         end = time.process_time()
         if iteration >= WARMUP:
             gradient, update = gradient + middle - start, update + end - middle

@@ -18,7 +18,17 @@ from jkoflow import Block, FallbackWarning, JKOFlow, TrainConfig, integrate, jko
 from jkoflow.ops import Fixed, IntegrationError, cuda, cuda_rows, jko_terms, library, native
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.training.captured import Captured, CudaGraphs
+from jkoflow.training.chain import Chain
+from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.optimizer import OPTIMIZERS, build_optimizer, peak_rates
+from jkoflow.training.optimizer import optimizer as optimizer_module
+from jkoflow.training.progress import Silent
+from jkoflow.training.pushed import PushedSamples
+from jkoflow.training.recipe import recipe_of_block, recipe_of_chain
+from jkoflow.training.state import FitCounters
+from jkoflow.training.upload import Upload
+from jkoflow.training.world import World
 from oracles import random_velocity
 
 pytestmark = [
@@ -685,6 +695,164 @@ def test_an_iteration_of_training_waits_for_nothing(name):
     assert bool(optimizer.parameters.isfinite().all())
 
 
+class CountedGraphs(CudaGraphs):
+    """The GPU's graphs, which count what they are asked for."""
+
+    captures = replays = 0
+
+    def capture(self, run):
+        replay, result = super().capture(run)
+        self.captures += 1
+
+        def counted():
+            self.replays += 1
+            replay()
+
+        return counted, result
+
+
+class Heard(Silent):
+    """Refuses all news: none is expected."""
+
+    def message(self, text):
+        pytest.fail(text)
+
+
+def make_fit(kind, optimizer, graphs, iterations=150, **settings):
+    """The fit of a block or chain, which captures its iterations in graphs unless they are None, and its events."""
+    config = TrainConfig(
+        hidden=(32, 32), batch_size=100, optimizer=optimizer, validate_every=50, guard_every=20, **settings
+    )
+    columns = 2 * (kind == "context")
+    generator = torch.Generator().manual_seed(0)
+    rows = 2.0 * torch.randn(1500, 4, generator=generator).to("cuda")
+    context = torch.randn(1500, columns, generator=generator).to("cuda") if columns else None
+    parts = (None, None) if context is None else (context[:1000], context[1000:])
+    samples = PushedSamples(rows[:1000], rows[1000:], torch.zeros(500, device="cuda"), *parts)
+    blocks = [
+        Block(random_velocity(4, (32, 32), context_dim=columns, linear=True, dtype=torch.float32), 1, jko_step=0.5)
+        for _ in range(2)
+    ]
+    if kind == "chain":
+        module = Chain(blocks).to("cuda")
+        recipe = recipe_of_chain(module, config, 4, 1.0, 1.0, False)
+    else:
+        module = blocks[0].to("cuda")
+        recipe = recipe_of_block(module, config, 4)
+    events = []
+    hooks = FitHooks(World(), events.append, lambda fit: None, None, Heard())
+    fit = Fit(0, module, samples, config, recipe._replace(alone=None), hooks, FitCounters(iterations=iterations))
+    fit._captured = None if graphs is None else Captured(graphs, hooks.progress.message)
+    return fit, events
+
+
+@pytest.mark.parametrize("kind", ["block", "context", "chain"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_captured_iterations_are_launched_ones_to_the_bit(kind, optimizer):
+    """Over changes of the grid, after which there is a new capture."""
+    graphs = CountedGraphs(torch.device("cuda", torch.cuda.current_device()))
+    fit, events = make_fit(kind, optimizer, graphs, guard_nll=1e-4)
+    plain, plain_events = make_fit(kind, optimizer, None, guard_nll=1e-4)
+    fit.run()
+    plain.run()
+    assert graphs.captures >= 2, "a grid has a graph of its own"
+    assert graphs.replays > 100
+    looks, plain_looks = ([e for e in one if e["event"] != "iteration"] for one in (events, plain_events))
+    assert looks == plain_looks
+    assert torch.equal(fit.optimizer.parameters, plain.optimizer.parameters)
+    assert all(torch.equal(a, b) for a, b in zip(fit.block.parameters(), plain.block.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "soap"])
+def test_parts_side_by_side_are_those_one_after_the_other(optimizer, monkeypatch):
+    fits = []
+    for iterations in (60, 60):
+        fit, _ = make_fit("block", optimizer, CountedGraphs(torch.device("cuda", 0)))
+        for _ in range(iterations):
+            fit.iterate()
+        fits.append(fit)
+        monkeypatch.setattr(optimizer_module, "side_by_side", lambda runs, device: [run() for run in runs])
+    assert all(fit._captured._graphs.replays > 40 for fit in fits)
+    assert torch.equal(*(fit.optimizer.parameters for fit in fits))
+
+
+@pytest.mark.parametrize("kind", ["block", "chain"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_captured_iteration_waits_for_nothing(kind, optimizer):
+    fit, _ = make_fit(kind, optimizer, CountedGraphs(torch.device("cuda", 0)))
+    for _ in range(3):  # the first loss is recorded, and the iterations are captured
+        fit.iterate()
+    torch.cuda.synchronize()
+    done = torch.cuda.Event()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(1_000_000_000)  # half a second or so
+        for _ in range(17):  # with a new epoch, and with a refresh of SOAP's bases
+            fit.iterate()
+        done.record()
+        assert optimizer == "soap" or not done.query(), "cuSOLVER alone may wait by itself"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(fit.optimizer.parameters.isfinite().all())
+
+
+def test_what_is_uploaded_is_what_it_was_when_it_was_handed_over():
+    """Also where the CPU would be further ahead than there are slots."""
+    upload, seen = Upload((1000,), torch.float32, torch.device("cuda"), 3), []
+    torch.cuda._sleep(200_000_000)
+    for number in range(10):
+        upload(torch.full((1000,), float(number)))
+        seen.append(upload.there.clone())
+    assert [float(numbers.mean()) for numbers in seen] == list(range(10))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_an_iteration_is_three_launches(optimizer):
+    fit, _ = make_fit("block", optimizer, CountedGraphs(torch.device("cuda", 0)))
+    for _ in range(11):
+        fit.iterate()
+    assert fit._captured._graphs.captures == 1
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(8):  # no epoch begins, no loss is recorded
+            fit.iterate()
+        torch.cuda.synchronize()
+    calls = [event.name for event in profile.events() if event.name.startswith(("cuda", "cu"))]
+    assert calls.count("cudaGraphLaunch") == 8
+    assert sum("Memcpy" in name for name in calls) == 16, "the factors of the update, the places of the batch"
+    assert not [name for name in calls if "LaunchKernel" in name]
+
+
+def test_a_budget_measures_captured_iterations():
+    """That is as long as they take, and nothing is changed by it."""
+    fit, _ = make_fit("block", "muon", CountedGraphs(torch.device("cuda", 0)))
+    before = fit.optimizer.state()
+    measured = fit._measured_updates()
+    assert all(torch.equal(tensor, before.memory[name]) for name, tensor in fit.optimizer.memory.items())
+    assert torch.equal(fit.optimizer.parameters, before.parameters)
+    seconds = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(40):
+            fit._update(0, 0.0)
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 40 / 1e3)
+    assert 0.5 * min(seconds) < measured < 3 * min(seconds)
+
+
+def test_training_is_as_good_as_on_the_cpu():
+    rows = torch.randn(6000, 2, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([rows[:, 0], rows[:, 1] + rows[:, 0] ** 2], 1)
+    options = {"hidden": (32, 32), "max_blocks": 2, "iterations_per_block": 300, "batch_size": 250}
+    nlls = [
+        jkoflow.train(rows, TrainConfig(device=device, **options)).metrics["test_nll_data_units"]
+        for device in ("cuda", "cpu")
+    ]
+    assert abs(nlls[0] - nlls[1]) < 0.05
+
+
 def test_training_end_to_end(tmp_path):
     factor = torch.tensor([[3.0, 0.0], [0.4, 0.5]])
     rows = torch.randn(12_000, 2) @ factor.T
@@ -711,3 +879,26 @@ def test_the_same_seed_gives_the_same_flow():
     first, second = (jkoflow.train(rows, config).state_dict() for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def test_an_iteration_that_waits_is_told_of_and_launched(monkeypatch):
+    """And leaves the stream and the iterations as they are without a capture. At last, since PyTorch's memory of a
+    capture that has failed is not that of one that has ended."""
+    descend, told = Fit._descend, []
+
+    def waiting(self, places):
+        numbers = descend(self, places)
+        assert math.isfinite(numbers[0].item())
+        return numbers
+
+    plain, _ = make_fit("block", "adam", None)
+    monkeypatch.setattr(Fit, "_descend", waiting)
+    fit, _ = make_fit("block", "adam", CountedGraphs(torch.device("cuda", 0)))
+    fit._captured._tell = told.append
+    for one in (plain, fit):
+        for _ in range(20):
+            one.iterate()
+    assert len(told) == 1
+    assert "captur" in told[0].partition("slower: ")[2]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.equal(fit.optimizer.parameters, plain.optimizer.parameters)

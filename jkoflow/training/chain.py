@@ -111,3 +111,8 @@ class Chain:
 
 Trainable = Block | Chain
 """A block, or a chain of blocks that a fit trains together."""
+
+
+def blocks_of(module: Trainable) -> list[Block]:
+    """Returns the blocks of a chain, or the block alone."""
+    return module.blocks if isinstance(module, Chain) else [module]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from jkoflow.block import Block
 from jkoflow.ops.grid import Grid
-from jkoflow.training.chain import Trainable
+from jkoflow.training.captured import Captured, graphs_on
+from jkoflow.training.chain import Trainable, blocks_of
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.guard import Action, Guard, GuardReading, guard_samples
 from jkoflow.training.objectives import TERMS
@@ -23,10 +24,16 @@ from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
 from jkoflow.training.recipe import Recipe
 from jkoflow.training.state import FitCounters, FitState, TrainingError
-from jkoflow.training.world import World
+from jkoflow.training.world import World, wait_for
 
 LOG_EVERY = 10
-"""Iterations between two records of the loss; reading the loss waits for the device."""
+"""Iterations between two records of the loss."""
+
+LOG_EVERY_CAPTURED = 50
+"""The same on a GPU: reading the loss waits for it, and it then waits for the next launch."""
+
+TIMED_TOGETHER = 10
+"""Iterations on a GPU that are timed together, since none of them waits for the one before."""
 
 RELAX_BACKOFF = 4
 """Factor by which the guard waits longer after fewer steps were exploited; the velocity may be tamer later."""
@@ -97,6 +104,8 @@ class Fit:
             samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
         )
         rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
+        graphs = graphs_on(samples.train.device)
+        self._captured = None if graphs is None else Captured[tuple[Tensor, ...]](graphs, self.hooks.progress.message)
         alone = self.recipe.alone is not None
         self.guard = Guard(
             self.block, rows, context, self.recipe.tolerances, self.recipe.coarsest, config.max_num_steps, alone
@@ -141,6 +150,7 @@ class Fit:
                 self.hooks.save(self)
         if not counters.stopped:
             self.look(last=True)
+        self._captured = None
         self.optimizer.load(self.best)
         self.optimizer.release()
 
@@ -150,12 +160,11 @@ class Fit:
         recipe = self.recipe
         share = recipe.rate_share(self.block.cost)
         factor = learning_rate(counters.iteration, counters.iterations, share, config.warmup, recipe.span)
-        batch, context = self.batches(counters.iteration), self.batches.context(counters.iteration)
-        terms = self.recipe.objective.terms(self.block, batch, context)
-        norm = self.optimizer.update(terms.total, factor)
-        if counters.iteration % LOG_EVERY == 0 or counters.iteration + 1 == counters.iterations:
+        numbers_of_update = self._update(counters.iteration, factor)
+        log_every = LOG_EVERY if self._captured is None else LOG_EVERY_CAPTURED
+        if counters.iteration % log_every == 0 or counters.iteration + 1 == counters.iterations:
             # one read, since each waits for the device
-            *values, grad_norm = torch.stack([*(term.detach() for term in terms), norm]).tolist()
+            *values, grad_norm = torch.stack(numbers_of_update).tolist()
             numbers = dict(zip(["loss", *TERMS], values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
             rate = factor * self.recipe.peak_rates.matrices
@@ -163,6 +172,26 @@ class Fit:
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
         counters.iteration += 1
+
+    def _update(self, iteration: int, factor: float) -> tuple[Tensor, ...]:
+        """Updates the parameters by the batch of an iteration; on a GPU by a CUDA graph, see `_descend`.
+
+        Returns:
+            Loss, its terms and the norm of its gradient, which the next update may overwrite.
+        """
+        self.optimizer.prepare(factor)
+        places = self.batches.places(iteration)
+        if self._captured is None or self.optimizer.refreshes:
+            return self._descend(places)
+        grids = tuple(block.grid for block in blocks_of(self.block))
+        return self._captured(self._descend, (self.recipe.objective.jko_step, grids), places)
+
+    def _descend(self, places: Tensor) -> tuple[Tensor, ...]:
+        """Does what of an update is on the device: a batch from rows at these places, its loss, the optimiser."""
+        batch, context = self.batches.at(places)
+        terms = self.recipe.objective.terms(self.block, batch, context)
+        norm = self.optimizer.descend(terms.total)
+        return *(term.detach() for term in terms), norm
 
     def look(self, last: bool = False) -> None:
         """Does the checks due between two iterations: the guard, then the validation of parameters that passed it."""
@@ -276,21 +305,45 @@ class Fit:
     def _measure(self) -> Costs:
         """Measures how long the parts of the fit take, without changing anything."""
         world, samples, config = self.hooks.world, self.samples, self.config
-        batch, context = self.batches(0), self.batches.context(0)
 
-        def gradient() -> float:
-            self.recipe.objective.terms(self.block, batch, context).total.backward()
-            return float(self.optimizer.gradient[0])  # waits for the device
+        def seconds(call: Callable[[], object]) -> float:
+            if self._captured is not None:
+                call()  # loads kernels, which takes longer than all calls that follow
+            return world.seconds(call)
 
-        def carry() -> Tensor:
-            return carry_rows(self.block, samples.val, samples.val_context)
+        def carry() -> None:
+            wait_for(carry_rows(self.block, samples.val, samples.val_context))
 
-        validation = world.seconds(self._validate)
-        iteration = world.seconds(gradient)
+        validation = seconds(self._validate)
+        iteration = self._measured_gradient() if self._captured is None else self._measured_updates()
         if config.guard:
-            iteration += world.seconds(self.guard.read) / min(config.guard_every, config.validate_every)
+            iteration += seconds(self.guard.read) / min(config.guard_every, config.validate_every)
         row_steps = len(samples.val) * self.block.grid.refined().cost
-        return Costs(iteration, validation, validation / row_steps, world.seconds(carry) / row_steps)
+        return Costs(iteration, validation, validation / row_steps, seconds(carry) / row_steps)
+
+    def _measured_gradient(self) -> float:
+        """Measures a loss and its gradient, which take nearly all of an iteration on the CPU."""
+        batch, context = self.batches.at(self.batches.places(0))
+
+        def gradient() -> None:
+            self.recipe.objective.terms(self.block, batch, context).total.backward()
+            wait_for(self.optimizer.gradient)
+
+        return self.hooks.world.seconds(gradient)
+
+    def _measured_updates(self) -> float:
+        """Measures iterations as they are trained on a GPU, where the optimiser takes as long as the loss may."""
+        before = self.optimizer.state()
+
+        def updates() -> None:
+            for _ in range(TIMED_TOGETHER):
+                self._update(0, 0.0)
+            wait_for(self.optimizer.parameters)
+
+        updates()  # loads kernels and captures the graph
+        seconds = self.hooks.world.seconds(updates) / TIMED_TOGETHER
+        self.optimizer.restore(before)
+        return seconds
 
     def _plan(self) -> None:
         """Sets the number of iterations from the measured times."""

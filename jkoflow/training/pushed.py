@@ -13,6 +13,10 @@ from torch import Tensor
 from jkoflow.block import Block
 from jkoflow.metrics import Movement, chunks, movement
 from jkoflow.training.chain import Trainable
+from jkoflow.training.upload import Upload
+
+EPOCHS_AHEAD = 2
+"""Orders of rows that the CPU may be ahead of a GPU."""
 
 
 @dataclass
@@ -120,23 +124,28 @@ class Batches:
         self.per_epoch = rows.shape[0] // self.batch_size
         self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
+        self._order = Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
 
     def __call__(self, iteration: int) -> Tensor:
         """Returns the batch (batch_size, d) of an iteration."""
-        return self.rows[self._place(iteration)]
+        return self.rows[self.places(iteration)]
 
     def context(self, iteration: int) -> Tensor | None:
         """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
-        return None if self.conditions is None else self.conditions[self._place(iteration)]
+        return self.at(self.places(iteration))[1]
 
-    def _place(self, iteration: int) -> Tensor:
-        """Returns the numbers of the rows that are the batch of an iteration, with shape (batch_size,)."""
+    def at(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the rows (n, d) at places (n,), and their conditioning variables (n, c)."""
+        return self.rows[places], None if self.conditions is None else self.conditions[places]
+
+    def places(self, iteration: int) -> Tensor:
+        """Returns the places of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
-            self._order, self._epoch = order.to(self.rows.device), epoch
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+            self._order(order)
+            self._epoch = epoch
+        return self._order.there[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:

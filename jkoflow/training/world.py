@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from torch import Tensor
+
 Clock = Callable[[], float]
 """Function that returns the seconds since some fixed moment."""
 
@@ -16,6 +18,11 @@ MOST_CALLS = 1000
 
 SLOW_SECONDS = 0.2
 """Seconds beyond which a first call counts and is not repeated: what it loads once is a small part of that."""
+
+
+def wait_for(tensor: Tensor) -> None:
+    """Waits until a tensor is computed; a GPU computes it later than it is asked for."""
+    tensor.reshape(-1)[:1].tolist()
 
 
 class World:

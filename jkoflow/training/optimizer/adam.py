@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from jkoflow.training.optimizer.factors import Factor, add_ratio
 
 EPSILON = 1e-8
 """Added to the root of the mean square, so that a gradient that has always been 0 changes nothing."""
@@ -30,10 +33,22 @@ class AdamRule:
         self._parameters, self._gradient = parameters, gradient
         self.memory = {"mean": torch.zeros_like(parameters), "square": torch.zeros_like(parameters)}
 
-    def step(self, rate: float, updates: int) -> None:
+    def factors(self, rate: float, updates: int) -> tuple[float, ...]:
+        """Returns what brings the root mean square to its size, and the step length, with the bias corrected in both.
+
+        See `jkoflow.training.optimizer.rule.Rule`.
+        """
+        return 1 / math.sqrt(1 - self.beta2**updates), -rate / (1 - self.beta1**updates)
+
+    def refreshes(self, updates: int) -> bool:
+        """Tells that all updates are alike."""
+        return False
+
+    def step(self, factors: Sequence[Factor], refresh: bool) -> None:
         """Updates the parameters in place, see `jkoflow.training.optimizer.rule.Rule`."""
+        scale, length = factors
         mean, square, gradient = self.memory["mean"], self.memory["square"], self._gradient
         mean.lerp_(gradient, 1 - self.beta1)
         square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        root = square.sqrt().mul_(1 / math.sqrt(1 - self.beta2**updates)).add_(EPSILON)
-        self._parameters.addcdiv_(mean, root, value=-rate / (1 - self.beta1**updates))
+        root = square.sqrt().mul_(scale).add_(EPSILON)
+        add_ratio(self._parameters, mean, root, length)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from jkoflow.block import Block
-from jkoflow.training.chain import Chain, Trainable
+from jkoflow.training.chain import Trainable, blocks_of
 from jkoflow.training.optimizer.rates import PeakRates
 from jkoflow.velocity import MLPVelocity, Velocity
 
@@ -64,6 +63,7 @@ def groups_of(module: Trainable, optimizer: str, rates: PeakRates, weight_decay:
         The groups, which hold every parameter once.
 
     Example:
+        >>> from jkoflow import Block
         >>> block = Block(MLPVelocity(2, hidden=(8, 8)))
         >>> for group in groups_of(block, "muon", PeakRates(0.02, 0.005), 0.1):
         ...     print(group.algorithm, group.rate, group.decay, [tuple(p.shape) for p in group.parameters])
@@ -75,7 +75,7 @@ def groups_of(module: Trainable, optimizer: str, rates: PeakRates, weight_decay:
     parameters = list(dict.fromkeys(module.parameters()))  # tied ones once
     if optimizer not in TREATMENTS:
         return [Group(tuple(parameters), "adam", rates.matrices)]
-    places = {parameter: place for block in _blocks(module) for parameter, place in _matrices(block.velocity)}
+    places = {parameter: place for block in blocks_of(module) for parameter, place in _matrices(block.velocity)}
     treatments = TREATMENTS[optimizer]
     groups = []
     for treatment in dict.fromkeys(treatments.values()):
@@ -85,10 +85,6 @@ def groups_of(module: Trainable, optimizer: str, rates: PeakRates, weight_decay:
         groups.append(Group(side_by_side, optimizer, rates.matrices * treatment.rate_share, decay))
     groups.append(Group(tuple(p for p in parameters if p not in places), "adam", rates.vectors))
     return [group for group in groups if group.parameters]
-
-
-def _blocks(module: Trainable) -> list[Block]:
-    return module.blocks if isinstance(module, Chain) else [module]
 
 
 def _matrices(velocity: Velocity) -> Iterator[tuple[nn.Parameter, str]]:

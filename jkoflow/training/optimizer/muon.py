@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from jkoflow.training.optimizer.factors import Factor, add_scaled
 from jkoflow.training.optimizer.flat import stacks
 
 MOMENTUM = 0.95
@@ -56,12 +57,20 @@ class MuonRule:
             for stack in stacks(shapes)
         ]
 
-    def step(self, rate: float, updates: int) -> None:
+    def factors(self, rate: float, updates: int) -> tuple[float, ...]:
+        """Returns the step length of the matrices of every shape, see `jkoflow.training.optimizer.rule.Rule`."""
+        return tuple(-rate * length for _, _, length in self._matrices)
+
+    def refreshes(self, updates: int) -> bool:
+        """Tells that all updates are alike."""
+        return False
+
+    def step(self, factors: Sequence[Factor], refresh: bool) -> None:
         """Updates the matrices in place, see `jkoflow.training.optimizer.rule.Rule`."""
         mean = self.memory["mean"].lerp_(self._gradient, 1 - MOMENTUM)
         torch.lerp(self._gradient, mean, MOMENTUM, out=self._ahead)
-        for parameters, ahead, length in self._matrices:
-            parameters.add_(orthogonalized(ahead), alpha=-rate * length)
+        for (parameters, ahead, _), length in zip(self._matrices, factors, strict=True):
+            add_scaled(parameters, orthogonalized(ahead), length)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +11,18 @@ import torch
 from torch import Tensor
 
 from jkoflow.training.optimizer.adam import AdamRule
+from jkoflow.training.optimizer.factors import Factor
 from jkoflow.training.optimizer.flat import attach, padded
 from jkoflow.training.optimizer.groups import Group
 from jkoflow.training.optimizer.muon import MuonRule
 from jkoflow.training.optimizer.rule import Rule
+from jkoflow.training.optimizer.side_by_side import side_by_side
 from jkoflow.training.optimizer.soap import SoapRule
 from jkoflow.training.optimizer.state import OptimizerState
+from jkoflow.training.upload import Upload
+
+UPDATES_AHEAD = 64
+"""Updates that the CPU may be ahead of a GPU."""
 
 
 class _Part(NamedTuple):
@@ -25,6 +32,8 @@ class _Part(NamedTuple):
     rule: Rule
     rate: float
     decay: float
+    place: slice
+    """Place, among the factors, of what is left of the parameters by their decay, and of the rule's factors."""
 
 
 class Optimizer:
@@ -32,6 +41,9 @@ class Optimizer:
 
     The parameters become views of one vector, and so do their gradients: clipping, updating, copying and saving are
     then operations on vectors. Nothing waits for the device.
+
+    An update is `prepare`, which computes numbers, and `descend` or `apply`, which call nothing but operations on
+    tensors that stay where they are, the same in every update unless `refreshes`.
 
     Arguments:
         groups: The parameters, with what updates them; they keep their values and become views of the vector.
@@ -56,8 +68,16 @@ class Optimizer:
             end = start + sum(padded(parameter.numel()) for parameter in group.parameters)
             values, gradient = self.parameters[start:end], self.gradient[start:end]
             rule = _rule(group, values, gradient, beta1, beta2)
-            self._parts.append(_Part(values, rule, group.rate, group.decay))
+            first = self._parts[-1].place.stop if self._parts else 0
+            place = slice(first, first + 1 + len(rule.factors(group.rate, 1)))
+            self._parts.append(_Part(values, rule, group.rate, group.decay, place))
             start = end
+        self._trained = [parameter for parameter in self._module_parameters if parameter.requires_grad]
+        self._gradients = [grad for parameter in self._trained if (grad := parameter.grad) is not None]
+        self._on_device: Upload | None = None
+        self._factors: list[Factor] = []
+        if self.parameters.is_cuda:
+            self.keep_factors_on_device()
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -66,7 +86,17 @@ class Optimizer:
             return dict(self._parts[0].rule.memory)  # as in version 0.1, which had one group alone
         return {f"{k}.{name}": t for k, part in enumerate(self._parts) for name, t in part.rule.memory.items()}
 
-    @torch.no_grad()
+    def keep_factors_on_device(self) -> None:
+        """Makes the factors of updates tensors on the device of the parameters, as they are on a GPU from the start."""
+        count = self._parts[-1].place.stop
+        self._on_device = Upload((count,), self.parameters.dtype, self.parameters.device, UPDATES_AHEAD)
+        self._factors = list(self._on_device.there.unbind())
+
+    @property
+    def refreshes(self) -> bool:
+        """Tells whether the update that is prepared does more than most, by calls that a CUDA graph cannot hold."""
+        return any(part.rule.refreshes(self.updates) for part in self._parts)
+
     def update(self, loss: Tensor, factor: float = 1.0) -> Tensor:
         """Descends along the gradient of the loss.
 
@@ -77,23 +107,47 @@ class Optimizer:
         Returns:
             Norm of the gradient before clipping, a tensor without axes.
         """
-        self.gradient.zero_()
-        loss.backward()
-        return self.step(factor)
+        self.prepare(factor)
+        return self.descend(loss)
+
+    def prepare(self, factor: float = 1.0) -> None:
+        """Begins an update: computes all numbers that depend on the factor of the peak rates and on its number."""
+        self.updates += 1
+        factors: list[float] = []
+        for part in self._parts:
+            rate = factor * part.rate
+            factors += 1 - rate * part.decay, *part.rule.factors(rate, self.updates)
+        if self._on_device is None:
+            self._factors = list[Factor](factors)
+        else:
+            self._on_device(torch.tensor(factors, dtype=self.parameters.dtype))
 
     @torch.no_grad()
-    def step(self, factor: float = 1.0) -> Tensor:
-        """Descends along ``gradient`` as it is, see `update`."""
+    def descend(self, loss: Tensor) -> Tensor:
+        """Does the update that is prepared along the gradient of a loss, see `update`."""
+        self.gradient.zero_()  # between the parameters, too, where clipping a NaN leaves one
+        if self._on_device is None:
+            loss.backward()
+        else:  # one kernel for all, where backward() has one for each, on streams that a graph may not wait for
+            found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
+            torch._foreach_copy_(self._gradients, found)  # type: ignore[attr-defined]
+        return self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> Tensor:
+        """Does the update that is prepared along ``gradient`` as it is, see `update`."""
         norm = torch.linalg.vector_norm(self.gradient)
         if self.clip_norm < math.inf:
             self.gradient.mul_((self.clip_norm / norm).clamp(max=1.0))  # norm = 0 gives inf, clamped
-        self.updates += 1
-        for part in self._parts:
-            rate = factor * part.rate
-            if part.decay:
-                part.parameters.mul_(1 - rate * part.decay)
-            part.rule.step(rate, self.updates)
+        side_by_side([functools.partial(self._apply, part) for part in self._parts], self.parameters.device)
         return norm
+
+    @torch.no_grad()
+    def _apply(self, part: _Part) -> None:
+        kept, *factors = self._factors[part.place]
+        if part.decay:
+            part.parameters.mul_(kept)
+        part.rule.step(factors, part.rule.refreshes(self.updates))
 
     def state(self) -> OptimizerState:
         """Returns a copy of the parameters and of the optimiser's memory."""

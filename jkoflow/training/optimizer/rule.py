@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+from jkoflow.training.optimizer.factors import Factor
 
 
 class Rule(Protocol):
@@ -16,11 +19,24 @@ class Rule(Protocol):
     memory: dict[str, Tensor]
     """What the rule has gathered from the gradients so far, by name; it is changed in place."""
 
-    def step(self, rate: float, updates: int) -> None:
-        """Updates the parameters in place, without waiting for the device.
+    def factors(self, rate: float, updates: int) -> tuple[float, ...]:
+        """Returns all numbers of an update that depend on its rate or number, as many in every update.
 
         Arguments:
             rate: Step length.
             updates: Number of updates, this one included.
+        """
+        ...
+
+    def refreshes(self, updates: int) -> bool:
+        """Tells whether an update does more than most, by calls that a CUDA graph cannot hold."""
+        ...
+
+    def step(self, factors: Sequence[Factor], refresh: bool) -> None:
+        """Updates the parameters in place, without waiting for the device.
+
+        Arguments:
+            factors: The numbers of `factors`.
+            refresh: What `refreshes` tells of the update.
         """
         ...

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jkoflow.training.optimizer.factors import Factor, add_scaled
 from jkoflow.training.optimizer.flat import stacks
 
 BETA = 0.95
@@ -86,22 +87,33 @@ class SoapRule:
         self.memory[name], self.memory[f"{name}.basis"] = side
         return side
 
-    def step(self, rate: float, updates: int) -> None:
+    def factors(self, rate: float, updates: int) -> tuple[float, ...]:
+        """Returns what brings the root mean square to its size, and the step length, with the bias corrected in both.
+
+        See `jkoflow.training.optimizer.rule.Rule`.
+        """
+        correction = 1 - BETA**updates
+        return 1 / math.sqrt(correction), -rate / correction
+
+    def refreshes(self, updates: int) -> bool:
+        """Tells whether an update refreshes the eigenbases: no CUDA graph holds a QR decomposition."""
+        return updates % REFRESH_EVERY == 1
+
+    def step(self, factors: Sequence[Factor], refresh: bool) -> None:
         """Updates the matrices in place, see `jkoflow.training.optimizer.rule.Rule`."""
+        scale, length = factors
         self.memory["mean"].lerp_(self._gradient, 1 - BETA)
         for matrices in self._matrices:
-            _update(matrices, rate, updates)
+            _update(matrices, scale, length, refresh)
 
 
-def _update(matrices: _Matrices, rate: float, updates: int) -> None:
+def _update(matrices: _Matrices, scale: Factor, length: Factor, refresh: bool) -> None:
     """Updates matrices of one shape by Adam in their eigenbases."""
     parameters, gradient, mean, square, left, right = matrices
-    refresh = updates % REFRESH_EVERY == 1
     left.gather(gradient, refresh)
     right.gather(gradient.mT, refresh)
     turned, turned_mean = (torch.bmm(torch.bmm(left.basis.mT, G), right.basis) for G in (gradient, mean))
     square.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
-    correction = 1 - BETA**updates
-    root = square.sqrt().mul_(1 / math.sqrt(correction)).add_(EPSILON)
+    root = square.sqrt().mul_(scale).add_(EPSILON)
     step = torch.bmm(torch.bmm(left.basis, turned_mean.div_(root)), right.basis.mT)
-    parameters.add_(step, alpha=-rate / correction)
+    add_scaled(parameters, step, length)
