@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu_build import BUILD, PROGRAMS, SITE
 from supervision import Stage
 
-WORKERS = 4
+WORKERS = 10
 """Processes that share the GPU in the tests, whose cases are too small to fill it, where pytest-xdist is installed."""
 TEST_SECONDS = 75
 """Seconds after which a test counts as hanging, where pytest-timeout is installed; torch.compile takes the longest."""

@@ -17,22 +17,24 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "emulation"
 
 
-def build(target: str) -> Path:
+def build(target: str, architecture: int = 80) -> Path:
     """Compiles a target of the emulation; later calls compile only what has changed."""
+    folder = BUILD if architecture == 80 else BUILD.with_name(f"{BUILD.name}_{architecture}")
     if shutil.which("c++") is None or shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("the emulation of the CUDA kernels needs a C++ compiler, cmake and ninja")
     source = ROOT / "tests" / "native" / "emulation"
-    configure = ["cmake", "-S", str(source), "-B", str(BUILD), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
+    configure = ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure.append(f"-DEMULATED_ARCHITECTURE={architecture}")
+    for command in (configure, ["cmake", "--build", str(folder), "--target", target]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return BUILD
+    return folder
 
 
-def load() -> ModuleType:
+def load(architecture: int = 80) -> ModuleType:
     """The module _emulation."""
-    (path,) = build("_emulation").glob("_emulation.*.so")
+    (path,) = build("_emulation", architecture).glob("_emulation.*.so")
     spec = importlib.util.spec_from_file_location("_emulation", path)
     assert spec is not None
     assert spec.loader is not None

@@ -25,6 +25,18 @@ JKOFLOW_DEVICE unsigned round_tf32(float v) {
 
 constexpr unsigned kHighPart = 0xffffe000u;  // the bits of a number that TF32 keeps
 
+// The left factor of 3xTF32, high + low to 21 bits.
+struct Split {
+  unsigned high[4], low[4];
+  JKOFLOW_DEVICE explicit Split(const float (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      high[i] = device::bits(a[i]) & kHighPart;
+      low[i] = device::bits(a[i] - device::from_bits(high[i]));
+    }
+  }
+};
+
 template <Precision P>
 JKOFLOW_DEVICE void mma(float (&c)[4], const float (&a)[4], float b0, float b1) {
   static_assert(P != Precision::kFp32);
@@ -32,18 +44,13 @@ JKOFLOW_DEVICE void mma(float (&c)[4], const float (&a)[4], float b0, float b1) 
     const unsigned rounded[4] = {round_tf32(a[0]), round_tf32(a[1]), round_tf32(a[2]), round_tf32(a[3])};
     device::mma_tf32(c, rounded, round_tf32(b0), round_tf32(b1));
   } else {
-    // a = high + low to 21 bits and so is b; the product of the low parts is beyond float32.
-    unsigned high[4], low[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      high[i] = device::bits(a[i]) & kHighPart;
-      low[i] = device::bits(a[i] - device::from_bits(high[i]));
-    }
+    // So is b; the product of the low parts is beyond float32.
+    const Split split(a);
     const unsigned b0_high = device::bits(b0) & kHighPart, b1_high = device::bits(b1) & kHighPart;
-    device::mma_tf32(c, low, b0_high, b1_high);
-    device::mma_tf32(c, high, device::bits(b0 - device::from_bits(b0_high)),
+    device::mma_tf32(c, split.low, b0_high, b1_high);
+    device::mma_tf32(c, split.high, device::bits(b0 - device::from_bits(b0_high)),
                      device::bits(b1 - device::from_bits(b1_high)));
-    device::mma_tf32(c, high, b0_high, b1_high);
+    device::mma_tf32(c, split.high, b0_high, b1_high);
   }
 }
 
@@ -108,10 +115,11 @@ JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, 
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       const float a[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
+      const Split split(a);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        high[i][j] = device::bits(a[j]) & kHighPart;
-        low[i][j] = device::bits(a[j] - device::from_bits(high[i][j]));
+        high[i][j] = split.high[j];
+        low[i][j] = split.low[j];
       }
     }
     device::begin_products();
@@ -144,7 +152,7 @@ JKOFLOW_DEVICE void multiply_chained(float (&acc)[4], const float* weights, int 
     const float* fragment = weights + lane.index * 4;
     const float* row = x + lane.g * stride + 2 * lane.t;
     float other[4] = {};
-#pragma unroll 2
+#pragma unroll 4
     for (int step = 0; step < steps; step += 2) {
       const float4 w = device::load4_constant(fragment + step * 128);
       const float4 w_next = device::load4_constant(fragment + step * 128 + 128);
@@ -170,22 +178,30 @@ struct Left {
   int stride, first;
 };
 
-// 8 columns from `column` on, as fragment of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2. With kOperand
-// the right factor is an operand of 8 NT rows, else a panel.
-template <Precision P, int NT, bool kOperand = false>
-JKOFLOW_DEVICE void outer_fragment(float (&c)[4], const Left<NT>& left, const float* right, int panel_stride,
-                                   int column) {
+// 8 columns from `column` on for each of kCount fragments of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2.
+// Each is one chain of products that wait for each other, so that several go side by side. With kOperand the right
+// factor is an operand of 8 NT rows, else a panel.
+template <Precision P, bool kOperand, int kCount, int NT>
+JKOFLOW_DEVICE void outer_fragments(float (&c)[kCount][4], const Left<NT>& left, const float* right, int panel_stride,
+                                    int column) {
   const Lane lane;
   const int stride = kOperand ? 32 : panel_stride;
-  const auto at = [&](int row) {
-    return right + (kOperand ? operand_index(row, column + lane.g, 8 * NT)
-                             : row * stride + ((column ^ swizzle(row)) + lane.g));
+  const auto at = [&](int row, int i) {
+    const int first = column + 8 * i;
+    return right + (kOperand ? operand_index(row, first + lane.g, 8 * NT)
+                             : row * stride + ((first ^ swizzle(row)) + lane.g));
   };
-  const float *even = at(2 * lane.t), *odd = at(2 * lane.t + 1);
+  const float *even[kCount], *odd[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    even[i] = at(2 * lane.t, i);
+    odd[i] = at(2 * lane.t + 1, i);
+  }
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
     const float a[4] = {left.fragments[n][0], left.fragments[n][2], left.fragments[n][1], left.fragments[n][3]};
-    mma<P>(c, a, even[8 * n * stride], odd[8 * n * stride]);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) mma<P>(c[i], a, even[i][8 * n * stride], odd[i][8 * n * stride]);
   }
 }
 
@@ -230,13 +246,13 @@ JKOFLOW_DEVICE void add_outer(float* sums, int sums_stride, int columns, const L
     }
   } else {
     for (int column = 0; column < columns; column += 8) {
-      float c[4] = {};
-      outer_fragment<P, NT, kOperand>(c, left, right, stride, column);
+      float c[1][4] = {};
+      outer_fragments<P, kOperand>(c, left, right, stride, column);
       float* out = sums + lane.g * sums_stride + column + 2 * lane.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float2 sum = device::load2(out + 8 * i * sums_stride);
-        device::store2(out + 8 * i * sums_stride, float2{sum.x + c[2 * i], sum.y + c[2 * i + 1]});
+        device::store2(out + 8 * i * sums_stride, float2{sum.x + c[0][2 * i], sum.y + c[0][2 * i + 1]});
       }
     }
   }
@@ -273,12 +289,12 @@ class HiddenSums {
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kFragments; ++i) {
-        float c[4] = {};
-        outer_fragment<P, NT, kOperand>(c, left, right, H, 8 * i);
+      for (int i = 0; i < kFragments; i += 2) {
+        float c[2][4] = {};
+        outer_fragments<P, kOperand>(c, left, right, H, 8 * i);
         // Added outside the tensor core, which truncates: long sums would drift.
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sums_[i][j] += c[j];
+        for (int j = 0; j < 8; ++j) sums_[i + j / 4][j % 4] += c[j / 4][j % 4];
       }
     }
   }

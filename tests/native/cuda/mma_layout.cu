@@ -57,6 +57,15 @@ __global__ void check_kernel(Results* results) {
   }
 }
 
+// In code for sm_90a alone; elsewhere it says that there is nothing to check.
+__global__ void check_warp_group_kernel(float* out) {
+#if JKOFLOW_ARCHITECTURE == 90
+  warp_group_layout_kernel(out);
+#else
+  out[0] = -1.0f;
+#endif
+}
+
 bool ok(cudaError_t error, const char* what) {
   if (error != cudaSuccess) std::printf("%s: %s\n", what, cudaGetErrorString(error));
   return error == cudaSuccess;
@@ -102,5 +111,17 @@ int main() {
   report("tanh", errors[0], 5e-7);
   report("sigmoid", errors[1], 5e-7);
   report("softplus", errors[2], 5e-7);
+  constexpr int kElements = 64 * 16;
+  float *wrong = nullptr, sum = 0.0f;
+  static float elements[kElements];
+  if (!ok(cudaMalloc(&wrong, sizeof elements), "cudaMalloc")) return 1;
+  check_warp_group_kernel<<<1, 128, 4096>>>(wrong);
+  if (!ok(cudaMemcpy(elements, wrong, sizeof elements, cudaMemcpyDefault), "warp group kernel")) return 1;
+  for (const float element : elements) sum += element;
+  if (elements[0] < 0.0f) {
+    std::printf("no warp groups in this code\n");
+  } else {
+    report("warp group, wrong elements", sum, 0);
+  }
   return failures == 0 ? 0 : 1;
 }

@@ -35,7 +35,7 @@ cuda::Launch make_launch(cuda::Precision precision, uintptr_t workspace) {
 PYBIND11_MODULE(_emulation, m) {
   py::module_::import("jkoflow._C");  // its classes are arguments here
 
-  py::enum_<emulator::Order>(m, "Order")
+  py::enum_<emulator::Order>(m, "Order", py::module_local())  // there are emulations of two architectures
       .value("ascending", emulator::Order::kAscending)
       .value("descending", emulator::Order::kDescending)
       .value("random", emulator::Order::kRandom);
@@ -90,5 +90,6 @@ PYBIND11_MODULE(_emulation, m) {
                        uintptr_t workspace) { cuda::jko_loss(p, loss, adjoint, make_launch(precision, workspace)); });
 
   m.def("mma_layout_errors", &mma_layout_errors, "Wrong elements of one tensor product against the documented layout");
+  m.def("warp_group_layout_errors", &warp_group_layout_errors, "The same for the product of a warp group");
   m.def("run_faulty", &run_faulty, "Runs a deliberately wrong kernel and returns what it computed");
 }

@@ -12,9 +12,7 @@
 #define JKOFLOW_DEVICE inline __attribute__((always_inline))
 #define JKOFLOW_KERNEL(threads, blocks) void
 #define JKOFLOW_KERNEL_PARAMS(Type) const Type
-#ifndef JKOFLOW_ARCHITECTURE
-#define JKOFLOW_ARCHITECTURE 80  // runtime.cpp plans for it
-#endif
+// JKOFLOW_ARCHITECTURE comes from CMakeLists.txt.
 
 struct alignas(8) float2 {
   float x, y;
