@@ -142,7 +142,6 @@ class Optimizer:
         side_by_side([functools.partial(self._apply, part) for part in self._parts], self.parameters.device)
         return norm
 
-    @torch.no_grad()
     def _apply(self, part: _Part) -> None:
         kept, *factors = self._factors[part.place]
         if part.decay:
