@@ -37,9 +37,11 @@ CALLS = {"forward": "forward", "adaptive_forward": "adaptive", "adaptive_backwar
 GPUS = {"80": (108, 163 * 1024, 164 * 1024), "90": ()}
 REGISTERS = 65536
 WARPS = 64
-# An H100 (SXM): the data sheet's dense TF32 rate, of which `mma.sync` is reported to reach about 62 %; what is reported
-# for reads from the L2 cache; the data sheet's memory; exponentials and reciprocals in a second.
+# An H100 (SXM): of the data sheet's dense TF32 rate, 494.7 TFLOP/s, `mma.sync` is reported to reach about 62 % and a
+# large product of cuBLAS, which takes `wgmma`, 379 (benchmarks/results/gpu_h100.json); what is reported for reads from the
+# L2 cache; the data sheet's memory; exponentials and reciprocals in a second.
 TENSOR_RATE = 0.62 * 494.7e12
+GROUP_RATE = 379e12
 L2_RATE = 5.5e12
 MEMORY_RATE = 3.35e12
 FUNCTION_RATE = 132 * 16 * 1.755e9
@@ -70,7 +72,13 @@ def gpu(architecture: str) -> Any:
 
 
 def plan(
-    task: str, H: int, tangents: bool = False, architecture: str = "90", batch: int = 10_000, dim: int = 6
+    task: str,
+    H: int,
+    tangents: bool = False,
+    architecture: str = "90",
+    batch: int = 10_000,
+    dim: int = 6,
+    precision: str = "tf32x3",
 ) -> dict[str, Any]:
     """Returns the extension's plan for two hidden layers of H units (three with tangents) and exact divergence.
 
@@ -84,7 +92,7 @@ def plan(
     problem.hidden = [H] * (3 if tangents else 2)
     problem.tableau = C.Tableau(tableau.a, tableau.b, tableau.c)
     problem.row_times = adaptive
-    return C.cuda_plan(problem, CALLS.get(task, "jko_loss"), gpu=gpu(architecture))
+    return C.cuda_plan(problem, CALLS.get(task, "jko_loss"), getattr(C.Precision, precision), gpu(architecture))
 
 
 def write_instances(folder: Path) -> list[Path]:
@@ -97,7 +105,8 @@ def write_instances(folder: Path) -> list[Path]:
 def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
     """Returns what ptxas reports of every kernel of a source."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin"]
+        target = "sm_90a" if architecture == "90" else f"sm_{architecture}"  # as cmake/cuda.cmake builds
+        command = ["nvcc", "-std=c++17", "-O3", f"-arch={target}", "-Xptxas", "-v", "-cubin"]
         command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(Path(folder) / "kernels.cubin")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     kernels = []
@@ -132,7 +141,8 @@ def compile_source(source: Path, architecture: str) -> list[dict[str, object]]:
 def estimate(kernel: dict[str, object]) -> dict[str, object]:
     """Estimates occupancy, and instructions of one multiplication of 16 rows, 8 columns and a fragment of 8 samples."""
     task, H, tangents = str(kernel["task"]), int(str(kernel["H"])), bool(kernel["tangents"])
-    planned = plan(task, H, tangents, str(kernel["architecture"]))
+    precision = str(kernel["precision"])
+    planned = plan(task, H, tangents, str(kernel["architecture"]), precision=precision)
     threads, fragments = planned["threads"], planned["tile"] // 8
     registers = (int(str(kernel["registers"])) + 7) // 8 * 8
     blocks = min(planned["resident"], REGISTERS // (registers * threads))
@@ -141,7 +151,9 @@ def estimate(kernel: dict[str, object]) -> dict[str, object]:
         "tf32x3": {"tensor": 3.0, "load": 1.0 + 1.0 / fragments, "other": 4.0 + 8.0 / fragments},
         "tf32": {"tensor": 1.0, "load": 1.0 + 1.0 / fragments, "other": 4.0 + 8.0 / fragments},
         "fp32": {"fma": 32.0, "load": 4.0 + 4.0 / fragments, "other": 0.0},
-    }[str(kernel["precision"])]
+    }[precision]
+    if planned["warp_groups"]:  # the right factor is neither loaded nor split; a product has all fragments
+        mix = {"tensor": 3.0 / fragments, "load": 1.0 / fragments, "other": 8.0 / fragments}
     return {
         "samples": planned["tile"],
         "threads": threads,
@@ -195,17 +207,19 @@ def bounds(
     """Computes the least times of two hidden layers with exact divergence and time, rk4; `task` is forward or loss.
 
     Every tile streams all weights from the L2 cache at every stage; several warps that read the same rows at a time
-    count once. The busiest multiprocessor decides for the tensor cores and the functions.
+    count once. The busiest multiprocessor decides for the tensor cores and the functions. Products between hidden layers
+    are by warp groups, those of the first and last layer and the gradients' outer products are not.
     """
     narrow, rows, first = up(dim, 8), up(dim, 16), up(dim + 2, 8)
     square, velocity = H * H, H * first + rows * H
     # numbers read in a stage, multiply-adds for a sample, exponentials and reciprocals for a sample
-    reads, products, functions = velocity + 2 * square, velocity + 2 * square, 2 * 2 * H
+    reads, hidden, others, functions = velocity + 2 * square, 2 * square, velocity, 2 * 2 * H
     if task == "loss":
         reads = (velocity + square) + (H * first + 4 * square + H * narrow + 16 * H)
         adjoint = H * first + 4 * square + H * narrow + 16 * H
         gradients = 2 * square + H * first + H * narrow
-        products, functions = velocity + square + adjoint + gradients, 2 * 5 * H
+        hidden, functions = 5 * square, 2 * 5 * H
+        others = velocity + square + adjoint + gradients - hidden
     multiprocessors = gpu("90").multiprocessors
     number, share, large_tiles, small_tiles = C.cuda_share_out(batch, multiprocessors * blocks, tile, small)
     tiles = (large_tiles + small_tiles) * number
@@ -213,7 +227,7 @@ def bounds(
     l2_bytes = 4.0 * reads * stages * tiles
     return Bounds(
         l2_bytes / L2_RATE,
-        3 * 2 * products * stages * busiest * multiprocessors / TENSOR_RATE,
+        3 * 2 * (hidden / GROUP_RATE + others / TENSOR_RATE) * stages * busiest * multiprocessors,
         functions * stages * busiest * multiprocessors / FUNCTION_RATE,
         4 * 2 * 2 * square * stages * tiles / MEMORY_RATE if task == "loss" and H > 128 else 0.0,
         l2_bytes,

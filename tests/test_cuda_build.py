@@ -41,14 +41,15 @@ def test_every_kernel_is_reported(report):
 @with_plans
 def test_registers_allow_the_thread_blocks_that_plans_count_on(script, report):
     for kernel in report["kernels"]:
-        planned = script.plan(kernel["task"], kernel["H"], kernel["tangents"], kernel["architecture"])
+        names = ("task", "H", "tangents", "architecture")
+        planned = script.plan(*(kernel[name] for name in names), precision=kernel["precision"])
         assert kernel["blocks_per_multiprocessor"] == planned["resident"], kernel
         assert kernel["shared_bytes"] == planned["shared_bytes"], f"{kernel}: {AGAIN}"
 
 
 def test_registers_hardly_spill(report):
     for kernel in report["kernels"]:
-        assert kernel["spill_stores"] <= (8 if kernel["task"].endswith("forward") else 96), kernel
+        assert kernel["spill_stores"] <= (40 if kernel["task"].endswith("forward") else 96), kernel
         assert kernel["stack"] <= 64, kernel
 
 
@@ -65,4 +66,5 @@ def test_least_times_follow_from_the_shares(script):
     built, larger = (script.bounds("forward", 105_600, tile, 16, 1) for tile in (40, 80))
     assert larger.l2 == pytest.approx(built.l2 / 2)
     assert larger.tensor == pytest.approx(built.tensor)
-    assert built.tensor * script.TENSOR_RATE == 3 * 2 * 105_600 * 12 * (2 * 128 * 128 + 8 * 128 + 16 * 128)
+    hidden, others = 2 * 128 * 128 / script.GROUP_RATE, (8 * 128 + 16 * 128) / script.TENSOR_RATE
+    assert built.tensor == pytest.approx(3 * 2 * 105_600 * 12 * (hidden + others))
