@@ -77,10 +77,11 @@ class LogDensities:
 
     @property
     def can_adapt(self) -> bool:
-        """Returns whether the CPU kernels take adaptive steps for all blocks."""
+        """Returns whether the kernels of the rows' device take adaptive steps for all blocks."""
         fields = [block.velocity.field() for block in self.flow.stack]
+        backend = "cuda" if self.points.is_cuda else "cpu"
         return all(
-            field is not None and native.unsupported(field, self.points, "exact", None, "cpu", "auto") is None
+            field is not None and native.unsupported(field, self.points, "exact", None, backend, "auto") is None
             for field in fields
         )
 

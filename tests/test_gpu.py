@@ -871,6 +871,8 @@ def test_training_end_to_end(tmp_path):
     loaded = JKOFlow.load(tmp_path / "flow.safetensors")
     with torch.no_grad():  # the same densities on the CPU
         torch.testing.assert_close(loaded.log_prob(fresh), log_prob, rtol=1e-3, atol=1e-3)
+        within = flow.log_prob(fresh.to("cuda"), tol=1e-3).cpu()
+        torch.testing.assert_close(loaded.log_prob(fresh, tol=1e-3), within, rtol=0, atol=2e-3)
 
 
 def test_the_same_seed_gives_the_same_flow():
