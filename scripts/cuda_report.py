@@ -38,8 +38,8 @@ GPUS = {"80": (108, 163 * 1024, 164 * 1024), "90": ()}
 REGISTERS = 65536
 WARPS = 64
 # An H100 (SXM): of the data sheet's dense TF32 rate, 494.7 TFLOP/s, `mma.sync` is reported to reach about 62 % and a
-# large product of cuBLAS, which takes `wgmma`, 379 (benchmarks/results/gpu_h100.json); what is reported for reads from the
-# L2 cache; the data sheet's memory; exponentials and reciprocals in a second.
+# large product of cuBLAS, which takes `wgmma`, 379 (benchmarks/results/gpu_h100.json); what is reported for reads from
+# the L2 cache; the data sheet's memory; exponentials and reciprocals in a second.
 TENSOR_RATE = 0.62 * 494.7e12
 GROUP_RATE = 379e12
 L2_RATE = 5.5e12
@@ -207,8 +207,8 @@ def bounds(
     """Computes the least times of two hidden layers with exact divergence and time, rk4; `task` is forward or loss.
 
     Every tile streams all weights from the L2 cache at every stage; several warps that read the same rows at a time
-    count once. The busiest multiprocessor decides for the tensor cores and the functions. Products between hidden layers
-    are by warp groups, those of the first and last layer and the gradients' outer products are not.
+    count once. The busiest multiprocessor decides for the tensor cores and the functions. Products between hidden
+    layers are by warp groups, those of the first and last layer and the gradients' outer products are not.
     """
     narrow, rows, first = up(dim, 8), up(dim, 16), up(dim + 2, 8)
     square, velocity = H * H, H * first + rows * H

@@ -54,13 +54,14 @@ py::dict as_dict(const cuda::Plan& plan) {
   launch(names[static_cast<int>(choice.kind.task)], plan.blocks, choice.threads(), choice.shared_bytes());
   launch("reduce", plan.reduce_blocks, cuda::kSmallThreads, cuda::kSmallShared);
   launch("finish", plan.finish_blocks, cuda::kSmallThreads, cuda::kSmallShared);
-  return py::dict(
-      "H"_a = choice.kind.H, "tangents"_a = choice.kind.tangents, "precision"_a = name_of(choice.kind.precision),
-      "warp_groups"_a = choice.warp_groups, "threads"_a = choice.threads(), "tile"_a = choice.tile(), "small_tile"_a = choice.small_tile(),
-      "resident"_a = plan.resident, "thread_blocks"_a = plan.blocks, "share"_a = plan.params.share,
-      "large_tiles"_a = plan.params.large_tiles, "small_tiles"_a = plan.params.small_tiles,
-      "shared_bytes"_a = choice.shared_bytes(), "scratch_bytes"_a = plan.params.scratch_stride * sizeof(float),
-      "workspace_bytes"_a = plan.bytes, "buffers"_a = buffers, "launches"_a = launches);
+  return py::dict("H"_a = choice.kind.H, "tangents"_a = choice.kind.tangents,
+                  "precision"_a = name_of(choice.kind.precision), "warp_groups"_a = choice.warp_groups,
+                  "threads"_a = choice.threads(), "tile"_a = choice.tile(), "small_tile"_a = choice.small_tile(),
+                  "resident"_a = plan.resident, "thread_blocks"_a = plan.blocks, "share"_a = plan.params.share,
+                  "large_tiles"_a = plan.params.large_tiles, "small_tiles"_a = plan.params.small_tiles,
+                  "shared_bytes"_a = choice.shared_bytes(),
+                  "scratch_bytes"_a = plan.params.scratch_stride * sizeof(float), "workspace_bytes"_a = plan.bytes,
+                  "buffers"_a = buffers, "launches"_a = launches);
 }
 
 void bind_plans(py::module_& m) {

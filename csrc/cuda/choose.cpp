@@ -142,7 +142,8 @@ std::string unsupported(const Problem& p, Precision precision) {
     if (p.width[l] > 256) return "have hidden layers of up to 256 units, the velocity has one of " + text(p.width[l]);
   }
   if (p.dim > 128) return "take up to 128 features, x has " + text(p.dim);
-  for (const auto& [architecture, limit] : {std::pair{0, kLeastShared}, std::pair{kWarpGroupArchitecture, kGroupShared}}) {
+  for (const auto& [architecture, limit] :
+       {std::pair{0, kLeastShared}, std::pair{kWarpGroupArchitecture, kGroupShared}}) {
     size_t most = 0;
     for (const Task task : {Task::kForward, Task::kBackward}) {
       most = std::max(most, narrowest(p, precision, task, architecture, limit).shared_bytes());

@@ -24,7 +24,7 @@ struct Choice {
   KernelKind kind{};
   Shape shape{};
   bool warp_groups = false;  // see with_warp_groups
-  Layout layout{};  // but for its records
+  Layout layout{};           // but for its records
   int shared_floats = 0, scratch_floats = 0;
   Buffer buffers[kMaxBuffers] = {};
   int buffer_count = 0;

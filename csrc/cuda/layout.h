@@ -20,8 +20,8 @@ JKOFLOW_HOST_DEVICE int swizzle(int row) { return ((((row >> 1) & 1) << 1) | ((r
 JKOFLOW_HOST_DEVICE int panel_index(int row, int column, int stride) { return row * stride + (column ^ swizzle(row)); }
 
 // An operand of warp groups: `rows` samples by columns of units, in blocks of 32 columns, a row of a block being 128
-// bytes whose 16-byte pieces are swizzled by the row, as the hardware expects. Within 8 columns the even ones come first,
-// in the order in which packed weights stand for k.
+// bytes whose 16-byte pieces are swizzled by the row, as the hardware expects. Within 8 columns the even ones come
+// first, in the order in which packed weights stand for k.
 JKOFLOW_HOST_DEVICE int operand_index(int row, int column, int rows) {
   const int piece = ((column & 24) >> 2) | (column & 1), at = (column & 7) >> 1;
   return (column >> 5) * (rows * 32) + row * 32 + ((piece ^ (row & 7)) << 2) + at;

@@ -97,8 +97,8 @@ JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int step
   }
 }
 
-// The same by warp groups, in 3xTF32: the operand's planes of 8 NT rows by H columns are its high and its low parts (the
-// high part being the number itself, of which the tensor cores ignore the lower 13 bits).
+// The same by warp groups, in 3xTF32: the operand's planes of 8 NT rows by H columns are its high and its low parts
+// (the high part being the number itself, of which the tensor cores ignore the lower 13 bits).
 template <int H, int NT>
 JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, const float* operand) {
   constexpr int kGroup = 4, kGroups = H / 8 / kGroup;  // steps whose weights are loaded while those before are used
@@ -178,8 +178,8 @@ struct Left {
   int stride, first;
 };
 
-// 8 columns from `column` on for each of kCount fragments of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j % 2.
-// Each is one chain of products that wait for each other, so that several go side by side. With kOperand the right
+// 8 columns from `column` on for each of kCount fragments of 16 x 8: element j is row g + 8 (j / 2), column 2 t + j
+// % 2. Each is one chain of products that wait for each other, so that several go side by side. With kOperand the right
 // factor is an operand of 8 NT rows, else a panel.
 template <Precision P, bool kOperand, int kCount, int NT>
 JKOFLOW_DEVICE void outer_fragments(float (&c)[kCount][4], const Left<NT>& left, const float* right, int panel_stride,
@@ -188,8 +188,8 @@ JKOFLOW_DEVICE void outer_fragments(float (&c)[kCount][4], const Left<NT>& left,
   const int stride = kOperand ? 32 : panel_stride;
   const auto at = [&](int row, int i) {
     const int first = column + 8 * i;
-    return right + (kOperand ? operand_index(row, first + lane.g, 8 * NT)
-                             : row * stride + ((first ^ swizzle(row)) + lane.g));
+    return right +
+           (kOperand ? operand_index(row, first + lane.g, 8 * NT) : row * stride + ((first ^ swizzle(row)) + lane.g));
   };
   const float *even[kCount], *odd[kCount];
 #pragma unroll

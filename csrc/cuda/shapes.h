@@ -28,17 +28,17 @@ struct Shapes {
 
 // What 128 registers and 99 KB of shared memory allow; in the adjoint up to H = 128 half of 255 registers hold
 // gradients, and tangents have no registers for a second kind of tiles.
-constexpr Shapes kShapes = {{{{{5, 2, 4}, {4, 2, 4}},    // forward, H = 64: closed form, tangents
-                              {{5, 2, 2}, {4, 2, 2}},    // H = 128
-                              {{2, 1, 1}, {2, 1, 1}}},   // H = 256
-                             {{{4, 2, 2}, {2, 2, 2}},    // backward, the same
-                              {{4, 2, 1}, {2, 2, 1}},    //
-                              {{2, 1, 1}, {1, 1, 1}}},   //
-                             {{{4, 4, 4}, {4, 4, 4}},    // adaptive steps: one kind of tiles, of at most 32 samples
-                              {{4, 4, 2}, {4, 4, 2}},    //
-                              {{2, 2, 1}, {2, 2, 1}}},   //
-                             {{{4, 4, 2}, {2, 2, 2}},    // their adjoint
-                              {{4, 4, 1}, {2, 2, 1}},    //
+constexpr Shapes kShapes = {{{{{5, 2, 4}, {4, 2, 4}},   // forward, H = 64: closed form, tangents
+                              {{5, 2, 2}, {4, 2, 2}},   // H = 128
+                              {{2, 1, 1}, {2, 1, 1}}},  // H = 256
+                             {{{4, 2, 2}, {2, 2, 2}},   // backward, the same
+                              {{4, 2, 1}, {2, 2, 1}},   //
+                              {{2, 1, 1}, {1, 1, 1}}},  //
+                             {{{4, 4, 4}, {4, 4, 4}},   // adaptive steps: one kind of tiles, of at most 32 samples
+                              {{4, 4, 2}, {4, 4, 2}},   //
+                              {{2, 2, 1}, {2, 2, 1}}},  //
+                             {{{4, 4, 2}, {2, 2, 2}},   // their adjoint
+                              {{4, 4, 1}, {2, 2, 1}},   //
                               {{2, 2, 1}, {1, 1, 1}}}}};
 
 // With warp groups: what 227 KB allow, with room for long inputs.
@@ -48,8 +48,8 @@ constexpr Shape kWarpGroupShapes[4][3] = {{{4, 2, 4}, {5, 2, 2}, {4, 2, 1}},   /
                                           {{4, 4, 2}, {4, 4, 1}, {2, 2, 1}}};  //
 
 // Products between hidden layers by warp groups, four warps whose tensor cores read the right factor from shared memory
-// themselves (wgmma): it is kept there as an operand (layout.h), split into two planes. Compute capability 9.0 alone has
-// the instructions, and only code for sm_90a.
+// themselves (wgmma): it is kept there as an operand (layout.h), split into two planes. Compute capability 9.0 alone
+// has the instructions, and only code for sm_90a.
 constexpr int kWarpGroupArchitecture = 90;
 constexpr bool with_warp_groups(int architecture, Precision precision, bool tangents) {
   return architecture == kWarpGroupArchitecture && precision == Precision::kTf32x3 && !tangents;
@@ -58,9 +58,8 @@ constexpr bool with_warp_groups(int architecture, Precision precision, bool tang
 constexpr Shape shape_of(int architecture, Task task, int H, Precision precision, bool tangents) {
   int width = 0;
   while (kWidths[width] != H) ++width;
-  return with_warp_groups(architecture, precision, tangents)
-             ? kWarpGroupShapes[static_cast<int>(task)][width]
-             : kShapes.kernels[static_cast<int>(task)][width][tangents];
+  return with_warp_groups(architecture, precision, tangents) ? kWarpGroupShapes[static_cast<int>(task)][width]
+                                                             : kShapes.kernels[static_cast<int>(task)][width][tangents];
 }
 
 // Of a thread block: a warp owns 16 units of a hidden layer.

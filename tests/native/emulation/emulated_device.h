@@ -75,9 +75,9 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   emulator::mma_tf32(c, a, b0, b1);
 }
 
-// ---- Warp groups. A product is computed when it is waited for, if its group has ended by then: until then its sums are
-// what they were. Its operand is read then, too, by the address swizzle of the hardware: the 16-byte pieces of a line of
-// 128 bytes by the line's place among 8. (That a thread has published what it wrote is not checked.)
+// ---- Warp groups. A product is computed when it is waited for, if its group has ended by then: until then its sums
+// are what they were. Its operand is read then, too, by the address swizzle of the hardware: the 16-byte pieces of a
+// line of 128 bytes by the line's place among 8. (That a thread has published what it wrote is not checked.)
 
 using Operand = uint64_t;  // in pieces of 16 bytes, from the start of shared memory
 inline Operand operand(const float* at) {
@@ -112,7 +112,7 @@ inline void wait_for_products() {
       return bits(*reinterpret_cast<const float*>(reinterpret_cast<const char*>(emulator::shared()) + address));
     };
     for (int n = 0; n < product.fragments; ++n) {
-      float(&c)[4] = reinterpret_cast<float(&)[4]>(product.c[4 * n]);
+      float (&c)[4] = reinterpret_cast<float (&)[4]>(product.c[4 * n]);
       mma_tf32(c, product.a, element(8 * n + g, t), element(8 * n + g, t + 4));
     }
   }

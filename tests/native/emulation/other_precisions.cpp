@@ -8,7 +8,7 @@ RunOf<Params> instance(bool) {
   return nullptr;
 }
 
-#define JKOFLOW_LEFT_OUT(task, H)                                             \
+#define JKOFLOW_LEFT_OUT(task, H)                                         \
   template RunOf<Params> instance<Task::task, H, Precision::kFp32>(bool); \
   template RunOf<Params> instance<Task::task, H, Precision::kTf32>(bool);
 #define JKOFLOW_LEFT_OUT_OF(task) JKOFLOW_LEFT_OUT(task, 64) JKOFLOW_LEFT_OUT(task, 128) JKOFLOW_LEFT_OUT(task, 256)
