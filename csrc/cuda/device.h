@@ -82,6 +82,15 @@ JKOFLOW_DEVICE float2 load2(const float* from) { return *reinterpret_cast<const 
 JKOFLOW_DEVICE float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 JKOFLOW_DEVICE void store2(float* to, float2 v) { *reinterpret_cast<float2*>(to) = v; }
 JKOFLOW_DEVICE void store4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+// Adds to two sums in global memory, to which this thread alone adds while the kernel runs, without waiting for them.
+JKOFLOW_DEVICE void add2_global(float* sums, float2 terms) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(sums), "f"(terms.x), "f"(terms.y) : "memory");
+#else
+  const float2 before = load2(sums);
+  store2(sums, float2{before.x + terms.x, before.y + terms.y});
+#endif
+}
 // Of memory that no kernel writes while this one runs.
 JKOFLOW_DEVICE float load_constant(const float* from) { return __ldg(from); }
 JKOFLOW_DEVICE float4 load4_constant(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }
@@ -123,6 +132,14 @@ JKOFLOW_DEVICE void warp_group_tf32(float (&c)[2][4], const unsigned (&a)[4], Op
       "wgmma.mma_async.sync.aligned.m64n16k8.f32.tf32.tf32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),
         "+f"(c[1][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+JKOFLOW_DEVICE void warp_group_tf32(float (&c)[3][4], const unsigned (&a)[4], Operand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n24k8.f32.tf32.tf32 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11}, {%12,%13,%14,%15}, "
+      "%16, 1, 1, 1;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),
+        "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 JKOFLOW_DEVICE void warp_group_tf32(float (&c)[4][4], const unsigned (&a)[4], Operand b) {

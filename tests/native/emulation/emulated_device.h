@@ -68,6 +68,10 @@ inline void store2(float* to, float2 v) {
 inline void store4(float* to, float4 v) {
   *reinterpret_cast<float4*>(const_cast<float*>(aligned(to, sizeof(float4)))) = v;
 }
+inline void add2_global(float* sums, float2 terms) {
+  const float2 before = load2(sums);
+  store2(sums, float2{before.x + terms.x, before.y + terms.y});
+}
 inline float load_constant(const float* from) { return *from; }
 inline float4 load4_constant(const float* from) { return load4(from); }
 
