@@ -72,5 +72,8 @@ def _describe_gpu() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """Returns the commit that the caller names, since a copy of a checkout may have another history, or that of git."""
+    if named := os.environ.get("COMMIT"):
+        return named
     code, text = run_command(["git", "describe", "--always", "--dirty", "--abbrev=40"], 30, {})
-    return text.strip() if code == 0 else os.environ.get("COMMIT")
+    return text.strip() if code == 0 else None
