@@ -23,8 +23,8 @@ is up is interrupted, so that it can say what it has, and then killed.
 
 It needs python3 (3.11 or newer) with its headers, torch for CUDA, numpy, safetensors, pytest and pybind11, for the
 benchmark typer, pandas and matplotlib, too; and cmake, ninja and nvcc, on PATH, beside python3 or in CUDA_HOME. Wheels
-of what is missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit if git
-there is no repository. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
+of what is missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit where
+the checkout has no history or another one. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
 """
 
 from __future__ import annotations
