@@ -74,14 +74,11 @@ struct Forward {
       tile.put_factor(tile.panel(kOdd), n, jets.value);
       if (p.exact) tile.put_factor(tile.panel(kSlopes), n, jets.slope);
     });
-    WeightsAhead ahead;  // its loads take as long as the barrier or longer
-    tile.load_ahead(p.packed.hidden[0], ahead);
     T::sync_factors(Barrier::kFirstLayer);
-    tile.set_bias(1, z);
-    tile.multiply_hidden(p.packed.hidden[0], tile.panel(kOdd), z, ahead, p.exact ? p.packed.trace_matrix : nullptr);
+    tile.hidden_layer(1, tile.panel(kOdd), z);
     float q[NT][4];
     T::clear(q);
-    if (p.exact) tile.multiply_hidden(p.packed.trace_matrix, tile.panel(kSlopes), q, ahead, nullptr);
+    if (p.exact) tile.multiply_hidden(p.packed.trace_matrix, tile.panel(kSlopes), q);
     top_layer(tile, z, q, tile.panel(kEven));
     device::sync_block(Barrier::kSecondLayer);
     return tile.panel(kEven);

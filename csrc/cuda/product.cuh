@@ -97,35 +97,24 @@ JKOFLOW_DEVICE void multiply(float (&acc)[NT][4], const float* weights, int step
   }
 }
 
-// ---- The same by warp groups, in 3xTF32.
-
-// The weights of four steps, loaded before they are needed.
-struct WeightsAhead {
-  static constexpr int kSteps = 4;
-  float4 w[kSteps];
-  // `weights`: a packed strip, from some step on.
-  JKOFLOW_DEVICE void load(const float* weights) {
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) w[i] = device::load4_constant(weights + Lane().index * 4 + i * 128);
-  }
-};
-
-// The operand's planes of 8 NT rows by H columns are its high and its low parts (the high part being the number itself,
-// of which the tensor cores ignore the lower 13 bits). `ahead` has the strip's first weights, and in the end those of
-// `following`, another strip, unless null.
+// The same by warp groups, in 3xTF32: the operand's planes of 8 NT rows by H columns are its high and its low parts
+// (the high part being the number itself, of which the tensor cores ignore the lower 13 bits).
 template <int H, int NT>
-JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, const float* operand,
-                                     WeightsAhead& ahead, const float* following) {
-  constexpr int kSteps = WeightsAhead::kSteps, kGroups = H / 8 / kSteps;
+JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, const float* operand) {
+  constexpr int kGroup = 4, kGroups = H / 8 / kGroup;  // steps whose weights are loaded while those before are used
   constexpr device::Operand kLow = 8 * NT * H / 4, kBlock = 8 * NT * 32 / 4, kStep = 2;  // in pieces of 16 bytes
+  const float* fragment = weights + Lane().index * 4;
   const device::Operand high_plane = device::operand(operand);
+  float4 w[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) w[i] = device::load4_constant(fragment + i * 128);
 #pragma unroll 1
   for (int group = 0; group < kGroups; ++group) {
-    // Both parts in registers of their own: those of `ahead` are loaded anew before the products are done.
-    unsigned high[kSteps][4], low[kSteps][4];
+    // Both parts in registers of their own: those of w are loaded anew before the products are done.
+    unsigned high[kGroup][4], low[kGroup][4];
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const float a[4] = {ahead.w[i].x, ahead.w[i].y, ahead.w[i].z, ahead.w[i].w};
+    for (int i = 0; i < kGroup; ++i) {
+      const float a[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
       const Split split(a);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -135,23 +124,21 @@ JKOFLOW_DEVICE void multiply_operand(float (&acc)[NT][4], const float* weights, 
     }
     device::begin_products();
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kGroup; ++i) {
       const device::Operand b = high_plane + group * kBlock + i * kStep;
       device::warp_group_tf32(acc, low[i], b);
       device::warp_group_tf32(acc, high[i], b + kLow);
       device::warp_group_tf32(acc, high[i], b);
     }
     device::end_products();
-    if (group + 1 < kGroups) {
-      ahead.load(weights + (group + 1) * kSteps * 128);
-    } else if (following != nullptr) {
-      ahead.load(following);
-    }
+    const float* next = fragment + (group + 1 < kGroups ? group + 1 : 0) * kGroup * 128;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) w[i] = device::load4_constant(next + i * 128);
     device::wait_for_products();
   }
 }
 
-// ---- multiply for 8 samples and an even number of steps, in two chains, since one alone waits for each result.
+// The same for 8 samples and an even number of steps, in two chains, since one alone waits for each result.
 template <Precision P>
 JKOFLOW_DEVICE void multiply_chained(float (&acc)[4], const float* weights, int steps, const float* x, int stride) {
   if constexpr (P == Precision::kFp32) {

@@ -180,32 +180,18 @@ struct Tile {
 
   // Pre-activations of hidden layer `layer` (1 is the second) from the one before.
   JKOFLOW_DEVICE void hidden_layer(int layer, const float* factor, float (&z)[NT][4]) const {
-    set_bias(layer, z);
+    set_units(z, p.packed.bias[layer - 1][row], p.packed.bias[layer - 1][row + 8]);
     multiply_hidden(p.packed.hidden[layer - 1], factor, z);
   }
-  JKOFLOW_DEVICE void set_bias(int layer, float (&z)[NT][4]) const {
-    set_units(z, p.packed.bias[layer - 1][row], p.packed.bias[layer - 1][row + 8]);
-  }
 
-  // acc += the warp's rows of an (H, H) matrix by a factor. With warp groups `ahead` has the first weights of
-  // `weights`, and in the end those of `following`, which may be null.
-  JKOFLOW_DEVICE void multiply_hidden(const float* weights, const float* factor, float (&acc)[NT][4],
-                                      WeightsAhead& ahead, const float* following) const {
+  // acc += the warp's rows of an (H, H) matrix by a factor.
+  JKOFLOW_DEVICE void multiply_hidden(const float* weights, const float* factor, float (&acc)[NT][4]) const {
     if constexpr (kWarpGroups) {
-      multiply_operand<H, NT>(acc, strip(weights), factor, ahead, following == nullptr ? nullptr : strip(following));
+      multiply_operand<H, NT>(acc, weights + warp * 16 * H, factor);
     } else {
-      multiply<P, NT>(acc, strip(weights), kSteps, factor, H);
+      multiply<P, NT>(acc, weights + warp * 16 * H, kSteps, factor, H);
     }
   }
-  JKOFLOW_DEVICE void multiply_hidden(const float* weights, const float* factor, float (&acc)[NT][4]) const {
-    WeightsAhead ahead;
-    load_ahead(weights, ahead);
-    multiply_hidden(weights, factor, acc, ahead, nullptr);
-  }
-  JKOFLOW_DEVICE void load_ahead(const float* weights, WeightsAhead& ahead) const {
-    if (kWarpGroups) ahead.load(strip(weights));
-  }
-  JKOFLOW_DEVICE const float* strip(const float* weights) const { return weights + warp * 16 * H; }
 
   // The last layer: write(sample, feature, velocity) once for each, by the thread that has it.
   template <class Write>
