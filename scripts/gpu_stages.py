@@ -61,12 +61,12 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
         build,
         layout,
         _on_gpu("smoke", [smoke], 40, least=15),
-        _on_gpu("core", [_tests("core", "tests/test_gpu.py", CORE)], 100, least=50),
+        _on_gpu("core", [_tests("core", "tests/test_gpu.py", CORE)], 100, least=35),
         _watched("memcheck", "memory", least=25),
         _watched("racecheck", "race", "--fewer", least=25),
         _watched("synccheck", "sync", "--fewer", least=20),
         _on_gpu("profile", [profile], 90, least=40),
-        _on_gpu("train", [train], 50, least=25),
+        _on_gpu("train", [train], 50, least=20),
         _on_gpu(
             "rest",
             [
@@ -76,7 +76,7 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
             150,
             least=35,
         ),
-        _on_gpu("benchmark", [benchmark], 260, least=70),
+        _on_gpu("benchmark", [benchmark], 260, least=50),
     ]
 
 
