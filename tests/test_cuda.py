@@ -156,12 +156,12 @@ def test_widths_beyond_the_kernels_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("architectures", "capability", "expected"),
     [
-        ("80-real 90-real 90-virtual", (8, 0), True),
-        ("80-real 90-real 90-virtual", (8, 6), True),  # machine code serves the later minor versions
-        ("80-real 90-real 90-virtual", (9, 0), True),
-        ("80-real 90-real 90-virtual", (10, 0), True),  # PTX serves everything newer
-        ("80-real 90-real 90-virtual", (12, 0), True),
-        ("80-real 90-real 90-virtual", (7, 5), False),
+        ("80-real 90a-real 90-virtual", (8, 0), True),
+        ("80-real 90a-real 90-virtual", (8, 6), True),  # machine code serves the later minor versions
+        ("80-real 90a-real 90-virtual", (9, 0), True),
+        ("80-real 90a-real 90-virtual", (10, 0), True),  # PTX serves everything newer
+        ("80-real 90a-real 90-virtual", (12, 0), True),
+        ("80-real 90a-real 90-virtual", (7, 5), False),
         ("86-real", (8, 0), False),
         ("86-real", (8, 9), True),
         ("86-real", (9, 0), False),
@@ -471,12 +471,12 @@ def cmake_says(tmp_path, *definitions, **environment):
 @pytest.mark.parametrize(
     ("torch_list", "expected"),
     [
-        ("8.0;9.0+PTX", "80-real;90-real;90-virtual"),
-        ("7.5 8.0 8.6 9.0 10.0 12.0+PTX", "80-real;86-real;90-real;100-real;120-real;120-virtual"),
+        ("8.0;9.0+PTX", "80-real;90a-real;90-virtual"),  # warp groups need sm_90a
+        ("7.5 8.0 8.6 9.0 10.0 12.0+PTX", "80-real;86-real;90a-real;100-real;120-real;120-virtual"),
         ("9.0a", "90a-real"),
         ("8.9+PTX, 8.9", "89-real;89-virtual"),
         ("7.0", ""),
-        ("", "80-real;90-real;90-virtual"),
+        ("", "80-real;90a-real;90-virtual"),
     ],
 )
 def test_architectures_from_torch_cuda_arch_list(tmp_path, torch_list, expected):
@@ -489,6 +489,7 @@ def test_what_cmake_is_told_comes_before_what_torch_is_told(tmp_path):
     told = {"TORCH_CUDA_ARCH_LIST": "8.0"}
     assert "found: 86\n" in cmake_says(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=86", **told)[1]
     assert "found: 86-real;89\n" in cmake_says(tmp_path, CUDAARCHS="86-real;89", **told)[1]
+    assert "found: 90a-real;90-virtual\n" in cmake_says(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=90", **told)[1]
 
 
 def test_an_architecture_list_that_is_none(tmp_path):

@@ -44,7 +44,7 @@ def _missing() -> str | None:
 
 
 def architectures() -> list[str]:
-    """Returns the architectures of the build, as CMake names them: ``["80-real", "90-real", "90-virtual"]``."""
+    """Returns the architectures of the build, as CMake names them: ``["80-real", "90a-real", "90-virtual"]``."""
     return _C.cuda_architectures.split() if _C is not None and _C.has_cuda else []
 
 
