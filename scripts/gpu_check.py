@@ -14,6 +14,7 @@ the next one runs all the same:
     profile    ncu on the six kernels that decide (scripts/gpu_profile.py)
     train      what an iteration of training costs (scripts/gpu_train.py)
     rest       the other tests
+    plans      tests/test_cuda_plan.py: plans for GPUs that need not be there are those that run
     benchmark  jkoflow bench --device cuda --compile at three shapes
 
 OUTDIR/report.json is written before the first stage and anew after every stage: device, driver, commit, versions, and
@@ -47,8 +48,9 @@ from supervision import Stage, run_stage
 
 RESERVE = 15
 """Seconds that are kept for the end."""
-ENDING = {"benchmark": 25}
-"""Seconds of a stage's time in which it starts nothing more: for its start, the last measurement, the chart."""
+ENDING = {"benchmark": 25, "memcheck": 25, "racecheck": 25, "synccheck": 25}
+"""Seconds of a stage's time in which it starts nothing more: for its start, the last measurement, the chart, and the end
+of a process that compute-sanitizer watches."""
 USUAL_ENDING = 12
 FIGURES = {"profile": "profile.json", "train": "train.json", "benchmark": "bench.json"}
 """Files of figures that become part of the report."""

@@ -62,20 +62,13 @@ def stages(outdir: Path, capability: str, benchmark_arguments: Sequence[str] = (
         layout,
         _on_gpu("smoke", [smoke], 40, least=15),
         _on_gpu("core", [_tests("core", "tests/test_gpu.py", CORE)], 100, least=35),
-        _watched("memcheck", "memory", least=25),
-        _watched("racecheck", "race", "--fewer", least=25),
-        _watched("synccheck", "sync", "--fewer", least=20),
+        _watched("memcheck", "memory", least=40),
+        _watched("racecheck", "race", "--fewer", least=40),
+        _watched("synccheck", "sync", "--fewer", least=35),
         _on_gpu("profile", [profile], 90, least=40),
         _on_gpu("train", [train], 50, least=20),
-        _on_gpu(
-            "rest",
-            [
-                _tests("plan", "tests/test_cuda_plan.py", None),
-                _tests("rest", "tests/test_gpu.py", f"not ({CORE})"),
-            ],
-            150,
-            least=35,
-        ),
+        _on_gpu("rest", [_tests("rest", "tests/test_gpu.py", f"not ({CORE})")], 150, least=35),
+        _on_gpu("plans", [_tests("plans", "tests/test_cuda_plan.py", None)], 40, least=10),
         _on_gpu("benchmark", [benchmark], 260, least=50),
     ]
 

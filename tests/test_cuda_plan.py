@@ -73,17 +73,35 @@ def usual_problem(**changes):
 
 def test_plan_of_the_loss_on_an_h100():
     plan = C.cuda_plan(usual_problem(), "jko_loss")
-    assert (plan["H"], plan["threads"], plan["tile"], plan["small_tile"], plan["resident"]) == (128, 256, 32, 16, 1)
-    assert (plan["thread_blocks"], plan["share"], plan["large_tiles"], plan["small_tiles"]) == (125, 80, 2, 1)
+    assert (plan["H"], plan["threads"], plan["tile"], plan["small_tile"], plan["resident"]) == (128, 256, 40, 16, 1)
+    assert plan["warp_groups"]
+    assert (plan["thread_blocks"], plan["share"], plan["large_tiles"], plan["small_tiles"]) == (125, 80, 2, 0)
     assert [launch["kernel"] for launch in plan["launches"]] == ["prepare", "backward", "reduce", "finish"]
     # prepare: 1 for each vector and matrix of 128 x 8 (4), 2 for those of 16 x 128 (2), 16 for those of 128 x 128 (4)
     assert [launch["thread_blocks"] for launch in plan["launches"]] == [72, 125, 274, 59]
     main = plan["launches"][1]
     assert (main["thread_blocks"], main["threads"], main["shared_bytes"]) == (125, 256, plan["shared_bytes"])
-    # the loss keeps its stages' inputs: 3 steps of 4 stages for 32 samples of 6 features
-    assert plan["scratch_bytes"] == 3 * 4 * 32 * 6 * 4
+    # the loss keeps its stages' inputs: 3 steps of 4 stages for 40 samples of 6 features, 240 numbers, rounded up to 256
+    assert plan["scratch_bytes"] == 3 * 4 * 256 * 4
     partial_gradient = 128 * 8 + 128 * 8 + 2 * 128 * 128 + 128 + 8
     assert plan["workspace_bytes"] > 125 * (plan["scratch_bytes"] + 4 * partial_gradient)
+
+
+def test_warp_groups_are_of_3xtf32_on_an_h100_without_tangents():
+    others = (
+        C.cuda_plan(usual_problem(), "jko_loss", gpu=gpu(80)),
+        C.cuda_plan(usual_problem(), "jko_loss", C.Precision.tf32),
+        C.cuda_plan(usual_problem(hidden=[128, 128, 128]), "jko_loss"),
+    )
+    assert not any(plan["warp_groups"] for plan in others)
+    plan = others[0]
+    assert (plan["tile"], plan["small_tile"], plan["thread_blocks"], plan["share"]) == (32, 16, 105, 96)
+    # an operand has a second plane: 8 panels instead of 4
+    panels = [
+        next(b["bytes"] for b in C.cuda_plan(usual_problem(), "jko_loss", precision)["buffers"] if b["name"] == "panels")
+        for precision in (C.Precision.tf32x3, C.Precision.tf32)
+    ]
+    assert panels == [8 * 40 * 128 * 4, 4 * 32 * 128 * 4]
 
 
 def test_plan_of_the_forward_pass_on_an_h100():

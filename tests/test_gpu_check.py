@@ -171,7 +171,7 @@ def test_all_stages_have_a_share_of_the_time(gpu_check, tmp_path):
     made = gpu_check.stages(tmp_path, "9.0")
     late = [stage for stage in made if stage.environment]
     assert [stage.name for stage in late] == [
-        "smoke", "core", "memcheck", "racecheck", "synccheck", "profile", "train", "rest", "benchmark"
+        "smoke", "core", "memcheck", "racecheck", "synccheck", "profile", "train", "rest", "plans", "benchmark"
     ]  # fmt: skip
     assert all(stage.least > 0 for stage in late)
     before_the_build = 480 - gpu_check.RESERVE - 20  # 20: asking the machine what it is
