@@ -25,7 +25,8 @@ is up is interrupted, so that it can say what it has, and then killed.
 It needs python3 (3.11 or newer) with its headers, torch for CUDA, numpy, safetensors, pytest and pybind11, for the
 benchmark typer, pandas and matplotlib, too; and cmake, ninja and nvcc, on PATH, beside python3 or in CUDA_HOME. Wheels
 of what is missing may lie in the folder that the environment variable WHEELS names, and COMMIT names the commit where
-the checkout has no history or another one. It writes to OUTDIR and below build/ only, and leaves the settings of the GPU alone.
+the checkout has no history or another one. It writes to OUTDIR and below build/ only, and leaves the settings of the
+GPU alone.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ from supervision import Stage, run_stage
 RESERVE = 15
 """Seconds that are kept for the end."""
 ENDING = {"benchmark": 25, "memcheck": 25, "racecheck": 25, "synccheck": 25}
-"""Seconds of a stage's time in which it starts nothing more: for its start, the last measurement, the chart, and the end
-of a process that compute-sanitizer watches."""
+"""Seconds of a stage's time in which it starts nothing more: for its start, the last measurement, the chart, and the
+end of a process that compute-sanitizer watches."""
 USUAL_ENDING = 12
 FIGURES = {"profile": "profile.json", "train": "train.json", "benchmark": "bench.json"}
 """Files of figures that become part of the report."""
