@@ -49,7 +49,9 @@ def test_registers_allow_the_thread_blocks_that_plans_count_on(script, report):
 
 def test_registers_hardly_spill(report):
     for kernel in report["kernels"]:
-        assert kernel["spill_stores"] <= (40 if kernel["task"].endswith("forward") else 96), kernel
+        warp_groups = (kernel["architecture"], kernel["precision"], kernel["tangents"]) == ("90", "tf32x3", False)
+        forward = 40 if warp_groups else 8  # whose weights lie in registers, split, beside those that come next
+        assert kernel["spill_stores"] <= (forward if kernel["task"].endswith("forward") else 64), kernel
         assert kernel["stack"] <= 64, kernel
 
 
