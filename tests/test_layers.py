@@ -53,6 +53,7 @@ LAYERS = [
     "two_sample",
     "environment",
     "training",
+    "interop",
     "images",
     "experiments",
     "report",
