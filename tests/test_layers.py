@@ -25,6 +25,7 @@ LAYERS = [
     "_C",  # the compiled kernels
     "ops",
     "checkpoint",
+    "restore",
     "discrete",
     "schedule",
     "block",

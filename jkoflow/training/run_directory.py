@@ -17,6 +17,7 @@ from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import Dataset
 from jkoflow.flow import MODEL_FILE
 from jkoflow.metrics import spread_numbers, spread_rows
+from jkoflow.restore import described
 from jkoflow.table_flow import Model, load
 from jkoflow.training import run_files, toml
 from jkoflow.training.config import TrainConfig
@@ -154,10 +155,8 @@ class RunDirectory:
         if not path.exists():
             return None
         tensors, description = checkpoint.load(path, STATE_KIND)
-        try:
+        with described(path, "a training state"):
             return RunState.from_description(description, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not describe a training state: {error}") from error
 
     def finish(
         self,
