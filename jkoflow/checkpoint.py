@@ -30,6 +30,10 @@ MODELS = ("flow", "table-flow")
 """Kinds of content that are models."""
 
 
+UNFINISHED = ".tmp"
+"""End of the names of files that are being written."""
+
+
 class CheckpointError(UserError, ValueError):
     """Raised if a file is missing, damaged, of another kind or of an unknown version."""
 
@@ -53,8 +57,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, "description": description}, allow_nan=False)
-    metadata = {"jkoflow": header, "sha256": _digest(header, tensors)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+    write_atomically(path, safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)}))
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -92,7 +95,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}{hint}")
     if not isinstance(header.get("description"), dict):
         raise CheckpointError(f"{path} is damaged: it has no description")
-    whole = _crc32(tensors) == header.get("crc32") if version == 1 else _is_whole(metadata, tensors)
+    whole = _crc32(tensors) == header.get("crc32") if version == 1 else _is_whole(metadata["jkoflow"], tensors)
     if not whole or (version > 1 and _holds_constants(metadata["jkoflow"])):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; use another copy")
     if version == 1:
@@ -141,8 +144,17 @@ def _holds_constants(text: str) -> bool:
     return bool(found)
 
 
-def _is_whole(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    return metadata.get("sha256") == _digest(metadata["jkoflow"], tensors)
+def signed(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Returns a JSON object with the digest of its text and of tensors as its last member.
+
+    All is one text, since the library puts several in any order, and equal models are equal files.
+    """
+    return f'{header[:-1]}, "sha256": "{_digest(header, tensors)}"}}'
+
+
+def _is_whole(text: str, tensors: Mapping[str, Tensor]) -> bool:
+    header, _, _ = text.rpartition(', "sha256": ')
+    return bool(header) and signed(f"{header}}}", tensors) == text
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -184,7 +196,7 @@ def write_atomically(path: str | Path, payload: bytes) -> None:
     """
     path = Path(path).resolve()
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)

@@ -16,6 +16,7 @@ REPOSITORY = PACKAGE.parent
 # right after the last one that it imports.
 LAYERS = [
     "_version",
+    "_startup",
     "errors",
     "float64",
     "callers",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +20,9 @@ from jkoflow.flow import MODEL_FILE
 from jkoflow.metrics import spread_numbers, spread_rows
 from jkoflow.restore import described
 from jkoflow.table_flow import Model, load
-from jkoflow.training import run_files, toml
+from jkoflow.training import run_files, run_lock, toml
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.progress import Progress
 from jkoflow.training.run_files import Preview, RunSettings
 from jkoflow.training.state import RunError, RunState
 
@@ -86,6 +88,28 @@ class RunDirectory:
                 f"{self.path} holds {', '.join(there)}, a run would overwrite {what}; {another}, or move {what} away"
             ) from None
         raise RunError(f"{self.path} already holds a run; {resume}, or {another}")
+
+    @contextmanager
+    def locked(self, progress: Progress) -> Iterator[None]:
+        """Keeps all other processes from writing into the directory, which is made if it is not there.
+
+        What a killed process left half written is taken away.
+
+        Raises:
+            RunError: If another process writes into it already.
+            OSError: If the directory cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with run_lock.locked(self.path) as is_locked:
+                if not is_locked:
+                    progress.message(f"{self.path} cannot be locked: let no other process write into it")
+                for name in FILES:
+                    for left in self.path.glob(f".{name}.*{checkpoint.UNFINISHED}"):
+                        left.unlink(missing_ok=True)
+                yield
+        except run_lock.LockedError as error:
+            raise RunError(f"{self.path} is in use by {error}; wait for its end, or choose another directory") from None
 
     def create(
         self,
