@@ -153,7 +153,7 @@ def _train(
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
         return make(None, None)
-    run = RunDirectory(run_dir)
+    run, about, name = RunDirectory(run_dir), _about(data, options), rows.name if source is None else source
     if not resume:
         run.check_free("resume it", "choose another directory")
     elif not run.holds_run():
@@ -169,9 +169,9 @@ def _train(
                 return _finished_model(run, config, rows, begin, progress).to(device)
             else:
                 progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-            run.reopen(0 if state is None else state.history_bytes, describe())
+            run.reopen(state, config, name, describe(), about, progress)
         else:
-            run.create(config, rows.name if source is None else source, describe(), _about(data, options))
+            run.create(config, name, describe(), about)
         try:
             return make(run, state)
         finally:

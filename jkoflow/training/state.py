@@ -103,6 +103,8 @@ class RunState:
     """Seconds spent so far."""
     history_bytes: int
     """Length of the history when the state was saved."""
+    history_digest: str
+    """Digest of the history then; empty if an earlier version saved the state."""
     guard_events: int
     rounds: list[dict[str, Any]]
     """Records, in the history, of the rounds that have ended."""
@@ -140,6 +142,7 @@ class RunState:
             "fingerprint": self.fingerprint,
             "elapsed": self.elapsed,
             "history_bytes": self.history_bytes,
+            "history_digest": self.history_digest,
             "guard_events": self.guard_events,
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
@@ -186,6 +189,7 @@ class RunState:
             KeyError, TypeError, ValueError, RuntimeError: If something is missing, superfluous or does not fit.
         """
         rest = {name: value for name, value in description.items() if name != "first_nll"}  # of version 0.1
+        rest.setdefault("history_digest", "")  # nor had that
         _check_kinds(cls, rest)
         accepted = _load_blocks("accepted", rest.pop("accepted"), tensors)
         blocks = _load_blocks("blocks", rest.pop("blocks"), tensors)

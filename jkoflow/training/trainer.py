@@ -263,11 +263,13 @@ class Trainer:
             return
         trainer = self._round
         plan = self._plan if trainer is None else trainer.plan
+        history_bytes, history_digest = self.directory.flush()
         state = RunState(
             settings=self.config.to_mapping(),
             fingerprint=self._fingerprint,
             elapsed=self.world.elapsed(),
-            history_bytes=self.directory.flush(),
+            history_bytes=history_bytes,
+            history_digest=history_digest,
             guard_events=self.guard_events,
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,
