@@ -20,6 +20,7 @@ from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 from jkoflow.initial_map import InitialMap
 from jkoflow.training.run_directory import STATE_FILE, RunDirectory
 from jkoflow.training.state import RunState
+from soak import amount
 
 SMALL = TrainConfig(hidden=(2,), max_blocks=1, iterations_per_block=4, batch_size=32)
 
@@ -93,8 +94,10 @@ def test_no_flipped_bit_gives_other_numbers(files, tmp_path, kind):
     content = bytearray((files / kind).read_bytes())
     header, whole = 8 + int.from_bytes(content[:8], "little"), read(files / kind, kind)
     path, refused = tmp_path / "file", 0
-    every = max(1, 8 * header // 1500)  # evenly spread ones; and some in the numbers
-    places = [*range(0, 8 * header, every), *range(8 * header, 8 * len(content), 1009)]
+    every = amount(
+        max(1, 8 * header // 1500), 1
+    )  # all bits of the header, or evenly spread ones; and some in the numbers
+    places = [*range(0, 8 * header, every), *range(8 * header, 8 * len(content), amount(1009, 101))]
     for place in places:
         content[place // 8] ^= 1 << place % 8
         path.write_bytes(content)
