@@ -65,7 +65,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 
 # The short mode of each is in `make test`; docs/trust.md has the promises and the figures of the last long run.
 SOAK := damaged_models read_formats random_cases any_setting resume faulty_disk interrupted_runs interrupted_calls \
-  many_at_once leaks invariants cycles
+  many_at_once leaks invariants guard_under_attack cycles
 soak: $(VENV)/installed-test-$(CUDA)  ## the tests of trust in their long mode: faults, kills, fuzzing, leaks, cycles (hours)
 	JKOFLOW_SOAK=long $(BIN)/python -m pytest $(SOAK:%=tests/test_%.py) --durations=0 $(PYTEST_ARGS)
 
