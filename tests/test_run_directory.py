@@ -166,9 +166,9 @@ def test_everything_reads_back(run):
 
 def test_metrics_that_are_added_are_returned_as_they_read_back(run):
     before = run.metrics()
-    found = run.add_metrics({"experiment": "rose", "error": float("nan"), "figures": [{"nll": float("inf")}]})
+    found = run.add_metrics({"name": "rose", "error": float("nan"), "figures": [{"nll": float("inf")}]})
     assert found == run.metrics()
-    assert found == {**before, "experiment": "rose", "error": None, "figures": [{"nll": None}]}
+    assert found == {**before, "name": "rose", "error": None, "figures": [{"nll": None}]}
 
 
 @pytest.mark.parametrize(("name", "reader"), READERS.items())
@@ -259,7 +259,10 @@ def test_settings_of_version_0_1_are_understood(run):
         ("test_nll", "low", "test_nll must be a number, got 'low'"),
         ("blocks", 1.5, "blocks must be a whole number, got 1.5"),
         ("movements", [None], "movements must be a list of numbers, got [None]"),
-        ("rounds", [{"round": 0}], "rounds must be a list of records with blocks, kept,"),
+        ("rounds", [{"round": 0}], "rounds is not what a run writes"),
+        ("seen", 3, "seen is not what a run writes"),
+        ("mmd_median", 0.1, "it has mmd_median and no mmd_median_stderr, mmd_median_threshold"),
+        ("energy_distance_threshold", {}, "energy_distance_threshold is not what a run writes"),
     ],
 )
 def test_metrics_of_the_wrong_kind_are_refused(run, name, value, message):

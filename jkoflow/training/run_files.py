@@ -20,6 +20,7 @@ from torch import Tensor
 from jkoflow.data.columns.options import NAMES, TableOptions
 from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.shapes import check_metrics, check_record
 
 COUNTS = ("eval_num_steps", "blocks", "guard_events", "dim", "n_train", "seed")
 """Metrics of every run that are whole numbers."""
@@ -32,8 +33,6 @@ MEASURES = (
     "train_seconds",
 )
 """Metrics of every run that are numbers, or None if a number was not finite."""
-
-_ROUND = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
 
 # Fields without which a record of the history cannot be placed.
 _PLACE = {
@@ -106,9 +105,7 @@ def parse_metrics(content: bytes) -> dict[str, Any]:
     moved = metrics["movements"]
     if not isinstance(moved, list) or not all(isinstance(value, (int, float)) for value in moved):
         raise ValueError(f"movements must be a list of numbers, got {moved!r}")
-    rounds = metrics.get("rounds", [])
-    if not isinstance(rounds, list) or not all(isinstance(r, dict) and r.keys() >= _ROUND for r in rounds):
-        raise ValueError(f"rounds must be a list of records with {', '.join(sorted(_ROUND))}, got {rounds!r}")
+    check_metrics(metrics)
     return metrics
 
 
@@ -140,6 +137,10 @@ def _record(number: int, line: str) -> dict[str, Any]:
     for name in _PLACE.get(record["event"], ()):
         if not isinstance(record.get(name), int):
             raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
     return record
 
 
