@@ -343,7 +343,7 @@ def test_diverged_flow_is_refused(tmp_path):
     run = make_run(tmp_path / "run", 2, blocks=1, rows=20)
     flow = make_flow(2, 1)
     with torch.no_grad():
-        flow.blocks[0].velocity.layers[-1].bias.fill_(3e38)
+        flow.blocks[0].velocity.layers[-1].weight.fill_(3e38)
     flow.save(run / "model.safetensors")
     with pytest.raises(ValueError, match="to NaN or inf"):
         write_report(run)

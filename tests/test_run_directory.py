@@ -261,7 +261,7 @@ def test_settings_of_version_0_1_are_understood(run):
         ("movements", [None], "movements must be a list of numbers, got [None]"),
         ("rounds", [{"round": 0}], "rounds is not what a run writes"),
         ("seen", 3, "seen is not what a run writes"),
-        ("mmd_median", 0.1, "it has mmd_median and no mmd_median_stderr, mmd_median_threshold"),
+        ("experiment", "rose", "it has experiment and no reproduced_nll, reproduced_nll_stderr"),
         ("energy_distance_threshold", {}, "energy_distance_threshold is not what a run writes"),
     ],
 )
