@@ -15,20 +15,24 @@ namespace jkoflow {
 #ifdef JKOFLOW_HAVE_AMX
 namespace amx {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX512
 namespace avx512 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX2
 namespace avx2 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 namespace baseline {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 
 namespace cpu {
@@ -154,6 +158,19 @@ const CpuKernels& kernels_for(const Problem& problem) {
 #endif
 }
 
+const StagewiseKernels& stagewise_kernels([[maybe_unused]] const CpuKernels& kernels) {
+#ifdef JKOFLOW_HAVE_AMX
+  if (&kernels == &amx::kKernels) return amx::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX512
+  if (&kernels == &avx512::kKernels) return avx512::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX2
+  if (&kernels == &avx2::kKernels) return avx2::kStagewiseKernels;
+#endif
+  return baseline::kStagewiseKernels;
+}
+
 void forward(const Problem& problem) {
   const CpuKernels& k = kernels_for(problem);
   k.forward(problem, workspace.at_least(k.forward_bytes(problem)));
@@ -210,6 +227,16 @@ void AdaptiveRun::write(char* out) const {
 void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint) {
   const CpuKernels& k = kernels_for(problem);
   k.adaptive_backward(problem, adaptive, adjoint, workspace.at_least(k.adaptive_backward_bytes(problem, adaptive)));
+}
+
+void stagewise(const Problem& problem, const StagewiseStep& step, const Adaptive& adaptive) {
+  const StagewiseKernels& k = stagewise_kernels(kernels_for(problem));
+  k.forward(problem, step, adaptive, workspace.at_least(k.forward_bytes(problem, step)));
+}
+
+void stagewise_backward(const Problem& problem, const StagewiseStep& step, const Adjoint& adjoint) {
+  const StagewiseKernels& k = stagewise_kernels(kernels_for(problem));
+  k.backward(problem, step, adjoint, workspace.at_least(k.backward_bytes(problem, step)));
 }
 
 }  // namespace cpu

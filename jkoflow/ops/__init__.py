@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
-from jkoflow.ops import operators, reference
-from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel, with_field_at
+from jkoflow.ops import operators, reference, stage_operators
+from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, stages_settings, use_kernel, with_field_at
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, as_times, check_request
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
@@ -253,6 +253,9 @@ def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, 
     grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:
         result = operators.integrate_mlp(field, x, context, noise, settings_of(request, field), keep_path)
+    elif kernel and request.fields_at is not None:
+        settings = stages_settings(request)
+        result = stage_operators.integrate_stages(request.fields_at, x, context, noise, settings, keep_path)
     else:
         rhs = right_hand_side(velocity, request, kernel)
         tableau = TABLEAUX[request.method]
