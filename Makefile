@@ -61,7 +61,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	ln -sf $(CURDIR)/$(MEMORY)/_C.*.so $(MEMORY)/site/jkoflow
 	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
-	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py
+	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
 
 # aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
 PORTABLE_TOOLS := clang++ aarch64-linux-gnu-g++ qemu-aarch64

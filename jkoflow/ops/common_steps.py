@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkoflow.ops import stage_operators
+from jkoflow.ops import row_operators, stage_operators
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.failure import IntegrationError
-from jkoflow.ops.grid import Adaptive
+from jkoflow.ops.grid import Adaptive, Fixed
 from jkoflow.ops.library import recording
 from jkoflow.ops.native import Settings
 from jkoflow.ops.native_stages import (
@@ -39,7 +39,7 @@ _SAFETY = 0.9
 
 def integrate_together(
     fields_at: FieldsAt,
-    rhs: RightHandSide,
+    start: MLPField,
     x: Tensor,
     context: Tensor | None,
     noise: Tensor | None,
@@ -53,7 +53,7 @@ def integrate_together(
 
     Arguments:
         fields_at: The weights at times.
-        rhs: The right-hand side, called with one time for all rows.
+        start: The weights at t0.
         x: Positions at t0, with shape (B, d).
         context: Conditioning variables, with shape (B, c).
         noise: The probe of ``"hutchinson"``.
@@ -63,7 +63,7 @@ def integrate_together(
     Raises:
         IntegrationError: If the rows do not reach t1.
     """
-    found = _find_steps(fields_at, rhs, x, context, noise, settings, output_times)
+    found = _find_steps(fields_at, start, x, context, noise, settings, output_times)
     if not recording() or len(found.steps) == 0:
         return found.result
     stages = counted_stages(settings, len(output_times))
@@ -90,7 +90,7 @@ class _Found(NamedTuple):
 @torch.no_grad()
 def _find_steps(
     fields_at: FieldsAt,
-    rhs: RightHandSide,
+    start: MLPField,
     x: Tensor,
     context: Tensor | None,
     noise: Tensor | None,
@@ -112,8 +112,21 @@ def _find_steps(
         return dense_networks(Network(list(field.weights), list(field.biases), field.linear))
 
     t, t1 = settings.t0, settings.t1
-    stepper = Stepper(x, context, networks_at([t]), noise, settings)
-    dt = _start(stepper, rhs, settings)
+    first = Network([w.unsqueeze(0) for w in start.weights], [b.unsqueeze(0) for b in start.biases], None)
+    stepper = Stepper(x, context, first, noise, settings)
+    single = settings._replace(t0=0.0, t1=1.0, grid=Fixed(1), method="euler")  # what describes a single evaluation
+
+    def evaluate(field: MLPField, x: Tensor) -> tuple[Tensor, Tensor]:
+        return row_operators.evaluate_mlp(field, x, None, context, noise, single)
+
+    def later(x: Tensor, time: float | Tensor) -> tuple[Tensor, Tensor]:
+        field = fields_at(torch.as_tensor(time)[:1])  # one time is that of all rows
+        weights, biases = (tuple(tensor[0] for tensor in tensors) for tensors in (field.weights, field.biases))
+        return evaluate(field._replace(weights=weights, biases=biases), x)
+
+    slopes = evaluate(start, x)
+    stepper.start_with(*slopes)
+    dt = _first_step(later, x, slopes, settings)
     least = 1e-15 * max(abs(t), abs(t1))
     attempts, last_error, rejected, finite = 0, 1e-4, False, True
     steps: list[tuple[float, float]] = []
@@ -124,9 +137,9 @@ def _find_steps(
         is_last = abs(dt) >= abs(left) * (1 - 1e-12)
         dt = left if is_last else dt
         if attempts >= grid.max_steps:
-            raise IntegrationError(0, "max_steps" if finite else "not_finite", t, dt, grid.max_steps)
+            raise IntegrationError(stepper.worst_row(), "max_steps" if finite else "not_finite", t, dt, grid.max_steps)
         if not is_last and not abs(dt) > least:
-            raise IntegrationError(0, "underflow" if finite else "not_finite", t, dt, grid.max_steps)
+            raise IntegrationError(stepper.worst_row(), "underflow" if finite else "not_finite", t, dt, grid.max_steps)
         attempts += 1
         size = stepper.attempt(networks_at(stage_times(settings, [(t, dt)], method.stages)), dt)
         factor = _factor(size, last_error, rejected, method.order)
@@ -152,19 +165,12 @@ def _find_steps(
     return _Found(AdaptiveResult(end.x, end.logdet, x_outputs, logdet_outputs, evaluations), steps, torch.stack(path))
 
 
-def _start(stepper: Stepper, rhs: RightHandSide, settings: Settings) -> float:
-    """Evaluates the start and returns the first step, which the reference chooses."""
-    x, grid = stepper.state.x, settings.grid
-    assert isinstance(grid, Adaptive)
-
-    def at_one_time(x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        return rhs(x, torch.as_tensor(t)[:1])
-
-    t, t1 = (torch.full((len(x),), time, dtype=torch.float64) for time in (settings.t0, settings.t1))
-    start = at_one_time(x, t)
-    stepper.start_with(*start)
-    error_of = ErrorSize(grid, settings.divergence != "none", common=True)
-    return float(first_step(at_one_time, x, t, t1, start, EMBEDDED[settings.method], error_of)[0])
+def _first_step(rhs: RightHandSide, x: Tensor, slopes: tuple[Tensor, Tensor], settings: Settings) -> float:
+    """Returns the step that the reference begins with."""
+    assert isinstance(settings.grid, Adaptive)
+    t0, t1 = (torch.full((len(x),), time, dtype=torch.float64) for time in (settings.t0, settings.t1))
+    error_of = ErrorSize(settings.grid, settings.divergence != "none", common=True)
+    return float(first_step(rhs, x, t0, t1, slopes, EMBEDDED[settings.method], error_of)[0])
 
 
 def _factor(size: float, last_error: float, rejected: bool, order: int) -> float:

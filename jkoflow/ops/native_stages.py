@@ -94,9 +94,8 @@ class Stepper:
     def __init__(
         self, x: Tensor, context: Tensor | None, networks: Network, noise: Tensor | None, settings: Settings
     ) -> None:
-        first = _first(networks)
-        x, self._context, self._first, self._noise = contiguous(x, context, first, noise)
-        self._problem = describe(x, self._context, self._first, self._noise, settings)
+        x, self._context, self._first, self._noise = contiguous(x, context, _first(networks), noise)
+        self._problem = _describe(x, self._context, self._first, self._noise, settings)
         self._step, self._control, self._stages = _C.StagewiseStep(), _C.Adaptive(), stages_of(settings)
         self._step.stages = self._stages
         self.state = State.at(x)
@@ -107,7 +106,7 @@ class Stepper:
             grid, method = settings.grid, EMBEDDED[settings.method]
             self._control = _C.Adaptive(grid.rtol, grid.atol, grid.max_steps, method.order, method.error, method.dense)
             self.velocity, self.divergence = x.new_zeros((self._stages, batch, dim)), x.new_zeros((self._stages, batch))
-            self._errors = torch.empty(batch, dtype=torch.float64)
+            self._errors = torch.zeros(batch, dtype=torch.float64)
             step = self._step
             step.velocity, step.divergence = address(self.velocity), address(self.divergence)
             step.errors, step.start_known = address(self._errors), True
@@ -121,6 +120,10 @@ class Stepper:
         """Tries a step with dense networks, one for each stage; returns the size of its error over the batch."""
         self._carry(_Places(networks, self._first, self._stages), 0, dt)
         return float(self._errors.numpy().mean()) ** 0.5
+
+    def worst_row(self) -> int:
+        """Returns the first row whose error in the last attempt is not finite, or else the largest."""
+        return int(torch.nan_to_num(self._errors, nan=torch.inf).argmax())
 
     def accept(self) -> None:
         """Moves to the end of the step that has been tried, whose last slopes are the next one's first."""
@@ -188,7 +191,7 @@ def backward(
     """
     networks = dense_networks(networks)
     x, context, first, noise = contiguous(x, context, _first(networks), noise)
-    problem, like = describe(x, context, first, noise, settings), (x.dtype, x.device)
+    problem, like = _describe(x, context, first, noise, settings), (x.dtype, x.device)
     taken, times = _checked_steps(steps, output_times)
     count, batch, dim = len(taken), *x.shape
     stages = counted_stages(settings, len(times))
@@ -287,6 +290,12 @@ def _checked_steps(steps: Tensor, output_times: Tensor) -> tuple[list[tuple[floa
 
 
 # ---- What crosses over to the extension
+
+
+def _describe(x: Tensor, context: Tensor | None, first: Network, noise: Tensor | None, settings: Settings) -> Any:
+    if settings.time:
+        raise ValueError("networks of stages must not read t, which is what they are made of")
+    return describe(x, context, first, noise, settings)
 
 
 def dense_networks(networks: Network) -> Network:

@@ -196,7 +196,8 @@ def first_step(
     position, speed = error_of.size((x, zero), *scale), error_of.size(start, *scale)
     bad = ~(torch.isfinite(position) & torch.isfinite(speed))
     if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+        own = ~(torch.isfinite(x).all(1) & torch.isfinite(start[0]).all(1) & torch.isfinite(start[1]))
+        row = int((own if bool(own.any()) else bad).nonzero()[0])  # with common steps all rows are bad with one
         raise IntegrationError(row, "not_finite", float(t[row]), 0.0, 0)
     whole = (end - t).abs()
     guess = torch.where((position < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * position / speed).minimum(whole)

@@ -93,9 +93,15 @@ def integrate_rows(
         )
         end, logdet, x_outputs, logdet_outputs, evaluations = found[:5]
     elif kernel and request.fields_at is not None:
-        rhs = right_hand_side(velocity, request, kernel)
+        assert request.field_at_start is not None
         end, logdet, x_outputs, logdet_outputs, evaluations = integrate_together(
-            request.fields_at, rhs, x, request.context, request.noise, stages_settings(request), inner
+            request.fields_at,
+            request.field_at_start,
+            x,
+            request.context,
+            request.noise,
+            stages_settings(request),
+            inner,
         )
     else:
         rhs = right_hand_side(velocity, request, kernel)
