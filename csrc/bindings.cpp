@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/interruption.h"
 #include "problem.h"
 
 namespace {
@@ -52,10 +53,32 @@ Adaptive make_adaptive(double rtol, double atol, int64_t max_steps, int order, c
   return a;
 }
 
+unsigned long main_thread = 0;  // NOLINT: the type of Python's
+
+// Lets Python act on signals, which it does in its main thread alone; true if a handler has raised an exception.
+bool signal_raises() {
+  if (PyThread_get_thread_ident() != main_thread) return false;
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void end_calls_by_signals() {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  jkoflow::cpu::ask_by(signal_raises);
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const jkoflow::cpu::Interrupted&) {  // what the handler has raised is set already
+      if (PyErr_Occurred() == nullptr) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    }
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of jkoflow";
+  end_calls_by_signals();
   m.attr("max_hidden_layers") = jkoflow::kMaxHidden;
   m.attr("has_openmp") = jkoflow::cpu::has_openmp();
 

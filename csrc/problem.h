@@ -32,6 +32,10 @@ struct Modulation {
   int columns(int context_dim) const { return (time ? 1 : 0) + 2 * frequencies + context_dim; }
 };
 
+namespace cpu {
+struct Interruption;
+}
+
 // dx/dt = MLP([x, t, context]) + A x over [t0, t1]. Tensors are dense, row-major, all of one floating-point type.
 struct Problem {
   bool float64 = false;
@@ -49,7 +53,8 @@ struct Problem {
   int num_steps = 1;
   bool row_times = false;  // every row has its own t, so that t is a column like any other
   Tableau tableau;
-  int threads = 1;  // of the CPU kernels
+  int threads = 1;                            // of the CPU kernels
+  cpu::Interruption* interruption = nullptr;  // of the CPU kernels: null if nobody may end the call
   Modulation modulation;
   bool residual = false;  // hidden layers from the second on add their activation to what they read
   bool split = false;     // CPU, float32: products between hidden layers as three of bfloat16 numbers each

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jkoflow import checkpoint, schedule
-from jkoflow.block import Block
+from jkoflow.block import MOST_SAVED_STEPS, Block
 from jkoflow.composition import Trajectory, base_log_prob
 from jkoflow.density import Density
 from jkoflow.former_names import accepts_former_names
@@ -20,6 +20,7 @@ from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
 from jkoflow.ops.grid import as_grid
+from jkoflow.restore import DTYPES, described, restored
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
 
@@ -225,11 +226,16 @@ class JKOFlow(Density):
             for name in ("links", "context_links")
         )
         flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
+        if (flow.eval_num_steps or 0) > MOST_SAVED_STEPS:
+            raise ValueError(f"eval_num_steps must be at most {MOST_SAVED_STEPS}, got {flow.eval_num_steps}")
         flow.metrics = description.get("metrics")  # nor these
-        for name in ("features", "context_features"):
+        for name, count in (("features", flow.dim), ("context_features", flow.context_dim)):
             if name in description:
-                setattr(flow, name, tuple(description[name]))
-        return flow.to(getattr(torch, description["dtype"]))
+                names = tuple(description[name])
+                if len(names) != count or not all(isinstance(column, str) for column in names):
+                    raise ValueError(f"{name} must be {count} names, got {names!r}")
+                setattr(flow, name, names)
+        return flow.to(DTYPES[description["dtype"]])
 
     @classmethod
     @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
@@ -245,9 +251,6 @@ class JKOFlow(Density):
         path = Path(path)
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, "flow")
-        try:
-            flow = cls.from_description(description)
-            flow.load_state_dict(tensors)
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
+        with described(path, "a flow"):
+            flow = restored(lambda: cls.from_description(description), tensors)
         return flow.requires_grad_(False).eval()

@@ -27,6 +27,7 @@ from jkoflow.masses import Masses
 from jkoflow.metrics import CHUNK
 from jkoflow.ops.grid import Steps
 from jkoflow.quadrature import quadrature
+from jkoflow.restore import DTYPES, described, restored
 from jkoflow.within import check_tolerance
 
 KIND = "table-flow"
@@ -347,7 +348,7 @@ class TableFlow(nn.Module):
             "flow": self.flow.describe(),
             "frames": self.frames,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "metrics": self.metrics,
+            "metrics": checkpoint.finite(self.metrics),
         }
         checkpoint.save(path, KIND, self.state_dict(), description)
 
@@ -361,21 +362,18 @@ class TableFlow(nn.Module):
         path = Path(path)
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, KIND)
-        try:
-            masses = None if description["masses"] is None else Masses.from_description(description["masses"])
-            flow = JKOFlow.from_description(description["flow"])
-            found = cls(
-                Schema.from_description(description["schema"]),
-                flow,
-                masses,
-                description["frames"],
-                getattr(torch, description["dtype"]),
-            )
-            found.load_state_dict(tensors)
-            found.metrics = description["metrics"]
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe the flow of a table: {error}") from error
+        with described(path, "the flow of a table"):
+            found = restored(lambda: cls._from_description(description), tensors)
         return found.requires_grad_(False).eval()
+
+    @classmethod
+    def _from_description(cls, description: Mapping[str, Any]) -> Self:
+        schema, masses = Schema.from_description(description["schema"]), description["masses"]
+        masses = None if masses is None else Masses.from_description(masses)
+        flow = JKOFlow.from_description(description["flow"])
+        found = cls(schema, flow, masses, bool(description["frames"]), DTYPES[description["dtype"]])
+        found.metrics = description["metrics"]
+        return found
 
 
 Model = JKOFlow | TableFlow

@@ -16,6 +16,7 @@ REPOSITORY = PACKAGE.parent
 # right after the last one that it imports.
 LAYERS = [
     "_version",
+    "_startup",
     "errors",
     "float64",
     "callers",
@@ -25,6 +26,7 @@ LAYERS = [
     "_C",  # the compiled kernels
     "ops",
     "checkpoint",
+    "restore",
     "discrete",
     "schedule",
     "block",

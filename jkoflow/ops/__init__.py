@@ -229,7 +229,7 @@ def _grid(
     num_steps: int | Grid | None, method: str, rtol: float, atol: float, max_steps: int, default: int
 ) -> Grid | Adaptive:
     """Returns equal steps if their number is given or the method has no error estimate, else adaptive ones."""
-    if num_steps is None and method in EMBEDDED:
+    if num_steps is None and isinstance(method, str) and method in EMBEDDED:
         return Adaptive(rtol, atol, max_steps).checked()
     return as_grid(default if num_steps is None else num_steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jkoflow.training.start import given_flow
 from jkoflow.training.state import (
     ConvergenceWarning,
     RunError,
+    RunState,
     TrainingError,
     check_same_data,
     check_same_settings,
@@ -146,15 +148,19 @@ def _train(
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = usable_device(config.device)
-    run, state = None, None
+    make = partial(_train_rows, data, rows, config, world, device, progress, start, begin)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
-    else:
-        run = RunDirectory(run_dir)
+        return make(None, None)
+    run, about, name = RunDirectory(run_dir), _about(data, options), rows.name if source is None else source
+    if not resume:
+        run.check_free("resume it", "choose another directory")
+    elif not run.holds_run():
+        raise RunError(f"{run.path} holds no run to resume; start one without resume")
+    with run.locked(progress):
+        state = None
         if resume:
-            if not run.holds_run():
-                raise RunError(f"{run.path} holds no run to resume; start one without resume")
             state = run.load_state()
             if state is not None:
                 check_same_data(state.fingerprint, rows, begin, run.path)
@@ -163,19 +169,34 @@ def _train(
                 return _finished_model(run, config, rows, begin, progress).to(device)
             else:
                 progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-            run.reopen(0 if state is None else state.history_bytes, describe())
+            run.reopen(state, config, name, describe(), about, progress)
         else:
-            run.create(config, rows.name if source is None else source, describe(), _about(data, options))
-    try:
-        complete = None
-        if isinstance(data, TableData):
-            masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
-            budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
-            complete = completed(data, masses, budget, progress.message)
-        return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
-    finally:
-        if run is not None:
+            run.create(config, name, describe(), about)
+        try:
+            return make(run, state)
+        finally:
             run.close()
+
+
+def _train_rows(
+    data: Dataset | TableData,
+    rows: Dataset,
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    progress: Progress,
+    start: Model | None,
+    begin: JKOFlow | None,
+    run: RunDirectory | None,
+    state: RunState | None,
+) -> Model:
+    """Trains from the beginning, or from a state, with the files of the run open."""
+    complete = None
+    if isinstance(data, TableData):
+        masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
+        budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
+        complete = completed(data, masses, budget, progress.message)
+    return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
 
 
 def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:

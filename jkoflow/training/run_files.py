@@ -5,6 +5,7 @@ Every function raises ValueError or TypeError if the content is not what a run w
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tomllib
@@ -113,21 +114,33 @@ def parse_metrics(content: bytes) -> dict[str, Any]:
 
 def parse_history(content: bytes) -> list[dict[str, Any]]:
     """Reads the records of history.jsonl, each with its event and, if it has one, its place in the run."""
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(content.decode().splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not JSON ({error})") from error
-        if not isinstance(record, dict) or "event" not in record:
-            raise ValueError(f"line {number} is not a record of an event")
-        for name in _PLACE.get(record["event"], ()):
-            if not isinstance(record.get(name), int):
-                raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
-        records.append(record)
+    records = [_record(number, line) for number, line in enumerate(content.decode().splitlines(), 1)]
     if not records:
         raise ValueError("it is empty")
     return records
+
+
+def readable_records(content: bytes) -> list[dict[str, Any]]:
+    """Returns those records of a history that can be read."""
+    records = []
+    for number, line in enumerate(content.splitlines(), 1):
+        with contextlib.suppress(ValueError, RecursionError):
+            records.append(_record(number, line.decode()))
+    return records
+
+
+def _record(number: int, line: str) -> dict[str, Any]:
+    """Reads one line of a history."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise ValueError(f"line {number} is not a record of an event")
+    for name in _PLACE.get(record["event"], ()):
+        if not isinstance(record.get(name), int):
+            raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
+    return record
 
 
 def parse_preview(content: bytes) -> Preview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
+from jkoflow.training.interruption import Interruption
 from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
@@ -94,17 +96,20 @@ class Trainer:
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
+        self._interruption = Interruption()
 
     def run(self) -> Model:
         """Trains the rounds that are left, evaluates the best flow and returns the model."""
-        while (kind := self._next_kind()) is not None:
-            self._round = self._begin_round(kind)
-            errors = self._round.train()
-            self._plan = self._round.plan
-            self._end_round(self._round, errors)
-            self._round = None
-            self._save(None)
-        return self._finish()
+        with self._interruption if self.directory is not None else nullcontext():
+            while (kind := self._next_kind()) is not None:
+                self._round = self._begin_round(kind)
+                errors = self._round.train()
+                self._plan = self._round.plan
+                self._end_round(self._round, errors)
+                self._round = None
+                self._save(None)
+                self._interruption.end_if_asked()
+            return self._finish()
 
     def _treat(self, data: Dataset) -> Treatments:
         """Chooses the treatments of the columns of a new run, and tells of values far out."""
@@ -242,9 +247,15 @@ class Trainer:
             self.directory.record({"event": event["event"], "round": len(self.rounds), **event})
 
     def _save_if_due(self, fit: Fit | None) -> None:
-        """Saves the state: always between two fits, and within a fit if the last save is long ago."""
-        if fit is None or self.world.elapsed() - self._saved >= self.config.save_seconds:
+        """Saves the state: always between two fits, and within a fit if the last save is long ago, or a signal ends it.
+
+        Raises:
+            jkoflow.training.interruption.Interrupted: If a signal has asked for the end of the run.
+        """
+        asked = self._interruption.asked is not None
+        if fit is None or asked or self.world.elapsed() - self._saved >= self.config.save_seconds:
             self._save(fit)
+        self._interruption.end_if_asked()
 
     def _save(self, fit: Fit | None) -> None:
         self._saved = self.world.elapsed()
@@ -252,11 +263,13 @@ class Trainer:
             return
         trainer = self._round
         plan = self._plan if trainer is None else trainer.plan
+        history_bytes, history_digest = self.directory.flush()
         state = RunState(
             settings=self.config.to_mapping(),
             fingerprint=self._fingerprint,
             elapsed=self.world.elapsed(),
-            history_bytes=self.directory.flush(),
+            history_bytes=history_bytes,
+            history_digest=history_digest,
             guard_events=self.guard_events,
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,
