@@ -242,13 +242,17 @@ void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const A
 }
 
 void stagewise(const Problem& problem, const StagewiseStep& step, const Adaptive& adaptive) {
-  const StagewiseKernels& k = stagewise_kernels(kernels_for(problem));
-  k.forward(problem, step, adaptive, workspace.at_least(k.forward_bytes(problem, step)));
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.forward(p, step, adaptive, workspace.at_least(k.forward_bytes(p, step)));
+  });
 }
 
 void stagewise_backward(const Problem& problem, const StagewiseStep& step, const Adjoint& adjoint) {
-  const StagewiseKernels& k = stagewise_kernels(kernels_for(problem));
-  k.backward(problem, step, adjoint, workspace.at_least(k.backward_bytes(problem, step)));
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.backward(p, step, adjoint, workspace.at_least(k.backward_bytes(p, step)));
+  });
 }
 
 }  // namespace cpu
