@@ -85,34 +85,30 @@ void store_numbers(void* tensor, int64_t first, int samples, const Vector<Real> 
   for (int i = 0; i < samples; ++i) out[i] = numbers[i / kLanes<Real>][i % kLanes<Real>];
 }
 
-// The mean square of each sample's error over the tolerances; space.x is at the end of the step.
-template <class Real, int Vectors>
-void store_errors(const Problem& p, const StagewiseStep& step, const Adaptive& a, const ForwardSpace<Real>& space,
-                  const Vector<Real> (&divergence)[kMaxStages][Vectors], const Vector<Real> (&before)[Vectors],
-                  const Vector<Real> (&after)[Vectors], int64_t first, int samples) {
-  const auto square = [&](double error, double from, double to) {
-    const double low = __builtin_fabs(from), high = __builtin_fabs(to);
-    // a comparison with NaN is false, and then the larger is NaN
-    const double ratio = error / (a.atol + a.rtol * (low > high ? low : high));
+// The mean square of a sample's error over the tolerances; space.x is at the end of the step. One function for all
+// tiles, not inlined: contracted to fused multiply-adds in one way, so that no row depends on the tile in which it
+// lies.
+template <class Real>
+__attribute__((noinline)) double mean_square_error(const Problem& p, const StagewiseStep& step, const Adaptive& a,
+                                                   const ForwardSpace<Real>& space, int sample, const Real* start,
+                                                   const Real* divergence, Real logdet_before, Real logdet_after) {
+  const auto square = [&](double error, double before, double after) {
+    const double low = __builtin_fabs(before), high = __builtin_fabs(after);
+    const double ratio = error / (a.atol + a.rtol * (low > high ? low : high));  // NaN if `after` is
     return ratio * ratio;
   };
-  const bool has_logdet = p.divergence != Divergence::kNone;
-  for (int i = 0; i < samples; ++i) {
-    const Real* start = static_cast<const Real*>(step.start.x) + (first + i) * p.dim;
-    double sum = 0;
-    for (int c = 0; c < p.dim; ++c) {
-      double error = 0;
-      for (int s = 0; s < step.stages; ++s) {
-        error += step.dt * a.error[s] * static_cast<double>(space.velocity[s][c * kTile<Real> + i]);
-      }
-      sum += square(error, start[c], space.x[c * kTile<Real> + i]);
-    }
-    const int j = i / kLanes<Real>, lane = i % kLanes<Real>;
+  double sum = 0;
+  for (int c = 0; c < p.dim; ++c) {
     double error = 0;
-    for (int s = 0; s < step.stages; ++s) error += step.dt * a.error[s] * static_cast<double>(divergence[s][j][lane]);
-    if (has_logdet) sum += square(error, before[j][lane], after[j][lane]);
-    step.errors[first + i] = sum / (p.dim + (has_logdet ? 1 : 0));
+    for (int s = 0; s < step.stages; ++s) {
+      error += step.dt * a.error[s] * static_cast<double>(space.velocity[s][c * kTile<Real> + sample]);
+    }
+    sum += square(error, start[c], space.x[c * kTile<Real> + sample]);
   }
+  if (p.divergence == Divergence::kNone) return sum / p.dim;
+  double error = 0;
+  for (int s = 0; s < step.stages; ++s) error += step.dt * a.error[s] * static_cast<double>(divergence[s]);
+  return (sum + square(error, logdet_before, logdet_after)) / (p.dim + 1);
 }
 
 template <class Real, int Vectors>
@@ -165,7 +161,14 @@ void stagewise_tile(const Problem& p, const StagewiseStep& step, const Adaptive&
   store_numbers<Real, Vectors>(step.end.logdet, first, samples, logdet);
   store_numbers<Real, Vectors>(step.end.logdet_rest, first, samples, rest);
   if (step.errors != nullptr) {
-    store_errors<Real, Vectors>(p, step, adaptive, space, divergence, before, logdet, first, samples);
+    for (int i = 0; i < samples; ++i) {
+      const int j = i / kLanes<Real>, lane = i % kLanes<Real>;
+      const Real* start = static_cast<const Real*>(step.start.x) + (first + i) * p.dim;
+      Real slopes[kMaxStages];
+      for (int s = 0; s < step.stages; ++s) slopes[s] = divergence[s][j][lane];
+      step.errors[first + i] =
+          mean_square_error<Real>(p, step, adaptive, space, i, start, slopes, before[j][lane], logdet[j][lane]);
+    }
   }
 }
 
