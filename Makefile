@@ -61,7 +61,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	ln -sf $(CURDIR)/$(MEMORY)/_C.*.so $(MEMORY)/site/jkoflow
 	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
-	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py
+	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
 
 # The short mode of each is in `make test`; docs/trust.md has the promises and the figures of the last long run.
 SOAK := damaged_models read_formats random_cases any_setting resume faulty_disk interrupted_runs interrupted_calls \

@@ -174,6 +174,7 @@ PYBIND11_MODULE(_C, m) {
   adaptive
       .def(py::init(&make_adaptive), py::arg("rtol"), py::arg("atol"), py::arg("max_steps"), py::arg("order"),
            py::arg("error"), py::arg("dense"))
+      .def(py::init<>())
       .def(py::init<const Adaptive&>())
       .def_readwrite("outputs", &Adaptive::outputs);
   address(adaptive, "output_times", &Adaptive::output_times);
@@ -182,6 +183,31 @@ PYBIND11_MODULE(_C, m) {
   address(adaptive, "evaluations", &Adaptive::evaluations);
   address(adaptive, "last_step", &Adaptive::last_step);
   address(adaptive, "records", &Adaptive::records);
+
+  using jkoflow::StagewiseStep;
+  py::class_<StagewiseStep::State> state(m, "StepState");
+  state.def(py::init<>());
+  address(state, "x", &StagewiseStep::State::x);
+  address(state, "x_rest", &StagewiseStep::State::x_rest);
+  address(state, "logdet", &StagewiseStep::State::logdet);
+  address(state, "logdet_rest", &StagewiseStep::State::logdet_rest);
+  py::class_<StagewiseStep> step(m, "StagewiseStep");
+  step.def(py::init<>())
+      .def_readwrite("start", &StagewiseStep::start)
+      .def_readwrite("end", &StagewiseStep::end)
+      .def_readwrite("dt", &StagewiseStep::dt)
+      .def_readwrite("start_known", &StagewiseStep::start_known)
+      .def_property(
+          "stages", [](const StagewiseStep& s) { return s.stages; },
+          [](StagewiseStep& s, int stages) {
+            if (stages < 1 || stages > jkoflow::kMaxStages) {
+              throw py::value_error("a step has 1 to " + std::to_string(jkoflow::kMaxStages) + " stages");
+            }
+            s.stages = stages;
+          });
+  address(step, "velocity", &StagewiseStep::velocity);
+  address(step, "divergence", &StagewiseStep::divergence);
+  address(step, "errors", &StagewiseStep::errors);
 
   py::enum_<RowFailure::Reason>(m, "FailureReason")
       .value("none", RowFailure::kNone)
@@ -210,6 +236,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_evaluate", &jkoflow::cpu::evaluate, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_evaluate_backward", &jkoflow::cpu::evaluate_backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_adaptive_backward", &jkoflow::cpu::adaptive_backward, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_stagewise", &jkoflow::cpu::stagewise, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_stagewise_backward", &jkoflow::cpu::stagewise_backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
 
   jkoflow::bindings::bind_cuda(m);

@@ -17,20 +17,24 @@ namespace jkoflow {
 #ifdef JKOFLOW_HAVE_AMX
 namespace amx {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX512
 namespace avx512 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX2
 namespace avx2 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 namespace baseline {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 
 namespace cpu {
@@ -164,6 +168,19 @@ const CpuKernels& kernels_for(const Problem& problem) {
 #endif
 }
 
+const StagewiseKernels& stagewise_kernels([[maybe_unused]] const CpuKernels& kernels) {
+#ifdef JKOFLOW_HAVE_AMX
+  if (&kernels == &amx::kKernels) return amx::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX512
+  if (&kernels == &avx512::kKernels) return avx512::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX2
+  if (&kernels == &avx2::kKernels) return avx2::kStagewiseKernels;
+#endif
+  return baseline::kStagewiseKernels;
+}
+
 void forward(const Problem& problem) {
   run(problem, [](const CpuKernels& k, const Problem& p) { k.forward(p, workspace.at_least(k.forward_bytes(p))); });
 }
@@ -221,6 +238,20 @@ void AdaptiveRun::write(char* out) const {
 void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint) {
   run(problem, [&](const CpuKernels& k, const Problem& p) {
     k.adaptive_backward(p, adaptive, adjoint, workspace.at_least(k.adaptive_backward_bytes(p, adaptive)));
+  });
+}
+
+void stagewise(const Problem& problem, const StagewiseStep& step, const Adaptive& adaptive) {
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.forward(p, step, adaptive, workspace.at_least(k.forward_bytes(p, step)));
+  });
+}
+
+void stagewise_backward(const Problem& problem, const StagewiseStep& step, const Adjoint& adjoint) {
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.backward(p, step, adjoint, workspace.at_least(k.backward_bytes(p, step)));
   });
 }
 

@@ -13,6 +13,7 @@ template <class Real>
 struct Grid {
   double dt;
   explicit Grid(const Problem& p) : dt((p.t1 - p.t0) / p.num_steps) {}
+  explicit Grid(double step) : dt(step) {}
   Real weight(double number) const { return static_cast<Real>(dt * number); }
   Real time(const Problem& p, int step, int stage) const {
     return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * dt);

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
-from jkoflow.ops import operators, reference
-from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel, with_field_at
+from jkoflow.ops import operators, reference, stage_operators
+from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, stages_settings, use_kernel, with_field_at
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, as_times, check_request
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
@@ -70,11 +70,11 @@ def integrate(
     rows. A step is accepted if the root mean square of its error, over the columns of x and logdet and relative to
     ``atol + rtol * max(abs(y))``, is at most 1. A tolerance is that of a step, and says little about the error at t1.
     Where the weights are functions of t (`jkoflow.velocity.HyperMLP`), all rows take the same steps, by the error over
-    the batch.
+    the batch, and the weights are made in one call for each step and one for the gradient.
 
     Arguments:
         velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
-            the first one on GPUs, too); a `HyperMLP` (fused stage by stage, adaptive steps in the PyTorch reference);
+            the first one on GPUs, too); a `HyperMLP` (fused step by step on the CPU, evaluation by evaluation on GPUs);
             or any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
@@ -253,6 +253,9 @@ def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, 
     grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:
         result = operators.integrate_mlp(field, x, context, noise, settings_of(request, field), keep_path)
+    elif kernel and request.fields_at is not None:
+        settings = stages_settings(request)
+        result = stage_operators.integrate_stages(request.fields_at, x, context, noise, settings, keep_path)
     else:
         rhs = right_hand_side(velocity, request, kernel)
         tableau = TABLEAUX[request.method]

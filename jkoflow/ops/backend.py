@@ -34,7 +34,10 @@ def with_field_at(request: Request, velocity: object) -> Request:
     if field is None:
         return request
     check_request(request._replace(field=field))
-    return request._replace(field_at=velocity.field_at)  # type: ignore[union-attr]
+    plain = field.linear is None and field.modulation is None and not field.time and not request.x.is_cuda
+    fields_at = velocity.fields_at if plain else None  # type: ignore[union-attr]
+    at = velocity.field_at  # type: ignore[union-attr]
+    return request._replace(field_at=at, fields_at=fields_at, field_at_start=field)
 
 
 def settings_of(request: Request, field: MLPField) -> native.Settings:
@@ -43,6 +46,12 @@ def settings_of(request: Request, field: MLPField) -> native.Settings:
     kind = request.divergence, field.time or field.modulation is not None, field.activation.text
     how = request.grid, request.method, request.precision
     return native.Settings(*kind, *interval, *how, word_of(field))
+
+
+def stages_settings(request: Request) -> native.Settings:
+    """Returns the settings of a request each of whose stages has weights of its own."""
+    assert request.field_at_start is not None
+    return settings_of(request, request.field_at_start)
 
 
 def use_kernel(request: Request) -> bool:
@@ -54,9 +63,7 @@ def use_kernel(request: Request) -> bool:
     backend, precision = request.backend, request.precision
     if backend == "reference":
         return False
-    field = request.unfused if request.field is None else request.field
-    if request.field_at is not None:
-        field = request.field_at(request.t0)  # one for each stage
+    field = request.field or request.field_at_start or request.unfused
     reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)

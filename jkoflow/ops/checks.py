@@ -45,16 +45,24 @@ class Request(NamedTuple):
     precision: str
     field_at: Callable[[float], MLPField] | None = None
     """Weights of the velocity at any time, if they depend on it and there is no field."""
+    fields_at: Callable[[Tensor], MLPField] | None = None
+    """Weights at several times (N,), with a leading axis, if stages with weights of their own can run together."""
+    field_at_start: MLPField | None = None
+    """Weights at t0, if they depend on time."""
 
     def in_precision(self) -> Request:
         """Returns the request with its tensors in float64 if that is the precision, otherwise as it is."""
-        field, field_at = self.field, self.field_at
+        field, field_at, fields_at, start = self.field, self.field_at, self.fields_at, self.field_at_start
         if self.precision != "float64" or (field is None and field_at is None):
             return self
         context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
         exact = self._replace(x=self.x.double(), context=context, noise=noise, precision="auto")
-        doubled = None if field_at is None else lambda t: field_at(t).double()
-        return exact._replace(field=None if field is None else field.double(), field_at=doubled)
+        return exact._replace(
+            field=None if field is None else field.double(),
+            field_at=None if field_at is None else lambda t: field_at(t).double(),
+            fields_at=None if fields_at is None else lambda times: fields_at(times).double(),
+            field_at_start=None if start is None else start.double(),
+        )
 
 
 def check_request(request: Request) -> None:

@@ -104,7 +104,8 @@ def places_of(slots: Iterable[Tensor | None]) -> list[Place | None]:
             places.append(None)
             continue
         shape = slot.shape
-        places.append((shape, (1,) if len(shape) == 1 else (shape[1], 1), start))
+        rows = (1,) if len(shape) == 1 else (shape[-1], 1)
+        places.append((shape, rows if len(shape) < 3 else (shape[1] * shape[2], *rows), start))
         start += slot.numel()
     return places
 

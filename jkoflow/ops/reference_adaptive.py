@@ -47,7 +47,7 @@ class _Slopes(NamedTuple):
         return x, logdet
 
 
-class _Error:
+class ErrorSize:
     """The size of errors relative to the tolerances: the root mean square over x and logdet, row by row or of all."""
 
     def __init__(self, grid: Adaptive, has_logdet: bool, common: bool) -> None:
@@ -99,13 +99,13 @@ def integrate_adaptively(
         | https://doi.org/10.1007/978-3-540-78862-1
     """
     batch = len(x)
-    error_of = _Error(grid, has_logdet, common)
+    error_of = ErrorSize(grid, has_logdet, common)
     t = torch.full((batch,), t0, dtype=torch.float64, device=x.device)
     end = torch.full_like(t, t1)
     logdet = x.new_zeros(batch)
     start = _at(rhs, x, t)
     with torch.no_grad():
-        dt = _first_step(rhs, x, t, end, start, method, error_of)
+        dt = first_step(rhs, x, t, end, start, method, error_of)
     attempts = torch.zeros(batch, dtype=torch.int64, device=x.device)
     last_error = torch.full_like(t, 1e-4)
     rejected = torch.zeros(batch, dtype=torch.bool, device=x.device)
@@ -181,14 +181,14 @@ def _step(
     return slopes, moved, gain
 
 
-def _first_step(
+def first_step(
     rhs: RightHandSide,
     x: Tensor,
     t: Tensor,
     end: Tensor,
     start: tuple[Tensor, Tensor],
     method: EmbeddedMethod,
-    error_of: _Error,
+    error_of: ErrorSize,
 ) -> Tensor:
     """Returns first steps (B,) from the sizes of x, its derivative and its second derivative."""
     zero = torch.zeros_like(start[1])
@@ -196,7 +196,8 @@ def _first_step(
     position, speed = error_of.size((x, zero), *scale), error_of.size(start, *scale)
     bad = ~(torch.isfinite(position) & torch.isfinite(speed))
     if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+        own = ~(torch.isfinite(x).all(1) & torch.isfinite(start[0]).all(1) & torch.isfinite(start[1]))
+        row = int((own if bool(own.any()) else bad).nonzero()[0])  # with common steps all rows are bad with one
         raise IntegrationError(row, "not_finite", float(t[row]), 0.0, 0)
     whole = (end - t).abs()
     guess = torch.where((position < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * position / speed).minimum(whole)
