@@ -11,17 +11,19 @@ from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import operators, reference
-from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel, with_field_at
+from jkoflow.ops.backend import field_of, settings_of, use_kernel, with_field_at
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_request
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
 from jkoflow.ops.failure import IntegrationError
+from jkoflow.ops.fallback import FallbackWarning
 from jkoflow.ops.grid import Adaptive, Fixed, Grid, as_grid
 from jkoflow.ops.integrated import Integrated
 from jkoflow.ops.interval import Time, as_times, interval_between
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.rows import integrate_rows, right_hand_side, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.ops.transforms import active
 
 __all__ = [
     "Adaptive",
@@ -228,7 +230,7 @@ def jko_loss(
     if isinstance(grid, Adaptive):
         end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
         return jko_terms(x, end, logdet, jko_step)
-    if kernel and field is not None and operators.needs_gradient(field, x, context):
+    if kernel and field is not None and not active() and operators.needs_gradient(field, x, context):
         return operators.jko_loss_mlp(field, x, context, request.noise, settings_of(request, field), jko_step)
     end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)
     return jko_terms(x, end, logdet, jko_step)
