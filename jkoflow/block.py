@@ -34,8 +34,9 @@ class Block(nn.Module):
         velocity: The velocity field.
         num_steps: Runge-Kutta steps inside the block that training uses, or a grid.
         method: Runge-Kutta method, see `jkoflow.integrate`.
-        t0: Start of the time interval.
-        t1: End of the time interval.
+        t0: Start of the time interval, a number: it is saved with the block. An end that is trained is for
+            `jkoflow.integrate`.
+        t1: End of the time interval, likewise.
         jko_step: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
         movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
@@ -63,6 +64,7 @@ class Block(nn.Module):
         super().__init__()
         if method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {method!r}")
+        t0, t1 = _as_number(t0, "t0"), _as_number(t1, "t1")
         if not (_is_number(t0) and _is_number(t1)):
             raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
         if not (_is_number(jko_step) or jko_step == math.inf) or jko_step <= 0:
@@ -253,3 +255,15 @@ class Block(nn.Module):
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _as_number(time: Any, name: str) -> float:
+    """Returns an end of a block's interval, which may be a tensor without a gradient."""
+    if isinstance(time, Tensor):
+        if time.requires_grad:
+            raise ValueError(
+                f"{name} of a block is saved as a number, got a tensor that requires a gradient; pass float({name}), "
+                f"or train the end of an interval with jkoflow.integrate(..., {name}={name})"
+            )
+        return float(time)
+    return time

@@ -133,13 +133,10 @@ def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
 
 def _check_finite(rows: Tensor, given: Any, name: str) -> None:
     finite = torch.isfinite(rows)
-    if torch.compiler.is_compiling():
-        if _exporting():  # a program without branches: it stops at this assertion
-            torch.ops.aten._assert_async.msg(
-                finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf"
-            )
-            return
-    elif is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
+    if torch.compiler.is_compiling():  # a program without branches: it stops at this assertion
+        torch.ops.aten._assert_async.msg(finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf")
+        return
+    if is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
         if not bool(_unwrapped(finite).all()):
             raise InputError(f"{name} must be finite, got NaN or inf; drop or impute these rows")
         return
@@ -155,12 +152,6 @@ def _check_finite(rows: Tensor, given: Any, name: str) -> None:
             "column, or use flow.double()"
         )
     raise InputError(f"{name} must be finite, got {value} in {where} ({count}); drop or impute these rows")
-
-
-def _exporting() -> bool:
-    """Tells whether torch.export is tracing; versions of PyTorch that cannot tell refuse the check in their words."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and is_exporting()
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

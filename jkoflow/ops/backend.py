@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from torch.autograd import forward_ad
 
-from jkoflow.callers import warn_caller
 from jkoflow.ops import native
 from jkoflow.ops.checks import Request, check_request
 from jkoflow.ops.extension import UnsupportedError
+from jkoflow.ops.fallback import warn_fallback
+from jkoflow.ops.grid import Adaptive
 from jkoflow.ops.modulation import word_of
+from jkoflow.ops.transforms import active
 from jkoflow.velocity import MLPField, Velocity
-
-
-class FallbackWarning(UserWarning):
-    """Warns that ``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
 
 
 def field_of(velocity: object) -> tuple[MLPField | None, str]:
@@ -64,20 +62,15 @@ def use_kernel(request: Request) -> bool:
     if backend == "reference":
         return False
     field = request.field or request.field_at_start or request.unfused
+    if isinstance(request.grid, Adaptive) and forward_ad._current_level >= 0:
+        field = "the kernels have no forward mode for adaptive steps"
+    if request.field_at is not None and active():
+        field = "the kernels have no transforms of steps whose stages have weights of their own"
     reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
     if reason is not None and backend != "auto":
         raise UnsupportedError(f"backend {backend!r} cannot run this", reason)
     if reason is not None:
-        _warn_fallback(reason)
+        warn_fallback(reason)
     return reason is None
-
-
-_warned: set[str] = set()
-
-
-def _warn_fallback(reason: str) -> None:
-    if reason not in _warned and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)

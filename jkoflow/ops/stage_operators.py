@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jkoflow.ops import native_stages
-from jkoflow.ops.derivatives import Tensors, stage_results
+from jkoflow.ops import derivatives, native_stages
 from jkoflow.ops.library import (
     ARGUMENTS,
     GRADIENTS,
     LIBRARY,
     SLOTS,
+    Gradients,
     any_needs_gradient,
+    call,
     decode,
     encode,
-    network_of,
     pack,
     places_of,
-    recording,
     register_autograd,
     share_out,
     slots_of,
     unpack,
 )
 from jkoflow.ops.native import Settings, dense_like, equal_steps
+from jkoflow.ops.transforms import differentiated_again
 from jkoflow.velocity import MLPField
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -50,12 +50,8 @@ def integrate_stages(
     steps = native_stages.equal_steps_of(settings)
     times = native_stages.stage_times(settings, steps, native_stages.stages_of(settings))
     tensors = x, context, *slots_of(fields_at(torch.tensor(times, dtype=x.dtype)))
-    arguments = *tensors, noise, encode(settings), keep_path or any_needs_gradient(tensors)
-    if torch.compiler.is_compiling() or recording():
-        x_end, logdet, path = torch.ops.jkoflow.integrate_stages.default(*arguments)
-    else:  # see operators.integrate_mlp
-        with torch._C._AutoDispatchBelowAutograd():
-            x_end, logdet, path = torch.ops.jkoflow.integrate_stages.default(*arguments)
+    keep_path = keep_path or any_needs_gradient(tensors)
+    x_end, logdet, path = call("integrate_stages", *tensors, noise, encode(settings), keep_path)
     return x_end, logdet.detach() if settings.divergence == "none" else logdet, path
 
 
@@ -84,7 +80,7 @@ def differentiable(
         results: The results.
     """
     arguments = x, context, *slots_of(field), noise, encode(settings), steps, output_times, path, *results
-    end, logdet, x_outputs, logdet_outputs = torch.ops.jkoflow.recorded_stages.default(*arguments)
+    end, logdet, x_outputs, logdet_outputs = call("recorded_stages", *arguments)
     if settings.divergence == "none":
         logdet, logdet_outputs = logdet.detach(), logdet_outputs.detach()
     return end, logdet, x_outputs, logdet_outputs
@@ -163,12 +159,11 @@ LIBRARY.define(
     f"Tensor? logdet_bar, Tensor? path_bar, Tensor? x_outputs_bar, Tensor? logdet_outputs_bar, "
     f"bool parameters_wanted) -> ({GRADIENTS})"
 )
-_BARS = ("end bar", "logdet bar", "path bar", "x_outputs bar", "logdet_outputs bar")
 
 
 def _gradients(ctx: Any, request: list[Any], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     wanted = ctx.needs_input_grad[: 2 + SLOTS]
-    gradients = torch.ops.jkoflow.stages_backward.default(*request, ctx.settings, *given, any(wanted[2:]))
+    gradients = call("stages_backward", *request, ctx.settings, *given, any(wanted[2:]))
     return share_out(wanted, gradients, places_of(request[2 : 2 + SLOTS]))
 
 
@@ -189,38 +184,17 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     settings = 3 + SLOTS
     ctx.set_materialize_grads(False)
-    ctx.settings = inputs[settings]
+    ctx.settings, ctx.wanted = inputs[settings], inputs[-1]
     ctx.save_for_backward(*inputs[:settings], *inputs[settings + 1 : -1])
 
 
-def _second_gradients(ctx: Any, x_bar: Tensor | None, context_bar: Tensor | None, slots_bar: Tensor | None) -> Any:
+def _second_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiates the gradients, by the reference that takes the same steps."""
-    saved, count = ctx.saved_tensors, 2 + SLOTS
-    settings, slots, noise = decode(ctx.settings), saved[2:count], saved[count]
-    steps, output_times, _path, *bars = saved[count + 1 :]
-    names = ["x", "context", *(f"slot {i}" for i in range(SLOTS))]
-    own: Tensors = {name: tensor for name, tensor in zip(names, saved[:count], strict=True) if tensor is not None}
-    outputs: Tensors = {name: bar for name, bar in zip(_BARS, bars, strict=True) if bar is not None}
-    wanted = {"x": x_bar, "context": context_bar}
-    for i, place in enumerate(places_of(slots)):
-        wanted[f"slot {i}"] = None if place is None or slots_bar is None else slots_bar.as_strided(*place)
-    cotangents: Tensors = {name: bar for name, bar in wanted.items() if bar is not None and name in own}
-
-    def gradients(tensors: Tensors) -> Tensors:
-        def results(inputs: Tensors) -> tuple[Tensor, ...]:
-            found = stage_results(
-                inputs["x"], inputs.get("context"), network_of(inputs), noise, settings, steps, output_times
-            )
-            return tuple(value for value, bar in zip(found, bars, strict=True) if bar is not None)
-
-        inputs = {name: tensor for name, tensor in tensors.items() if name not in outputs}
-        pulled = torch.func.vjp(results, inputs)[1](tuple(tensors[name] for name in outputs))[0]
-        return {name: pulled[name] for name in cotangents}
-
-    found = torch.func.vjp(gradients, own | outputs)[1](cotangents)[0]
-    return *(found.get(name) for name in names), *(None,) * 5, *(found.get(name) for name in _BARS), None
+    saved, settings = ctx.saved_tensors, 3 + SLOTS
+    arguments = *saved[:settings], ctx.settings, *saved[settings:], ctx.wanted
+    return differentiated_again(derivatives.stages_backward, arguments, ctx.needs_input_grad, bars)
 
 
-register_autograd("integrate_stages", _integrate_context, _integrate_gradients)
-register_autograd("recorded_stages", _recorded_context, _recorded_gradients)
-register_autograd("stages_backward", _backward_context, _second_gradients)
+register_autograd("integrate_stages", Gradients(_integrate_context, _integrate_gradients))
+register_autograd("recorded_stages", Gradients(_recorded_context, _recorded_gradients))
+register_autograd("stages_backward", Gradients(_backward_context, _second_gradients))
