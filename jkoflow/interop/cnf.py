@@ -58,9 +58,9 @@ class CNFFunc(nn.Module):
         sign: Sign of the divergence: -1 for the change of log p(z(t)) along the path, +1 for the log-determinant.
         context: Conditioning variables, with shape (\*, c), leading axes of z being enough; True if they are the third
             state, and None for True where the velocity has a ``context_dim``. Their derivative is zero.
-        regularizers: Names of further integrals: ``"kinetic"`` (:math:`|v|^2`), ``"jacobian"`` (:math:`|J e|^2` with the
-            fixed probe) or ``"frobenius"`` (:math:`|J|_F^2`). A state of shape (\*) or (\*, 1) has one for each row, one
-            without axes their mean.
+        regularizers: Names of further integrals: ``"kinetic"`` (:math:`|v|^2`), ``"jacobian"`` (:math:`|J e|^2` with
+            the fixed probe) or ``"frobenius"`` (:math:`|J|_F^2`). A state of shape (\*) or (\*, 1) has one for each
+            row, a state without axes their mean.
         rademacher: Whether probes are of -1 and 1, not Gaussian.
         time_first: Whether a callable is called ``velocity(t, x)``, or ``velocity(t, x, context)``, as FFJORD's
             networks are.
@@ -127,7 +127,7 @@ class CNFFunc(nn.Module):
         self._num_evals.zero_()
 
     def num_evals(self) -> float:
-        """Returns how many evaluations there have been since `before_odeint`, in a fused solve those of the last row."""
+        """Returns the number of evaluations since `before_odeint`, in a fused solve those of the row with the most."""
         return self._num_evals.item()
 
     def count(self, evaluations: Tensor | int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jkoflow.interop.cnf import CNFFunc, State
 from jkoflow.interop.fixed_grid import FixedGrid, Solution
 from jkoflow.ops import Adaptive, Integrated, integrate, native, velocity_and_divergence
 from jkoflow.ops.grid import MOST_STEPS
-from jkoflow.velocity import Velocity
+from jkoflow.velocity import MLPField, Velocity
 from jkoflow.velocity.altered import altered, global_hook
 
 FIXED = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun", "rk4": "rk4"}
@@ -79,9 +80,17 @@ def as_func(func: Callable[..., Any], y0: object) -> Callable[..., Any]:
     """Returns a `CNFFunc` without divergence for a velocity of this package that is to move a tensor; else func itself.
 
     Such a velocity could not be meant otherwise: it reads (x, t), not (t, x).
+
+    Raises:
+        ValueError: If such a velocity is to move several states.
     """
-    known = isinstance(func, Velocity) and isinstance(y0, Tensor) and func.unfused() is None
-    return CNFFunc(func, divergence="none") if known else func
+    if not isinstance(func, Velocity) or _field(func, 0.0) is None:
+        return func
+    if not isinstance(y0, Tensor):
+        raise ValueError(
+            f"func must be a CNFFunc for several states, got {type(func).__name__}; pass CNFFunc(velocity)"
+        )
+    return CNFFunc(func, divergence="none")
 
 
 def problem(
@@ -149,7 +158,7 @@ def _unfit_times(t: object) -> str | None:
         return "t is no tensor of floating-point times"
     if len(t) < 2:
         return "t holds a single time"
-    if t.requires_grad:
+    if t.requires_grad and torch.is_grad_enabled():
         return "t requires a gradient"
     steps = t.diff()
     if not bool(torch.isfinite(t).all()) or not bool((steps > 0).all() or (steps < 0).all()):
@@ -168,14 +177,14 @@ def _grid(
         return f"the kernels have no option {', '.join(sorted(unknown))}"
     if options.get("dtype", torch.float64) is not torch.float64:
         return f"the kernels keep times in float64, not {options['dtype']}"
-    tolerances = _tolerance(rtol, y0), _tolerance(atol, y0)
-    if tolerances[0] is None or not 0 <= tolerances[0] < math.inf:
+    relative, absolute = _tolerance(rtol, y0), _tolerance(atol, y0)
+    if relative is None or not 0 <= relative < math.inf:
         return "rtol is not one number, the same for z and logp"
-    if tolerances[1] is None or not 0 < tolerances[1] < math.inf:
+    if absolute is None or not 0 < absolute < math.inf:
         return "atol is not one positive number, the same for z and logp"
     # torchdiffeq counts from one of the times to the next, and steps of all rows
     most = int(options.get("max_num_steps", MOST_STEPS)) * (len(t) - 1)
-    return Adaptive(*tolerances, min(most, MOST_STEPS))
+    return Adaptive(relative, absolute, min(most, MOST_STEPS))
 
 
 def _fixed_grid(t: Tensor, options: dict[str, Any]) -> FixedGrid | str:
@@ -206,7 +215,7 @@ def _tolerance(value: Any, y0: object) -> float | None:
 
 def _number(value: Any) -> float | None:
     single = isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad
-    return float(value) if single or (isinstance(value, (int, float)) and not isinstance(value, bool)) else None
+    return float(value) if single or (isinstance(value, numbers.Real) and not isinstance(value, bool)) else None
 
 
 def _no_kernel(func: CNFFunc, states: State, t: Tensor) -> str | None:
@@ -214,8 +223,13 @@ def _no_kernel(func: CNFFunc, states: State, t: Tensor) -> str | None:
     rows, velocity = func.rows(states), func.velocity
     if not isinstance(velocity, Velocity):
         return "the kernels integrate the velocities of jkoflow.velocity, func has another"
-    with torch.no_grad():
-        field = velocity.field() or velocity.field_at(float(t[0]))
+    field = _field(velocity, float(t[0]))
     if field is None:
         return velocity.unfused() or "the velocity has no field"
     return native.unsupported(field, rows.x, rows.divergence, rows.noise, "auto", "auto")
+
+
+@torch.no_grad()
+def _field(velocity: Velocity, t: float) -> MLPField | None:
+    """Returns the weights of a velocity, or those at one time if they depend on it; None if it has none."""
+    return velocity.field() or velocity.field_at(t)

@@ -1,9 +1,9 @@
 """torchdiffeq's ``odeint`` and ``odeint_adjoint``, by the fused kernels where func is a `CNFFunc`.
 
-Every argument is torchdiffeq's own. The kernels solve the whole problem, with its gradient, if func is a `CNFFunc` over
-a velocity of `jkoflow.velocity`, the method is ``"euler"``, ``"midpoint"``, ``"heun2"``, ``"rk4"``, ``"dopri5"``,
-``"bosh3"`` or ``"tsit5"``, and nothing is asked for that only torchdiffeq has: `unfused` says what. Every other call goes
-to torchdiffeq as it is, which then must be installed.
+Every argument is torchdiffeq's own. The kernels solve the whole problem, with its gradient, if func is a `CNFFunc`
+over a velocity of `jkoflow.velocity`, the method is ``"euler"``, ``"midpoint"``, ``"heun2"``, ``"rk4"``, ``"dopri5"``,
+``"bosh3"`` or ``"tsit5"``, and nothing is asked for that only torchdiffeq has: `unfused` says what. Every other call
+goes to torchdiffeq as it is, which then must be installed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ def odeint(
 ) -> Any:
     r"""Solves :math:`dy/dt = \mathrm{func}(t, y)` from :math:`y(t_0) = y_0`, as ``torchdiffeq.odeint`` does.
 
-    Fixed methods take torchdiffeq's steps. Adaptive methods of the kernels have steps of their own for every row, each of
-    which keeps the tolerances by itself, and end at the last time, where torchdiffeq's steps are those of the whole
-    batch. Gradients are the exact derivatives of the discrete map, those of adaptive steps with the accepted steps held
-    fixed.
+    Fixed methods take torchdiffeq's steps. Adaptive steps of the kernels are a row's own, which keeps the tolerances by
+    itself, and end at the last time; torchdiffeq's are those of the whole batch. Gradients are the exact derivatives of
+    the discrete map, those of adaptive steps with the accepted steps held fixed.
 
     Arguments:
-        func: A `CNFFunc`, or any function of time and state; a velocity of `jkoflow.velocity` may move a tensor y0 as it
-            is.
+        func: A `CNFFunc`, or any function of time and state; a velocity of `jkoflow.velocity` may move a tensor y0 as
+            it is.
         y0: State at the first time: a tensor, or a tuple of tensors.
         t: Times, increasing or decreasing, with shape (T,).
         rtol: Relative tolerance, in torchdiffeq also one for each state.
@@ -97,9 +96,9 @@ def odeint_adjoint(
     """Solves as `odeint` does; what torchdiffeq solves has its gradient from the adjoint equation.
 
     What the kernels solve has the gradient of `odeint`: the exact derivative of the discrete map through the accepted
-    steps, which the adjoint equation approximates. It needs no second solve, so that ``adjoint_rtol``, ``adjoint_atol``,
-    ``adjoint_method`` and ``adjoint_options`` have no meaning there; its memory is that of the accepted steps. All
-    parameters of func get their gradients, unless ``adjoint_params`` are others, which only torchdiffeq knows to do.
+    steps, which the adjoint equation approximates. It needs no second solve, so that ``adjoint_rtol``,
+    ``adjoint_atol``, ``adjoint_method`` and ``adjoint_options`` have no meaning there; its memory is that of the
+    accepted steps. All parameters of func get their gradients; a call with other ``adjoint_params`` goes to torchdiffeq.
 
     Arguments:
         func: See `odeint`; for torchdiffeq a module, unless ``adjoint_params`` are given.
@@ -140,7 +139,7 @@ def odeint_adjoint(
 
 
 def odeint_event(*args: Any, **settings: Any) -> Any:
-    """Solves until an event, whose time gets a gradient: ``torchdiffeq.odeint_event`` itself, which must be installed."""
+    """Solves until an event, whose time gets a gradient: ``torchdiffeq.odeint_event``, which must be installed."""
     return _torchdiffeq("it ends at an event").odeint_event(*args, **settings)
 
 
