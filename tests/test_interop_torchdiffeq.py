@@ -24,10 +24,10 @@ TIMES = {
 }
 OPTIONS = {
     "none": None,
-    "divides": {"step_size": 0.05},
-    "does not divide": {"step_size": 0.13},
+    "divides": {"step_size": 0.25},
+    "does not divide": {"step_size": 0.3},
     "longer than the interval": {"step_size": 7.0},
-    "cubic": {"step_size": 0.13, "interp": "cubic"},
+    "cubic": {"step_size": 0.3, "interp": "cubic"},
 }
 
 
@@ -49,7 +49,7 @@ class Published(torch.nn.Module):
 
 def case(layout=(), dtype=torch.float64, batch=7, extra=(), **network):
     """A velocity and states whose log p has the shape (B, *layout)."""
-    velocity = random_velocity(**({"dim": 3, "hidden": (16, 12)} | network), dtype=dtype)
+    velocity = random_velocity(**({"dim": 3, "hidden": (8, 6)} | network), dtype=dtype)
     z = torch.randn(batch, velocity.dim, dtype=dtype)
     return velocity, (z, torch.randn(batch, *layout, dtype=dtype), *(torch.randn(shape, dtype=dtype) for shape in extra))
 
@@ -71,23 +71,23 @@ def never_torchdiffeq(monkeypatch):
 # ---- Values and shapes
 
 
-@pytest.mark.parametrize("layout", [(), (1,)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("method", FIXED)
-def test_fixed_methods_take_torchdiffeqs_steps(method, times, options, layout, never_torchdiffeq):
+@pytest.mark.parametrize("layout", [(), (1,)])
+def test_fixed_methods_take_torchdiffeqs_steps(layout, times, options, never_torchdiffeq):
     velocity, y0 = case(layout)
     t = torch.tensor(times, dtype=torch.float64)
-    got = ours.odeint(CNFFunc(velocity), y0, t, method=method, options=options)
-    expected = torchdiffeq.odeint(Published(velocity), y0, t, method=method, options=options)
-    equal(got, expected, rtol=1e-10, atol=1e-10)
+    for method in FIXED if layout else FIXED[1:2]:
+        got = ours.odeint(CNFFunc(velocity), y0, t, method=method, options=options)
+        expected = torchdiffeq.odeint(Published(velocity), y0, t, method=method, options=options)
+        equal(got, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("method", FIXED)
-def test_fixed_methods_in_float32(method, times, never_torchdiffeq):
+def test_fixed_methods_in_float32(method, options, never_torchdiffeq):
     velocity, y0 = case((1,), torch.float32)
-    for options in OPTIONS.values():
+    for times in (TIMES["uneven"], TIMES["uneven, backwards"]):
         t = torch.tensor(times)
         got = ours.odeint(CNFFunc(velocity), y0, t, method=method, options=options)
         equal(got, torchdiffeq.odeint(Published(velocity), y0, t, method=method, options=options), rtol=2e-6, atol=2e-6)

@@ -266,8 +266,8 @@ def _spread(context: Tensor, z: Tensor) -> Tensor:
         raise ValueError(
             f"context must have shape (*, c) with leading axes of z {tuple(leading)}, got {_shape(context)}"
         )
-    missing = (1,) * (len(leading) - len(given))
-    return context.reshape(*given, *missing, -1).expand(*leading, -1).reshape(-1, context.shape[-1])
+    columns, missing = context.shape[-1], (1,) * (len(leading) - len(given))
+    return context.reshape(*given, *missing, columns).expand(*leading, columns).reshape(-1, columns)
 
 
 def _shape(value: object) -> object:

@@ -47,12 +47,12 @@ class Problem(NamedTuple):
         solution = self._solve(rows.x, shared)
         self.func.count(solution.evaluations)
         if isinstance(self.states, Tensor):
-            return solution.path.reshape(-1, *self.states.shape)
+            return solution.path.reshape(len(self.times), *self.states.shape)
         z, *others = self.states
-        outputs = [solution.path.reshape(-1, *z.shape)]
+        outputs = [solution.path.reshape(len(self.times), *z.shape)]
         for place, state in enumerate(others):
             if place == 0 and rows.divergence != "none":
-                outputs.append(state + self.func.sign * solution.logdet_path.reshape(-1, *state.shape))
+                outputs.append(state + self.func.sign * solution.logdet_path.reshape(len(self.times), *state.shape))
             else:
                 outputs.append(torch.stack([state] * len(self.times)))
         return tuple(outputs)
