@@ -30,7 +30,7 @@ class FlowBefore(torch.nn.Module):
             z = z.requires_grad_()
             v = self.velocity(z, t)
             rows = [torch.autograd.grad(v[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(z.shape[1])]
-        return v, -sum(rows).unsqueeze(1)
+        return v, -torch.stack(rows, 1).sum(1, keepdim=True)
 
 
 def iteration(solve, func, x, settings):
@@ -60,15 +60,14 @@ def main():
         velocity = jkoflow.MLPVelocity(dim, hidden=(64, 64))
         x = torch.randn(rows, dim)
         for name, settings in cases:
-            pairs = []
-            for _ in range(rounds + 1):
-                before = iteration(torchdiffeq.odeint, FlowBefore(velocity), x, settings)
-                after = iteration(odeint, CNFFunc(velocity), x, settings)
-                pairs.append((before[2], after[2]))
+            ways = (torchdiffeq.odeint, FlowBefore(velocity)), (odeint, CNFFunc(velocity))
+            found = [[iteration(solve, func, x, settings) for solve, func in ways] for _ in range(rounds + 1)]
+            before, after = found[0]
+            pairs = [(one[2], other[2]) for one, other in found[1:]]
             torch.testing.assert_close(after[0], before[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(after[1], before[1], rtol=1e-3, atol=1e-4)
-            slow, fast = (1e3 * statistics.median(times) for times in zip(*pairs[1:], strict=True))
-            ratio = statistics.median(one / other for one, other in pairs[1:])
+            slow, fast = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+            ratio = statistics.median(one / other for one, other in pairs)
             apart = (after[1] - before[1]).abs().max()
             print(f"d = {dim}, {name}: before {slow:.1f}, after {fast:.1f}, {ratio:.1f} times faster; loss", end=" ")
             print(f"{before[0]:.6f} and {after[0]:.6f}, gradients {apart:.0e} apart")

@@ -51,7 +51,11 @@ def case(layout=(), dtype=torch.float64, batch=7, extra=(), **network):
     """A velocity and states whose log p has the shape (B, *layout)."""
     velocity = random_velocity(**({"dim": 3, "hidden": (8, 6)} | network), dtype=dtype)
     z = torch.randn(batch, velocity.dim, dtype=dtype)
-    return velocity, (z, torch.randn(batch, *layout, dtype=dtype), *(torch.randn(shape, dtype=dtype) for shape in extra))
+    return velocity, (
+        z,
+        torch.randn(batch, *layout, dtype=dtype),
+        *(torch.randn(shape, dtype=dtype) for shape in extra),
+    )
 
 
 def equal(got, expected, **tolerances):
@@ -379,10 +383,9 @@ def test_torchdiffeqs_errors_are_its_own():
         ours.odeint(CNFFunc(velocity), y0, torch.tensor([0.0, 1.0]), method="rk5")
     with pytest.raises(AssertionError, match="strictly increasing"):
         ours.odeint(CNFFunc(velocity), y0, torch.tensor([0.0, 1.0, 0.5]))
-    with pytest.raises(AssertionError, match="must be either a torch.Tensor or a tuple"):
+    with pytest.raises(AssertionError, match="must be either"):
         ours.odeint(CNFFunc(velocity), list(y0), torch.tensor([0.0, 1.0]))
-    (single,) = (ours.odeint(CNFFunc(velocity), y0, torch.tensor([0.5])) for _ in range(1))
-    equal(single, tuple(state[None] for state in y0))
+    equal(ours.odeint(CNFFunc(velocity), y0, torch.tensor([0.5])), tuple(state[None] for state in y0))
 
 
 @pytest.mark.parametrize("solve", [ours.odeint, ours.odeint_adjoint])

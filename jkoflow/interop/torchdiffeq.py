@@ -98,7 +98,7 @@ def odeint_adjoint(
     What the kernels solve has the gradient of `odeint`: the exact derivative of the discrete map through the accepted
     steps, which the adjoint equation approximates. It needs no second solve, so that ``adjoint_rtol``,
     ``adjoint_atol``, ``adjoint_method`` and ``adjoint_options`` have no meaning there; its memory is that of the
-    accepted steps. All parameters of func get their gradients; a call with other ``adjoint_params`` goes to torchdiffeq.
+    accepted steps. All parameters of func get their gradients; calls with other ``adjoint_params`` go to torchdiffeq.
 
     Arguments:
         func: See `odeint`; for torchdiffeq a module, unless ``adjoint_params`` are given.
