@@ -28,8 +28,9 @@ class Block(nn.Module):
         velocity: The velocity field.
         num_steps: Runge-Kutta steps inside the block that training uses, or a grid.
         method: Runge-Kutta method, see `jkoflow.integrate`.
-        t0: Start of the time interval.
-        t1: End of the time interval.
+        t0: Start of the time interval, a number: it is saved with the block. An end that is trained is for
+            `jkoflow.integrate`.
+        t1: End of the time interval, likewise.
         jko_step: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
         movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
@@ -58,8 +59,8 @@ class Block(nn.Module):
         self.velocity = velocity
         self._grid = as_grid(num_steps)
         self.method = method
-        self.t0 = t0
-        self.t1 = t1
+        self.t0 = _as_number(t0, "t0")
+        self.t1 = _as_number(t1, "t1")
         self.jko_step = jko_step
         self.movement = movement
 
@@ -233,3 +234,15 @@ class Block(nn.Module):
         rest = {key: value for key, value in description.items() if key not in ("velocity", "step_size")}
         jko_step = math.inf if description["step_size"] is None else description["step_size"]
         return cls(from_description(description["velocity"]), **rest, jko_step=jko_step)
+
+
+def _as_number(time: Any, name: str) -> float:
+    """Returns an end of a block's interval, which may be a tensor without a gradient."""
+    if isinstance(time, Tensor):
+        if time.requires_grad:
+            raise ValueError(
+                f"{name} of a block is saved as a number, got a tensor that requires a gradient; pass float({name}), "
+                f"or train the end of an interval with jkoflow.integrate(..., {name}={name})"
+            )
+        return float(time)
+    return time

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,7 +42,7 @@ class Request(NamedTuple):
     divergence: str
     backend: str
     precision: str
-    field_at: Callable[[float], MLPField] | None = None
+    field_at: Callable[[float | Tensor], MLPField] | None = None
     """Weights of the velocity at any time, if they depend on it and there is no field."""
 
     def in_precision(self) -> Request:
@@ -168,23 +167,3 @@ def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:
         )
     if noise.layout is not torch.strided:
         raise ValueError(f"noise must be a dense tensor, got {noise.layout}; convert it with noise.to_dense()")
-
-
-def as_times(times: Tensor | Sequence[float]) -> list[float]:
-    """Returns times as numbers.
-
-    Raises:
-        ValueError: If there are fewer than two, or they do not increase or decrease strictly.
-    """
-    if isinstance(times, Tensor):
-        if times.requires_grad:
-            raise ValueError("times must be constants, but they require a gradient; pass times.detach()")
-        times = times.tolist() if times.dim() == 1 else []
-    try:
-        numbers = [float(time) for time in times]
-    except (TypeError, ValueError):
-        numbers = []
-    steps = [end - start for start, end in itertools.pairwise(numbers)]
-    if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
-        raise ValueError(f"times must be two or more increasing or decreasing numbers, got {times!r}")
-    return numbers

@@ -137,6 +137,8 @@ def _double_backward(ctx: Any, x_bar: Tensor | None, context_bar: Tensor | None,
     """Differentiates the gradients, which are functions of the start of the path, the network and their own bars."""
     path, context, *rest = ctx.saved_tensors
     slots, noise, bars = rest[:SLOTS], rest[SLOTS], rest[SLOTS + 1 :]
+    if all(bar is None for bar in bars) or all(bar is None for bar in (x_bar, context_bar, slots_bar)):  # all is zero
+        return (None,) * (len(ctx.saved_tensors) + 2)
     names = ("end", "logdet", "path")
     inputs = {"x": path[0], "context": context, **{f"slot {i}": slot for i, slot in enumerate(slots)}}
     inputs |= dict(zip(names, bars, strict=True))

@@ -13,6 +13,7 @@ from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_re
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.grid import Adaptive, Fixed
 from jkoflow.ops.integrated import Integrated
+from jkoflow.ops.interval import Time
 from jkoflow.ops.reference import RightHandSide
 from jkoflow.ops.reference_adaptive import integrate_adaptively
 from jkoflow.velocity import Velocity
@@ -80,7 +81,7 @@ def velocity_and_divergence(
 
 
 def integrate_rows(
-    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[float] | None
+    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[Time] | None
 ) -> Integrated:
     """Integrates with adaptive steps; times, if there are any, begin with t0 and end with t1."""
     field, x, grid = request.field, request.x, request.grid
