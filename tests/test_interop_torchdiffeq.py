@@ -197,7 +197,8 @@ def test_every_kind_of_velocity_is_fused(kind, method):
     t = torch.tensor([10.0, 9.5, 9.0], dtype=torch.float64)
     assert unfused(CNFFunc(velocity), y0, t, method=method) is None
     got = ours.odeint(CNFFunc(velocity), y0, t, method=method)
-    equal(got, torchdiffeq.odeint(Published(velocity), y0, t, method=method), rtol=1e-6, atol=1e-6)
+    expected = torchdiffeq.odeint(Published(velocity), y0, t, method=method)
+    equal(got, expected, rtol=1e-9 if method == "midpoint" else 1e-5, atol=1e-9 if method == "midpoint" else 1e-5)
 
 
 # ---- Gradients
@@ -225,27 +226,41 @@ def test_gradients_of_fixed_methods_are_those_of_the_discrete_map(settings, solv
 def test_gradients_of_adaptive_methods(method, solve, never_torchdiffeq):
     velocity, y0 = case((1,), extra=[(2,)])
     t = torch.tensor([1.0, 0.4, 0.0], dtype=torch.float64)
-    settings = {"method": method, "rtol": 1e-9, "atol": 1e-10}
-    got = gradients(solve, CNFFunc(velocity), y0, t, **settings)
-    equal(got, gradients(torchdiffeq.odeint, Published(velocity), y0, t, **settings), rtol=1e-5, atol=1e-5)
+    got = gradients(solve, CNFFunc(velocity), y0, t, method=method, rtol=1e-8, atol=1e-9)
+    expected = gradients(torchdiffeq.odeint, Published(velocity), y0, t, rtol=1e-9, atol=1e-10)
+    equal(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("solve", [ours.odeint, ours.odeint_adjoint])
-@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def trained(times):
+    return torch.tensor(times, dtype=torch.float64, requires_grad=True)
+
+
 @pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 0.6, 0.0]])
-def test_trained_times_get_their_gradient(times, method, solve):
+@pytest.mark.parametrize("options", [None, {"step_size": 0.3}, {"step_size": 0.3, "interp": "cubic"}])
+@pytest.mark.parametrize("method", ["midpoint", "rk4"])
+def test_trained_times_of_fixed_methods(method, options, times, never_torchdiffeq):
     velocity, y0 = case((1,))
-    settings = {"method": method, "rtol": 1e-9, "atol": 1e-10}
+    got, expected = (
+        gradients(solve, func, y0, trained(times), method=method, options=options)
+        for solve, func in ((ours.odeint, CNFFunc(velocity)), (torchdiffeq.odeint, Published(velocity)))
+    )
+    equal(got, expected, rtol=1e-8, atol=1e-8)
+    assert got[-1].abs().min() > 1e-3
 
-    def found(solve, func):
-        return gradients(solve, func, y0, torch.tensor(times, dtype=torch.float64, requires_grad=True), **settings)
 
-    # the derivative of a step of rk4 with respect to its length is the velocity at its end but for the method's error
-    adjoint = solve is ours.odeint_adjoint and method == "rk4"
-    peer = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
-    got, expected = found(solve, CNFFunc(velocity)), found(peer, Published(velocity))
+@pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 0.6, 0.0]])
+@pytest.mark.parametrize("solve", [ours.odeint, ours.odeint_adjoint])
+def test_trained_times_of_adaptive_methods(solve, times, never_torchdiffeq):
+    velocity, y0 = case((1,))
+    got, expected = (
+        gradients(solve, func, y0, trained(times), rtol=1e-9, atol=1e-10)
+        for solve, func in ((solve, CNFFunc(velocity)), (torchdiffeq.odeint, Published(velocity)))
+    )
     equal(got, expected, rtol=1e-5, atol=1e-5)
     assert got[-1].abs().min() > 1e-3
+    with torch.no_grad():
+        (solution, _) = solve(CNFFunc(velocity), y0, trained(times))
+    equal((solution,), (solve(CNFFunc(velocity), y0, torch.tensor(times))[0],), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("solve", ["odeint", "odeint_adjoint"])

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from jkoflow.ops import Integrated
 
+Time = float | Tensor
+"""A time: a number, or a tensor of one number that a gradient flows to."""
+
 
 class Solution(NamedTuple):
     """The values of an integration at the wanted times."""
@@ -23,9 +26,14 @@ class Solution(NamedTuple):
 
 
 class FixedGrid(NamedTuple):
-    """The nodes of a fixed grid, between which an integration takes one step."""
+    """The nodes of a fixed grid, between which an integration takes one step, and the times that are wanted."""
 
     nodes: list[float]
+    moving_nodes: list[Time]
+    """The nodes, as tensors where gradients flow to the times."""
+    times: list[float]
+    moving_times: list[Time]
+    """The wanted times, likewise."""
     slack: float
     """Differences between lengths of steps that are but rounding."""
     cubic: bool
@@ -37,21 +45,22 @@ class FixedGrid(NamedTuple):
 
         The nodes are computed in the precision of t, as torchdiffeq does, since rounding decides on their number.
         """
-        slack = 4 * torch.finfo(t.dtype).eps * float(t.abs().max())
-        if step_size is None:
-            return cls(t.tolist(), slack, cubic)
-        sign = -1 if bool(t[-1] < t[0]) else 1
-        start, end = sign * t[0], sign * t[-1]
-        steps = int(torch.ceil((end - start) / step_size + 1)) - 1
-        nodes = torch.arange(steps + 1, dtype=t.dtype, device=t.device) * step_size + start
-        return cls([*(sign * nodes[:-1]).tolist(), float(t[-1])], slack, cubic)
+        times, moving_times = t.tolist(), moving(t)
+        nodes, moving_nodes = times, moving_times
+        if step_size is not None:
+            sign = -1 if times[-1] < times[0] else 1
+            start, end = sign * t[0], sign * t[-1]
+            steps = int(torch.ceil((end - start) / step_size + 1)) - 1
+            inner = sign * (torch.arange(steps, dtype=t.dtype, device=t.device) * step_size + start)
+            nodes, moving_nodes = [*inner.tolist(), times[-1]], [*moving(inner), moving_times[-1]]
+        slack = 4 * torch.finfo(t.dtype).eps * float(t.detach().abs().max())
+        return cls(nodes, moving_nodes, times, moving_times, slack, cubic)
 
     def solve(
         self,
-        integrate: Callable[[Tensor, float, float, int], Integrated],
-        evaluate: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+        integrate: Callable[[Tensor, Time, Time, int], Integrated],
+        evaluate: Callable[[Tensor, Time], tuple[Tensor, Tensor]],
         x: Tensor,
-        times: list[float],
     ) -> Solution:
         """Integrates from node to node, as many equal steps as there are in one call.
 
@@ -59,30 +68,28 @@ class FixedGrid(NamedTuple):
             integrate: Integrates positions from one time to another in a number of equal steps.
             evaluate: Returns velocity and divergence at positions and a time.
             x: Positions at the first time, with shape (N, d).
-            times: The wanted times, the first and the last of which are the first and the last node.
         """
-        intervals = self._intervals(times)
-        inside = [time != self.nodes[k + 1] for k, time in zip(intervals, times[1:], strict=True)]
+        intervals = self._intervals()
+        inside = [time != self.nodes[k + 1] for k, time in zip(intervals, self.times[1:], strict=True)]
         stops = {k + 1 for k in intervals} | {k for k, between in zip(intervals, inside, strict=True) if between}
         values, evaluations = {0: (x, x.new_zeros(len(x)))}, 0
         for first, last in self._runs(stops):
             x, logdet = values[first]
-            start, end = self.nodes[first], self.nodes[last]
-            if start != end:
-                part = integrate(x, start, end, last - first)
+            if self.nodes[first] != self.nodes[last]:
+                part = integrate(x, self.moving_nodes[first], self.moving_nodes[last], last - first)
                 x, logdet, evaluations = part.x, logdet + part.logdet, evaluations + int(part.evaluations)
             values[last] = x, logdet
         outputs = [values[0]]
-        for k, between, time in zip(intervals, inside, times[1:], strict=True):
+        for k, between, time in zip(intervals, inside, self.moving_times[1:], strict=True):
             outputs.append(self._between(k, time, values, evaluate) if between else values[k + 1])
             evaluations += 2 * int(between and self.cubic)
         path, logdet_path = zip(*outputs, strict=True)
         return Solution(torch.stack(path), torch.stack(logdet_path), evaluations)
 
-    def _intervals(self, times: list[float]) -> list[int]:
+    def _intervals(self) -> list[int]:
         """Returns, for every time but the first, the number of the first interval at whose end it has been reached."""
-        sign, k, intervals = (-1 if times[-1] < times[0] else 1), 0, []
-        for time in times[1:]:
+        sign, k, intervals = (-1 if self.times[-1] < self.times[0] else 1), 0, []
+        for time in self.times[1:]:
             while sign * self.nodes[k + 1] < sign * time:
                 k += 1
             intervals.append(k)
@@ -100,12 +107,12 @@ class FixedGrid(NamedTuple):
     def _between(
         self,
         k: int,
-        time: float,
+        time: Time,
         values: dict[int, tuple[Tensor, Tensor]],
-        evaluate: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+        evaluate: Callable[[Tensor, Time], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Returns the values at a time within an interval, from those at its ends."""
-        start, end = self.nodes[k], self.nodes[k + 1]
+        start, end = self.moving_nodes[k], self.moving_nodes[k + 1]
         (x0, logdet0), (x1, logdet1) = values[k], values[k + 1]
         s = (time - start) / (end - start)
         if not self.cubic:
@@ -118,3 +125,8 @@ class FixedGrid(NamedTuple):
             for y0, y1, (f0, f1) in zip((x0, logdet0), (x1, logdet1), slopes, strict=True)
         )
         return x, logdet
+
+
+def moving(t: Tensor) -> list[Time]:
+    """Returns times as numbers, or as tensors without axes if gradients flow to them."""
+    return list(t.unbind()) if t.requires_grad and torch.is_grad_enabled() else t.tolist()

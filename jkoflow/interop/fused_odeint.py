@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.interop.cnf import CNFFunc, State
-from jkoflow.interop.fixed_grid import FixedGrid, Solution
+from jkoflow.interop.fixed_grid import FixedGrid, Solution, Time, moving
 from jkoflow.ops import Adaptive, Integrated, integrate, native, velocity_and_divergence
 from jkoflow.ops.grid import MOST_STEPS
 from jkoflow.velocity import MLPField, Velocity
@@ -35,7 +36,8 @@ class Problem(NamedTuple):
 
     func: CNFFunc
     states: State
-    times: list[float]
+    times: list[Time]
+    """The times, as tensors where gradients flow to them."""
     method: str
     grid: FixedGrid | Adaptive
 
@@ -60,20 +62,33 @@ class Problem(NamedTuple):
     def _solve(self, x: Tensor, shared: dict[str, Any]) -> Solution:
         velocity = self.func.velocity
         if isinstance(self.grid, Adaptive):
-            tolerances = self.grid._asdict()
-            found = integrate(velocity, x, times=self.times, **tolerances, **shared)
+            shared |= self.grid._asdict()
+            if any(isinstance(time, Tensor) for time in self.times):
+                return self._solve_between(x, shared)
+            found = integrate(velocity, x, times=self.times, **shared)
             assert found.path is not None
             assert found.logdet_path is not None
             return Solution(found.path, found.logdet_path, found.evaluations)
 
-        def steps(x: Tensor, start: float, end: float, number: int) -> Integrated:
+        def steps(x: Tensor, start: Time, end: Time, number: int) -> Integrated:
             return integrate(velocity, x, t0=start, t1=end, num_steps=number, keep_path=False, **shared)
 
-        def evaluate(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        def evaluate(x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
             kind = {name: shared[name] for name in ("context", "divergence", "noise")}
             return velocity_and_divergence(velocity, x, t, **kind)
 
-        return self.grid.solve(steps, evaluate, x, self.times)
+        return self.grid.solve(steps, evaluate, x)
+
+    def _solve_between(self, x: Tensor, settings: dict[str, Any]) -> Solution:
+        """Returns the solution by adaptive steps that end at every time, so that a gradient flows to each of them."""
+        logdet, evaluations = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        path, logdet_path = [x], [logdet]
+        for start, end in itertools.pairwise(self.times):
+            part = integrate(self.func.velocity, x, t0=start, t1=end, **settings)
+            x, logdet, evaluations = part.x, logdet + part.logdet, evaluations + part.evaluations
+            path.append(x)
+            logdet_path.append(logdet)
+        return Solution(torch.stack(path), torch.stack(logdet_path), evaluations)
 
 
 def as_func(func: Callable[..., Any], y0: object) -> Callable[..., Any]:
@@ -123,7 +138,7 @@ def problem(
     states: State = y0  # type: ignore[assignment]
     if reason := _no_kernel(func, states, t):
         return reason
-    return Problem(func, states, t.tolist(), FIXED.get(method, method), grid)
+    return Problem(func, states, moving(t), FIXED.get(method, method), grid)
 
 
 def _changed(func: CNFFunc) -> str | None:
@@ -158,9 +173,7 @@ def _unfit_times(t: object) -> str | None:
         return "t is no tensor of floating-point times"
     if len(t) < 2:
         return "t holds a single time"
-    if t.requires_grad and torch.is_grad_enabled():
-        return "t requires a gradient"
-    steps = t.diff()
+    steps = t.detach().diff()
     if not bool(torch.isfinite(t).all()) or not bool((steps > 0).all() or (steps < 0).all()):
         return "t is not strictly increasing or decreasing"
     return None
@@ -223,7 +236,7 @@ def _no_kernel(func: CNFFunc, states: State, t: Tensor) -> str | None:
     rows, velocity = func.rows(states), func.velocity
     if not isinstance(velocity, Velocity):
         return "the kernels integrate the velocities of jkoflow.velocity, func has another"
-    field = _field(velocity, float(t[0]))
+    field = _field(velocity, float(t[0].detach()))
     if field is None:
         return velocity.unfused() or "the velocity has no field"
     return native.unsupported(field, rows.x, rows.divergence, rows.noise, "auto", "auto")
