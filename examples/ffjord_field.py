@@ -52,7 +52,7 @@ def train(flow, x, iterations):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer rows and iterations")
-    rows, iterations = (64, 5) if parser.parse_args().quick else (512, 150)
+    rows, iterations, width = (32, 2, 16) if parser.parse_args().quick else (512, 30, 64)
     torch.set_num_threads(1)
     for name, arguments in {
         "exact": {"divergence_fn": "brute_force"},
@@ -61,7 +61,7 @@ def main():
     }.items():
         torch.manual_seed(0)
         x = torch.randn(rows, 2) * 0.1 + 2 * torch.randint(0, 2, (rows, 2)) - 1
-        velocity = jkoflow.ConcatSquashMLP(2, hidden=(64, 64, 64))
+        velocity = jkoflow.ConcatSquashMLP(2, hidden=(width, width, width))
         odefunc = CNFFunc(velocity, **arguments)
         flow = CNF(odefunc, len(odefunc.regularizers))
         before = flow.eval()(x)[0].mean().item()

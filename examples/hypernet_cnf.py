@@ -74,8 +74,8 @@ def main():
         print(f"{name}: {milliseconds:.1f} ms an iteration, {ratio:.2f} times as fast, loss {found[0][place][0]:.6f}")
     before, changed, exchanged = found[0]
     torch.testing.assert_close(changed[:2], before[:2], rtol=0.0, atol=0.0)
-    torch.testing.assert_close(exchanged[0], before[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(exchanged[1], before[1], rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(exchanged[0], before[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(exchanged[1], before[1], rtol=1e-2, atol=1e-2)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def test_fixed_methods_in_float32(method, options, never_torchdiffeq):
         equal(got, torchdiffeq.odeint(Published(velocity), y0, t, method=method, options=options), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("step_size", [0.1, 0.3, 0.7, torch.tensor(0.1)])
-@pytest.mark.parametrize("end", [0.3, 0.7, 2.1, 10.0])
+@pytest.mark.parametrize("step_size", [0.1, 0.3, torch.tensor(0.1)])
+@pytest.mark.parametrize("end", [0.3, 0.7, 2.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_of_times_decides_on_the_number_of_steps(dtype, end, step_size, never_torchdiffeq):
     velocity, y0 = case()
@@ -315,7 +315,7 @@ HANDED_ON = {
     "grid": (CNFFunc, {"method": "euler", "options": {"grid_constructor": lambda f, y, t: t}}, "grid_constructor"),
     "norm": (CNFFunc, {"method": "dopri5", "options": {"norm": lambda y: y[0].abs().max()}}, "no option norm"),
     "tolerances": (CNFFunc, {"rtol": (1e-5, 1e-3, 1e-5)}, "rtol is not one number"),
-    "tolerance for each": (CNFFunc, {"atol": (torch.full((7, 3), 1e-6), 1e-6, 1e-6)}, "atol is not one positive"),
+    "tolerance for each": (CNFFunc, {"atol": (torch.full((21,), 1e-6), 1e-6, 1e-6)}, "atol is not one positive"),
     "zero": (CNFFunc, {"atol": 0.0}, "atol is not one positive"),
     "own forward": (Wrapped, {}, "Wrapped has a forward of its own"),
     "callback": (lambda velocity: with_callback(CNFFunc(velocity)), {}, "callback_step"),
@@ -388,8 +388,8 @@ def test_events_are_torchdiffeqs(monkeypatch):
     torch.testing.assert_close(time, torch.tensor(0.25, dtype=torch.float64), rtol=0.0, atol=1e-8)
     expected = ours.odeint(func, z, torch.tensor([0.0, 0.25], dtype=torch.float64))
     torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
-    dense = ours.odeint_dense(lambda t, y: velocity(y, t), z, t0, t0 + 1)
-    torch.testing.assert_close(dense(torch.tensor([0.25])), expected[1], rtol=1e-5, atol=1e-5)
+    dense = ours.odeint_dense(velocity, z, t0, t0 + 1)
+    torch.testing.assert_close(dense(torch.tensor(0.25, dtype=torch.float64)), expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_torchdiffeqs_errors_are_its_own():

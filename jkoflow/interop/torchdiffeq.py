@@ -138,14 +138,14 @@ def odeint_adjoint(
     return _torchdiffeq(found).odeint_adjoint(func, y0, t, **settings, **adjoint, adjoint_params=params)
 
 
-def odeint_event(*args: Any, **settings: Any) -> Any:
+def odeint_event(func: Callable[..., Any], y0: State, *args: Any, **settings: Any) -> Any:
     """Solves until an event, whose time gets a gradient: ``torchdiffeq.odeint_event``, which must be installed."""
-    return _torchdiffeq("it ends at an event").odeint_event(*args, **settings)
+    return _torchdiffeq("it ends at an event").odeint_event(as_func(func, y0), y0, *args, **settings)
 
 
-def odeint_dense(*args: Any, **settings: Any) -> Any:
-    """Returns a solution as a function of time: ``torchdiffeq.odeint_dense`` itself, which must be installed."""
-    return _torchdiffeq("its solution is a function").odeint_dense(*args, **settings)
+def odeint_dense(func: Callable[..., Any], y0: State, *args: Any, **settings: Any) -> Any:
+    """Returns a solution as a function of time: ``torchdiffeq.odeint_dense``, which must be installed."""
+    return _torchdiffeq("its solution is a function").odeint_dense(as_func(func, y0), y0, *args, **settings)
 
 
 def unfused(
