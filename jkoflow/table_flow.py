@@ -20,6 +20,7 @@ from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.memory import as_table
 from jkoflow.data.optional import require
 from jkoflow.data.table import Table
+from jkoflow.distribution import no_distribution
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.in_parts import InParts
 from jkoflow.log_densities import pilot_of
@@ -88,6 +89,8 @@ class TableFlow(nn.Module):
     def context_features(self) -> tuple[str, ...]:
         """Returns the names of the conditioning variables."""
         return self.schema.context_features
+
+    distribution = transform = no_distribution
 
     def log_prob(
         self,
@@ -363,14 +366,8 @@ class TableFlow(nn.Module):
         tensors, description = checkpoint.load(path, KIND)
         try:
             masses = None if description["masses"] is None else Masses.from_description(description["masses"])
-            flow = JKOFlow.from_description(description["flow"])
-            found = cls(
-                Schema.from_description(description["schema"]),
-                flow,
-                masses,
-                description["frames"],
-                getattr(torch, description["dtype"]),
-            )
+            schema, dtype = Schema.from_description(description["schema"]), getattr(torch, description["dtype"])
+            found = cls(schema, JKOFlow.from_description(description["flow"]), masses, description["frames"], dtype)
             found.load_state_dict(tensors)
             found.metrics = description["metrics"]
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

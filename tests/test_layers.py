@@ -42,6 +42,7 @@ LAYERS = [
     "log_densities",
     "within",
     "density",
+    "distribution",
     "flow",
     "in_parts",
     "data",
