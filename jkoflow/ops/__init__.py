@@ -21,6 +21,7 @@ from jkoflow.ops.integrated import Integrated
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.rows import integrate_rows, right_hand_side, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.velocity import MLPField
 
 __all__ = [
     "Adaptive",
@@ -40,7 +41,7 @@ __all__ = [
 
 
 def integrate(
-    velocity: Callable[..., Tensor],
+    velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,
     *,
     context: Tensor | None = None,
@@ -75,7 +76,8 @@ def integrate(
     Arguments:
         velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
             the first one on GPUs, too); a `HyperMLP` (fused stage by stage, adaptive steps in the PyTorch reference);
-            or any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
+            the weights of a network of your own (`jkoflow.velocity.MLPField`), through which gradients flow to it; or
+            any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
         t0: Start time.
@@ -235,7 +237,7 @@ def _grid(
 
 
 def _integrate_between(
-    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[float]
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[float]
 ) -> Integrated:
     """Integrates with equal steps from each of the times to the next."""
     x, logdet, evaluations = request.x, request.x.new_zeros(len(request.x)), 0
@@ -248,7 +250,9 @@ def _integrate_between(
     return Integrated(x, logdet, torch.stack(path), evaluations, torch.stack(logdet_path))
 
 
-def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, keep_path: bool) -> Integrated:
+def _integrate(
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, keep_path: bool
+) -> Integrated:
     field, x, context, noise = request.field, request.x, request.context, request.noise
     grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:

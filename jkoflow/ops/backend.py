@@ -18,6 +18,8 @@ class FallbackWarning(UserWarning):
 
 def field_of(velocity: object) -> tuple[MLPField | None, str]:
     """Returns the weights of a velocity for the kernels, or None, and the reason if there are none."""
+    if isinstance(velocity, MLPField):
+        return velocity, ""
     if not isinstance(velocity, Velocity):
         return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
     field = velocity.field()
@@ -63,14 +65,16 @@ def use_kernel(request: Request) -> bool:
     if reason is not None and backend != "auto":
         raise UnsupportedError(f"backend {backend!r} cannot run this", reason)
     if reason is not None:
-        _warn_fallback(reason)
+        warn_fallback(reason)
     return reason is None
 
 
 _warned: set[str] = set()
 
 
-def _warn_fallback(reason: str) -> None:
-    if reason not in _warned and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)
+def warn_fallback(reason: str, instead: str = "the PyTorch reference") -> None:
+    """Warns, once for every reason, that something else computes in place of the kernels."""
+    text = f"using {instead}: {reason}"
+    if text not in _warned and not torch.compiler.is_compiling():
+        _warned.add(text)
+        warn_caller(text, FallbackWarning)
