@@ -198,7 +198,7 @@ def test_what_is_covered_is_not_handed_on(monkeypatch):
 
 def test_a_step_that_shrinks_to_nothing_is_an_error():
     flow = CNF(2).double()
-    with pytest.raises(IntegrationError, match="row 1 .*not finite"):
+    with pytest.raises(IntegrationError, match=r"row 1 .*not finite"):
         flow().log_prob(torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]).double())
     with pytest.raises(IntegrationError, match="shrunk"):
         common_steps(lambda state, t: state.sign() / (0.5 - t) ** 2, torch.ones(1, 1).double(), 0.0, 1.0, 1e-6, 1e-6)
