@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -68,6 +68,23 @@ def parse_activation(text: str | Activation) -> Activation:
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"softplus needs a positive finite beta, got {text!r}")
     return Activation(match[1], beta)
+
+
+def activation_of(module: nn.Module) -> Activation | None:
+    """Returns the activation that a module of torch.nn computes; None if it is none of those that a velocity can have.
+
+    Example:
+        >>> activation_of(torch.nn.Softplus(beta=5)), activation_of(torch.nn.ReLU())
+        (Activation(name='softplus', beta=5.0), None)
+    """
+    kind = type(module)  # a subclass may compute something else
+    if (
+        isinstance(module, nn.Softplus) and kind is nn.Softplus and module.threshold >= 20
+    ):  # from where on it takes softplus(z) for z, to 2e-9
+        return Activation("softplus", float(module.beta))
+    if (kind is nn.ELU and module.alpha != 1) or (kind is nn.GELU and module.approximate != "none"):
+        return None
+    return Activation(kind.__name__.lower()) if kind in (nn.Tanh, nn.SiLU, nn.ELU, nn.SELU, nn.GELU) else None
 
 
 def _tanh_slope(z: Tensor, beta: float) -> Tensor:

@@ -15,11 +15,12 @@ from jkoflow import checkpoint, schedule
 from jkoflow.block import MOST_SAVED_STEPS, Block
 from jkoflow.composition import Trajectory, base_log_prob
 from jkoflow.density import Density
+from jkoflow.distribution import FlowDistribution, FlowTransform, distribution_class
 from jkoflow.former_names import accepts_former_names
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
-from jkoflow.ops.grid import as_grid
+from jkoflow.ops.grid import Steps, as_grid
 from jkoflow.restore import DTYPES, described, restored
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
@@ -179,6 +180,70 @@ class JKOFlow(Density):
             self.links,
             self.context_links,
         )
+
+    def distribution(
+        self,
+        context: Rows | None = None,
+        num_steps: Steps | None = None,
+        tol: float | None = None,
+        validate_args: bool | None = None,
+    ) -> FlowDistribution:
+        """Returns the flow's density as a torch.distributions.Distribution, which holds the flow and does not copy it.
+
+        Where Pyro has been imported it has the methods that Pyro asks for, such as ``to_event`` and ``mask``.
+
+        Arguments:
+            context: Conditioning variables in their own units, with shape (..., c): the axes (...) are batch axes.
+                None for an unconditional flow.
+            num_steps: Runge-Kutta steps per block, or a grid, for densities and samples, see `log_prob`.
+            tol: Largest error of a log-density in nats, in place of ``num_steps``, likewise.
+            validate_args: Whether context and values are looked at for NaN, inf and what is out of the support; None
+                means what all distributions do, see `torch.distributions.Distribution.set_default_validate_args`.
+
+        Returns:
+            A distribution with event shape (d,), with ``rsample`` and ``rsample_and_log_prob``.
+
+        Raises:
+            jkoflow.arrays.InputError: If context is missing or superfluous, or does not fit the flow.
+
+        Example:
+            >>> flow = JKOFlow(2, [Block(MLPVelocity(2, context_dim=3))])
+            >>> given = flow.distribution(torch.zeros(10, 3))
+            >>> x = given.sample((5,))
+            >>> x.shape, given.log_prob(x).shape
+            (torch.Size([5, 10, 2]), torch.Size([5, 10]))
+        """
+        return distribution_class()(self, context, num_steps, tol, validate_args)
+
+    def transform(
+        self, context: Rows | None = None, num_steps: Steps | None = None, cache_size: int = 0
+    ) -> FlowTransform:
+        """Returns the map from noise to data as a torch.distributions.Transform; ``.inv`` is from data to noise.
+
+        This is the direction of a TransformedDistribution, whose base is the noise. With the standard Gaussian for a
+        base its density is `log_prob`.
+
+        Arguments:
+            context: Conditioning variables in their own units, with shape (..., c), see `distribution`.
+            num_steps: Runge-Kutta steps per block, or a grid; for a tolerance in nats, those of `grids_for`.
+            cache_size: 1 keeps the last pair of points with its log-determinant, which then come from one integration
+                instead of two. It keeps them after a change of the flow's parameters, too: make a new transform then.
+
+        Returns:
+            A bijective transform of points (..., d) with ``log_abs_det_jacobian``.
+
+        Raises:
+            jkoflow.arrays.InputError: If context is missing or superfluous, or does not fit the flow.
+
+        Example:
+            >>> flow = JKOFlow(2, [Block(MLPVelocity(2))])
+            >>> noise = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+            >>> density = torch.distributions.TransformedDistribution(noise, flow.transform(cache_size=1))
+            >>> x = torch.randn(5, 2)
+            >>> torch.allclose(density.log_prob(x), flow.log_prob(x), atol=1e-5)
+            True
+        """
+        return FlowTransform(self, context, num_steps, cache_size)
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.

@@ -102,6 +102,34 @@ def take_context(
     return rows
 
 
+def take_conditions(context: Rows | None, context_dim: int, like: Tensor, validate: bool) -> Tensor | None:
+    """Returns conditioning variables that come without points, in axes of their own.
+
+    Arguments:
+        context: The conditioning variables, with shape (..., c); if c is 1, (...) without a last axis of 1 will do;
+            None for an unconditional flow.
+        context_dim: Number c of conditioning variables; 0 for an unconditional flow.
+        like: As for `take_points`.
+        validate: Whether to look for NaN and inf, too, see `take_points`.
+
+    Returns:
+        The conditions, with shape (..., c), or None.
+
+    Raises:
+        InputError: As `take_context` does.
+    """
+    if context is None or not context_dim:
+        return take_context(context, torch.Size(), context_dim, like, validate)
+    rows = context if _is_plain(context, like) else _to_tensor(context, "context", like)
+    if context_dim == 1 and rows.shape[-1:] != (1,):
+        rows = rows.unsqueeze(-1)
+    if rows.shape[-1:] != (context_dim,):
+        raise InputError(f"context must have shape (..., {context_dim}) to match the flow, got {tuple(rows.shape)}")
+    if validate:
+        _check_finite(rows, context, "context")
+    return rows
+
+
 def shaped(rows: Tensor, leading: torch.Size) -> Tensor:
     """Returns results (B,) or (B, d) under the axes of the points that they belong to, (...) or (..., d)."""
     return rows if len(leading) == 1 else rows.reshape(leading + rows.shape[1:])

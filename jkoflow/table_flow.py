@@ -20,6 +20,7 @@ from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.memory import as_table
 from jkoflow.data.optional import require
 from jkoflow.data.table import Table
+from jkoflow.distribution import no_distribution
 from jkoflow.flow import MODEL_FILE, JKOFlow
 from jkoflow.in_parts import InParts
 from jkoflow.log_densities import pilot_of
@@ -89,6 +90,8 @@ class TableFlow(nn.Module):
     def context_features(self) -> tuple[str, ...]:
         """Returns the names of the conditioning variables."""
         return self.schema.context_features
+
+    distribution = transform = no_distribution
 
     def log_prob(
         self,

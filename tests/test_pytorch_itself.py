@@ -1,8 +1,6 @@
 """What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, copies, autocast."""
 
 import copy
-import io
-import pickle
 import subprocess
 import sys
 
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 import jkoflow
-from jkoflow import Block, FallbackWarning, JKOFlow, MLPVelocity
+from jkoflow import Block, FallbackWarning, JKOFlow
 from jkoflow.ops import UnsupportedError, native
 from oracles import random_velocity
 

@@ -24,6 +24,7 @@ from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.rows import integrate_rows, right_hand_side, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.ops.transforms import active
+from jkoflow.velocity import MLPField
 
 __all__ = [
     "Adaptive",
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def integrate(
-    velocity: Callable[..., Tensor],
+    velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,
     *,
     context: Tensor | None = None,
@@ -78,7 +79,8 @@ def integrate(
     Arguments:
         velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
             the first one on GPUs, too); a `HyperMLP` (fused step by step on the CPU, evaluation by evaluation on GPUs);
-            or any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
+            the weights of a network of your own (`jkoflow.velocity.MLPField`), through which gradients flow to it; or
+            any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
         t0: Start time, a number or a floating-point tensor of one. Gradients flow to it if it requires them;
@@ -246,7 +248,7 @@ def _grid(
 
 
 def _integrate_between(
-    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[Time]
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[Time]
 ) -> Integrated:
     """Integrates with equal steps from each of the times to the next."""
     x, logdet, evaluations = request.x, request.x.new_zeros(len(request.x)), 0
@@ -261,7 +263,9 @@ def _integrate_between(
     return Integrated(x, logdet, torch.stack(path), evaluations, torch.stack(logdet_path))
 
 
-def _integrate(velocity: Callable[..., Tensor], request: Request, kernel: bool, keep_path: bool) -> Integrated:
+def _integrate(
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, keep_path: bool
+) -> Integrated:
     field, x, context, noise = request.field, request.x, request.context, request.noise
     grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:

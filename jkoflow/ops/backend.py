@@ -16,6 +16,8 @@ from jkoflow.velocity import MLPField, Velocity
 
 def field_of(velocity: object) -> tuple[MLPField | None, str]:
     """Returns the weights of a velocity for the kernels, or None, and the reason if there are none."""
+    if isinstance(velocity, MLPField):
+        return velocity, ""
     if not isinstance(velocity, Velocity):
         return None, "the kernels integrate an MLPVelocity; another velocity is differentiated by autograd"
     field = velocity.field()

@@ -17,11 +17,11 @@ from jkoflow.ops.integrated import Integrated
 from jkoflow.ops.interval import Time
 from jkoflow.ops.reference import RightHandSide
 from jkoflow.ops.reference_adaptive import integrate_adaptively
-from jkoflow.velocity import Velocity
+from jkoflow.velocity import MLPField, Velocity
 
 
 def velocity_and_divergence(
-    velocity: Callable[..., Tensor],
+    velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,
     t: float | Tensor = 0.0,
     context: Tensor | None = None,
@@ -82,7 +82,7 @@ def velocity_and_divergence(
 
 
 def integrate_rows(
-    velocity: Callable[..., Tensor], request: Request, kernel: bool, times: list[Time] | None
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[Time] | None
 ) -> Integrated:
     """Integrates with adaptive steps; times, if there are any, begin with t0 and end with t1."""
     field, x, grid = request.field, request.x, request.grid
@@ -126,12 +126,15 @@ def integrate_rows(
     return Integrated(end, logdet, path, evaluations, logdet_path)
 
 
-def right_hand_side(velocity: Callable[..., Tensor], request: Request, kernel: bool = False) -> RightHandSide:
+def right_hand_side(
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool = False
+) -> RightHandSide:
     """Returns velocity and divergence as a function: of the reference, or of a kernel with the weights at each time."""
     context, divergence, noise, field_at = request.context, request.divergence, request.noise, request.field_at
     if request.field is not None:
         return reference.mlp_rhs(request.field, context, divergence, noise)
     if field_at is None:
+        assert not isinstance(velocity, MLPField)
         return reference.autograd_rhs(velocity, context, divergence, noise)
     if not kernel:
         return reference.field_rhs(field_at, context, divergence, noise)
