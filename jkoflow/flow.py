@@ -163,11 +163,11 @@ class JKOFlow(Density):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """Returns a flow with the same links, standardisation and initial map, and other blocks, not copied."""
+        """Returns a flow with other blocks, not copied, and the same links, standardisation, initial map and names."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
-        return JKOFlow(
+        flow = JKOFlow(
             self.dim,
             blocks,
             first.mean,
@@ -178,6 +178,8 @@ class JKOFlow(Density):
             self.links,
             self.context_links,
         )
+        flow.features, flow.context_features, flow.frames = self.features, self.context_features, self.frames
+        return flow.train(self.training)
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -201,7 +203,7 @@ class JKOFlow(Density):
         for name, links in (("links", self.links), ("context_links", self.context_links)):
             if links is not None:
                 description[name] = links.describe()
-        names = {"features": self.features, "context_features": self.context_features}
+        names = {"features": self.features, "context_features": self.context_features, "frames": self.frames}
         for name, value in {"metrics": self.metrics, **names}.items():
             if value is not None:
                 description[name] = value
@@ -229,6 +231,7 @@ class JKOFlow(Density):
         for name in ("features", "context_features"):
             if name in description:
                 setattr(flow, name, tuple(description[name]))
+        flow.frames = description.get("frames")
         return flow.to(getattr(torch, description["dtype"]))
 
     @classmethod
