@@ -72,10 +72,8 @@ def as_pandas(data: Any) -> Any:
 
 
 def arrow_series(array: Any) -> Any:
-    """Returns an Arrow array as a pandas Series of types that numpy has, or of objects."""
+    """Returns an Arrow array as a pandas Series of types that numpy has, of categories, or of objects."""
     pyarrow = require("pyarrow", "reading Arrow columns")
-    if pyarrow.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
     if pyarrow.types.is_decimal(array.type):
         array = array.cast(pyarrow.float64())
     found = array.to_pandas(date_as_object=False, integer_object_nulls=False)
