@@ -27,7 +27,7 @@ from jkoflow.training.progress import Silent
 
 __all__ = ["JKODensity"]
 
-ITERATIONS = (200, 2000)
+ITERATIONS = (100, 2000)
 """Fewest and most iterations if none are told: one for each row, within these bounds."""
 
 
@@ -45,7 +45,7 @@ class JKODensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
     ``transform_output``, `transform`, `inverse_transform` and `sample` return data frames.
 
     Arguments:
-        iterations: Iterations for each block; None means one for each row, at least 200 and at most 2000.
+        iterations: Iterations for each block; None means one for each row, at least 100 and at most 2000.
         time_budget: Seconds that `fit` may take, in place of ``iterations``; the flow then depends on the machine.
         hidden: Widths of the hidden layers; None means those of `jkoflow.TrainConfig`.
         max_blocks: Largest number of blocks; None means one, and under a time budget what its plan has.
@@ -259,10 +259,8 @@ class JKODensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                 for name, codec in zip(self.flow_.features, self.flow_.schema.codecs, strict=True)
                 if not isinstance(codec, Real)
             ]
-            raise ValueError(
-                f"transform needs columns of real numbers, and {', '.join(others) or 'some'} are others; encode them, or "
-                "leave them out"
-            )
+            told = ", ".join(others) or "several columns"
+            raise ValueError(f"transform needs real numbers, and {told} hold others; encode them, or leave them out")
         return self.flow_
 
     def _contained(self, columns: Any) -> Any:
