@@ -55,8 +55,8 @@ def as_rows(data: Any, names: Sequence[str], name: str = "x") -> tuple[Table, tu
     """Returns rows in memory whose columns are known as a table, and the axes that the rows are in.
 
     Arguments:
-        data: Rows as for `as_table`, or a table already; if there are several columns, also one row of shape (d,), or
-            as a Series labelled with the names.
+        data: Rows as for `as_table`, or a table already; if there are several columns, also one row of shape (d,), in
+            a Series by its labels if they are the names.
         names: Names of the columns.
         name: Name of the data in errors.
 
@@ -67,8 +67,10 @@ def as_rows(data: Any, names: Sequence[str], name: str = "x") -> tuple[Table, tu
         DataError: See `as_table`.
     """
     data = data if isinstance(data, Table) else as_pandas(stacked(data))
-    if is_pandas(data) and not hasattr(data, "columns") and is_row_of(data, names):
-        return as_table(data.to_frame().T.infer_objects(), name), ()
+    if is_pandas(data) and not hasattr(data, "columns"):
+        if is_row_of(data, names):
+            return as_table(data.to_frame().T.infer_objects(), name), ()
+        data = data.tolist() if len(names) > 1 else data
     if isinstance(data, Table) or is_pandas(data):
         table = data if isinstance(data, Table) else as_table(data, name)
         return table, (table.rows(next(iter(table.parts))),)
