@@ -17,6 +17,7 @@ from jkoflow.composition import Trajectory, base_log_prob
 from jkoflow.density import Density
 from jkoflow.distribution import FlowDistribution, FlowTransform, distribution_class
 from jkoflow.former_names import accepts_former_names
+from jkoflow.frames import known_library
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
@@ -165,11 +166,11 @@ class JKOFlow(Density):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """Returns a flow with the same links, standardisation and initial map, and other blocks, not copied."""
+        """Returns a flow with other blocks, not copied, and the same links, standardisation, initial map and names."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
-        return JKOFlow(
+        flow = JKOFlow(
             self.dim,
             blocks,
             first.mean,
@@ -180,6 +181,8 @@ class JKOFlow(Density):
             self.links,
             self.context_links,
         )
+        flow.features, flow.context_features, flow.frames = self.features, self.context_features, self.frames
+        return flow.train(self.training)
 
     def distribution(
         self,
@@ -267,7 +270,7 @@ class JKOFlow(Density):
         for name, links in (("links", self.links), ("context_links", self.context_links)):
             if links is not None:
                 description[name] = links.describe()
-        names = {"features": self.features, "context_features": self.context_features}
+        names = {"features": self.features, "context_features": self.context_features, "frames": self.frames}
         for name, value in {"metrics": self.metrics, **names}.items():
             if value is not None:
                 description[name] = value
@@ -300,6 +303,7 @@ class JKOFlow(Density):
                 if len(names) != count or not all(isinstance(column, str) for column in names):
                     raise ValueError(f"{name} must be {count} names, got {names!r}")
                 setattr(flow, name, names)
+        flow.frames = known_library(description.get("frames"))
         return flow.to(DTYPES[description["dtype"]])
 
     @classmethod

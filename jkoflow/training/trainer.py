@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.callers import warn_caller
+from jkoflow.checkpoint import finite
 from jkoflow.data import Dataset
 from jkoflow.data.checks import own_names
 from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
@@ -54,6 +55,7 @@ class Trainer:
         state: State of the run to resume; a new run begins if None.
         complete: Function that makes the model, its results and the test columns of a table of the best flow and its
             results; the flow itself is the model if None.
+        history: List that the records of a history are added to, beside those in the directory; None for none.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Trainer:
         start: JKOFlow | None = None,
         state: RunState | None = None,
         complete: Complete | None = None,
+        history: list[dict[str, Any]] | None = None,
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
@@ -90,7 +93,7 @@ class Trainer:
         self._entered: PushedSamples | None = None  # kept for the next round
         self._rows_of_best: Tensor | None = None
         self._state = state
-        self._complete = complete
+        self._complete, self._history = complete, history
         if state is not None:
             self._restore(state, device)
         elif self.best.stack:
@@ -217,6 +220,7 @@ class Trainer:
         }
         if not self.data.prepared:
             flow.features, flow.context_features = own_names(self.data.features), own_names(self.data.context_features)
+            flow.frames = self.data.frames
         model: Model = flow
         columns: Mapping[str, NDArray[Any]] | None = None
         if self._complete is not None:
@@ -243,8 +247,11 @@ class Trainer:
     def _record(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "guard":
             self.guard_events += 1
+        record = {"event": event["event"], "round": len(self.rounds), **event}
         if self.directory is not None:
-            self.directory.record({"event": event["event"], "round": len(self.rounds), **event})
+            self.directory.record(record)
+        if self._history is not None:
+            self._history.append(finite(record))
 
     def _save_if_due(self, fit: Fit | None) -> None:
         """Saves the state: always between two fits, and within a fit if the last save is long ago, or a signal ends it.
