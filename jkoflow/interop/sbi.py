@@ -18,6 +18,8 @@ from torch.distributions.transforms import Transform
 
 from jkoflow.block import Block
 from jkoflow.flow import JKOFlow
+from jkoflow.interop.sbi_fields import MLPVectorField
+from jkoflow.interop.sbi_ode import JKONeuralODE, register_ode_backend
 from jkoflow.ops.grid import Grid
 from jkoflow.training.first_layer import first_layer_scale, sharpen
 from jkoflow.velocity import MLPVelocity
@@ -25,7 +27,7 @@ from jkoflow.velocity import MLPVelocity
 __all__ = [
     "JKODensityEstimator",
     "JKONeuralODE",
-    "VectorFieldMLP",
+    "MLPVectorField",
     "build_jko",
     "density_estimator",
     "register_ode_backend",
@@ -85,8 +87,7 @@ class JKODensityEstimator(ConditionalDensityEstimator):
             )
         if not net.context_dim:
             raise ValueError(
-                "net must be a conditional flow, got one without context; train it with "
-                "jkoflow.train(theta, context=x)"
+                "net must be a conditional flow, got one without context; train it with jkoflow.train(theta, context=x)"
             )
         inputs = torch.Size((net.dim,) if input_shape is None else input_shape)
         conditions = torch.Size((net.context_dim,) if condition_shape is None else condition_shape)
