@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sbi.inference import NPE
@@ -83,7 +83,9 @@ class TimedNPE(NPE):
         self.epochs = epoch + 1
         if time.process_time() - self.began < self.seconds:
             return False
-        self._neural_net.load_state_dict(self._best_model_state_dict)
+        best = self._best_model_state_dict
+        assert self._neural_net is not None and best is not None  # of the first epoch at the latest
+        self._neural_net.load_state_dict(best)
         return True
 
 
@@ -102,7 +104,8 @@ def train(task: Task, simulations: int, seed: int, build: Callable, seconds: flo
     prior = task.prior()
     theta, held_out = prior.sample((simulations,)), prior.sample((HELD_OUT,))
     x, held_out_x = task.simulate(theta), task.simulate(held_out)
-    inference = TimedNPE(prior, density_estimator=build, show_progress_bars=False, tracker=Silent())
+    silent: Any = Silent()
+    inference = TimedNPE(prior, density_estimator=build, show_progress_bars=False, tracker=silent)
     inference.append_simulations(theta, x)
     inference.seconds, inference.began = seconds, time.process_time()
     estimator = inference.train()
@@ -112,7 +115,7 @@ def train(task: Task, simulations: int, seed: int, build: Callable, seconds: flo
         loss = float(estimator.loss(held_out, held_out_x).mean())
         converged = loss
         if isinstance(estimator, JKODensityEstimator):
-            steps = FINER * estimator.net.eval_num_steps
+            steps = [FINER * grid.cost for grid in estimator.net.grids()]
             converged = float(estimator.loss(held_out, held_out_x, num_steps=steps).mean())
     return Result(loss, converged, taken, inference.epochs)
 

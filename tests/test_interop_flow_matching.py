@@ -87,9 +87,9 @@ def test_fixed_steps_give_the_same_likelihoods(exact, method, step_size, grid, t
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+@pytest.mark.parametrize(("method", "within"), [("dopri5", 2e-6), ("bosh3", 1e-4)])  # torchdiffeq's bosh3 interpolates
 @pytest.mark.parametrize("grid", ["backward", "down"])
-def test_adaptive_steps_agree_within_the_tolerance(method, grid, theirs):
+def test_adaptive_steps_agree_within_the_tolerance(method, within, grid, theirs):
     velocity, x, _ = problem()
     options = dict(step_size=None, method=method, rtol=1e-7, atol=1e-7, time_grid=torch.tensor(GRIDS[grid]))
     options = dict(return_intermediates=True, exact_divergence=True, **options)
@@ -99,7 +99,7 @@ def test_adaptive_steps_agree_within_the_tolerance(method, grid, theirs):
         ours, flow_matching.ODESolver(velocity).compute_likelihood(x.clone(), gaussian, **options), strict=True
     ):
         assert mine.shape == wanted.shape
-        torch.testing.assert_close(mine, wanted, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(mine, wanted, rtol=within, atol=within)
 
 
 def test_the_defaults_are_theirs():

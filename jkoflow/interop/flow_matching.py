@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from flow_matching.solver import ODESolver as TheirSolver
@@ -85,17 +85,10 @@ class ODESolver(TheirSolver):
         with torch.set_grad_enabled(enable_grad):
             velocity = self._fused(x_init, step_size, method, (rtol, atol), time_grid, model_extras)
             if velocity is None:
-                return super().sample(
-                    x_init,
-                    step_size,
-                    method,
-                    atol,
-                    rtol,
-                    time_grid,
-                    return_intermediates,
-                    enable_grad,
-                    **model_extras,
+                found = super().sample(
+                    x_init, step_size, method, atol, rtol, time_grid, return_intermediates, enable_grad, **model_extras
                 )
+                return cast("Tensor", found)
             how = _Solve(method, step_size, rtol, atol, time_grid, return_intermediates)
             return how.solve(velocity, x_init, model_extras.get("context"))[0]
 
@@ -138,7 +131,7 @@ class ODESolver(TheirSolver):
         with torch.set_grad_enabled(enable_grad):
             velocity = self._fused(x_1, step_size, method, (rtol, atol), time_grid, model_extras)
             if velocity is None:
-                return super().compute_likelihood(
+                found = super().compute_likelihood(
                     x_1,
                     log_p0,
                     step_size,
@@ -151,6 +144,7 @@ class ODESolver(TheirSolver):
                     enable_grad,
                     **model_extras,
                 )
+                return cast("tuple[Tensor, Tensor]", found)
             if time_grid[0] != 1.0 or time_grid[-1] != 0.0:
                 raise AssertionError(f"time_grid must go from 1 to 0, got {time_grid}")
             # signs as flow_matching draws them, so that a seed gives the same numbers
@@ -211,7 +205,7 @@ class _Solve(NamedTuple):
             return self._wanted(result.path, result.x), result.logdet
         run = partial(run, method=FIXED[self.method], keep_path=self.intermediates)
         if self.step_size is not None:
-            return self._in_steps_of_one_size(run, x)
+            return self._in_steps_of(self.step_size, run, x)
         times = self.time_grid.double()
         even = torch.linspace(float(times[0]), float(times[-1]), len(times), dtype=times.dtype, device=times.device)
         if float((times - even).abs().max()) <= EQUAL * abs(float(times[-1] - times[0])):
@@ -220,17 +214,17 @@ class _Solve(NamedTuple):
             result = run(x, times=times.tolist(), num_steps=1)
         return self._wanted(result.path, result.x), result.logdet
 
-    def _in_steps_of_one_size(self, run: Callable[..., Integrated], x: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_steps_of(self, step_size: float, run: Callable[..., Integrated], x: Tensor) -> tuple[Tensor, Tensor]:
         """Takes equal steps from the first time, and a last one to the last time, as torchdiffeq does."""
         sign = 1.0 if self.time_grid[-1] > self.time_grid[0] else -1.0
         times = sign * self.time_grid  # increasing; what follows is in their precision, as torchdiffeq's steps are
-        count = int(torch.ceil((times[-1] - times[0]) / self.step_size + 1))
-        bounds = torch.arange(count, dtype=times.dtype, device=times.device) * self.step_size + times[0]
+        count = int(torch.ceil((times[-1] - times[0]) / step_size + 1))
+        bounds = torch.arange(count, dtype=times.dtype, device=times.device) * step_size + times[0]
         bounds[-1] = times[-1]
         before, end, equal = (sign * float(bounds[-2])), sign * float(times[-1]), count - 2
         start = sign * float(times[0])
         last = float(times[-1] - bounds[-2])
-        if abs(last - self.step_size) <= EQUAL * float(times[-1] - times[0]):
+        if abs(last - step_size) <= EQUAL * float(times[-1] - times[0]):
             before, equal = end, count - 1  # the last step is like the others
         parts, logdet = [], x.new_zeros(len(x))
         for t0, t1, steps in ((start, before, equal), (before, end, count - 1 - equal)):

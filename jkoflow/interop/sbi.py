@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from sbi.inference.trainers.base import NeuralInference
 from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.estimators.base import ConditionalEstimatorBuilder
 from sbi.utils.sbiutils import mcmc_transform, standardizing_net, z_score_parser, z_standardization
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -100,7 +101,7 @@ class JKODensityEstimator(ConditionalDensityEstimator):
             )
         super().__init__(net, inputs, conditions)
         self._embedding_net = nn.Identity() if embedding_net is None else embedding_net
-        self._unconstrain = unconstrain
+        self._unconstrain: Any = unconstrain  # whose results torch types as optional
 
     @property
     def embedding_net(self) -> nn.Module:
@@ -242,7 +243,7 @@ def build_jko(
         >>> estimator.loss(theta, x).shape
         torch.Size([1000])
     """
-    unconstrain = None
+    unconstrain: Any = None
     if z_score_x == "transform_to_unconstrained":
         if x_dist is None:
             raise ValueError("x_dist must be a distribution with the inputs' support to be transformed by, got None")
@@ -274,7 +275,7 @@ def density_estimator(
     embedding_net: nn.Module | None = None,
     x_dist: Distribution | None = None,
     of: Literal["posterior", "likelihood"] | None = None,
-) -> Callable[[Tensor, Tensor], JKODensityEstimator]:
+) -> ConditionalEstimatorBuilder[JKODensityEstimator]:
     r"""Returns what NPE and NLE take as ``density_estimator``: a function that builds an estimator for simulations.
 
     Arguments:
@@ -296,12 +297,12 @@ def density_estimator(
         ValueError: If ``of`` is neither, or None.
 
     Example:
-        >>> import sbi.inference, sbi.utils
-        >>> prior = sbi.utils.BoxUniform(-torch.ones(2), torch.ones(2))
-        >>> inference = sbi.inference.NPE(prior, density_estimator=density_estimator(hidden=(64, 64)))
-        >>> estimator = density_estimator()(torch.randn(1000, 2), torch.randn(1000, 3))
+        >>> build = density_estimator(hidden=(64, 64))
+        >>> estimator = build(torch.randn(1000, 2), torch.randn(1000, 3))
         >>> estimator.input_shape, estimator.condition_shape
         (torch.Size([2]), torch.Size([3]))
+
+        In sbi this is ``NPE(prior, density_estimator=density_estimator(hidden=(64, 64)))``.
     """
     if of not in ("posterior", "likelihood", None):
         raise ValueError(f"of must be 'posterior', 'likelihood' or None, got {of!r}")
@@ -314,12 +315,12 @@ def _build(
     z_score_theta: ZScore,
     z_score_x: ZScore,
     options: dict[str, Any],
-    batch_theta: Tensor,
-    batch_x: Tensor,
+    theta: Tensor,
+    x: Tensor,
 ) -> JKODensityEstimator:
     if (_asked_for() if of is None else of) == "likelihood":
-        return build_jko(batch_x, batch_theta, z_score_x, z_score_theta, **options)
-    return build_jko(batch_theta, batch_x, z_score_theta, z_score_x, **options)
+        return build_jko(x, theta, z_score_x, z_score_theta, **options)
+    return build_jko(theta, x, z_score_theta, z_score_x, **options)
 
 
 def _asked_for() -> str:

@@ -41,12 +41,8 @@ def register_ode_backend() -> None:
     name and hands every other on; and ``neural_ode_backend`` of `VectorFieldPosteriorParameters` may have this value.
     What does not ask for the backend stays as it is. The function may be called again.
 
-    Example:
-        >>> from sbi.inference.posteriors.posterior_parameters import VectorFieldPosteriorParameters
-        >>> register_ode_backend()
-        >>> parameters = VectorFieldPosteriorParameters(neural_ode_backend="jkoflow")
-
-        ``inference.build_posterior(posterior_parameters=parameters)`` of FMPE or NPSE gives the posterior.
+    ``inference.build_posterior(posterior_parameters=VectorFieldPosteriorParameters(neural_ode_backend="jkoflow"))`` of
+    FMPE or NPSE then gives a posterior with it.
     """
     theirs = sbi_potential.build_neural_ode
     if getattr(theirs, "knows_jkoflow", False):
