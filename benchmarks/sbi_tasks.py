@@ -84,7 +84,8 @@ class TimedNPE(NPE):
         if time.process_time() - self.began < self.seconds:
             return False
         best = self._best_model_state_dict
-        assert self._neural_net is not None and best is not None  # of the first epoch at the latest
+        assert self._neural_net is not None
+        assert best is not None  # of the first epoch at the latest
         self._neural_net.load_state_dict(best)
         return True
 

@@ -1,7 +1,7 @@
 """A posterior by sbi's NPE with a flow of jkoflow: one argument, and numbers that show that it is right.
 
 The simulator is two moons of the sbi benchmark (Lueckmann et al., 2021), whose posterior can be drawn from exactly. A
-classifier tries to tell samples of NPE's posterior from exact ones: an accuracy of 0.5 is chance. And the density, summed over a grid, is one.
+classifier tries to tell samples of NPE's from exact ones: 0.5 is chance. And the density sums to one over a grid.
 
     python examples/sbi_posterior.py [--quick]
 """
