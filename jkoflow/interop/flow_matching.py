@@ -174,7 +174,7 @@ class ODESolver(TheirSolver):
             known = method in FIXED and (step_size is None or step_size > 0)
         steps = time_grid.diff()
         ordered = len(steps) > 0 and bool((steps > 0).all() or (steps < 0).all())
-        fits = x.dim() == 2 and x.shape[1] == velocity.dim and x.is_floating_point()
+        fits = x.dim() == 2 and x.shape[1] == velocity.dim and x.is_floating_point() and time_grid.is_floating_point()
         return velocity if known and ordered and fits else None
 
 
