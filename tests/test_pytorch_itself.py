@@ -1,4 +1,4 @@
-"""What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, copies, autocast."""
+"""What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, copies."""
 
 import copy
 import subprocess
@@ -177,7 +177,7 @@ def test_transforms_of_adaptive_steps(times):
     torch.testing.assert_close(twice, alone(torch.func.jacrev(expected), x))
     hessian = torch.func.hessian(lambda x: solve(x, "auto"))
     torch.testing.assert_close(torch.stack([hessian(one) for one in x]), twice)
-    with pytest.raises(UnsupportedError, match="vmap cannot batch adaptive steps of PyTorch's operations.*num_steps"):
+    with pytest.raises(UnsupportedError, match=r"vmap cannot batch adaptive steps of PyTorch's operations.*num_steps"):
         torch.func.vmap(hessian)(x)
 
 

@@ -261,7 +261,7 @@ def test_failures_say_where():
     bad = x.clone()
     bad[3, 0] = float("nan")
     for backend in ("cpu", "reference"):
-        with pytest.raises(IntegrationError, match="row 3 .*not finite"):
+        with pytest.raises(IntegrationError, match=r"row 3 .*not finite"):
             jkoflow.integrate(velocity, bad, **given, method="dopri5", backend=backend)
     for backend in ("cpu", "reference"):
         with pytest.raises(IntegrationError, match="max_steps") as found:
