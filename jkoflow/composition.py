@@ -14,6 +14,7 @@ from jkoflow.frames import as_pandas, is_frame
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows, in_order, labels_of, shaped, take_context, take_points
 from jkoflow.links import Links
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.grid import AnyGrid, Grid, Steps, as_any_grid, as_grid, for_each
 from jkoflow.standardize import Standardize
 
@@ -135,6 +136,7 @@ class Composition(nn.Module):
         """
         return tuple(block.grid if steps is None else as_any_grid(steps) for block, steps in self._stepping(num_steps))
 
+    @without_autocast
     def standardized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the links and the standardisation to data x (B, d); returns the result and the logdet of both (B,).
 
@@ -146,12 +148,14 @@ class Composition(nn.Module):
         point, increment = self.standardize(point)
         return point, logdet + increment
 
+    @without_autocast
     def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardises data x (B, d) and applies the initial map; returns the result and the logdet of both (B,)."""
         point, logdet = self.standardized(x)
         point, increment = self.initial_map(point)
         return point, logdet + increment
 
+    @without_autocast
     def leave(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Inverts `enter`; returns data x (B, d) and the logdet of the inverse (B,)."""
         point, logdet = self.initial_map.inverse(point)
@@ -161,6 +165,7 @@ class Composition(nn.Module):
         x, links = self.links.inverse(x)
         return x, logdet + increment + links
 
+    @without_autocast
     def forward(
         self,
         x: Rows,
@@ -200,6 +205,7 @@ class Composition(nn.Module):
             logdet = logdet + increment
         return shaped(z, leading), shaped(logdet, leading)
 
+    @without_autocast
     def inverse(
         self,
         z: Rows,
@@ -243,6 +249,7 @@ class Composition(nn.Module):
         x, increment = self.leave(x)
         return shaped(x, leading), shaped(logdet + increment, leading)
 
+    @without_autocast
     def carry(
         self,
         x: Rows,
@@ -260,6 +267,7 @@ class Composition(nn.Module):
             point = block.carry(point, conditions, steps, inverse)
         return shaped(self.leave(point)[0] if inverse else point, leading)
 
+    @without_autocast
     def trajectory(
         self,
         x: Rows,
@@ -320,6 +328,7 @@ class Composition(nn.Module):
         context = in_order(context, self.context_features, "context")
         return take_context(context, leading, self.context_dim, self.standardize.mean, validate)
 
+    @without_autocast
     def standardized_context(
         self, context: Rows | None, rows: int | torch.Size, validate: bool = True
     ) -> Tensor | None:

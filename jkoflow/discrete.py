@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jkoflow.errors import UserError
 from jkoflow.ops import integrate
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.grid import Grid, as_grid
 from jkoflow.velocity import Velocity
 
@@ -27,6 +28,7 @@ class NotContractiveError(UserError, RuntimeError):
     """Raised if a Runge-Kutta step is so coarse that the fixed-point iteration for its inverse does not converge."""
 
 
+@without_autocast
 def invert(
     velocity: Velocity,
     y: Tensor,
@@ -76,6 +78,7 @@ def invert(
         return x, -forward.logdet
 
 
+@without_autocast
 def forward(
     velocity: Velocity,
     x: Tensor,

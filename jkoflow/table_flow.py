@@ -22,6 +22,7 @@ from jkoflow.in_parts import InParts
 from jkoflow.log_densities import pilot_of
 from jkoflow.masses import Masses
 from jkoflow.metrics import CHUNK
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.grid import Steps
 from jkoflow.quadrature import quadrature
 from jkoflow.restore import DTYPES, described, restored
@@ -175,6 +176,7 @@ class TableFlow(nn.Module):
         coded = _pick(coded, possible)
         return self._tensor(coded.numbers), self._context(coded.states, conditions[rows][possible])
 
+    @without_autocast
     @torch.no_grad()
     def _log_prob(
         self, columns: Mapping[str, Array], conditions: Floats, numbers: InParts, points: int | None
@@ -275,6 +277,7 @@ class TableFlow(nn.Module):
         rows = self.sample(n, context, num_steps, generator, exact, tol)
         return rows, self.log_prob(rows, context, num_steps, tol=tol)
 
+    @without_autocast
     @torch.no_grad()
     def sample_columns(
         self,

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from jkoflow.data.optional import require
 from jkoflow.interop.cnf import CNFFunc, State
 from jkoflow.interop.fused_odeint import Problem, as_func, problem
+from jkoflow.optional import require
 
 __all__ = ["CNFFunc", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "unfused"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
 from jkoflow.ops import operators, reference, stage_operators
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.backend import field_of, settings_of, stages_settings, use_kernel, with_field_at
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_request
 from jkoflow.ops.embedded import EMBEDDED
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 
+@without_autocast
 def integrate(
     velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,
@@ -157,9 +159,10 @@ def integrate(
     return _integrate(velocity, request, kernel, keep_path)
 
 
+@without_autocast
 @accepts_former_names
 def jko_loss(
-    velocity: Callable[..., Tensor],
+    velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,
     jko_step: float,
     *,

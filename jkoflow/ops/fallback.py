@@ -14,8 +14,9 @@ class FallbackWarning(UserWarning):
 _warned: set[str] = set()
 
 
-def warn_fallback(reason: str) -> None:
-    """Tells why the PyTorch reference is used, once a process."""
-    if reason not in _warned and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warn_caller(f"using the PyTorch reference: {reason}", FallbackWarning)
+def warn_fallback(reason: str, instead: str = "the PyTorch reference") -> None:
+    """Tells, once for every reason, that something else computes in place of the kernels."""
+    text = f"using {instead}: {reason}"
+    if text not in _warned and not torch.compiler.is_compiling():
+        _warned.add(text)
+        warn_caller(text, FallbackWarning)

@@ -19,6 +19,10 @@ Time = float | Tensor
 """A time: a number, or a tensor of one number."""
 
 
+Velocity = Callable[..., Tensor] | MLPField
+"""What an integration takes for a velocity."""
+
+
 class Interval(NamedTuple):
     r"""The interval of an integration in a time :math:`\tau` whose ends are numbers.
 
@@ -32,7 +36,7 @@ class Interval(NamedTuple):
     shift: Tensor | None = None
     factor: Tensor | None = None
 
-    def change(self, request: Request, velocity: Callable[..., Tensor]) -> tuple[Request, Callable[..., Tensor]]:
+    def change(self, request: Request, velocity: Velocity) -> tuple[Request, Velocity]:
         r"""Returns the request and the velocity in the time :math:`\tau`."""
         shift, factor = self.shift, self.factor
         if shift is None or factor is None:
@@ -55,6 +59,8 @@ class Interval(NamedTuple):
                 fields_at=None if fields_at is None else changed_fields_at,
                 field_at_start=changed_field_at(request.t0),
             ), velocity
+
+        assert not isinstance(velocity, MLPField)  # which is the field of its request
 
         def changed(x: Tensor, time: Time, context: Tensor | None) -> Tensor:
             a, r = shift.to(x), factor.to(x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.ops import reference, row_operators
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.backend import field_of, settings_of, stages_settings, use_kernel
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_request
 from jkoflow.ops.common_steps import integrate_together
@@ -20,6 +21,7 @@ from jkoflow.ops.reference_adaptive import integrate_adaptively
 from jkoflow.velocity import MLPField, Velocity
 
 
+@without_autocast
 def velocity_and_divergence(
     velocity: Callable[..., Tensor] | MLPField,
     x: Tensor,

@@ -14,6 +14,7 @@ from jkoflow.data import Dataset, TableData, TableOptions, warn_once
 from jkoflow.data.memory import axes_of
 from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
+from jkoflow.ops.autocast import without_autocast
 from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.memory import Labels, rows_in_memory
@@ -36,6 +37,7 @@ from jkoflow.training.world import Clock, World
 __all__ = ["ConvergenceWarning", "Progress", "RunError", "TrainConfig", "TrainingError", "train", "usable_device"]
 
 
+@without_autocast
 def train(
     data: Dataset | TableData | Any,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)

@@ -249,7 +249,7 @@ def _check_type(name: str, annotation: Any, value: Any) -> None:
     if not fits[annotation]:
         expected = "integers" if annotation.startswith("tuple") else annotation.removesuffix(" | None")
         raise ValueError(f"{name} must be {expected}, got {value!r}")
-    if number:
+    if isinstance(value, int | float) and number:
         most = MOST_COUNT if annotation.startswith("int") else LARGEST
         if abs(value) > most and not math.isinf(value if isinstance(value, float) else 0.0):
             raise ValueError(f"{name} must be at most {most:.3g} in size, got {str(value)[:40]}")
