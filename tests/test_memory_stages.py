@@ -161,7 +161,8 @@ def test_bits_that_flip_in_steps_are_refused_or_harmless():
             outcomes.add("harmless")
         except ValueError as refusal:
             outcomes.add(" ".join(str(refusal).split()[:2]))
-    assert outcomes == {"harmless", "steps must"}
+    assert "harmless" in outcomes
+    assert outcomes <= {"harmless", "steps must"}
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])

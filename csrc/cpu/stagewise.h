@@ -164,7 +164,7 @@ void stagewise_tile(const Problem& p, const StagewiseStep& step, const Adaptive&
     for (int i = 0; i < samples; ++i) {
       const int j = i / kLanes<Real>, lane = i % kLanes<Real>;
       const Real* start = static_cast<const Real*>(step.start.x) + (first + i) * p.dim;
-      Real slopes[kMaxStages];
+      Real slopes[kMaxStages] = {};
       for (int s = 0; s < step.stages; ++s) slopes[s] = divergence[s][j][lane];
       step.errors[first + i] =
           mean_square_error<Real>(p, step, adaptive, space, i, start, slopes, before[j][lane], logdet[j][lane]);

@@ -300,7 +300,8 @@ def _describe(x: Tensor, context: Tensor | None, first: Network, noise: Tensor |
 
 def dense_networks(networks: Network) -> Network:
     """Returns stacked networks without gaps."""
-    return Network([w.contiguous() for w in networks.weights], [b.contiguous() for b in networks.biases], None)
+    weights, biases = ([tensor.contiguous() for tensor in tensors] for tensors in networks[:2])
+    return Network(weights, biases, networks.linear, networks.modulation)
 
 
 def _first(networks: Network) -> Network:
