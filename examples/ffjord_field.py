@@ -52,7 +52,7 @@ def train(flow, x, iterations):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer rows and iterations")
-    rows, iterations, width = (32, 2, 16) if parser.parse_args().quick else (512, 10, 64)
+    rows, iterations, width = (32, 2, 16) if parser.parse_args().quick else (512, 30, 64)
     torch.set_num_threads(1)
     for name, arguments in {
         "exact": {"divergence_fn": "brute_force"},
