@@ -38,13 +38,13 @@ class HypernetFlow(torch.nn.Module):
 
 
 def iteration(solve, func, x, base):
-    """Returns the loss, the change of log p at 41 times and the seconds of the iteration."""
+    """Returns the loss, the change of log p at 41 times and the processor time of the iteration."""
     settings = {"rtol": 1e-5, "atol": 1e-5, "method": "dopri5"}
-    start = time.perf_counter()
+    start = time.process_time()
     z, change = solve(func, (x.clone(), torch.zeros(len(x), 1)), torch.tensor([10.0, 0.0]), **settings)
     loss = -(base.log_prob(z[-1]) - change[-1].view(-1)).mean()
     loss.backward()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     with torch.no_grad():  # what the plots show
         plotted = solve(func, (x.clone(), torch.zeros(len(x), 1)), torch.linspace(10.0, 0.0, 41), **settings)[1]
     return loss.detach(), plotted, seconds
