@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize portable instructions lint format bench package clean
+.PHONY: help demo test soak sanitize portable instructions lint format bench package clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -61,7 +61,13 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	ln -sf $(CURDIR)/$(MEMORY)/_C.*.so $(MEMORY)/site/jkoflow
 	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
-	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py
+	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
+
+# The short mode of each is in `make test`; docs/trust.md has the promises and the figures of the last long run.
+SOAK := damaged_models read_formats random_cases any_setting resume faulty_disk interrupted_runs interrupted_calls \
+  many_at_once leaks invariants guard_under_attack cycles
+soak: $(VENV)/installed-test-$(CUDA)  ## the tests of trust in their long mode: faults, kills, fuzzing, leaks, cycles (hours)
+	JKOFLOW_SOAK=long $(BIN)/python -m pytest $(SOAK:%=tests/test_%.py) --durations=0 $(PYTEST_ARGS)
 
 # aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
 PORTABLE_TOOLS := clang++ aarch64-linux-gnu-g++ qemu-aarch64

@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/interruption.h"
 #include "problem.h"
 
 namespace {
@@ -52,10 +53,32 @@ Adaptive make_adaptive(double rtol, double atol, int64_t max_steps, int order, c
   return a;
 }
 
+unsigned long main_thread = 0;  // NOLINT: the type of Python's
+
+// Lets Python act on signals, which it does in its main thread alone; true if a handler has raised an exception.
+bool signal_raises() {
+  if (PyThread_get_thread_ident() != main_thread) return false;
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void end_calls_by_signals() {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  jkoflow::cpu::ask_by(signal_raises);
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const jkoflow::cpu::Interrupted&) {  // what the handler has raised is set already
+      if (PyErr_Occurred() == nullptr) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    }
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of jkoflow";
+  end_calls_by_signals();
   m.attr("max_hidden_layers") = jkoflow::kMaxHidden;
   m.attr("has_openmp") = jkoflow::cpu::has_openmp();
 
@@ -151,6 +174,7 @@ PYBIND11_MODULE(_C, m) {
   adaptive
       .def(py::init(&make_adaptive), py::arg("rtol"), py::arg("atol"), py::arg("max_steps"), py::arg("order"),
            py::arg("error"), py::arg("dense"))
+      .def(py::init<>())
       .def(py::init<const Adaptive&>())
       .def_readwrite("outputs", &Adaptive::outputs);
   address(adaptive, "output_times", &Adaptive::output_times);
@@ -159,6 +183,31 @@ PYBIND11_MODULE(_C, m) {
   address(adaptive, "evaluations", &Adaptive::evaluations);
   address(adaptive, "last_step", &Adaptive::last_step);
   address(adaptive, "records", &Adaptive::records);
+
+  using jkoflow::StagewiseStep;
+  py::class_<StagewiseStep::State> state(m, "StepState");
+  state.def(py::init<>());
+  address(state, "x", &StagewiseStep::State::x);
+  address(state, "x_rest", &StagewiseStep::State::x_rest);
+  address(state, "logdet", &StagewiseStep::State::logdet);
+  address(state, "logdet_rest", &StagewiseStep::State::logdet_rest);
+  py::class_<StagewiseStep> step(m, "StagewiseStep");
+  step.def(py::init<>())
+      .def_readwrite("start", &StagewiseStep::start)
+      .def_readwrite("end", &StagewiseStep::end)
+      .def_readwrite("dt", &StagewiseStep::dt)
+      .def_readwrite("start_known", &StagewiseStep::start_known)
+      .def_property(
+          "stages", [](const StagewiseStep& s) { return s.stages; },
+          [](StagewiseStep& s, int stages) {
+            if (stages < 1 || stages > jkoflow::kMaxStages) {
+              throw py::value_error("a step has 1 to " + std::to_string(jkoflow::kMaxStages) + " stages");
+            }
+            s.stages = stages;
+          });
+  address(step, "velocity", &StagewiseStep::velocity);
+  address(step, "divergence", &StagewiseStep::divergence);
+  address(step, "errors", &StagewiseStep::errors);
 
   py::enum_<RowFailure::Reason>(m, "FailureReason")
       .value("none", RowFailure::kNone)
@@ -187,6 +236,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_evaluate", &jkoflow::cpu::evaluate, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_evaluate_backward", &jkoflow::cpu::evaluate_backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_adaptive_backward", &jkoflow::cpu::adaptive_backward, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_stagewise", &jkoflow::cpu::stagewise, py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_stagewise_backward", &jkoflow::cpu::stagewise_backward, py::call_guard<py::gil_scoped_release>());
   m.def("cpu_jko_loss", &jkoflow::cpu::jko_loss, py::call_guard<py::gil_scoped_release>());
 
   jkoflow::bindings::bind_cuda(m);

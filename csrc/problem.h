@@ -32,6 +32,10 @@ struct Modulation {
   int columns(int context_dim) const { return (time ? 1 : 0) + 2 * frequencies + context_dim; }
 };
 
+namespace cpu {
+struct Interruption;
+}
+
 // dx/dt = MLP([x, t, context]) + A x over [t0, t1]. Tensors are dense, row-major, all of one floating-point type.
 struct Problem {
   bool float64 = false;
@@ -49,7 +53,8 @@ struct Problem {
   int num_steps = 1;
   bool row_times = false;  // every row has its own t, so that t is a column like any other
   Tableau tableau;
-  int threads = 1;  // of the CPU kernels
+  int threads = 1;                            // of the CPU kernels
+  cpu::Interruption* interruption = nullptr;  // of the CPU kernels: null if nobody may end the call
   Modulation modulation;
   bool residual = false;  // hidden layers from the second on add their activation to what they read
   bool split = false;     // CPU, float32: products between hidden layers as three of bfloat16 numbers each
@@ -122,6 +127,27 @@ struct RowFailure {
   int64_t row = -1;
   Reason reason = kNone;
   double t = 0.0, dt = 0.0;
+};
+
+// One step of all rows in which every stage has a network of its own, none of which reads t: that of stage s lies s
+// networks behind the tensors of the Problem, and so do its gradients. Modulation and the linear term are left out.
+struct StagewiseStep {
+  // Positions and logdet, each with what rounding has cut off so far; at the start all but x may be null, for zero.
+  struct State {
+    void *x = nullptr, *x_rest = nullptr;            // (batch, dim)
+    void *logdet = nullptr, *logdet_rest = nullptr;  // (batch,)
+  };
+  State start, end;  // in and out; the adjoint reads start.x alone
+
+  double dt = 0.0;
+  int stages = 0;            // of the tableau; the adjoint may leave out a last one that has no share in the end
+  bool start_known = false;  // whether the first stage's slopes are in `velocity` and `divergence`
+  // Slopes of the stages, (stages, batch, dim) and (stages, batch), or null: out, but for those that are known. For the
+  // adjoint cotangents that they have besides those of the end.
+  void *velocity = nullptr, *divergence = nullptr;
+  // Out, or null: the mean square of each row's error relative to the tolerances, (batch,). With it the last stage is
+  // taken to be at the end of the step, as in all methods that have an error.
+  double* errors = nullptr;
 };
 
 // The JKO objective of one block, mean(|y|^2/2 - logdet + |y - x|^2/(2h)) over the batch with y = x_end: its value and,

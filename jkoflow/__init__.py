@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from jkoflow import _startup
 from jkoflow._version import __version__
-from jkoflow.block import Block
-from jkoflow.flow import JKOFlow
-from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss, velocity_and_divergence
-from jkoflow.table_flow import TableFlow, load
-from jkoflow.training import TrainConfig, train
-from jkoflow.velocity import ConcatSquashMLP, FourierTimeMLP, HyperMLP, MLPVelocity, ResidualMLP
+
+try:
+    from jkoflow.block import Block
+    from jkoflow.flow import JKOFlow
+    from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss, velocity_and_divergence
+    from jkoflow.table_flow import TableFlow, load
+    from jkoflow.training import TrainConfig, train
+    from jkoflow.velocity import ConcatSquashMLP, FourierTimeMLP, HyperMLP, MLPVelocity, ResidualMLP
+except KeyboardInterrupt:
+    _startup.end_if_command()
+    raise
 
 __all__ = [
     "Block",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.errors import UserError
+from jkoflow.frames import as_pandas, is_pandas
 
 
 class InputError(UserError, ValueError):
@@ -20,8 +21,8 @@ def as_numbers(data: Any, name: str) -> NDArray[Any]:
     """Returns numbers as an array of floats or integers of the same shape.
 
     Arguments:
-        data: Real numbers or truth values: an array, a tensor, nested lists, or a Series or data frame of pandas.
-            Masked and missing entries (None, NA) become NaN.
+        data: Real numbers or truth values: an array, a tensor, nested lists, or a Series or data frame. Masked and
+            missing entries (None, NA) become NaN.
         name: Name of the data in errors.
 
     Returns:
@@ -30,6 +31,7 @@ def as_numbers(data: Any, name: str) -> NDArray[Any]:
     Raises:
         InputError: If an entry is no real number, or rows differ in length.
     """
+    data = as_pandas(data)
     if is_pandas(data):
         return _frame_numbers(data, name) if hasattr(data, "columns") else column_numbers(data, name)
     data = stacked(data)
@@ -55,11 +57,6 @@ def tensor_numbers(tensor: Tensor, name: str) -> NDArray[Any]:
     if tensor.dtype == torch.bool or (tensor.is_floating_point() and tensor.element_size() < 4):
         tensor = tensor.float()
     return tensor.numpy()
-
-
-def is_pandas(data: Any) -> bool:
-    """Tells whether an object is one of pandas, which need not be installed."""
-    return any(kind.__module__.partition(".")[0] == "pandas" for kind in type(data).__mro__)
 
 
 def array_numbers(data: Any, name: str) -> NDArray[Any]:

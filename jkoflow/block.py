@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import sys
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -14,11 +15,16 @@ from jkoflow.former_names import accepts_former_names, attribute, under_present_
 from jkoflow.ops import Integrated, JKOTerms, integrate, jko_loss
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.grid import Adaptive, AnyGrid, Grid, as_any_grid, as_grid
+from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.schedule import refined_jko_steps
 from jkoflow.velocity import Velocity, from_description
 
 ADAPTIVE_METHOD = "dopri5"
 """Method of adaptive steps where a block's own has no error estimate."""
+
+
+MOST_SAVED_STEPS = 100_000
+"""Largest number of steps that a saved block or flow may have: with more, a damaged file would compute for ever."""
 
 
 class Block(nn.Module):
@@ -28,8 +34,9 @@ class Block(nn.Module):
         velocity: The velocity field.
         num_steps: Runge-Kutta steps inside the block that training uses, or a grid.
         method: Runge-Kutta method, see `jkoflow.integrate`.
-        t0: Start of the time interval.
-        t1: End of the time interval.
+        t0: Start of the time interval, a number: it is saved with the block. An end that is trained is for
+            `jkoflow.integrate`.
+        t1: End of the time interval, likewise.
         jko_step: JKO step size h the block was trained with; ``inf`` for a free block (no penalty).
         movement: Root mean square distance that the training data travel in the block; None if it is not known.
 
@@ -55,6 +62,15 @@ class Block(nn.Module):
         movement: float | None = None,
     ) -> None:
         super().__init__()
+        if method not in TABLEAUX:
+            raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {method!r}")
+        t0, t1 = _as_number(t0, "t0"), _as_number(t1, "t1")
+        if not (_is_number(t0) and _is_number(t1)):
+            raise ValueError(f"t0 and t1 must be finite numbers, got {t0!r} and {t1!r}")
+        if not (_is_number(jko_step) or jko_step == math.inf) or jko_step <= 0:
+            raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step!r}")
+        if movement is not None and not (_is_number(movement) and movement >= 0):
+            raise ValueError(f"movement must be a finite distance, or None if it is not known, got {movement!r}")
         self.velocity = velocity
         self._grid = as_grid(num_steps)
         self.method = method
@@ -231,5 +247,23 @@ class Block(nn.Module):
     def from_description(cls, description: dict[str, Any]) -> Block:
         """Builds a block with fresh parameters from what `describe` returned, in this version or an earlier one."""
         rest = {key: value for key, value in description.items() if key not in ("velocity", "step_size")}
+        if as_grid(rest["num_steps"]).num_steps > MOST_SAVED_STEPS:
+            raise ValueError(f"num_steps must be at most {MOST_SAVED_STEPS}, got {rest['num_steps']}")
         jko_step = math.inf if description["step_size"] is None else description["step_size"]
         return cls(from_description(description["velocity"]), **rest, jko_step=jko_step)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _as_number(time: Any, name: str) -> float:
+    """Returns an end of a block's interval, which may be a tensor without a gradient."""
+    if isinstance(time, Tensor):
+        if time.requires_grad:
+            raise ValueError(
+                f"{name} of a block is saved as a number, got a tensor that requires a gradient; pass float({name}), "
+                f"or train the end of an interval with jkoflow.integrate(..., {name}={name})"
+            )
+        return float(time)
+    return time

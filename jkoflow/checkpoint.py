@@ -1,7 +1,12 @@
-"""Checkpoints: tensors and their JSON description in one safetensors file, versioned and written atomically."""
+"""Checkpoints: tensors and their JSON description in one safetensors file, versioned and written atomically.
+
+Every byte that decides a number stands under a digest: the description, and name, type, shape and numbers of a tensor.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
@@ -16,16 +21,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from jkoflow.callers import warn_caller
 from jkoflow.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MODELS = ("flow", "table-flow")
 """Kinds of content that are models."""
 
 
+UNFINISHED = ".tmp"
+"""End of the names of files that are being written."""
+
+
 class CheckpointError(UserError, ValueError):
     """Raised if a file is missing, damaged, of another kind or of an unknown version."""
+
+
+class OldFormatWarning(UserWarning):
+    """Tells that a file is of version 0.1, whose checksum covers its numbers and not its description."""
 
 
 def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -35,20 +49,15 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
         path: The file to write.
         kind: Kind of the content, such as ``"flow"``; `load` refuses another kind.
         tensors: Named tensors.
-        description: Anything JSON can hold (numbers keep their full precision).
+        description: Anything JSON can hold (numbers keep their full precision, and are finite: see `finite`).
 
     Raises:
         OSError: If the file cannot be written.
+        ValueError: If a number of the description is not finite.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "description": description,
-        "crc32": _crc32(tensors),
-    }
-    payload = safetensors.torch.save(tensors, metadata={"jkoflow": json.dumps(header)})
-    write_atomically(path, payload)
+    header = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, "description": description}, allow_nan=False)
+    write_atomically(path, safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)}))
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,16 +75,19 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            header = json.loads(metadata["jkoflow"]) if "jkoflow" in metadata else None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
+            # copied, since the library's own tensors lie in the file as it is on the disk
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow")
     version = header.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} has format version {version}, this jkoflow reads {FORMAT_VERSION}; "
+            f"{path} has format version {version}, this jkoflow reads 1 and {FORMAT_VERSION}; "
             "load it with the jkoflow release that wrote it, or upgrade jkoflow"
         )
     if header.get("kind") != kind:
@@ -83,8 +95,15 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path} holds a {header.get('kind')}, expected a {kind}{hint}")
     if not isinstance(header.get("description"), dict):
         raise CheckpointError(f"{path} is damaged: it has no description")
-    if header.get("crc32") != _crc32(tensors):
-        raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum; use another copy")
+    whole = _crc32(tensors) == header.get("crc32") if version == 1 else _is_whole(metadata["jkoflow"], tensors)
+    if not whole or (version > 1 and _holds_constants(metadata["jkoflow"])):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; use another copy")
+    if version == 1:
+        warn_caller(
+            f"{path} was written by version 0.1, whose checksum covers its numbers but not its description; what is "
+            "saved now is covered as a whole",
+            OldFormatWarning,
+        )
     return tensors, header["description"]
 
 
@@ -92,11 +111,71 @@ def kind_of(path: str | Path) -> str | None:
     """Returns the kind of a checkpoint's content, or None if the file is none, which `load` tells why."""
     try:
         with safetensors.safe_open(Path(path), framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {}).get("jkoflow", "{}"))
-    except (OSError, safetensors.SafetensorError, ValueError, RecursionError):
+            header = _parsed((file.metadata() or {}).get("jkoflow", "{}"))
+    except (OSError, safetensors.SafetensorError, ValueError):
         return None
     kind = header.get("kind") if isinstance(header, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def _parsed(text: str) -> Any:
+    """Reads JSON as `save` writes it.
+
+    Raises:
+        ValueError: If it is something else: damaged, nested too deeply, or with what JSON does not have.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands in its description twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("its description is nested too deeply") from None
+
+
+def _holds_constants(text: str) -> bool:
+    """Tells whether NaN or an infinity stands in a text that Python reads as JSON, though JSON has none."""
+    found: list[str] = []
+    json.loads(text, parse_constant=found.append)
+    return bool(found)
+
+
+def signed(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Returns a JSON object with the digest of its text and of tensors as its last member.
+
+    All is one text, since the library puts several in any order, and equal models are equal files.
+    """
+    return f'{header[:-1]}, "sha256": "{_digest(header, tensors)}"}}'
+
+
+def _is_whole(text: str, tensors: Mapping[str, Tensor]) -> bool:
+    header, _, _ = text.rpartition(', "sha256": ')
+    return bool(header) and signed(f"{header}}}", tensors) == text
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    """Returns the checksum of files of version 0.1."""
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), checksum))
+    return checksum
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def finite(value: Any) -> Any:
@@ -110,15 +189,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(
-            tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum)
-        )
-    return checksum
-
-
 def write_atomically(path: str | Path, payload: bytes) -> None:
     """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it.
 
@@ -126,7 +196,7 @@ def write_atomically(path: str | Path, payload: bytes) -> None:
     """
     path = Path(path).resolve()
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
@@ -134,9 +204,25 @@ def write_atomically(path: str | Path, payload: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def flush_folder(path: Path) -> None:
+    """Flushes the names in a folder to the disk, so that a power cut undoes no rename that has been reported."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except OSError:  # a folder that can be written and not read
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

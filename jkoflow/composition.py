@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from jkoflow.arrays import is_pandas
 from jkoflow.block import Block
+from jkoflow.frames import as_pandas, is_frame
 from jkoflow.initial_map import InitialMap
-from jkoflow.inputs import Rows, in_order, shaped, take_context, take_points
+from jkoflow.inputs import Rows, in_order, labels_of, shaped, take_context, take_points
 from jkoflow.links import Links
 from jkoflow.ops.grid import AnyGrid, Grid, Steps, as_any_grid, as_grid, for_each
 from jkoflow.standardize import Standardize
@@ -86,6 +86,9 @@ class Composition(nn.Module):
     none."""
     context_features: tuple[str, ...] | None = None
     """Names of the conditioning variables, likewise."""
+    frames: str | None = None
+    """Library of the data frames that samples are, one of `jkoflow.frames.LIBRARIES`, if the training was given such
+    rows; None means that samples are tensors."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, in version 0.1, too, where a property of today was an attribute."""
@@ -168,11 +171,12 @@ class Composition(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Carries data to noise.
 
-        Wherever a flow takes points, they may be a tensor, an array, lists or a data frame, of any dtype of real
-        numbers, which is converted to the flow's. They may have any axes (..., d), such as (d,) for a single point;
-        results then have shape (..., d) and (...). With one column, (N,) are N points. Results are tensors of the
-        flow's dtype, on its device. Context comes in the same forms and axes; with one conditioning variable, (...)
-        will do, and one condition (c,) is that of all points.
+        Wherever a flow takes points, they may be a tensor, an array, lists or a data frame (of pandas, polars or
+        whatever speaks Arrow), of any dtype of real numbers, which is converted to the flow's. They may have any axes
+        (..., d), such as (d,) for a single point; results then have shape (..., d) and (...). With one column, (N,) are
+        N points. In a data frame, and in a Series that is one row of it, the columns of the training are found by name.
+        Results are tensors of the flow's dtype, on its device. Context comes in the same forms and axes; with one
+        conditioning variable, (...) will do, and one condition, (c,) or (1, c), is that of all points.
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).
@@ -302,9 +306,9 @@ class Composition(nn.Module):
 
     def _given_with(self, x: Rows, context: Rows | None) -> Rows | None:
         """Returns the conditions as they were given, with points or beside them."""
-        if context is None and self.context_features and is_pandas(x):
-            names = set(map(str, getattr(x, "columns", ())))
-            return x if names.issuperset(self.context_features) else None
+        if context is None and self.context_features and is_frame(x):
+            frame = as_pandas(x)
+            return frame if set(labels_of(frame)).issuperset(self.context_features) else None
         return context
 
     def _rows(self, x: Rows, context: Rows | None, validate: bool) -> tuple[Tensor, Tensor | None, torch.Size]:

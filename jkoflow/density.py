@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jkoflow.composition import Composition, base_log_prob
 from jkoflow.float64 import call_in_float64
+from jkoflow.frames import default_features, to_frame
 from jkoflow.inputs import Rows, shaped
 from jkoflow.log_densities import LogDensities
 from jkoflow.ops.grid import AnyGrid, Steps
@@ -175,14 +176,31 @@ class Density(Composition):
         exact: bool = False,
         validate: bool = True,
         tol: float | None = None,
-    ) -> Tensor:
-        """Draws n points in the data's own units, with shape (n, d).
+    ) -> Any:
+        """Draws n points in the data's own units.
 
         ``context`` has shape (n, c), or (c,) for the same condition in all rows; the other arguments are those of
         `inverse` and of `sample_and_log_prob`.
+
+        Returns:
+            A tensor of shape (n, d); or, if the training was given a data frame or a file, a data frame of the same
+            library with its columns, in float64 (see `frames`). `rsample` returns a tensor in any case.
         """
+        return self._as_given(self.rsample(n, context, num_steps, generator, exact, validate, tol))
+
+    def rsample(
+        self,
+        n: int,
+        context: Rows | None = None,
+        num_steps: Steps | None = None,
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+        validate: bool = True,
+        tol: float | None = None,
+    ) -> Tensor:
+        """Draws points as `sample` does, in a tensor of shape (n, d) through which gradients flow."""
         if exact:
-            return self.sample_and_log_prob(n, context, num_steps, generator, exact, validate, tol)[0]
+            return self.rsample_and_log_prob(n, context, num_steps, generator, exact, validate, tol)[0]
         z = self._noise(n, generator)
         return self.carry(z, context, self._sampling_steps(z, context, num_steps, exact, tol), True, validate)
 
@@ -195,14 +213,28 @@ class Density(Composition):
         exact: bool = False,
         validate: bool = True,
         tol: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws n points and their log-densities in one pass, with shapes (n, d) and (n,).
+    ) -> tuple[Any, Tensor]:
+        """Draws n points as `sample` does, and their log-densities (n,), in one pass.
 
         The log-densities integrate the divergence backwards along the sampled paths; they agree with `log_prob` to
         the integrator's error, or to rounding if exact (see `inverse`). With ``tol`` in place of ``num_steps``, steps
         are found with which the log-density given with a sample differs from that of the sample by at most so many
         nats: none of the first 256 samples is beyond, and of others about one in 257 may be.
         """
+        x, log_prob = self.rsample_and_log_prob(n, context, num_steps, generator, exact, validate, tol)
+        return self._as_given(x), log_prob
+
+    def rsample_and_log_prob(
+        self,
+        n: int,
+        context: Rows | None = None,
+        num_steps: Steps | None = None,
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+        validate: bool = True,
+        tol: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws points (n, d) and log-densities (n,) as `sample_and_log_prob` does; gradients flow through both."""
         z = self._noise(n, generator)
         x, logdet = self.inverse(z, context, self._sampling_steps(z, context, num_steps, exact, tol), exact, validate)
         return x, base_log_prob(z) - logdet
@@ -214,6 +246,14 @@ class Density(Composition):
             return num_steps
         check_tolerance(tol, num_steps)
         return sampling_grids_within(self, z, self._in_own_units(context, z.shape[:1], True), tol, exact)
+
+    def _as_given(self, x: Tensor) -> Any:
+        """Returns samples (n, d) in the form that the training was given its rows in."""
+        if self.frames is None:
+            return x
+        names = default_features(self.dim) if self.features is None else self.features
+        columns = x.detach().double().cpu().numpy().T
+        return to_frame(self.frames, dict(zip(names, columns, strict=True)))
 
     def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         mean = self.standardize.mean

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from jkoflow import checkpoint, schedule
-from jkoflow.block import Block
+from jkoflow.block import MOST_SAVED_STEPS, Block
 from jkoflow.composition import Trajectory, base_log_prob
 from jkoflow.density import Density
 from jkoflow.distribution import FlowDistribution, FlowTransform, distribution_class
 from jkoflow.former_names import accepts_former_names
+from jkoflow.frames import known_library
 from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
 from jkoflow.ops.grid import Steps, as_grid
+from jkoflow.restore import DTYPES, described, restored
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
 
@@ -164,11 +166,11 @@ class JKOFlow(Density):
         return self.with_blocks([child for block in self.stack for child in block.split(factor)], steps)
 
     def with_blocks(self, blocks: Iterable[Block], eval_num_steps: int | None = None) -> JKOFlow:
-        """Returns a flow with the same links, standardisation and initial map, and other blocks, not copied."""
+        """Returns a flow with other blocks, not copied, and the same links, standardisation, initial map and names."""
         layer = self.standardize_context
         context = (None, None) if layer is None else (layer.mean, layer.std)
         first = self.standardize
-        return JKOFlow(
+        flow = JKOFlow(
             self.dim,
             blocks,
             first.mean,
@@ -179,6 +181,8 @@ class JKOFlow(Density):
             self.links,
             self.context_links,
         )
+        flow.features, flow.context_features, flow.frames = self.features, self.context_features, self.frames
+        return flow.train(self.training)
 
     def distribution(
         self,
@@ -266,7 +270,7 @@ class JKOFlow(Density):
         for name, links in (("links", self.links), ("context_links", self.context_links)):
             if links is not None:
                 description[name] = links.describe()
-        names = {"features": self.features, "context_features": self.context_features}
+        names = {"features": self.features, "context_features": self.context_features, "frames": self.frames}
         for name, value in {"metrics": self.metrics, **names}.items():
             if value is not None:
                 description[name] = value
@@ -290,11 +294,17 @@ class JKOFlow(Density):
             for name in ("links", "context_links")
         )
         flow = cls(dim, blocks, None, None, description["eval_num_steps"], *context, initial_map, *links)
+        if (flow.eval_num_steps or 0) > MOST_SAVED_STEPS:
+            raise ValueError(f"eval_num_steps must be at most {MOST_SAVED_STEPS}, got {flow.eval_num_steps}")
         flow.metrics = description.get("metrics")  # nor these
-        for name in ("features", "context_features"):
+        for name, count in (("features", flow.dim), ("context_features", flow.context_dim)):
             if name in description:
-                setattr(flow, name, tuple(description[name]))
-        return flow.to(getattr(torch, description["dtype"]))
+                names = tuple(description[name])
+                if len(names) != count or not all(isinstance(column, str) for column in names):
+                    raise ValueError(f"{name} must be {count} names, got {names!r}")
+                setattr(flow, name, names)
+        flow.frames = known_library(description.get("frames"))
+        return flow.to(DTYPES[description["dtype"]])
 
     @classmethod
     @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
@@ -310,9 +320,6 @@ class JKOFlow(Density):
         path = Path(path)
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, "flow")
-        try:
-            flow = cls.from_description(description)
-            flow.load_state_dict(tensors)
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe a flow: {error}") from error
+        with described(path, "a flow"):
+            flow = restored(lambda: cls.from_description(description), tensors)
         return flow.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ Rows of the flow's dtype in a tensor of shape (B, d) pass through as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -13,32 +14,49 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from jkoflow.arrays import InputError, as_numbers, is_pandas, stacked
+from jkoflow.arrays import InputError, as_numbers, stacked
+from jkoflow.frames import as_pandas, is_frame
 
 T = TypeVar("T")
 
 Rows = Tensor | ArrayLike
-"""Rows of numbers: a tensor, or an array, list, Series or data frame, which is copied into a tensor."""
+"""Rows of numbers: a tensor, or an array, list, Series or data frame of any library, which is copied into a tensor."""
 
 
 def in_order(rows: T, names: tuple[str, ...] | None, name: str) -> T:
-    """Returns the columns of a data frame in a flow's order, found by name.
+    """Returns the columns of a data frame, or the entries of one row of it, in a flow's order, found by name.
 
-    Other rows, and a frame without names, are returned as they are.
+    Other rows, and a frame without names, are returned as they are. A Series is one row if its labels are the columns'
+    names, and else a column.
 
     Raises:
         InputError: If the frame lacks one of the columns.
     """
-    if names is None or not is_pandas(rows) or not hasattr(rows, "columns"):
+    if names is None or not is_frame(rows):
         return rows
-    frame: Any = rows
-    have = [str(label) for label in frame.columns]
+    frame: Any = as_pandas(rows)
+    is_row = not hasattr(frame, "columns")
+    labels = frame.index if is_row else frame.columns
+    if is_row and not is_row_of(frame, names):
+        return frame
+    have = labels_of(frame)
     if not set(names) <= set(have):
-        if all(isinstance(label, int) for label in frame.columns):
-            return rows
+        if all(isinstance(label, int) for label in labels):
+            return frame
         missing = ", ".join(wanted for wanted in names if wanted not in have)
         raise InputError(f"{name} lacks the column {missing} that the flow was trained on; it has {', '.join(have)}")
-    return frame.iloc[:, [have.index(wanted) for wanted in names]]
+    places = [have.index(wanted) for wanted in names]
+    return frame.iloc[places] if is_row else frame.iloc[:, places]
+
+
+def labels_of(frame: Any) -> list[str]:
+    """Returns the names of a data frame's columns, or of a Series' entries, as text."""
+    return [str(label) for label in getattr(frame, "columns", frame.index)]
+
+
+def is_row_of(series: Any, names: Sequence[str]) -> bool:
+    """Tells whether a Series of pandas is one row of a data frame with some of the names, and not a column."""
+    return series.index.dtype.kind not in "iufM" and not set(names).isdisjoint(map(str, series.index))
 
 
 def take_points(x: Rows, dim: int, name: str, like: Tensor, validate: bool) -> tuple[Tensor, torch.Size]:
@@ -74,8 +92,8 @@ def take_context(
     """Returns conditioning variables in the form that a flow can read.
 
     Arguments:
-        context: The conditioning variables, with shape (..., c), or (...) if c is 1; one condition (c,) is that of all
-            points; None for an unconditional flow.
+        context: The conditioning variables, with shape (..., c), or (...) if c is 1; one condition, (c,) or (1, c), is
+            that of all points; None for an unconditional flow.
         leading: The axes (...) of the points, see `take_points`.
         context_dim: Number c of conditioning variables; 0 for an unconditional flow.
         like: As for `take_points`.
@@ -154,6 +172,8 @@ def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
     wanted, given = torch.Size((*leading, context_dim)), rows.shape
     if context_dim == 1 and (given == leading or not given):
         rows = rows.unsqueeze(-1)
+    if rows.shape == (1, context_dim):
+        rows = rows[0]
     if rows.shape not in (wanted, wanted[-1:]):
         raise InputError(f"context must have shape {tuple(wanted)} to match x and the flow, got {tuple(given)}")
     return rows.expand(wanted).reshape(-1, context_dim)
@@ -161,13 +181,10 @@ def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
 
 def _check_finite(rows: Tensor, given: Any, name: str) -> None:
     finite = torch.isfinite(rows)
-    if torch.compiler.is_compiling():
-        if _exporting():  # a program without branches: it stops at this assertion
-            torch.ops.aten._assert_async.msg(
-                finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf"
-            )
-            return
-    elif is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
+    if torch.compiler.is_compiling():  # a program without branches: it stops at this assertion
+        torch.ops.aten._assert_async.msg(finite.all(), f"{name} must be finite; drop or impute rows with NaN or inf")
+        return
+    if is_functorch_wrapped_tensor(finite):  # by torch.func.vmap: all rows at once, by no number
         if not bool(_unwrapped(finite).all()):
             raise InputError(f"{name} must be finite, got NaN or inf; drop or impute these rows")
         return
@@ -183,12 +200,6 @@ def _check_finite(rows: Tensor, given: Any, name: str) -> None:
             "column, or use flow.double()"
         )
     raise InputError(f"{name} must be finite, got {value} in {where} ({count}); drop or impute these rows")
-
-
-def _exporting() -> bool:
-    """Tells whether torch.export is tracing; versions of PyTorch that cannot tell refuse the check in their words."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and is_exporting()
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

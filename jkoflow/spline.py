@@ -38,11 +38,23 @@ class MonotoneSpline(nn.Module):
         super().__init__()
         if x.dim() != 2 or x.shape != y.shape or x.shape[1] < 2:
             raise ValueError(f"knots must have one shape (d, K), K >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
-        if not bool((x.diff() > 0).all() and (y.diff() > 0).all()):
-            raise ValueError("the knots' x and y must increase along the last axis")
         self.register_buffer("x", x.clone())
         self.register_buffer("y", y.clone())
         self.register_buffer("slope", _slopes(x, y))
+        if not x.is_meta:  # what is read from a file gets its numbers later
+            self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """Refuses knots that are no increasing function.
+
+        Raises:
+            ValueError: If the knots are not finite or do not increase, or a slope is not positive and finite.
+        """
+        x, y, slope = self.x, self.y, self.slope
+        if not bool((x.diff() > 0).all() and (y.diff() > 0).all()):
+            raise ValueError("the knots' x and y must increase along the last axis")
+        if not bool(x.isfinite().all() and y.isfinite().all() and slope.isfinite().all() and (slope > 0).all()):
+            raise ValueError("the knots must be finite and their slopes finite and positive")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the values at x (B, d) and the logarithms of the derivatives at x, both with shape (B, d)."""

@@ -21,10 +21,20 @@ class Standardize(nn.Module):
         super().__init__()
         if mean.shape != std.shape or mean.dim() != 1:
             raise ValueError(f"mean and std must have the same shape (d,), got {tuple(mean.shape)}, {tuple(std.shape)}")
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise ValueError("mean must be finite and std finite and positive in every column")
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
+        if not mean.is_meta:  # what is read from a file gets its numbers later
+            self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """Refuses numbers that standardise nothing.
+
+        Raises:
+            ValueError: If the mean is not finite, or the std not finite and positive.
+        """
+        mean, std = self.mean, self.std
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError("mean must be finite and std finite and positive in every column")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardises x (B, d); logdet (B,) is minus the sum of log std."""

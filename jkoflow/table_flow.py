@@ -12,22 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from jkoflow import checkpoint
-from jkoflow.data import chosen_columns
-from jkoflow.data.checks import DataError
 from jkoflow.data.columns.codec import Array, Floats
-from jkoflow.data.columns.impossible import fitting_columns
 from jkoflow.data.columns.schema import Coded, Schema
-from jkoflow.data.memory import as_table
-from jkoflow.data.optional import require
 from jkoflow.data.table import Table
 from jkoflow.distribution import no_distribution
 from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.frames import known_library, to_frame
 from jkoflow.in_parts import InParts
 from jkoflow.log_densities import pilot_of
 from jkoflow.masses import Masses
 from jkoflow.metrics import CHUNK
 from jkoflow.ops.grid import Steps
 from jkoflow.quadrature import quadrature
+from jkoflow.restore import DTYPES, described, restored
+from jkoflow.table_rows import columns_of, given_conditions, given_rows
 from jkoflow.within import check_tolerance
 
 KIND = "table-flow"
@@ -53,7 +51,8 @@ class TableFlow(nn.Module):
         schema: Translation of the columns.
         flow: Flow of the numbers, whose context are the conditioning variables and the indicators of the states.
         masses: Masses of the states; None if no column has several.
-        frames: Whether samples are pandas DataFrames; tensors otherwise, which needs columns of numbers.
+        frames: Library of the data frames that samples are, one of `jkoflow.frames.LIBRARIES`; None for tensors, which
+            needs columns of numbers.
         dtype: Type of the tensors of samples: that of the rows of the training, float32 or float64.
 
     Example:
@@ -65,7 +64,12 @@ class TableFlow(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, flow: JKOFlow, masses: Masses | None, frames: bool, dtype: torch.dtype = torch.float64
+        self,
+        schema: Schema,
+        flow: JKOFlow,
+        masses: Masses | None,
+        frames: str | None,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
         self.schema = schema
@@ -103,9 +107,10 @@ class TableFlow(nn.Module):
         """Returns the log-densities of rows in nats, in the columns' own units.
 
         Arguments:
-            x: Rows: a DataFrame, in which columns are found by name, or an array, tensor or list of shape (N, d) with
-                the columns in the order of the training.
-            context: Conditioning variables of the rows, likewise; None if the DataFrame has them, or without any.
+            x: Rows: a data frame, in which columns are found by name, or an array, tensor or list of shape (..., d)
+                with the columns in the order of the training; one row may be (d,), or a Series labelled with the names.
+            context: Conditioning variables of the rows, likewise, or one row for all; None if x has them, or without
+                any.
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             points: Points of noise to integrate over, for rows that need it; None means 16 for one column with noise
                 and 64 for several.
@@ -114,7 +119,8 @@ class TableFlow(nn.Module):
                 not in it.
 
         Returns:
-            Log-densities, float64, with shape (N,); -inf for impossible rows, such as an unknown category.
+            Log-densities, float64, with shape (...), or (N,) for a data frame; -inf for impossible rows, such as an
+            unknown category.
 
         Raises:
             jkoflow.data.DataError: If a column is missing, of another type, or holds missing values that the training
@@ -140,7 +146,7 @@ class TableFlow(nn.Module):
     def _log_prob_and_error(
         self, x: Any, context: Any, num_steps: Steps | None, points: int | None, tol: float | None, every_error: bool
     ) -> tuple[Tensor, Tensor]:
-        columns, conditions = self._rows(x, context)
+        columns, conditions, axes = given_rows(self.schema, x, context)
         numbers = InParts(self.flow, num_steps, every_error)
         if tol is not None:
             check_tolerance(tol, num_steps)
@@ -158,7 +164,7 @@ class TableFlow(nn.Module):
         values, errors = (torch.cat(those) for those in zip((nothing, nothing), *parts, strict=True))
         if every_error:
             numbers.warn_if_beyond(errors)
-        return values, errors
+        return values.reshape(axes), errors.reshape(axes)
 
     def _pilot(self, columns: Mapping[str, Array], conditions: Floats) -> tuple[Tensor, Tensor | None]:
         """Returns the numbers of possible rows (M, k) that steps are sought on, and what the flow is conditional on."""
@@ -239,7 +245,7 @@ class TableFlow(nn.Module):
 
         Arguments:
             n: Number of rows.
-            context: Conditioning variables, one row for each sample, see `log_prob`.
+            context: Conditioning variables, one row for each sample or one for all, see `log_prob`.
             num_steps: Runge-Kutta steps per block, or a grid; None means the calibrated number.
             generator: Source of the noise.
             exact: Whether to invert the flow's map to rounding, see `JKOFlow.inverse`.
@@ -247,11 +253,12 @@ class TableFlow(nn.Module):
                 `JKOFlow.sample_and_log_prob`.
 
         Returns:
-            A DataFrame with the columns of the training if that was given one, else a tensor of shape (n, d).
+            If the training was given a data frame or a file, a data frame of the same library with its columns; else a
+            tensor of shape (n, d).
         """
         columns = self.sample_columns(n, context, num_steps, generator, exact, tol)
-        if self.frames:
-            return require("pandas", "samples of a table").DataFrame(columns)
+        if self.frames is not None:
+            return to_frame(self.frames, columns)
         rows = np.stack([np.asarray(values, np.float64) for values in columns.values()], 1)
         return torch.from_numpy(rows).to(self.dtype)
 
@@ -279,14 +286,14 @@ class TableFlow(nn.Module):
         tol: float | None = None,
     ) -> dict[str, Array]:
         """Draws n rows as `sample` does; returns columns (n,) by name."""
-        conditions = self._conditions(context, n)
+        conditions = given_conditions(self.schema, context, (n,))
         given = self._tensor(conditions) if conditions.shape[1] else None
         states = np.zeros((n, 0), np.int64)
         if self.masses is not None:
             states = self.masses.sample(n, given, generator).cpu().numpy()
         numbers = np.zeros((n, 0))
         if self.schema.numeric:
-            drawn = self.flow.sample(n, self._context(states, conditions), num_steps, generator, exact, tol=tol)
+            drawn = self.flow.rsample(n, self._context(states, conditions), num_steps, generator, exact, tol=tol)
             numbers = drawn.double().cpu().numpy()
         return self.schema.decode(states, numbers)
 
@@ -299,44 +306,9 @@ class TableFlow(nn.Module):
     def _tensor(self, rows: Floats) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(rows)).to(self.flow.standardize.mean)
 
-    def _rows(self, x: Any, context: Any) -> tuple[dict[str, Array], Floats]:
-        """Returns the flow's columns by name, and the conditions, of rows as a user has them."""
-        table = x if isinstance(x, Table) else as_table(x)
-        columns = self.columns_of(table, (*self.features, *(self.context_features if context is None else ())))
-        count = len(next(iter(columns.values())))
-        if context is None:
-            return columns, self._coded_conditions(columns, count)
-        return columns, self._conditions(context, count)
-
     def columns_of(self, table: Table, names: tuple[str, ...], source: str = "x") -> dict[str, Array]:
-        """Returns some of the flow's columns of a table by name, in types that the flow can encode.
-
-        Arguments:
-            table: Rows; without names of their own, their columns are taken in this order.
-            names: Names of the columns.
-            source: What errors call the table.
-
-        Raises:
-            jkoflow.data.DataError: See `log_prob`.
-        """
-        chosen = chosen_columns(table, names, source)
-        return fitting_columns(self.schema, dict(zip(names, chosen.parts[next(iter(chosen.parts))], strict=True)))
-
-    def _conditions(self, context: Any, count: int) -> Floats:
-        if context is None:
-            if self.context_features:
-                raise DataError(f"context must have the columns {', '.join(self.context_features)}, got None")
-            return np.zeros((count, 0))
-        if not self.context_features:
-            raise DataError("context must be None for a flow without conditioning variables")
-        table = context if isinstance(context, Table) else as_table(context)
-        columns = self.columns_of(table, self.context_features, "context")
-        if len(next(iter(columns.values()))) != count:
-            raise DataError(f"context must have {count} rows, got {len(next(iter(columns.values())))}")
-        return self._coded_conditions(columns, count)
-
-    def _coded_conditions(self, columns: Mapping[str, Array], count: int) -> Floats:
-        return self.schema.conditions(columns) if self.context_features else np.zeros((count, 0))
+        """Returns some of the flow's columns of a table by name, see `jkoflow.table_rows.columns_of`."""
+        return columns_of(self.schema, table, names, source)
 
     def save(self, path: str | Path) -> None:
         """Writes the flow into one safetensors file, atomically.
@@ -350,7 +322,7 @@ class TableFlow(nn.Module):
             "flow": self.flow.describe(),
             "frames": self.frames,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "metrics": self.metrics,
+            "metrics": checkpoint.finite(self.metrics),
         }
         checkpoint.save(path, KIND, self.state_dict(), description)
 
@@ -364,15 +336,20 @@ class TableFlow(nn.Module):
         path = Path(path)
         path = path / MODEL_FILE if path.is_dir() else path
         tensors, description = checkpoint.load(path, KIND)
-        try:
-            masses = None if description["masses"] is None else Masses.from_description(description["masses"])
-            schema, dtype = Schema.from_description(description["schema"]), getattr(torch, description["dtype"])
-            found = cls(schema, JKOFlow.from_description(description["flow"]), masses, description["frames"], dtype)
-            found.load_state_dict(tensors)
-            found.metrics = description["metrics"]
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe the flow of a table: {error}") from error
+        with described(path, "the flow of a table"):
+            found = restored(lambda: cls._from_description(description), tensors)
         return found.requires_grad_(False).eval()
+
+    @classmethod
+    def _from_description(cls, description: Mapping[str, Any]) -> Self:
+        schema, masses = Schema.from_description(description["schema"]), description["masses"]
+        masses = None if masses is None else Masses.from_description(masses)
+        flow = JKOFlow.from_description(description["flow"])
+        frames = description["frames"]
+        frames = {True: "pandas", False: None}.get(frames, frames)  # of earlier versions
+        found = cls(schema, flow, masses, known_library(frames), DTYPES[description["dtype"]])
+        found.metrics = description["metrics"]
+        return found
 
 
 Model = JKOFlow | TableFlow

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jkoflow.data.optional import require
+from jkoflow.optional import require
 
 FIXED_BANDWIDTH = 1.0
 """Bandwidth of a Gaussian kernel on standardised columns that does not depend on the samples."""

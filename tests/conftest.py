@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emulation import emulation, emulation_module
-from jkoflow.ops import backend
+from jkoflow.ops import fallback
 
 __all__ = ["emulation", "emulation_module"]  # fixtures of several files
 
@@ -18,4 +18,4 @@ hypothesis.settings.load_profile("jkoflow")
 def _same_start(monkeypatch):
     torch.manual_seed(0)
     # A fallback is reported once a process; here once a test, whichever test came before.
-    monkeypatch.setattr(backend, "_warned", set())
+    monkeypatch.setattr(fallback, "_warned", set())

@@ -299,12 +299,34 @@ def test_compiles_in_one_graph():
             torch.testing.assert_close(a, b)
 
 
-def test_second_derivatives_are_refused_with_the_way_out():
-    velocity, x, *_ = case(NETWORKS["two layers"], 3)
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels differentiate once")
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "none"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("times", [None, [0.0, 0.1, 0.4, 1.0]])
+def test_second_derivatives_are_those_of_the_accepted_steps(network, divergence, times):
+    velocity, x, context, *_ = case(NETWORKS[network], 3)
     x.requires_grad_()
-    result = jkoflow.integrate(velocity, x, method="dopri5")
-    with pytest.raises(RuntimeError, match="backend='reference'"):
-        torch.autograd.grad(result.x.sum(), x, create_graph=True)
+    noise = torch.randn_like(x) if divergence == "hutchinson" else None
+    inputs, found = [x, *velocity.parameters()], []
+    for backend in ("cpu", "reference"):
+        result = jkoflow.integrate(
+            velocity,
+            x,
+            context=context,
+            method="dopri5",
+            times=times,
+            divergence=divergence,
+            noise=noise,
+            backend=backend,
+        )
+        value = result.x.sin().sum() + result.logdet.square().sum()
+        if times is not None:
+            value = value + result.path.cos().sum() + result.logdet_path.square().sum()
+        gradients = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+        value = sum(gradient.sin().sum() for gradient in gradients)
+        found.append(torch.autograd.grad(value, inputs, materialize_grads=True))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_records_of_another_call_are_refused():

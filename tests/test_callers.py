@@ -17,7 +17,6 @@ from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint, train
 from jkoflow.arrays import InputError
 from jkoflow.data import DataError, Dataset, DataWarning, load_dataset, split_rows
 from jkoflow.initial_map import InitialMap
-from jkoflow.ops import FallbackWarning
 from jkoflow.training import ConvergenceWarning
 from oracles import random_velocity
 
@@ -479,6 +478,7 @@ def test_a_warning_that_is_an_error_does_not_cost_the_run(monkeypatch, tmp_path)
 # Transforms and derivatives
 
 
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels differentiate once")
 @pytest.mark.parametrize("maps", ["none", "marginals+whiten+radial"])
 def test_second_derivatives_of_a_density(maps):
     flow = random_flow(maps=maps)
@@ -490,14 +490,14 @@ def test_second_derivatives_of_a_density(maps):
     torch.testing.assert_close(hessian, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # from within torch
 @pytest.mark.filterwarnings("ignore:torch.searchsorted.*non-contiguous")  # once a process, from within vmap
 @pytest.mark.parametrize("maps", ["none", "marginals+whiten+radial"])
 def test_function_transforms(maps):
     flow = random_flow(maps=maps).requires_grad_(False)
     x = torch.from_numpy(POINTS / 4)
-    with pytest.warns(FallbackWarning, match="torch.func"):
-        got = torch.func.vmap(flow.log_prob)(x)
+    got = torch.func.vmap(flow.log_prob)(x)
     torch.testing.assert_close(got, flow.log_prob(x))
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(flow.log_prob(leaf).sum(), leaf)

@@ -225,7 +225,7 @@ def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path, monkeypat
         patch.setattr(console.TrainingLines, "update", press_ctrl_c)
         result = run_cli("train", work / "rows.csv", "--out", run, "--config", settings, "--seed", 5)
     assert result.exit_code == 130
-    assert result.stderr == f"error: interrupted; continue with: jkoflow train --resume '{run}'\n"
+    assert result.stderr == f"error: interrupted by SIGINT; continue with: jkoflow train --resume '{run}'\n"
     assert (run / "state.safetensors").exists()
     assert not (run / "model.safetensors").exists()
 

@@ -69,6 +69,7 @@ def test_against_the_module_and_autograd(network):
     torch.testing.assert_close(div, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels differentiate once")
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_second_derivatives(divergence):
     case = inputs(NETWORKS["context"], 7)

@@ -658,7 +658,7 @@ def test_second_derivatives():
 
 
 def test_float64_runs_in_the_reference_and_says_so(monkeypatch):
-    monkeypatch.setattr(jkoflow.ops.backend, "_warned", set())
+    monkeypatch.setattr(jkoflow.ops.fallback, "_warned", set())
     velocity, x, _ = case(NETWORKS["two layers"], 4, torch.float64)
     with pytest.warns(FallbackWarning, match="the CUDA kernels .*float64"):
         result = integrate(velocity, x)

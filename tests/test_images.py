@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_missing_idx_files_name_the_debian_package(tmp_path):
         (lambda content: b"\x00\x00\x08\x01" + content[4:], "not an IDX file of grey pictures"),
         (lambda content: content[:10], "not an IDX file of grey pictures"),
         (lambda content: content[:-1], "is damaged: it announces 5 pictures of 8 x 8 and holds 319 bytes"),
-        (lambda content: content + b"\x00", "holds 321 bytes"),
+        (lambda content: content + b"\x00", "holds more than 320 bytes"),
     ],
 )
 def test_damaged_idx_files(tmp_path, damage, says):
@@ -82,6 +83,18 @@ def test_damaged_idx_files(tmp_path, damage, says):
     path.write_bytes(damage(idx(bars(5))))
     with pytest.raises(DataError, match=says):
         read_idx(path)
+
+
+def test_what_unpacks_to_more_than_it_announces_is_not_unpacked(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"\x00\x00\x08\x03" + struct.pack(">3I", 5, 8, 6) + bytes(1 << 26)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="holds more than 240 bytes"):
+            read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_gzip(tmp_path):

@@ -16,6 +16,7 @@ REPOSITORY = PACKAGE.parent
 # right after the last one that it imports.
 LAYERS = [
     "_version",
+    "_startup",
     "errors",
     "float64",
     "callers",
@@ -25,6 +26,7 @@ LAYERS = [
     "_C",  # the compiled kernels
     "ops",
     "checkpoint",
+    "restore",
     "discrete",
     "schedule",
     "block",
@@ -35,6 +37,8 @@ LAYERS = [
     "knots",
     "gain",
     "initial_map",
+    "optional",
+    "frames",
     "arrays",
     "inputs",
     "tolerance",
@@ -49,6 +53,7 @@ LAYERS = [
     "left_out",
     "metrics",
     "quadrature",
+    "table_rows",
     "table_flow",
     "surprise",
     "two_sample",

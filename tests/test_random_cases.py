@@ -5,8 +5,9 @@ import torch
 
 import random_cases
 from jkoflow.ops import native
+from soak import amount
 
-CASES = 200
+CASES = amount(200, 2500)
 
 pytestmark = pytest.mark.skipif(native.capabilities()["cpu"] is not None, reason="no compiled extension")
 

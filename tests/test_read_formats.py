@@ -16,6 +16,7 @@ import pytest
 
 from jkoflow.data import DataError, DataWarning, MissingExtraError, ReadOptions, columns_of, load_dataset, read_table
 from jkoflow.data.readers import array_table
+from soak import amount
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -439,7 +440,7 @@ def test_every_damaged_file_is_an_error_of_one_line(tmp_path, samples, kind):
     messages = []
     for path in found:
         content = path.read_bytes()
-        for case in range(120):
+        for case in range(amount(120, 100_000 // len(found))):
             victim.write_bytes(damaged(content, rng, case % 4))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DataWarning)

@@ -408,10 +408,61 @@ def test_damaged_state_is_reported(rows, interrupted):
         train(rows, CONFIG, run_dir=interrupted, resume=True)
 
 
-def test_shortened_history_is_reported(rows, interrupted):
-    (interrupted / "history.jsonl").write_text("")
-    with pytest.raises(RunError, match=r"has 0 bytes, fewer than the \d+ of the saved state"):
-        train(rows, CONFIG, run_dir=interrupted, resume=True)
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def removed(path):
+    path.unlink()
+
+
+def with_a_byte_changed(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def with_a_line_that_is_none(path):
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"x" * (len(first) - 1) + b"\n" + b"".join(rest))
+
+
+class Told(Silent):
+    def __init__(self):
+        self.texts = []
+
+    def message(self, text):
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("damage", [emptied, removed, with_a_byte_changed, with_a_line_that_is_none])
+def test_a_damaged_history_is_found_at_once_and_costs_no_training(rows, interrupted, damage):
+    history = interrupted / "history.jsonl"
+    before = history.read_bytes()
+    damage(history)
+    told = Told()
+    flow = train(rows, CONFIG, run_dir=interrupted, resume=True, progress=told)
+    assert "history.jsonl was damaged" in told.texts[0]
+    torch.testing.assert_close(flow.state_dict(), train(rows, CONFIG).state_dict(), rtol=0, atol=0)
+    kept = RunDirectory(interrupted).history()
+    places = [(r["event"], r.get("round"), r.get("block"), r.get("iteration")) for r in kept]
+    assert len(set(places)) == len(places)
+    if damage is with_a_line_that_is_none:
+        assert len((interrupted / "history.jsonl.damaged").read_bytes()) == len(before)
+        assert kept[0] == json.loads(before.splitlines()[1])
+
+
+@pytest.mark.parametrize("name", ["config.toml", "environment.json"])
+def test_other_damaged_files_are_written_anew(rows, interrupted, name):
+    good = (interrupted / name).read_bytes()
+    (interrupted / name).write_bytes(good[: len(good) // 2] + b"\xff")
+    told = Told()
+    train(rows, CONFIG, run_dir=interrupted, resume=True, progress=told)
+    assert f"{name} is damaged" in told.texts[0]
+    assert "written anew" in told.texts[0]
+    run = RunDirectory(interrupted)
+    assert run.settings().config == CONFIG
+    assert run.environment().keys() == json.loads(good).keys() if name.endswith("json") else run.environment()
 
 
 def test_plan_of_a_time_budget_is_resumed(rows, tmp_path):

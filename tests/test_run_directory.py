@@ -166,15 +166,18 @@ def test_everything_reads_back(run):
 
 def test_metrics_that_are_added_are_returned_as_they_read_back(run):
     before = run.metrics()
-    found = run.add_metrics({"experiment": "rose", "error": float("nan"), "figures": [{"nll": float("inf")}]})
+    found = run.add_metrics({"name": "rose", "error": float("nan"), "figures": [{"nll": float("inf")}]})
     assert found == run.metrics()
-    assert found == {**before, "experiment": "rose", "error": None, "figures": [{"nll": None}]}
+    assert found == {**before, "name": "rose", "error": None, "figures": [{"nll": None}]}
 
 
 @pytest.mark.parametrize(("name", "reader"), READERS.items())
 def test_a_missing_file_is_named_with_the_fix(run, name, reader):
     (run.path / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name}: no such file, the run has not ended; resume it with: .* --res"):
+    ended = run.is_finished()
+    state = "though the run has ended; restore it" if ended else "the run has not ended; resume it with: .* --res"
+    assert ended == (name not in ("model.safetensors", "metrics.json"))
+    with pytest.raises(CheckpointError, match=f"{name}: no such file, {state}"):
         getattr(run, reader)()
 
 
@@ -256,7 +259,10 @@ def test_settings_of_version_0_1_are_understood(run):
         ("test_nll", "low", "test_nll must be a number, got 'low'"),
         ("blocks", 1.5, "blocks must be a whole number, got 1.5"),
         ("movements", [None], "movements must be a list of numbers, got [None]"),
-        ("rounds", [{"round": 0}], "rounds must be a list of records with blocks, kept,"),
+        ("rounds", [{"round": 0}], "rounds is not what a run writes"),
+        ("seen", 3, "seen is not what a run writes"),
+        ("experiment", "rose", "it has experiment and no reproduced_nll, reproduced_nll_stderr"),
+        ("energy_distance_threshold", {}, "energy_distance_threshold is not what a run writes"),
     ],
 )
 def test_metrics_of_the_wrong_kind_are_refused(run, name, value, message):

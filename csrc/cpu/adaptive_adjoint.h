@@ -56,7 +56,8 @@ class RowAdjoint {
     const int64_t rows = end_ - next_row_;
     vectors_ = rows > 2 * kLanes<Real> ? 3 : rows > kLanes<Real> ? 2 : 1;
     for (int i = 0; i < vectors_ * kLanes<Real>; ++i) refill(i);
-    while (active_ > 0) {
+    for (unsigned steps = 1; active_ > 0; ++steps) {
+      if (steps % 16 == 0 && cpu::is_interrupted(p_)) break;
       switch (vectors_) {
         case 1:
           go_back<1>();

@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include "interruption.h"
+
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -15,20 +17,24 @@ namespace jkoflow {
 #ifdef JKOFLOW_HAVE_AMX
 namespace amx {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX512
 namespace avx512 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 #ifdef JKOFLOW_HAVE_AVX2
 namespace avx2 {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 #endif
 namespace baseline {
 extern const CpuKernels kKernels;
+extern const StagewiseKernels kStagewiseKernels;
 }
 
 namespace cpu {
@@ -117,6 +123,14 @@ class Workspace {
 
 thread_local Workspace workspace;
 
+// Runs call(kernels, problem), which may be interrupted.
+template <class Call>
+void run(const Problem& problem, Call&& call) {
+  const InterruptibleProblem interruptible(problem);
+  call(kernels_for(problem), interruptible.problem());
+  interruptible.throw_if_interrupted();
+}
+
 }  // namespace
 
 std::vector<std::string> available_isas() {
@@ -154,39 +168,53 @@ const CpuKernels& kernels_for(const Problem& problem) {
 #endif
 }
 
+const StagewiseKernels& stagewise_kernels([[maybe_unused]] const CpuKernels& kernels) {
+#ifdef JKOFLOW_HAVE_AMX
+  if (&kernels == &amx::kKernels) return amx::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX512
+  if (&kernels == &avx512::kKernels) return avx512::kStagewiseKernels;
+#endif
+#ifdef JKOFLOW_HAVE_AVX2
+  if (&kernels == &avx2::kKernels) return avx2::kStagewiseKernels;
+#endif
+  return baseline::kStagewiseKernels;
+}
+
 void forward(const Problem& problem) {
-  const CpuKernels& k = kernels_for(problem);
-  k.forward(problem, workspace.at_least(k.forward_bytes(problem)));
+  run(problem, [](const CpuKernels& k, const Problem& p) { k.forward(p, workspace.at_least(k.forward_bytes(p))); });
 }
 
 void backward(const Problem& problem, const Adjoint& adjoint) {
-  const CpuKernels& k = kernels_for(problem);
-  k.backward(problem, adjoint, workspace.at_least(k.backward_bytes(problem)));
+  run(problem,
+      [&](const CpuKernels& k, const Problem& p) { k.backward(p, adjoint, workspace.at_least(k.backward_bytes(p))); });
 }
 
 void jko_loss(const Problem& problem, const JkoLoss& loss, const Adjoint& adjoint) {
-  const CpuKernels& k = kernels_for(problem);
-  k.jko_loss(problem, loss, adjoint, workspace.at_least(k.jko_loss_bytes(problem)));
+  run(problem, [&](const CpuKernels& k, const Problem& p) {
+    k.jko_loss(p, loss, adjoint, workspace.at_least(k.jko_loss_bytes(p)));
+  });
 }
 
 void evaluate(const Problem& problem) {
-  const CpuKernels& k = kernels_for(problem);
-  k.evaluate(problem, workspace.at_least(k.forward_bytes(problem)));
+  run(problem, [](const CpuKernels& k, const Problem& p) { k.evaluate(p, workspace.at_least(k.forward_bytes(p))); });
 }
 
 void evaluate_backward(const Problem& problem, const Adjoint& adjoint) {
-  const CpuKernels& k = kernels_for(problem);
-  k.evaluate_backward(problem, adjoint, workspace.at_least(k.backward_bytes(problem)));
+  run(problem, [&](const CpuKernels& k, const Problem& p) {
+    k.evaluate_backward(p, adjoint, workspace.at_least(k.backward_bytes(p)));
+  });
 }
 
 AdaptiveRun::AdaptiveRun(const Problem& problem, const Adaptive& adaptive) {
-  const CpuKernels& k = kernels_for(problem);
   std::vector<StepLog*> logs;
   for (int i = 0; i < problem.threads; ++i) {
     logs_.push_back(std::make_unique<StepLog>(StepRecord::bytes(problem)));
     logs.push_back(logs_.back().get());
   }
-  failure_ = k.adaptive(problem, adaptive, logs.data(), workspace.at_least(k.adaptive_bytes(problem)));
+  run(problem, [&](const CpuKernels& k, const Problem& p) {
+    failure_ = k.adaptive(p, adaptive, logs.data(), workspace.at_least(k.adaptive_bytes(p)));
+  });
   for (const StepLog* log : logs) {
     if (log->out_of_memory()) throw std::bad_alloc();
   }
@@ -208,8 +236,23 @@ void AdaptiveRun::write(char* out) const {
 }
 
 void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint) {
-  const CpuKernels& k = kernels_for(problem);
-  k.adaptive_backward(problem, adaptive, adjoint, workspace.at_least(k.adaptive_backward_bytes(problem, adaptive)));
+  run(problem, [&](const CpuKernels& k, const Problem& p) {
+    k.adaptive_backward(p, adaptive, adjoint, workspace.at_least(k.adaptive_backward_bytes(p, adaptive)));
+  });
+}
+
+void stagewise(const Problem& problem, const StagewiseStep& step, const Adaptive& adaptive) {
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.forward(p, step, adaptive, workspace.at_least(k.forward_bytes(p, step)));
+  });
+}
+
+void stagewise_backward(const Problem& problem, const StagewiseStep& step, const Adjoint& adjoint) {
+  run(problem, [&](const CpuKernels& kernels, const Problem& p) {
+    const StagewiseKernels& k = stagewise_kernels(kernels);
+    k.backward(p, step, adjoint, workspace.at_least(k.backward_bytes(p, step)));
+  });
 }
 
 }  // namespace cpu

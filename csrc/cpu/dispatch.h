@@ -23,6 +23,9 @@ std::string split_problem();
 // kernels(), or those that split products if the problem wants it; throws std::runtime_error if they cannot be had.
 const CpuKernels& kernels_for(const Problem& problem);
 
+// Those of the same instruction set for steps whose stages have networks of their own.
+const StagewiseKernels& stagewise_kernels(const CpuKernels& kernels);
+
 // Threads of OpenMP are used if the build found it.
 bool has_openmp();
 
@@ -48,5 +51,10 @@ class AdaptiveRun {
   RowFailure failure_;
 };
 void adaptive_backward(const Problem& problem, const Adaptive& adaptive, const Adjoint& adjoint);
+
+// One step whose stages have networks of their own, and its adjoint, which adds to the gradient of the context. The
+// Adaptive says what the errors are relative to; it is read if they are wanted.
+void stagewise(const Problem& problem, const StagewiseStep& step, const Adaptive& adaptive);
+void stagewise_backward(const Problem& problem, const StagewiseStep& step, const Adjoint& adjoint);
 
 }  // namespace jkoflow::cpu

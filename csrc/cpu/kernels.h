@@ -27,4 +27,12 @@ struct CpuKernels {
   void (*adaptive_backward)(const Problem&, const Adaptive&, const Adjoint&, char* memory);
 };
 
+// Steps whose stages have networks of their own.
+struct StagewiseKernels {
+  size_t (*forward_bytes)(const Problem&, const StagewiseStep&);
+  size_t (*backward_bytes)(const Problem&, const StagewiseStep&);
+  void (*forward)(const Problem&, const StagewiseStep&, const Adaptive&, char* memory);
+  void (*backward)(const Problem&, const StagewiseStep&, const Adjoint&, char* memory);
+};
+
 }  // namespace jkoflow

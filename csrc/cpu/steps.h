@@ -13,6 +13,7 @@ template <class Real>
 struct Grid {
   double dt;
   explicit Grid(const Problem& p) : dt((p.t1 - p.t0) / p.num_steps) {}
+  explicit Grid(double step) : dt(step) {}
   Real weight(double number) const { return static_cast<Real>(dt * number); }
   Real time(const Problem& p, int step, int stage) const {
     return static_cast<Real>(p.t0 + (step + p.tableau.c[stage]) * dt);
@@ -100,6 +101,9 @@ void* path_at(const Problem& p, int step) {
   return static_cast<Real*>(p.path) + static_cast<int64_t>(step) * p.batch * p.dim;
 }
 
+// Whether an interrupted call ends before a step: a single tile may take very many.
+inline bool ends_early(const Problem& p, int step) { return step % 16 == 15 && cpu::is_interrupted(p); }
+
 template <class Real, int Vectors>
 void forward_tile(const Problem& p, const Network<Real>& net, const ForwardSpace<Real>& space, int64_t first,
                   int samples) {
@@ -107,7 +111,7 @@ void forward_tile(const Problem& p, const Network<Real>& net, const ForwardSpace
   start<Real, Vectors>(p, space, first, samples);
   load_constants<Real, Vectors>(p, net, space, 1, first, samples);
   Logdet<Real, Vectors> logdet;
-  for (int step = 0; step < p.num_steps; ++step) {
+  for (int step = 0; step < p.num_steps && !ends_early(p, step); ++step) {
     if (p.path != nullptr) store_tile<Real>(path_at<Real>(p, step), first, samples, p.dim, space.x);
     Vector<Real> increment[Vectors] = {};
     evaluate_stages<Real, Vectors, Keep::kNothing>(p, net, space, space.stage, grid, step, increment);
@@ -206,7 +210,7 @@ void backward_tile(const Problem& p, const Adjoint& adjoint, const Network<Real>
     const Real* source = static_cast<const Real*>(adjoint.logdet) + first;
     for (int i = 0; i < samples; ++i) logdet_bar[i / kLanes<Real>][i % kLanes<Real>] = source[i];
   }
-  for (int step = p.num_steps - 1; step >= 0; --step) {
+  for (int step = p.num_steps - 1; step >= 0 && !ends_early(p, step); --step) {
     load_tile<Real, Vectors>(path_at<Real>(p, step), first, samples, p.dim, space.x);
     for (int j = 0; j < Vectors; ++j) unused[j] = Vector<Real>{};
     evaluate_stages<Real, Vectors, K>(p, net, space, space.stage, grid, step, unused);
@@ -231,7 +235,7 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
   load_constants<Real, Vectors>(p, net, space, kept_steps, first, samples);
   Logdet<Real, Vectors> logdet;
   Vector<Real> unused[Vectors] = {};
-  for (int step = 0; step < p.num_steps; ++step) {
+  for (int step = 0; step < p.num_steps && !ends_early(p, step); ++step) {
     std::memcpy(path + step * tile, space.x, sizeof(Real) * tile);
     Vector<Real> increment[Vectors] = {};
     evaluate_stages<Real, Vectors, K>(p, net, space, stages_of(step), grid, step, increment);
@@ -261,7 +265,7 @@ void jko_loss_tile(const Problem& p, const JkoLoss& loss, const Adjoint& adjoint
   }
 
   const bool parameters = adjoint.weight[0] != nullptr;
-  for (int step = p.num_steps - 1; step >= 0; --step) {
+  for (int step = p.num_steps - 1; step >= 0 && !ends_early(p, step); --step) {
     if (!keep_all) {
       const ForwardSpace<Real> from_path = space.at(path + step * tile);
       evaluate_stages<Real, Vectors, K>(p, net, from_path, space.stage, grid, step, unused);

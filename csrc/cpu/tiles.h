@@ -1,6 +1,7 @@
 // Samples in tiles: who gets which, and how rows of tensors get into feature-major buffers and back.
 #pragma once
 
+#include "interruption.h"
 #include "network.h"
 
 namespace jkoflow::JKOFLOW_ISA {
@@ -24,13 +25,14 @@ SampleRange samples_of(const Problem& p, int partition, int partitions) {
   return {vectors * partition / partitions * kLanes<Real>, end < p.batch ? end : p.batch};
 }
 
-// Calls visit(Constant<Vectors>, first_sample, samples) for every tile of a partition, tiles as even as can be.
+// Calls visit(Constant<Vectors>, first_sample, samples) for every tile of a partition, tiles as even as can be, unless
+// the call is interrupted.
 template <class Real, class Visit>
 void for_each_tile(const Problem& p, int partition, int partitions, Visit&& visit) {
   const int64_t vectors = (p.batch + kLanes<Real> - 1) / kLanes<Real>;
   const int64_t begin = vectors * partition / partitions, end = vectors * (partition + 1) / partitions;
   const int64_t tiles = (end - begin + kTileVectors - 1) / kTileVectors;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  for (int64_t tile = 0; tile < tiles && !cpu::is_interrupted(p); ++tile) {
     const int64_t from = begin + (end - begin) * tile / tiles, to = begin + (end - begin) * (tile + 1) / tiles;
     const int64_t first = from * kLanes<Real>, last = to * kLanes<Real>;
     const int samples = static_cast<int>((last < p.batch ? last : p.batch) - first);

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from jkoflow._version import __version__
+from jkoflow.checkpoint import OldFormatWarning
 from jkoflow.cli import console, settings, table_options, training_run
 from jkoflow.cli.bench import bench
 from jkoflow.cli.inspect import inspect
@@ -33,6 +36,7 @@ from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
+from jkoflow.training.interruption import Interrupted, interrupt
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -43,6 +47,8 @@ class OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, interrupt)  # so that what has been begun is put in order
         try:
             with _warnings_as_notes():
                 code = super().main(*args, standalone_mode=False, **extra) or 0
@@ -56,9 +62,12 @@ class OneLineErrors(TyperGroup):
             place = f"{error.filename}: " if error.filename else ""
             console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
             code = 2
+        except Interrupted as error:
+            console.error(str(error))
+            code = 128 + error.number
         except (typer.Abort, KeyboardInterrupt):
             console.error("interrupted")
-            code = 130
+            code = 128 + signal.SIGINT
         if standalone_mode:
             sys.exit(code)
         return code
@@ -199,13 +208,13 @@ app.command()(bench)
 def _warnings_as_notes() -> Iterator[None]:
     """Prints jkoflow's own warnings in one line, without their place in the source."""
     with warnings.catch_warnings():
-        for kind in (DataWarning, FallbackWarning, ToleranceWarning):
+        for kind in (DataWarning, FallbackWarning, OldFormatWarning, ToleranceWarning):
             warnings.simplefilter("always", kind)
         warnings.simplefilter("ignore", ConvergenceWarning)  # the progress of the training shows its text
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, DataWarning | FallbackWarning | ToleranceWarning):
+            if issubclass(category, DataWarning | FallbackWarning | OldFormatWarning | ToleranceWarning):
                 console.note(str(message))
             else:
                 shown(message, category, *rest, **named)

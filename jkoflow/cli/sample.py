@@ -81,7 +81,7 @@ def _draw(
         table = Table({"all": list(given.values())}, tuple(given)) if given else None
         return list(model.sample_columns(size, table, generator=generator, exact=exact, tol=tol).values())
     context = torch.from_numpy(np.stack(list(given.values()), 1)) if given else None
-    return list(model.sample(size, context, generator=generator, exact=exact, tol=tol).numpy().T)
+    return list(model.rsample(size, context, generator=generator, exact=exact, tol=tol).numpy().T)
 
 
 def _conditions(run: Path, model: Model, context: str | None, names: tuple[str, ...]) -> dict[str, Array] | None:

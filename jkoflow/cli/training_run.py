@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,9 @@ def train_and_report(
         if more is not None:
             metrics = directory.add_metrics(more(flow, metrics))
         page = write_report(run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         told = f"; continue with: {again}" if directory.holds_run() else " before the run began"
-        console.error(f"interrupted{told}")
-        raise typer.Exit(130) from None
+        console.error((str(error) or "interrupted") + told)
+        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
     console.show_metrics(metrics)
     print(f"report: {page}")

@@ -20,7 +20,6 @@ from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare, split_table
 from jkoflow.data.dataset import Dataset, warn_once
 from jkoflow.data.memory import as_table, numbers_of
-from jkoflow.data.optional import MissingExtraError, require
 from jkoflow.data.readers import READERS, ReadOptions, columns_of, is_text, read_table, stem
 from jkoflow.data.readers.options import KEEP
 from jkoflow.data.shapes import SHAPES, draw
@@ -28,6 +27,7 @@ from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_numbers, check_output, write_table
 from jkoflow.links import Link
+from jkoflow.optional import MissingExtraError, require
 
 __all__ = [
     "BENCHMARKS",
@@ -108,7 +108,7 @@ def load_dataset(
     known = _known(source)
     if isinstance(known, Path):
         try:
-            return prepare(read_table(known, options.reading), stem(known), seed, options, frames=True)
+            return prepare(read_table(known, options.reading), stem(known), seed, options, frames="pandas")
         except DataError as error:
             raise DataError(_from(source, error)) from error
     _refuse_options(source, options)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError, DataWarning, default_features
-from jkoflow.data.optional import require
 from jkoflow.data.readers import ReadOptions, one_line, read_table
 from jkoflow.data.readers.options import KEEP
 from jkoflow.data.table import PARTS, Table
+from jkoflow.optional import require
 
 Rows = NDArray[Any]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jkoflow.callers import warn_caller
 from jkoflow.data.columnwise import contiguous_columns, distinct_values
 from jkoflow.errors import UserError
+from jkoflow.frames import default_features
 
 LARGEST = 1e18
 """Largest absolute value; the square of a larger one may overflow float32."""
@@ -25,11 +26,6 @@ class DataError(UserError, ValueError):
 
 class DataWarning(UserWarning):
     """Warns of data that can be used but should be looked at."""
-
-
-def default_features(dim: int) -> tuple[str, ...]:
-    """Returns names for the columns of a table without names: x0, x1, ..."""
-    return tuple(f"x{column}" for column in range(dim))
 
 
 def own_names(features: Sequence[str]) -> tuple[str, ...] | None:
@@ -76,7 +72,7 @@ def check_unmasked(rows: Any, features: Sequence[str], part: str = "") -> None:
     """Refuses a masked array in which something is masked.
 
     Arguments:
-        rows: Anything with shape (N, d), or (N,) for one column; other than a masked array it is let pass.
+        rows: Anything with shape (..., d), or (N,) for one column; other than a masked array it is let pass.
         features: Names of the d columns.
         part: The part of the data that the rows are, such as ``"train"``.
 
@@ -85,7 +81,7 @@ def check_unmasked(rows: Any, features: Sequence[str], part: str = "") -> None:
     """
     if not isinstance(rows, np.ma.MaskedArray) or not (mask := np.ma.getmaskarray(rows)).any():
         return
-    row, column = np.argwhere(mask.reshape(len(mask), -1))[0].tolist()
+    row, column = np.argwhere(mask.reshape(-1, mask.shape[-1] if mask.ndim > 1 else 1))[0].tolist()
     count = int(mask.sum())
     raise DataError(
         f"the value in row {row}{f' of {part}' if part else ''} (counting from 0), {column_label(features, column)} is "

@@ -42,6 +42,8 @@ class Dataset:
         links: Functions that a flow applies to the columns first, see `jkoflow.links.Link`; None, for all columns or in
             the place of one, lets `jkoflow.data.continuous.choose_links` choose.
         context_links: The same for the conditioning variables.
+        frames: Library of the data frames that samples of a flow are to be, one of `jkoflow.frames.LIBRARIES`; None for
+            tensors.
 
     Raises:
         DataError: If a part is empty, of another shape or dtype, holds NaN or inf, or a column of train is constant.
@@ -69,6 +71,7 @@ class Dataset:
     context_links: tuple[Link | None, ...] | None = None
     prepared: bool = False
     origin: str = ""
+    frames: str | None = None
     warned: bool = field(default=False, repr=False, compare=False)
     _compared: bool = field(default=False, repr=False, compare=False)  # whether rows in two parts have been looked for
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
 from jkoflow.data.readers.damage import one_line
+from jkoflow.data.readers.packed import check_unpacked
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 """Names of the files with the pictures; the files of labels beside them are not used."""
@@ -62,18 +63,24 @@ def read_idx(path: Path) -> Pictures:
         DataError: If the file is damaged or does not hold pictures.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(16)
+            if head[:4] != b"\x00\x00\x08\x03" or len(head) < 16:  # unsigned bytes, three dimensions
+                raise DataError(f"{path} is not an IDX file of grey pictures; it must begin with the bytes 00 00 08 03")
+            shape: tuple[Any, ...] = struct.unpack(">3I", head[4:])
+            size = shape[0] * shape[1] * shape[2]
+            check_unpacked(size, path.stat().st_size, str(path))
+            content = file.read(size)
+            more = len(file.read(1))  # a file that unpacks to much more than it announces is not unpacked
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged or cannot be read: {one_line(error)}") from error
-    if content[:4] != b"\x00\x00\x08\x03" or len(content) < 16:  # unsigned bytes, three dimensions
-        raise DataError(f"{path} is not an IDX file of grey pictures; it must begin with the bytes 00 00 08 03")
-    shape: tuple[Any, ...] = struct.unpack(">3I", content[4:16])
-    if len(content) - 16 != shape[0] * shape[1] * shape[2]:
+    if len(content) + more != size:
+        held = f"more than {size}" if more else str(len(content))
         raise DataError(
-            f"{path} is damaged: it announces {shape[0]} pictures of {shape[1]} x {shape[2]} and holds "
-            f"{len(content) - 16} bytes of them; fetch it again"
+            f"{path} is damaged: it announces {shape[0]} pictures of {shape[1]} x {shape[2]} and holds {held} bytes of "
+            "them; fetch it again"
         )
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _find(directory: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Tables in memory: arrays, tensors, lists, and the Series and data frames of pandas."""
+"""Tables in memory: arrays, tensors, lists, Series and data frames."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jkoflow.arrays import InputError, as_numbers, is_pandas
+from jkoflow.arrays import InputError, as_numbers, stacked
 from jkoflow.data.checks import DataError, default_features
-from jkoflow.data.optional import require
 from jkoflow.data.readers.frames import columns_of
 from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.table import Column, Table
+from jkoflow.frames import as_pandas, is_pandas
+from jkoflow.inputs import is_row_of
+from jkoflow.optional import require
 
 
 def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Sequence[str] = ("*",)) -> Table:
     """Returns an object in memory as a table.
 
     Arguments:
-        data: Rows with shape (N, d), or (N,) for one column: an array or a tensor of any dtype of real numbers or truth
-            values, nested lists, a Series or a data frame of pandas. What is masked or missing becomes NaN.
+        data: Rows with shape (..., d), or (N,) for one column: an array or a tensor of any dtype of real numbers or
+            truth values, nested lists, or a Series or data frame of pandas, polars or whatever speaks Arrow. What is
+            masked or missing becomes NaN.
         name: Name of the data in errors.
         row_numbers: Whether a data frame's columns of row numbers are kept.
         texts: Names of a data frame's columns that may hold numbers and text; ``*`` stands for all.
@@ -32,6 +35,7 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Seq
     Raises:
         DataError: If the shape is another one, or an array holds other things than real numbers.
     """
+    data = as_pandas(data)
     if is_pandas(data):
         return _of_pandas(data, name, ReadOptions(index_column=KEEP if row_numbers else None, texts=tuple(texts)))
     try:
@@ -41,10 +45,48 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Seq
             table = _of_pandas(require("pandas", "rows of text").DataFrame(data), name, ReadOptions(texts=tuple(texts)))
             return Table(table.parts, default_features(len(table.features)))
         raise DataError(str(error)) from error
-    rows = rows[:, None] if rows.ndim == 1 else rows
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise DataError(f"{name} must be real numbers with shape (N, d), got {rows.dtype} with shape {rows.shape}")
+    if rows.ndim == 0 or (rows.shape[-1:] == (0,) and rows.ndim > 1):
+        raise DataError(f"{name} must be real numbers with shape (..., d), got {rows.dtype} with shape {rows.shape}")
+    rows = rows[:, None] if rows.ndim == 1 else rows.reshape(-1, rows.shape[-1])
     return Table.of_array(rows, default_features(rows.shape[1]))
+
+
+def as_rows(data: Any, names: Sequence[str], name: str = "x") -> tuple[Table, tuple[int, ...]]:
+    """Returns rows in memory whose columns are known as a table, and the axes that the rows are in.
+
+    Arguments:
+        data: Rows as for `as_table`, or a table already; if there are several columns, also one row of shape (d,), in
+            a Series by its labels if they are the names.
+        names: Names of the columns.
+        name: Name of the data in errors.
+
+    Returns:
+        The table and the axes, of which its number of rows is the product: (...) for shape (..., d), () for one row.
+
+    Raises:
+        DataError: See `as_table`.
+    """
+    data = data if isinstance(data, Table) else as_pandas(stacked(data))
+    if is_pandas(data) and not hasattr(data, "columns"):
+        if is_row_of(data, names):
+            return as_table(data.to_frame().T.infer_objects(), name), ()
+        data = data.tolist() if len(names) > 1 else data
+    if isinstance(data, Table) or is_pandas(data):
+        table = data if isinstance(data, Table) else as_table(data, name)
+        return table, (table.rows(next(iter(table.parts))),)
+    axes = axes_of(data)
+    if len(axes) == 1 and len(names) > 1:
+        return as_table([data] if isinstance(data, list | tuple) else data[None], name), ()
+    return as_table(data, name), axes if len(axes) == 1 else axes[:-1]
+
+
+def axes_of(data: Any) -> tuple[int, ...]:
+    """Returns the shape of an array, a tensor or nested lists of one length."""
+    axes: list[int] = []
+    while isinstance(data, list | tuple):
+        axes.append(len(data))
+        data = data[0] if data else None
+    return (*axes, *getattr(data, "shape", ()))
 
 
 def _holds_text(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from jkoflow.data.dataset import Dataset
 from jkoflow.data.memory import as_table, check_paired, numbers_of
 from jkoflow.data.near import near_duplicates
 from jkoflow.data.repeats import TOLD_FROM, column_bits, group_numbers, made_by_chance, row_groups
+from jkoflow.frames import library_of
 from jkoflow.inputs import Rows
 
 SHARE = 0.1
@@ -229,7 +231,7 @@ def split_rows(
 
     Arguments:
         rows: Finite numbers, no column constant, with shape (N, d), N at least 10, or (N,) for one column: an array, a
-            tensor, nested lists, a Series or a data frame of pandas.
+            tensor, nested lists, or a Series or data frame, see `jkoflow.data.as_table`.
         seed: Seed of the shuffle.
         name: Name of the data in reports.
         features: Names of the d columns; None means those of a data frame, or x0, x1, ...
@@ -268,7 +270,9 @@ def split_rows(
     stored = to_float32(table)
     train, val, test = (stored[torch.from_numpy(part)] for part in order)
     compared = group is None and split_by is None  # equal rows are in the same part
-    return Dataset(name, train, val, test, features, attribution, warned=True, _compared=compared)
+    return Dataset(
+        name, train, val, test, features, attribution, frames=library_of(rows), warned=True, _compared=compared
+    )
 
 
 def _split_with_context(
@@ -298,7 +302,7 @@ def _split_with_context(
     check_unmasked(context, context_names)
     joined = np.concatenate([table, conditions], 1)
     data = split_rows(joined, seed, name, (*names, *context_names), attribution, group=group, split_by=split_by)
-    return data.condition_on(context_names)
+    return dataclasses.replace(data.condition_on(context_names), frames=library_of(rows))
 
 
 def to_float32(rows: NDArray[Any]) -> Tensor:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from jkoflow import checkpoint
 from jkoflow.data.checks import DataError
-from jkoflow.data.optional import require
 from jkoflow.data.table import Column
+from jkoflow.optional import require
 
 SUFFIXES = (".npy", ".csv", ".parquet", ".tsv", ".csv.gz", ".feather")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jkoflow import checkpoint
 from jkoflow.data import DataError
+from jkoflow.restore import described, restored
 
 KIND = "autoencoder"
 
@@ -114,10 +115,7 @@ class Autoencoder(nn.Module):
             jkoflow.checkpoint.CheckpointError: If the file is missing or damaged.
         """
         tensors, description = checkpoint.load(path, KIND)
-        try:
+        with described(path, "an autoencoder"):
             shape = description["shape"]
-            found = cls(shape["height"], shape["width"], shape["dim"], tuple(shape["channels"]))
-            found.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not describe an autoencoder: {error}") from error
-        return found
+            sizes = shape["height"], shape["width"], shape["dim"], tuple(shape["channels"])
+            return restored(lambda: cls(*sizes), tensors)

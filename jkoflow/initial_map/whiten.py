@@ -28,6 +28,16 @@ class Whiten(nn.Module):
         self.register_buffer("root", root)
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
 
+    def check_numbers(self) -> None:
+        """Refuses numbers that are no invertible map.
+
+        Raises:
+            ValueError: If they are not finite, or the root has no inverse.
+        """
+        determinant = self._inverted()[1] if bool(self.root.isfinite().all()) else self.root.new_tensor(torch.nan)
+        if not bool(self.mean.isfinite().all() and determinant.isfinite()):
+            raise ValueError("the mean must be finite, and the root finite with an inverse")
+
     @classmethod
     def fit(cls, rows: Tensor) -> Whiten:
         """Fits a map that brings rows (N, d) to mean 0 and covariance 1 and turns them as little as possible.

@@ -39,7 +39,7 @@ class Networks(Learner):
         super().__init__(len(levels), MEMBERS * (sum(hidden) + 3 * count))
         self.inputs, self.count, first = sum(levels), count, hidden[0] + count
         starts = [sum(levels[:number]) for number in range(len(levels))]
-        self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64, device="cpu"), persistent=False)
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(MEMBERS, *shape, dtype=torch.float32))

@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from jkoflow.former_names import accepts_former_names
-from jkoflow.ops import operators, reference
-from jkoflow.ops.backend import FallbackWarning, field_of, settings_of, use_kernel, with_field_at
-from jkoflow.ops.checks import Backend, Divergence, Precision, Request, as_times, check_request
+from jkoflow.ops import operators, reference, stage_operators
+from jkoflow.ops.backend import field_of, settings_of, stages_settings, use_kernel, with_field_at
+from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_request
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.extension import KernelError, UnsupportedError
 from jkoflow.ops.failure import IntegrationError
+from jkoflow.ops.fallback import FallbackWarning
 from jkoflow.ops.grid import Adaptive, Fixed, Grid, as_grid
 from jkoflow.ops.integrated import Integrated
+from jkoflow.ops.interval import Time, as_times, interval_between
 from jkoflow.ops.objective import JKOTerms, jko_terms
 from jkoflow.ops.rows import integrate_rows, right_hand_side, velocity_and_divergence
 from jkoflow.ops.tableau import TABLEAUX
+from jkoflow.ops.transforms import active
 from jkoflow.velocity import MLPField
 
 __all__ = [
@@ -45,14 +48,14 @@ def integrate(
     x: Tensor,
     *,
     context: Tensor | None = None,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Time = 0.0,
+    t1: Time = 1.0,
     num_steps: int | Grid | None = None,
     method: str = "rk4",
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 1000,
-    times: Tensor | Sequence[float] | None = None,
+    times: Tensor | Sequence[Time] | None = None,
     divergence: Divergence = "exact",
     noise: Tensor | None = None,
     backend: Backend = "auto",
@@ -71,17 +74,18 @@ def integrate(
     rows. A step is accepted if the root mean square of its error, over the columns of x and logdet and relative to
     ``atol + rtol * max(abs(y))``, is at most 1. A tolerance is that of a step, and says little about the error at t1.
     Where the weights are functions of t (`jkoflow.velocity.HyperMLP`), all rows take the same steps, by the error over
-    the batch.
+    the batch, and the weights are made in one call for each step and one for the gradient.
 
     Arguments:
         velocity: An `MLPVelocity`, `ConcatSquashMLP`, `FourierTimeMLP` or `ResidualMLP` (fused kernels on the CPU, of
-            the first one on GPUs, too); a `HyperMLP` (fused stage by stage, adaptive steps in the PyTorch reference);
+            the first one on GPUs, too); a `HyperMLP` (fused step by step on the CPU, evaluation by evaluation on GPUs);
             the weights of a network of your own (`jkoflow.velocity.MLPField`), through which gradients flow to it; or
             any callable ``velocity(x, t, context)`` that maps (B, d) to (B, d) row by row (PyTorch reference).
         x: Positions at t0, float32 or float64, with shape (B, d) and any strides; B may be 0.
         context: Conditioning variables, with shape (B, c).
-        t0: Start time.
-        t1: End time; ``t1 < t0`` integrates backwards.
+        t0: Start time, a number or a floating-point tensor of one. Gradients flow to it if it requires them;
+            otherwise it is read as a number, for which a tensor on a GPU is waited for.
+        t1: End time, likewise; ``t1 < t0`` integrates backwards.
         num_steps: Number of equal Runge-Kutta steps, or a grid (`jkoflow.ops.Fixed`). None means adaptive steps where
             the method has an error estimate, else 3. With ``times`` it is the number between any two of them, and None
             means 1.
@@ -92,6 +96,7 @@ def integrate(
         max_steps: Largest number of adaptive steps of a row, rejected ones included.
         times: Two or more increasing or decreasing times, in place of t0 and t1, at which ``path`` and ``logdet_path``
             are wanted. Adaptive steps do not stop at them: values within a step come from the method's interpolant.
+            With equal steps they may be a tensor that requires a gradient.
         divergence: ``"exact"``, ``"hutchinson"`` (:math:`\epsilon^T J \epsilon` with one fixed probe) or ``"none"``
             (logdet is zero). Exact costs one extra product per stage for up to two hidden layers, and a factor of
             1 + d for deeper networks.
@@ -131,20 +136,24 @@ def integrate(
         >>> result.path.shape, result.logdet_path.shape
         (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
+    grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
+    wanted = None
     if times is not None:
         if (t0, t1) != (0.0, 1.0):
             raise ValueError(f"times stand in place of t0 and t1, which must be left out, got {t0!r} and {t1!r}")
-        times = as_times(times)
-        t0, t1 = times[0], times[-1]
-    grid = _grid(num_steps, method, rtol, atol, max_steps, 3 if times is None else 1)
-    request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
+        wanted = as_times(times, isinstance(grid, Adaptive))
+        t0, t1 = wanted[0], wanted[-1]
+    interval = interval_between(t0, t1)
+    ends = interval.start, interval.end
+    request = Request(*field_of(velocity), x, context, noise, *ends, grid, method, divergence, backend, precision)
     check_request(request)
     request = with_field_at(request, velocity).in_precision()
     kernel = use_kernel(request)
+    if wanted is not None and not isinstance(grid, Adaptive):
+        return _integrate_between(velocity, request, kernel, wanted)
+    request, velocity = interval.change(request, velocity)
     if isinstance(grid, Adaptive):
-        return integrate_rows(velocity, request, kernel, times)
-    if times is not None:
-        return _integrate_between(velocity, request, kernel, times)
+        return integrate_rows(velocity, request, kernel, wanted)
     return _integrate(velocity, request, kernel, keep_path)
 
 
@@ -155,8 +164,8 @@ def jko_loss(
     jko_step: float,
     *,
     context: Tensor | None = None,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Time = 0.0,
+    t1: Time = 1.0,
     num_steps: int | Grid | None = None,
     method: str = "rk4",
     rtol: float = 1e-5,
@@ -179,8 +188,8 @@ def jko_loss(
         x: Pushed samples, with shape (B, d), B at least 1.
         jko_step: JKO step size h, positive; ``inf`` means no penalty.
         context: Conditioning variables, with shape (B, c).
-        t0: Start time.
-        t1: End time.
+        t0: Start time, a number or a tensor, see `integrate`.
+        t1: End time, likewise.
         num_steps: Number of equal Runge-Kutta steps, or a grid, see `integrate`.
         method: Runge-Kutta method.
         rtol: Relative tolerance of an adaptive step.
@@ -208,7 +217,9 @@ def jko_loss(
         >>> jkoflow.jko_loss(velocity, torch.randn(5, 2), jko_step=1.0).total.backward()
     """
     grid = _grid(num_steps, method, rtol, atol, max_steps, 3)
-    request = Request(*field_of(velocity), x, context, noise, t0, t1, grid, method, divergence, backend, precision)
+    interval = interval_between(t0, t1)
+    ends = interval.start, interval.end
+    request = Request(*field_of(velocity), x, context, noise, *ends, grid, method, divergence, backend, precision)
     check_request(request)
     if divergence == "none":
         raise ValueError("divergence must be exact or hutchinson: the objective contains it, got 'none'")
@@ -216,12 +227,12 @@ def jko_loss(
         raise ValueError(f"x must have at least one row for a mean over the batch, got {tuple(x.shape)}")
     if not jko_step > 0:
         raise ValueError(f"jko_step must be positive (inf for a free block), got {jko_step}")
-    request = with_field_at(request, velocity).in_precision()
+    request, velocity = interval.change(with_field_at(request, velocity).in_precision(), velocity)
     kernel, field, x, context = use_kernel(request), request.field, request.x, request.context
     if isinstance(grid, Adaptive):
         end, logdet, *_ = integrate_rows(velocity, request, kernel, None)
         return jko_terms(x, end, logdet, jko_step)
-    if kernel and field is not None and operators.needs_gradient(field, x, context):
+    if kernel and field is not None and not active() and operators.needs_gradient(field, x, context):
         return operators.jko_loss_mlp(field, x, context, request.noise, settings_of(request, field), jko_step)
     end, logdet, *_ = _integrate(velocity, request, kernel, keep_path=False)
     return jko_terms(x, end, logdet, jko_step)
@@ -231,19 +242,21 @@ def _grid(
     num_steps: int | Grid | None, method: str, rtol: float, atol: float, max_steps: int, default: int
 ) -> Grid | Adaptive:
     """Returns equal steps if their number is given or the method has no error estimate, else adaptive ones."""
-    if num_steps is None and method in EMBEDDED:
+    if num_steps is None and isinstance(method, str) and method in EMBEDDED:
         return Adaptive(rtol, atol, max_steps).checked()
     return as_grid(default if num_steps is None else num_steps)
 
 
 def _integrate_between(
-    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[float]
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[Time]
 ) -> Integrated:
     """Integrates with equal steps from each of the times to the next."""
     x, logdet, evaluations = request.x, request.x.new_zeros(len(request.x)), 0
     path, logdet_path = [x], [logdet]
     for start, end in itertools.pairwise(times):
-        part = _integrate(velocity, request._replace(x=x, t0=start, t1=end), kernel, keep_path=False)
+        interval = interval_between(start, end)
+        part, changed = interval.change(request._replace(x=x, t0=interval.start, t1=interval.end), velocity)
+        part = _integrate(changed, part, kernel, keep_path=False)
         x, logdet, evaluations = part.x, logdet + part.logdet, evaluations + int(part.evaluations)
         path.append(x)
         logdet_path.append(logdet)
@@ -257,6 +270,9 @@ def _integrate(
     grid = as_grid(request.grid)  # type: ignore[arg-type]
     if kernel and field is not None:
         result = operators.integrate_mlp(field, x, context, noise, settings_of(request, field), keep_path)
+    elif kernel and request.fields_at is not None:
+        settings = stages_settings(request)
+        result = stage_operators.integrate_stages(request.fields_at, x, context, noise, settings, keep_path)
     else:
         rhs = right_hand_side(velocity, request, kernel)
         tableau = TABLEAUX[request.method]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from torch.autograd import forward_ad
 
-from jkoflow.callers import warn_caller
 from jkoflow.ops import native
 from jkoflow.ops.checks import Request, check_request
 from jkoflow.ops.extension import UnsupportedError
+from jkoflow.ops.fallback import warn_fallback
+from jkoflow.ops.grid import Adaptive
 from jkoflow.ops.modulation import word_of
+from jkoflow.ops.transforms import active
 from jkoflow.velocity import MLPField, Velocity
-
-
-class FallbackWarning(UserWarning):
-    """Warns that ``backend="auto"`` uses the PyTorch reference because no fused kernel covers the request."""
 
 
 def field_of(velocity: object) -> tuple[MLPField | None, str]:
@@ -36,7 +34,10 @@ def with_field_at(request: Request, velocity: object) -> Request:
     if field is None:
         return request
     check_request(request._replace(field=field))
-    return request._replace(field_at=velocity.field_at)  # type: ignore[union-attr]
+    plain = field.linear is None and field.modulation is None and not field.time and not request.x.is_cuda
+    fields_at = velocity.fields_at if plain else None  # type: ignore[union-attr]
+    at = velocity.field_at  # type: ignore[union-attr]
+    return request._replace(field_at=at, fields_at=fields_at, field_at_start=field)
 
 
 def settings_of(request: Request, field: MLPField) -> native.Settings:
@@ -45,6 +46,12 @@ def settings_of(request: Request, field: MLPField) -> native.Settings:
     kind = request.divergence, field.time or field.modulation is not None, field.activation.text
     how = request.grid, request.method, request.precision
     return native.Settings(*kind, *interval, *how, word_of(field))
+
+
+def stages_settings(request: Request) -> native.Settings:
+    """Returns the settings of a request each of whose stages has weights of its own."""
+    assert request.field_at_start is not None
+    return settings_of(request, request.field_at_start)
 
 
 def use_kernel(request: Request) -> bool:
@@ -56,9 +63,11 @@ def use_kernel(request: Request) -> bool:
     backend, precision = request.backend, request.precision
     if backend == "reference":
         return False
-    field = request.unfused if request.field is None else request.field
-    if request.field_at is not None:
-        field = request.field_at(request.t0)  # one for each stage
+    field = request.field or request.field_at_start or request.unfused
+    if isinstance(request.grid, Adaptive) and forward_ad._current_level >= 0:
+        field = "the kernels have no forward mode for adaptive steps"
+    if request.field_at is not None and active():
+        field = "the kernels have no transforms of steps whose stages have weights of their own"
     reason = native.unsupported(field, request.x, request.divergence, request.noise, backend, precision)
     if reason is not None and precision == "bf16x3":
         raise UnsupportedError("precision 'bf16x3' cannot be had", reason)
@@ -67,14 +76,3 @@ def use_kernel(request: Request) -> bool:
     if reason is not None:
         warn_fallback(reason)
     return reason is None
-
-
-_warned: set[str] = set()
-
-
-def warn_fallback(reason: str, instead: str = "the PyTorch reference") -> None:
-    """Warns, once for every reason, that something else computes in place of the kernels."""
-    text = f"using {instead}: {reason}"
-    if text not in _warned and not torch.compiler.is_compiling():
-        _warned.add(text)
-        warn_caller(text, FallbackWarning)

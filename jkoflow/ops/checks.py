@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,18 +42,26 @@ class Request(NamedTuple):
     divergence: str
     backend: str
     precision: str
-    field_at: Callable[[float], MLPField] | None = None
+    field_at: Callable[[float | Tensor], MLPField] | None = None
     """Weights of the velocity at any time, if they depend on it and there is no field."""
+    fields_at: Callable[[Tensor], MLPField] | None = None
+    """Weights at several times (N,), with a leading axis, if stages with weights of their own can run together."""
+    field_at_start: MLPField | None = None
+    """Weights at t0, if they depend on time."""
 
     def in_precision(self) -> Request:
         """Returns the request with its tensors in float64 if that is the precision, otherwise as it is."""
-        field, field_at = self.field, self.field_at
+        field, field_at, fields_at, start = self.field, self.field_at, self.fields_at, self.field_at_start
         if self.precision != "float64" or (field is None and field_at is None):
             return self
         context, noise = (None if rows is None else rows.double() for rows in (self.context, self.noise))
         exact = self._replace(x=self.x.double(), context=context, noise=noise, precision="auto")
-        doubled = None if field_at is None else lambda t: field_at(t).double()
-        return exact._replace(field=None if field is None else field.double(), field_at=doubled)
+        return exact._replace(
+            field=None if field is None else field.double(),
+            field_at=None if field_at is None else lambda t: field_at(t).double(),
+            fields_at=None if fields_at is None else lambda times: fields_at(times).double(),
+            field_at_start=None if start is None else start.double(),
+        )
 
 
 def check_request(request: Request) -> None:
@@ -168,23 +175,3 @@ def _check_noise(x: Tensor, noise: Tensor | None, divergence: str) -> None:
         )
     if noise.layout is not torch.strided:
         raise ValueError(f"noise must be a dense tensor, got {noise.layout}; convert it with noise.to_dense()")
-
-
-def as_times(times: Tensor | Sequence[float]) -> list[float]:
-    """Returns times as numbers.
-
-    Raises:
-        ValueError: If there are fewer than two, or they do not increase or decrease strictly.
-    """
-    if isinstance(times, Tensor):
-        if times.requires_grad:
-            raise ValueError("times must be constants, but they require a gradient; pass times.detach()")
-        times = times.tolist() if times.dim() == 1 else []
-    try:
-        numbers = [float(time) for time in times]
-    except (TypeError, ValueError):
-        numbers = []
-    steps = [end - start for start, end in itertools.pairwise(numbers)]
-    if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
-        raise ValueError(f"times must be two or more increasing or decreasing numbers, got {times!r}")
-    return numbers

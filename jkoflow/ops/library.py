@@ -7,8 +7,8 @@ layers arrive in a fixed number of optional slots rather than in lists, all sett
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from jkoflow.ops.grid import Adaptive, Fixed
 from jkoflow.ops.modulation import packed
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
+from jkoflow.ops.transforms import RowAxes, active, transformable
 from jkoflow.velocity import MLPField
 
 LIBRARY = torch.library.Library("jkoflow", "DEF")
@@ -80,13 +81,6 @@ def unpack(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Network, 
     return x, context, Network(layers[0::2], layers[1::2], *slots[-2:]), noise, decode(settings), scalars
 
 
-def network_of(tensors: Mapping[str, Tensor]) -> Network:
-    """Returns the network whose slots stand among tensors as ``slot 0``, ``slot 1`` and so on."""
-    *layers, linear, modulation = (tensors.get(f"slot {i}") for i in range(SLOTS))
-    given = [tensor for tensor in layers if tensor is not None]
-    return Network(given[0::2], given[1::2], linear, modulation)
-
-
 def pack(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
     """Returns gradients as the operators return them: an empty tensor stands for None."""
     return tuple(like.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
@@ -104,9 +98,17 @@ def places_of(slots: Iterable[Tensor | None]) -> list[Place | None]:
             places.append(None)
             continue
         shape = slot.shape
-        places.append((shape, (1,) if len(shape) == 1 else (shape[1], 1), start))
+        rows = (1,) if len(shape) == 1 else (shape[-1], 1)
+        places.append((shape, rows if len(shape) < 3 else (shape[1] * shape[2], *rows), start))
         start += slot.numel()
     return places
+
+
+def part_of(slots: Tensor, place: Place) -> Tensor:
+    """Returns one gradient from the slots' tensor."""
+    if active():  # where as_strided would have to know how tensors lie
+        return slots.narrow(0, place[2], place[0].numel()).view(place[0])
+    return slots.as_strided(*place)
 
 
 def share_out(wanted: tuple[bool, ...], gradients: Iterable[Tensor], places: list[Place | None]) -> list[Tensor | None]:
@@ -116,15 +118,29 @@ def share_out(wanted: tuple[bool, ...], gradients: Iterable[Tensor], places: lis
         x if wanted[0] else None,
         context if wanted[1] else None,
         *(
-            slots.as_strided(*place) if want and place is not None else None
+            part_of(slots, place) if want and place is not None else None
             for want, place in zip(wanted[2:], places, strict=True)
         ),
     ]
 
 
-def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+class Gradients(NamedTuple):
+    """How an operator is differentiated."""
+
+    setup_context: Callable[..., None]
+    backward: Callable[..., Any]
+    reference: Callable[..., tuple[Tensor, ...]] | None = None
+    """The operator in operations of PyTorch; None if it cannot be batched."""
+    axes: RowAxes | None = None
+    """The axes of rows; None if there are no transforms of it."""
+
+
+_TRANSFORMABLE: dict[str, type[torch.autograd.Function]] = {}
+
+
+def register_autograd(name: str, gradients: Gradients) -> None:
     """Registers gradients as torch.library.register_autograd does, but without a search for defaults, which we lack."""
-    operator = getattr(torch.ops.jkoflow, name).default
+    operator, (setup_context, backward, reference, axes) = getattr(torch.ops.jkoflow, name).default, gradients
 
     def compute(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -138,7 +154,22 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
     function = type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
+    if axes is not None:
+        _TRANSFORMABLE[name] = transformable(name, compute, setup_context, backward, reference, axes)
 
     @torch.library.impl(LIBRARY, name, "Autograd")
     def _(*arguments: Any) -> Any:
         return function.apply(*arguments) if recording() else compute(*arguments)  # apply() takes a while
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Calls an operator in whatever way is at work: under a transform, while autograd records, or bare."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.jkoflow, name).default(*arguments)
+    if active():
+        return _TRANSFORMABLE[name].apply(*arguments)
+    if recording():
+        return getattr(torch.ops.jkoflow, name).default(*arguments)
+    # straight to the kernel: the way through Python's side of autograd takes longer than all checks together
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.jkoflow, name).default(*arguments)

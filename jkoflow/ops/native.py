@@ -85,8 +85,6 @@ def unsupported(
         return f"the {device.upper()} kernels need {device.upper()} tensors, x is on {x.device}"
     if isinstance(field, str):
         return field
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "the transforms of torch.func differentiate and batch operations of PyTorch, not kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the kernels compute in float32 and float64, x is {x.dtype}"
     if field.activation.name not in _ACTIVATIONS:

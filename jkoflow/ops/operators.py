@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jkoflow.ops import native
-from jkoflow.ops.derivatives import Tensors, network_gradients
+from jkoflow.ops import derivatives, native
 from jkoflow.ops.library import (
     ARGUMENTS,
     GRADIENTS,
     LIBRARY,
     SLOTS,
+    Gradients,
     any_needs_gradient,
-    decode,
+    call,
     encode,
-    network_of,
     pack,
     places_of,
-    recording,
     register_autograd,
     share_out,
     slots_of,
@@ -29,6 +27,7 @@ from jkoflow.ops.library import (
 from jkoflow.ops.native import Settings
 from jkoflow.ops.network import Network
 from jkoflow.ops.objective import JKOTerms
+from jkoflow.ops.transforms import RowAxes, active, differentiated_again
 from jkoflow.velocity import MLPField
 
 
@@ -37,12 +36,8 @@ def integrate_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused kernel; returns x at t1, logdet, and the path, which is empty unless ``keep_path``."""
     tensors = (x, context, *slots_of(field))
-    arguments = *tensors, noise, encode(settings), keep_path or any_needs_gradient(tensors)
-    if torch.compiler.is_compiling() or recording():
-        x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
-    else:  # straight to the kernel: the way through Python's side of autograd takes longer than all checks together
-        with torch._C._AutoDispatchBelowAutograd():
-            x_end, logdet, path = torch.ops.jkoflow.integrate.default(*arguments)
+    keep_path = keep_path or active() or any_needs_gradient(tensors)
+    x_end, logdet, path = call("integrate", *tensors, noise, encode(settings), keep_path)
     if settings.divergence == "none":
         logdet = logdet.detach()  # zero: no gradient flows through it
     return x_end, logdet, path
@@ -53,8 +48,16 @@ def jko_loss_mlp(
 ) -> JKOTerms:
     """Returns the terms of the fused loss, which computes the gradient at once and is for calls that need one."""
     slots = slots_of(field)
-    total, terms, *_ = torch.ops.jkoflow.jko_loss.default(
-        x, context, *slots, noise, encode(settings), float(jko_step), x.requires_grad, any_needs_gradient(slots)
+    total, terms, *_ = call(
+        "jko_loss",
+        x,
+        context,
+        *slots,
+        noise,
+        encode(settings),
+        float(jko_step),
+        x.requires_grad,
+        any_needs_gradient(slots),
     )
     return JKOTerms(total, *terms.unbind())
 
@@ -122,45 +125,42 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[: 2 + SLOTS]
     saved = ctx.saved_tensors  # path, context, the slots and noise
-    gradients = torch.ops.jkoflow.integrate_backward.default(*saved, ctx.settings, *bars, any(wanted[2:]))
+    gradients = call("integrate_backward", *saved, ctx.settings, *bars, any(wanted[2:]))
     return *share_out(wanted, gradients, places_of(saved[2 : 2 + SLOTS])), None, None, None
 
 
 def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     settings = 3 + SLOTS  # behind path, context, the slots and noise
     ctx.set_materialize_grads(False)
-    ctx.settings = inputs[settings]
+    ctx.settings, ctx.wanted = inputs[settings], inputs[-1]
     ctx.save_for_backward(*inputs[:settings], *inputs[settings + 1 : -1])
 
 
-def _double_backward(ctx: Any, x_bar: Tensor | None, context_bar: Tensor | None, slots_bar: Tensor | None) -> Any:
-    """Differentiates the gradients, which are functions of the start of the path, the network and their own bars."""
-    path, context, *rest = ctx.saved_tensors
-    slots, noise, bars = rest[:SLOTS], rest[SLOTS], rest[SLOTS + 1 :]
-    names = ("end", "logdet", "path")
-    inputs = {"x": path[0], "context": context, **{f"slot {i}": slot for i, slot in enumerate(slots)}}
-    inputs |= dict(zip(names, bars, strict=True))
-    given: Tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-    wanted: dict[str, Tensor | None] = {"x": x_bar, "context": None if context is None else context_bar}
-    if slots_bar is not None:
-        for i, place in enumerate(places_of(slots)):
-            wanted[f"slot {i}"] = None if place is None else slots_bar.as_strided(*place)
-    cotangents: Tensors = {name: bar for name, bar in wanted.items() if bar is not None}
-
-    def gradients(tensors: Tensors) -> Tensors:
-        own = {name: tensor for name, tensor in tensors.items() if name not in names}
-        found = network_gradients(own, [tensors.get(name) for name in names], network_of, noise, decode(ctx.settings))
-        return {name: found[name] for name in cotangents}
-
-    pull_back = torch.func.vjp(gradients, given)[1]
-    found = pull_back(cotangents)[0]
-    start = torch.cat([found["x"].unsqueeze(0), torch.zeros_like(path[1:])])
-    slot_gradients = (found.get(f"slot {i}") for i in range(SLOTS))
-    return start, found.get("context"), *slot_gradients, None, None, *(found.get(name) for name in names), None
+def _double_backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved, settings = ctx.saved_tensors, 3 + SLOTS
+    arguments = *saved[:settings], ctx.settings, *saved[settings:], ctx.wanted
+    return differentiated_again(derivatives.integrate_backward, arguments, ctx.needs_input_grad, bars)
 
 
-register_autograd("integrate", _setup_context, _backward)
-register_autograd("integrate_backward", _setup_backward_context, _double_backward)
+_ROWS = {0: 0, 1: 0, 2 + SLOTS: 0}  # x, context and noise
+_BAR = 4 + SLOTS  # the first argument behind the settings
+register_autograd(
+    "integrate",
+    Gradients(_setup_context, _backward, derivatives.integrate, RowAxes(_ROWS, ((0, 2), (0, 1), (1, 3)))),
+)
+register_autograd(
+    "integrate_backward",
+    Gradients(
+        _setup_backward_context,
+        _double_backward,
+        derivatives.integrate_backward,
+        RowAxes(
+            _ROWS | {0: 1, _BAR: 0, _BAR + 1: 0, _BAR + 2: 1},
+            ((0, 2), (0, 2), None),
+            lambda arguments: arguments[-1],
+        ),
+    ),
+)
 
 
 # ---- The loss
@@ -189,24 +189,24 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.others = len(inputs) - 2 - SLOTS
+    settings = 3 + SLOTS  # behind x, context, the slots and noise
+    ctx.others = inputs[settings:]
     ctx.places = places_of(inputs[2 : 2 + SLOTS])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[2:], *inputs[:settings])
 
 
 def _loss_backward(ctx: Any, total_bar: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "the fused loss cannot be differentiated twice; for second derivatives pass jkoflow.jko_loss "
-            "backend='reference', or take jkoflow.ops.jko_terms of jkoflow.integrate"
-        )
+    nothing = (None,) * (1 + len(ctx.others))  # for noise and what follows
     if total_bar is None:
-        return (None,) * (2 + SLOTS + ctx.others)
+        return (None,) * (2 + SLOTS) + nothing
+    gradients, request = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    if torch.is_grad_enabled():  # create_graph=True
+        return differentiated_again(derivatives.jko_loss, (*request, *ctx.others), ctx.needs_input_grad, (total_bar,))
     wanted = ctx.needs_input_grad[: 2 + SLOTS]
-    scaled = tuple(gradient * total_bar if gradient.numel() else gradient for gradient in ctx.saved_tensors)
-    return *share_out(wanted, scaled, ctx.places), *(None,) * ctx.others
+    scaled = tuple(gradient * total_bar if gradient.numel() else gradient for gradient in gradients)
+    return *share_out(wanted, scaled, ctx.places), *nothing
 
 
-register_autograd("jko_loss", _loss_setup_context, _loss_backward)
+register_autograd("jko_loss", Gradients(_loss_setup_context, _loss_backward))

@@ -142,7 +142,7 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
 
 
 def field_rhs(
-    field_at: Callable[[float], MLPField], context: Tensor | None, divergence: str, noise: Tensor | None
+    field_at: Callable[[float | Tensor], MLPField], context: Tensor | None, divergence: str, noise: Tensor | None
 ) -> RightHandSide:
     """Returns an MLP whose weights depend on t, which is one number for all rows, with its divergence."""
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from jkoflow.ops.embedded import EmbeddedMethod
+from jkoflow.ops.extension import UnsupportedError
 from jkoflow.ops.failure import IntegrationError
 from jkoflow.ops.grid import Adaptive
 from jkoflow.ops.reference import RightHandSide
+from jkoflow.ops.transforms import batched
 
 _SAFETY = 0.9
 
@@ -30,7 +32,7 @@ class AdaptiveResult(NamedTuple):
     """Evaluations of the right-hand side for each row, int64 with shape (B,)."""
 
 
-class _Slopes(NamedTuple):
+class Slopes(NamedTuple):
     """The derivatives of x and of logdet at the stages of a step, (stages, B, d) and (stages, B)."""
 
     velocity: list[Tensor]
@@ -47,7 +49,7 @@ class _Slopes(NamedTuple):
         return x, logdet
 
 
-class _Error:
+class ErrorSize:
     """The size of errors relative to the tolerances: the root mean square over x and logdet, row by row or of all."""
 
     def __init__(self, grid: Adaptive, has_logdet: bool, common: bool) -> None:
@@ -98,14 +100,19 @@ def integrate_adaptively(
         | Solving Ordinary Differential Equations I, section II.4 (Hairer, Norsett and Wanner, 1993)
         | https://doi.org/10.1007/978-3-540-78862-1
     """
+    if batched(x):
+        raise UnsupportedError(
+            "torch.func.vmap cannot batch adaptive steps of PyTorch's operations, whose number depends on the rows",
+            "pass num_steps for equal steps, or all rows at once as x (B, d), which step one by one anyway",
+        )
     batch = len(x)
-    error_of = _Error(grid, has_logdet, common)
+    error_of = ErrorSize(grid, has_logdet, common)
     t = torch.full((batch,), t0, dtype=torch.float64, device=x.device)
     end = torch.full_like(t, t1)
     logdet = x.new_zeros(batch)
-    start = _at(rhs, x, t)
+    start = slopes_at(rhs, x, t)
     with torch.no_grad():
-        dt = _first_step(rhs, x, t, end, start, method, error_of)
+        dt = first_step(rhs, x, t, end, start, method, error_of)
     attempts = torch.zeros(batch, dtype=torch.int64, device=x.device)
     last_error = torch.full_like(t, 1e-4)
     rejected = torch.zeros(batch, dtype=torch.bool, device=x.device)
@@ -121,7 +128,7 @@ def integrate_adaptively(
         _refuse(failed, "max_steps", finite, t, dt, grid)
         _refuse(~done & ~is_last & ~(dt.abs() > least), "underflow", finite, t, dt, grid)
         attempts = attempts + ~done
-        slopes, moved, gain = _step(rhs, x, t, torch.where(done, 0.0, dt), start, method)
+        slopes, moved, gain = step_from(rhs, x, t, torch.where(done, 0.0, dt), start, method)
         with torch.no_grad():
             wrong = slopes.combine([(dt * e).to(x.dtype) for e in method.error])
             size = error_of.size(wrong, (x, logdet), (moved, logdet + gain))
@@ -135,12 +142,14 @@ def integrate_adaptively(
             continue
         if torch.is_grad_enabled() and not bool((accepted | done).all()):
             # Again, and only what is accepted: a rejected step may be infinite, and so would be its gradient.
-            slopes, moved, gain = _step(rhs, x, t, torch.where(accepted, step, 0.0), start, method)
+            slopes, moved, gain = step_from(rhs, x, t, torch.where(accepted, step, 0.0), start, method)
         for i, time in enumerate(output_times.tolist()):
             theta = (time - t) / step
             inside = accepted & (theta > 0) & (theta <= 1)
             if bool(inside.any()):
-                weights = [(torch.where(inside, step * _dense(row, theta), 0.0)).to(x.dtype) for row in method.dense]
+                weights = [
+                    (torch.where(inside, step * dense_weight(row, theta), 0.0)).to(x.dtype) for row in method.dense
+                ]
                 x_change, logdet_change = slopes.combine(weights)
                 rows = inside.unsqueeze(1)
                 outputs[i] = (
@@ -161,34 +170,35 @@ def integrate_adaptively(
     return AdaptiveResult(x, logdet, x_outputs, logdet_outputs, evaluations)
 
 
-def _at(rhs: RightHandSide, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def slopes_at(rhs: RightHandSide, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns velocity and divergence at times in float64."""
     return rhs(x, t.to(x.dtype))
 
 
-def _step(
+def step_from(
     rhs: RightHandSide, x: Tensor, t: Tensor, dt: Tensor, start: tuple[Tensor, Tensor], method: EmbeddedMethod
-) -> tuple[_Slopes, Tensor, Tensor]:
+) -> tuple[Slopes, Tensor, Tensor]:
     """Returns the slopes of a step, x at its end and what it adds to logdet; the first slope is known."""
-    slopes = _Slopes([start[0]], [start[1]])
+    slopes = Slopes([start[0]], [start[1]])
     moved = x
     for row, c in zip(method.a[1:], method.c[1:], strict=True):
         weights = [(dt * a).to(x.dtype) for a in row]
         moved = x + slopes.combine(weights)[0]
-        velocity, divergence = _at(rhs, moved, t + c * dt)
+        velocity, divergence = slopes_at(rhs, moved, t + c * dt)
         slopes.velocity.append(velocity)
         slopes.divergence.append(divergence)
     gain = slopes.combine([(dt * b).to(x.dtype) for b in method.b])[1]
     return slopes, moved, gain
 
 
-def _first_step(
+def first_step(
     rhs: RightHandSide,
     x: Tensor,
     t: Tensor,
     end: Tensor,
     start: tuple[Tensor, Tensor],
     method: EmbeddedMethod,
-    error_of: _Error,
+    error_of: ErrorSize,
 ) -> Tensor:
     """Returns first steps (B,) from the sizes of x, its derivative and its second derivative."""
     zero = torch.zeros_like(start[1])
@@ -196,12 +206,13 @@ def _first_step(
     position, speed = error_of.size((x, zero), *scale), error_of.size(start, *scale)
     bad = ~(torch.isfinite(position) & torch.isfinite(speed))
     if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+        own = ~(torch.isfinite(x).all(1) & torch.isfinite(start[0]).all(1) & torch.isfinite(start[1]))
+        row = int((own if bool(own.any()) else bad).nonzero()[0])  # with common steps all rows are bad with one
         raise IntegrationError(row, "not_finite", float(t[row]), 0.0, 0)
     whole = (end - t).abs()
     guess = torch.where((position < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * position / speed).minimum(whole)
     trial = torch.sign(end - t) * guess
-    after = _at(rhs, x + trial.unsqueeze(1).to(x.dtype) * start[0], t + trial)
+    after = slopes_at(rhs, x + trial.unsqueeze(1).to(x.dtype) * start[0], t + trial)
     bend = error_of.size((after[0] - start[0], after[1] - start[1]), *scale) / guess
     most = torch.maximum(bend, speed)
     step = torch.where(most <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / most) ** (1 / method.order))
@@ -219,7 +230,8 @@ def _factor(size: Tensor, last_error: Tensor, accepted: Tensor, rejected: Tensor
     return torch.where(accepted, after_success, after_failure)
 
 
-def _dense(row: tuple[float, ...], theta: Tensor) -> Tensor:
+def dense_weight(row: tuple[float, ...], theta: Tensor) -> Tensor:
+    """Returns the weight of a stage at a part theta of a step, from its row of a method's interpolant."""
     total = torch.zeros_like(theta)
     for coefficient in reversed(row):
         total = theta * (total + coefficient)

@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jkoflow.ops import native_rows
-from jkoflow.ops.derivatives import Tensors, field_of_network
+from jkoflow.ops import derivatives, native_rows
 from jkoflow.ops.library import (
     ARGUMENTS,
     GRADIENTS,
     LIBRARY,
     SLOTS,
+    Gradients,
     any_needs_gradient,
-    decode,
+    call,
     encode,
-    network_of,
     pack,
     places_of,
-    recording,
     register_autograd,
     share_out,
     slots_of,
@@ -28,7 +26,7 @@ from jkoflow.ops.library import (
 )
 from jkoflow.ops.native import Settings, dense_like
 from jkoflow.ops.native_rows import Trajectory
-from jkoflow.ops.reference import mlp_rhs
+from jkoflow.ops.transforms import RowAxes, active, differentiated_again
 from jkoflow.velocity import MLPField
 
 
@@ -36,12 +34,7 @@ def evaluate_mlp(
     field: MLPField, x: Tensor, times: Tensor | None, context: Tensor | None, noise: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Runs the fused kernel; returns velocity (B, d) and divergence (B,) at x (B, d) and times (B,)."""
-    arguments = x, times, context, *slots_of(field), noise, encode(settings)
-    if torch.compiler.is_compiling() or recording():
-        velocity, divergence = torch.ops.jkoflow.evaluate.default(*arguments)
-    else:  # see operators.integrate_mlp
-        with torch._C._AutoDispatchBelowAutograd():
-            velocity, divergence = torch.ops.jkoflow.evaluate.default(*arguments)
+    velocity, divergence = call("evaluate", x, times, context, *slots_of(field), noise, encode(settings))
     return velocity, divergence.detach() if settings.divergence == "none" else divergence
 
 
@@ -55,8 +48,8 @@ def integrate_adaptively(
 ) -> Trajectory:
     """Runs the fused kernel with adaptive steps, which are recorded if a gradient is wanted."""
     tensors = (x, context, *slots_of(field))
-    arguments = *tensors, noise, encode(settings), output_times, any_needs_gradient(tensors)
-    found = Trajectory(*torch.ops.jkoflow.integrate_adaptive.default(*arguments))
+    record = active() or any_needs_gradient(tensors)
+    found = Trajectory(*call("integrate_adaptive", *tensors, noise, encode(settings), output_times, record))
     if settings.divergence == "none":
         return found._replace(logdet=found.logdet.detach(), logdet_outputs=found.logdet_outputs.detach())
     return found
@@ -119,7 +112,7 @@ def _evaluation_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 def _evaluation_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[: 3 + SLOTS]
     saved = ctx.saved_tensors
-    x, times, context, slots = torch.ops.jkoflow.evaluate_backward.default(*saved, ctx.settings, *bars, any(wanted[3:]))
+    x, times, context, slots = call("evaluate_backward", *saved, ctx.settings, *bars, any(wanted[3:]))
     x_grad, *rest = share_out((wanted[0], *wanted[2:]), (x, context, slots), places_of(saved[3 : 3 + SLOTS]))
     return x_grad, times if wanted[1] else None, *rest, None, None
 
@@ -127,45 +120,35 @@ def _evaluation_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
 def _evaluation_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     settings = 4 + SLOTS
     ctx.set_materialize_grads(False)
-    ctx.settings = inputs[settings]
+    ctx.settings, ctx.wanted = inputs[settings], inputs[-1]
     ctx.save_for_backward(*inputs[:settings], *inputs[settings + 1 : -1])
 
 
-def _evaluation_second_gradients(ctx: Any, *grads_bar: Tensor | None) -> Any:
-    """Differentiates the gradients of an evaluation, by the reference."""
-    saved, count = ctx.saved_tensors, 3 + SLOTS
-    settings, noise, bars = decode(ctx.settings), saved[count], saved[count + 1 :]
-    names = ["x", "times", "context", *(f"slot {i}" for i in range(SLOTS))]
-    own: Tensors = {name: tensor for name, tensor in zip(names, saved[:count], strict=True) if tensor is not None}
-    outputs: Tensors = {
-        name: bar for name, bar in zip(("velocity", "divergence"), bars, strict=True) if bar is not None
-    }
-    slots = saved[3:count]
-    x_bar, times_bar, context_bar, slots_bar = grads_bar
-    wanted = {"x": x_bar, "times": times_bar, "context": context_bar}
-    for i, place in enumerate(places_of(slots)):
-        wanted[f"slot {i}"] = None if place is None or slots_bar is None else slots_bar.as_strided(*place)
-    cotangents: Tensors = {name: bar for name, bar in wanted.items() if bar is not None and name in own}
-
-    def gradients(tensors: Tensors) -> Tensors:
-        def results(inputs: Tensors) -> tuple[Tensor, ...]:
-            context = inputs.get("context")
-            field = field_of_network(inputs["x"], context, network_of(inputs), settings)
-            rhs = mlp_rhs(field, context, settings.divergence, noise)
-            found = rhs(inputs["x"], inputs.get("times", 0.0))
-            return tuple(value for value, bar in zip(found, bars, strict=True) if bar is not None)
-
-        inputs = {name: tensor for name, tensor in tensors.items() if name not in outputs}
-        pulled = torch.func.vjp(results, inputs)[1](tuple(tensors[name] for name in outputs))[0]
-        return {name: pulled[name] for name in cotangents}
-
-    found = torch.func.vjp(gradients, own | outputs)[1](cotangents)[0]
-    first = (found.get(name) for name in names)
-    return *first, None, None, found.get("velocity"), found.get("divergence"), None
+def _evaluation_second_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved, settings = ctx.saved_tensors, 4 + SLOTS
+    arguments = *saved[:settings], ctx.settings, *saved[settings:], ctx.wanted
+    return differentiated_again(derivatives.evaluate_backward, arguments, ctx.needs_input_grad, bars)
 
 
-register_autograd("evaluate", _evaluation_context, _evaluation_gradients)
-register_autograd("evaluate_backward", _evaluation_backward_context, _evaluation_second_gradients)
+_ROWS = {0: 0, 1: 0, 2: 0, 3 + SLOTS: 0}  # x, times, context and noise
+_BAR = 5 + SLOTS  # the first argument behind the settings
+register_autograd(
+    "evaluate",
+    Gradients(_evaluation_context, _evaluation_gradients, derivatives.evaluate, RowAxes(_ROWS, ((0, 2), (0, 1)))),
+)
+register_autograd(
+    "evaluate_backward",
+    Gradients(
+        _evaluation_backward_context,
+        _evaluation_second_gradients,
+        derivatives.evaluate_backward,
+        RowAxes(
+            _ROWS | {_BAR: 0, _BAR + 1: 0},
+            ((0, 2), (0, 1), (0, 2), None),
+            lambda arguments: arguments[-1],
+        ),
+    ),
+)
 
 
 # ---- Adaptive steps
@@ -225,16 +208,55 @@ def _adaptive_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 
 def _adaptive_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "adaptive steps cannot be differentiated twice by the kernels; pass jkoflow.integrate backend='reference'"
-        )
     wanted = ctx.needs_input_grad[: 2 + SLOTS]
     *request, output_times, last_step, records = ctx.saved_tensors
-    gradients = torch.ops.jkoflow.integrate_adaptive_backward.default(
-        *request, ctx.settings, output_times, last_step, records, *bars[:4], any(wanted[2:])
+    gradients = call(
+        "integrate_adaptive_backward",
+        *request,
+        ctx.settings,
+        output_times,
+        last_step,
+        records,
+        *bars[:4],
+        any(wanted[2:]),
     )
     return *share_out(wanted, gradients, places_of(request[2 : 2 + SLOTS])), None, None, None, None
 
 
-register_autograd("integrate_adaptive", _adaptive_context, _adaptive_gradients)
+def _adaptive_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    settings = 3 + SLOTS
+    ctx.set_materialize_grads(False)
+    ctx.settings, ctx.wanted = inputs[settings], inputs[-1]
+    ctx.save_for_backward(*inputs[:settings], *inputs[settings + 1 : -1])
+
+
+def _adaptive_second_gradients(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved, settings = ctx.saved_tensors, 3 + SLOTS
+    arguments = *saved[:settings], ctx.settings, *saved[settings:], ctx.wanted
+    return differentiated_again(derivatives.integrate_adaptive_backward, arguments, ctx.needs_input_grad, bars)
+
+
+_ROWS = {0: 0, 1: 0, 2 + SLOTS: 0}  # x, context and noise
+_LAST = 5 + SLOTS  # last_step, behind the settings and the output times; then the records and four bars
+register_autograd(
+    "integrate_adaptive",
+    Gradients(
+        _adaptive_context,
+        _adaptive_gradients,
+        None,
+        RowAxes(_ROWS, ((0, 2), (0, 1), (1, 3), (1, 2), (0, 1), (0, 1), None)),
+    ),
+)
+register_autograd(
+    "integrate_adaptive_backward",
+    Gradients(
+        _adaptive_backward_context,
+        _adaptive_second_gradients,
+        derivatives.integrate_adaptive_backward,
+        RowAxes(
+            _ROWS | {_LAST: 0, _LAST + 2: 0, _LAST + 3: 0, _LAST + 4: 1, _LAST + 5: 1},
+            ((0, 2), (0, 2), None),
+            lambda arguments: arguments[-1],
+        ),
+    ),
+)

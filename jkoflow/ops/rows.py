@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from jkoflow.ops import reference, row_operators
-from jkoflow.ops.backend import field_of, settings_of, use_kernel
+from jkoflow.ops.backend import field_of, settings_of, stages_settings, use_kernel
 from jkoflow.ops.checks import Backend, Divergence, Precision, Request, check_request
+from jkoflow.ops.common_steps import integrate_together
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.grid import Adaptive, Fixed
 from jkoflow.ops.integrated import Integrated
+from jkoflow.ops.interval import Time
 from jkoflow.ops.reference import RightHandSide
 from jkoflow.ops.reference_adaptive import integrate_adaptively
 from jkoflow.velocity import MLPField, Velocity
@@ -80,7 +82,7 @@ def velocity_and_divergence(
 
 
 def integrate_rows(
-    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[float] | None
+    velocity: Callable[..., Tensor] | MLPField, request: Request, kernel: bool, times: list[Time] | None
 ) -> Integrated:
     """Integrates with adaptive steps; times, if there are any, begin with t0 and end with t1."""
     field, x, grid = request.field, request.x, request.grid
@@ -91,6 +93,17 @@ def integrate_rows(
             field, x, request.context, request.noise, settings_of(request, field), inner
         )
         end, logdet, x_outputs, logdet_outputs, evaluations = found[:5]
+    elif kernel and request.fields_at is not None:
+        assert request.field_at_start is not None
+        end, logdet, x_outputs, logdet_outputs, evaluations = integrate_together(
+            request.fields_at,
+            request.field_at_start,
+            x,
+            request.context,
+            request.noise,
+            stages_settings(request),
+            inner,
+        )
     else:
         rhs = right_hand_side(velocity, request, kernel)
         common = request.field_at is not None  # weights at one time are those of all rows, which so step together

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from jkoflow.data import Dataset, TableData, TableOptions, warn_once
+from jkoflow.data.memory import axes_of
 from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
 from jkoflow.table_flow import Model, TableFlow
@@ -21,6 +24,7 @@ from jkoflow.training.start import given_flow
 from jkoflow.training.state import (
     ConvergenceWarning,
     RunError,
+    RunState,
     TrainingError,
     check_same_data,
     check_same_settings,
@@ -48,6 +52,7 @@ def train(
     split_by: Labels | None = None,
     options: TableOptions | None = None,
     clock: Clock | None = None,
+    return_history: bool = False,
 ) -> Any:
     """Trains a flow on data, one JKO step after the other.
 
@@ -64,8 +69,9 @@ def train(
 
     Arguments:
         data: Rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the configuration's seed, equal
-            rows into the same part: an array, a tensor, nested lists, a Series or a data frame of pandas, whose columns
-            may be numbers, text, true or false, and dates. Or data that are prepared: a `Dataset`, whose columns are
+            rows into the same part: an array, a tensor, nested lists, a Series or a data frame (of pandas, polars or
+            what speaks Arrow), whose columns may be numbers, text, true or false, and dates. The last of several axes
+            (..., d) are the columns, the others are rows. Or data that are prepared: a `Dataset`, whose columns are
             taken as real numbers, or what `jkoflow.data.load_dataset` makes of a file.
         config: Settings.
         run_dir: Where to leave the model, its metrics, the history and, until the end, the state to resume from;
@@ -91,11 +97,17 @@ def train(
         options: What config.toml is to say about the data, if they are prepared.
         clock: A function that returns the seconds by which ``config.time_budget`` is measured, such as
             ``time.process_time``; elapsed real time if None.
+        return_history: Whether to return the history, too: a list of records, the oldest first, which are the lines of
+            the run's history.jsonl, those from before a resume included. Each is a plain dict with an ``"event"``:
+            ``"iteration"`` (loss and its terms), ``"validation"`` (loss and nll), ``"guard"``, ``"block"`` or
+            ``"round"``; and with the ``"round"`` and, but for that of a round, the ``"block"`` and the ``"iteration"``
+            that it is of. What is not finite is None.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated and its ``metrics``, in evaluation
         mode and with parameters that need no gradient, as `JKOFlow.load` returns it. If ``flow.converged`` is False, a
-        `ConvergenceWarning` tells what to do.
+        `ConvergenceWarning` tells what to do. Its samples come as the rows did: in a data frame of the same library if
+        ``data`` was one, and else in a tensor. With ``return_history``, a pair of the flow and the history.
 
     Raises:
         jkoflow.data.DataError: If the data cannot be used: NaN or inf, a constant column, fewer rows than a batch.
@@ -117,7 +129,11 @@ def train(
     """
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
         world = World(clock)
+        progress = Silent() if progress is None else progress
         if not isinstance(data, Dataset | TableData):
+            if len(axes := axes_of(data)) > 2:
+                rows = math.prod(axes[:-1])
+                progress.message(f"rows of shape {axes} are taken for {rows} rows of {axes[-1]} columns")
             data, told = rows_in_memory(data, config.seed, context, columns, missing, group, split_by)
             options = told if options is None else options
         elif context is not None or columns or missing != "refuse" or group is not None or split_by is not None:
@@ -125,9 +141,11 @@ def train(
                 "context must be None with a Dataset, which brings its own, see Dataset.condition_on; columns, "
                 "missing, group and split_by must be left out: it is prepared and split already"
             )
-        return _train(
-            data, config, world, run_dir, resume, Silent() if progress is None else progress, source, start, options
-        )
+        history: list[dict[str, Any]] | None = [] if return_history and run_dir is None else None
+        model = _train(data, config, world, run_dir, resume, progress, source, start, options, history)
+        if not return_history:
+            return model
+        return model, RunDirectory(run_dir).history() if run_dir is not None else history
 
 
 def _train(
@@ -140,21 +158,26 @@ def _train(
     source: str | None,
     start: Model | None,
     options: TableOptions | None,
+    history: list[dict[str, Any]] | None,
 ) -> Model:
     rows = data if isinstance(data, Dataset) else data.numbers
     config = config if isinstance(data, Dataset) else settings_for(data, config)
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = usable_device(config.device)
-    run, state = None, None
+    make = partial(_train_rows, data, rows, config, world, device, progress, start, begin, history)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
-    else:
-        run = RunDirectory(run_dir)
+        return make(None, None)
+    run, about, name = RunDirectory(run_dir), _about(data, options), rows.name if source is None else source
+    if not resume:
+        run.check_free("resume it", "choose another directory")
+    elif not run.holds_run():
+        raise RunError(f"{run.path} holds no run to resume; start one without resume")
+    with run.locked(progress):
+        state = None
         if resume:
-            if not run.holds_run():
-                raise RunError(f"{run.path} holds no run to resume; start one without resume")
             state = run.load_state()
             if state is not None:
                 check_same_data(state.fingerprint, rows, begin, run.path)
@@ -163,19 +186,35 @@ def _train(
                 return _finished_model(run, config, rows, begin, progress).to(device)
             else:
                 progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-            run.reopen(0 if state is None else state.history_bytes, describe())
+            run.reopen(state, config, name, describe(), about, progress)
         else:
-            run.create(config, rows.name if source is None else source, describe(), _about(data, options))
-    try:
-        complete = None
-        if isinstance(data, TableData):
-            masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
-            budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
-            complete = completed(data, masses, budget, progress.message)
-        return Trainer(rows, config, device, world, run, progress, begin, state, complete).run()
-    finally:
-        if run is not None:
+            run.create(config, name, describe(), about)
+        try:
+            return make(run, state)
+        finally:
             run.close()
+
+
+def _train_rows(
+    data: Dataset | TableData,
+    rows: Dataset,
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    progress: Progress,
+    start: Model | None,
+    begin: JKOFlow | None,
+    history: list[dict[str, Any]] | None,
+    run: RunDirectory | None,
+    state: RunState | None,
+) -> Model:
+    """Trains from the beginning, or from a state, with the files of the run open."""
+    complete = None
+    if isinstance(data, TableData):
+        masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
+        budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
+        complete = completed(data, masses, budget, progress.message)
+    return Trainer(rows, config, device, world, run, progress, begin, state, complete, history).run()
 
 
 def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:

@@ -15,6 +15,12 @@ from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
 from jkoflow.training.run_plan import FIRST_WIDTH
 
+MOST_UNITS = 2**16
+"""Largest width of a hidden layer."""
+
+MOST_COUNT, LARGEST = 2**63 - 1, 1e30
+"""Largest whole number, and largest finite number, that a setting may be: counters and float32 end beyond these."""
+
 DEFAULT_BLOCKS = 4
 """Largest number of blocks unless the settings name another."""
 
@@ -31,6 +37,7 @@ class Range(NamedTuple):
 AT_LEAST_ONE = Range("be at least 1", lambda value: value >= 1)
 POSITIVE = Range("be positive and finite", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Range("not be negative", lambda value: value >= 0)
+PARTS = Range("be from 1 to 1024", lambda value: 1 <= value <= 1024)
 BELOW_ONE = Range("be at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
@@ -134,9 +141,9 @@ class TrainConfig:
     jko_step_max: float = 5.0
     reparam_rounds: int = ranged(0, NOT_NEGATIVE)
     reparam_damping: float = ranged(0.5, Range("be greater than 0 and at most 1", lambda value: 0 < value <= 1))
-    refine: int = ranged(1, AT_LEAST_ONE)
+    refine: int = ranged(1, PARTS)
     finetune: float | None = ranged(None, BELOW_ONE)
-    divide: int | None = ranged(None, AT_LEAST_ONE)
+    divide: int | None = ranged(None, PARTS)
     movement_tolerance: float = ranged(0.01, NOT_NEGATIVE)
     gain_tolerance: float = ranged(0.002, Range("be a number", lambda value: not math.isnan(value)))
     batch_size: int = ranged(250, AT_LEAST_ONE)
@@ -177,8 +184,8 @@ class TrainConfig:
         parse_activation(self.activation)
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
-        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
-            raise ValueError(f"hidden must list one or more positive widths, got {self.hidden}")
+        if self.hidden is not None and not (self.hidden and 1 <= min(self.hidden) <= max(self.hidden) <= MOST_UNITS):
+            raise ValueError(f"hidden must list one or more widths from 1 to {MOST_UNITS}, got {self.hidden}")
         for name, least in (("jko_step_max", self.jko_step), ("max_num_steps", self.num_steps or 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -242,3 +249,7 @@ def _check_type(name: str, annotation: Any, value: Any) -> None:
     if not fits[annotation]:
         expected = "integers" if annotation.startswith("tuple") else annotation.removesuffix(" | None")
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if number:
+        most = MOST_COUNT if annotation.startswith("int") else LARGEST
+        if abs(value) > most and not math.isinf(value if isinstance(value, float) else 0.0):
+            raise ValueError(f"{name} must be at most {most:.3g} in size, got {str(value)[:40]}")

@@ -280,11 +280,11 @@ def compared_samples(
     generator = generator if rows.device.type == "cpu" else torch.Generator(rows.device).manual_seed(seed)
     if context is None:
         real = metrics.spread_rows(rows, limit)
-        drawn = flow.sample(len(real), generator=generator)
+        drawn = flow.rsample(len(real), generator=generator)
         return flow.standardized(real)[0], flow.standardized(drawn)[0]
     count = min(len(rows) // 2, limit)
     real, drawn_context = metrics.spread_rows(rows[::2], count), metrics.spread_rows(context[1::2], count)
-    drawn = flow.sample(count, drawn_context, generator=generator)
+    drawn = flow.rsample(count, drawn_context, generator=generator)
     contexts = (metrics.spread_rows(context[::2], count), drawn_context)
     real_context, drawn_context = (flow.standardized_context(c, count) for c in contexts)
     assert real_context is not None

@@ -99,7 +99,7 @@ def first_steps(scale: float) -> int:
         >>> [first_steps(scale) for scale in (1.3, 3.0, 20.0)]
         [2, 4, 6]
     """
-    return 2 * round(1 + math.log2(scale) / 2)
+    return max(1, 2 * round(1 + math.log2(scale) / 2))
 
 
 @torch.no_grad()
@@ -113,5 +113,5 @@ def sharpen(block: Block, scale: float) -> None:
         return
     layer = next(velocity.layers.children())
     assert isinstance(layer, torch.nn.Linear)
-    layer.weight[:, : velocity.dim + int(velocity.time)].mul_(scale)
-    layer.bias.mul_(scale)
+    layer.weight[:, : velocity.dim + int(velocity.time)].mul_(float(scale))
+    layer.bias.mul_(float(scale))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jkoflow.arrays import is_pandas
 from jkoflow.callers import warn_caller
 from jkoflow.data import DataError, Dataset, DataWarning
 from jkoflow.data.checks import check_unmasked
 from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
-from jkoflow.data.memory import as_table, check_paired
+from jkoflow.data.memory import as_table, axes_of, check_paired
 from jkoflow.data.readers.row_numbers import counts_rows, is_index
 from jkoflow.data.table import Column, Table
+from jkoflow.frames import is_frame, library_of
 
 Labels = str | Tensor | Column | list[Any]
 """Values of the rows to split by: the name of a column, or one value for each row."""
@@ -45,15 +45,18 @@ def rows_in_memory(
         check_unmasked(rows, table.features)
     table = _without_row_numbers(table, (*(columns or {}), *labels))
     context_names: tuple[str, ...] = ()
+    axes = axes_of(rows)[:-1]
     if context is not None:
+        context = _flat(context, axes)
         table, context_names = _joined(table, as_table(context, "context", texts=texts))
         if missing == "refuse":
             check_unmasked(context, context_names)
-    table, group_name = _with_labels(table, group, "group")
-    table, split_name = _with_labels(table, split_by, "split_by")
+    table, group_name = _with_labels(table, _flat(group, axes), "group")
+    table, split_name = _with_labels(table, _flat(split_by, axes), "split_by")
     options = TableOptions(context_names, columns or {}, missing, group_name, split_name)
-    # text has no tensor: samples of it are data frames, too
-    frames = is_pandas(rows) or any(values.dtype.kind in "OMb" for values in table.parts["all"])
+    frames = library_of(rows)
+    if frames is None and any(values.dtype.kind in "OMb" for values in table.parts["all"]):
+        frames = "pandas"  # text has no tensor
     return prepare(table, "data", seed, options, frames), options
 
 
@@ -91,11 +94,18 @@ def _joined(table: Table, context: Table) -> tuple[Table, tuple[str, ...]]:
     return Table({"all": [*table.parts["all"], *context.parts["all"]]}, (*table.features, *names)), names
 
 
-def _with_labels(table: Table, labels: Labels | None, name: str) -> tuple[Table, str | None]:
+def _flat(values: Any, axes: tuple[int, ...]) -> Any:
+    """Returns one value for each row without the axes, if several, that the rows are in; others as they are."""
+    if len(axes) < 2 or axes_of(values) != axes:
+        return values
+    return values.reshape(-1) if hasattr(values, "reshape") else np.asarray(values).reshape(-1)
+
+
+def _with_labels(table: Table, labels: Labels | Any, name: str) -> tuple[Table, str | None]:
     """Returns a table that has the labels as a column, and the column's name."""
     if labels is None or isinstance(labels, str):
         return table, labels
-    if is_pandas(labels):
+    if is_frame(labels):
         values = as_table(labels, name).parts["all"][0]
     else:
         values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)

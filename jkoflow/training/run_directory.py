@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +20,11 @@ from jkoflow.checkpoint import CheckpointError
 from jkoflow.data import Dataset
 from jkoflow.flow import MODEL_FILE
 from jkoflow.metrics import spread_numbers, spread_rows
+from jkoflow.restore import described
 from jkoflow.table_flow import Model, load
-from jkoflow.training import run_files, toml
+from jkoflow.training import run_files, run_lock, toml
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.progress import Progress
 from jkoflow.training.run_files import Preview, RunSettings
 from jkoflow.training.state import RunError, RunState
 
@@ -54,6 +59,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._history: io.BufferedWriter | None = None
+        self._digest = hashlib.sha256()
 
     def holds_run(self) -> bool:
         """Tells whether a training run has been started in this directory."""
@@ -86,6 +92,28 @@ class RunDirectory:
             ) from None
         raise RunError(f"{self.path} already holds a run; {resume}, or {another}")
 
+    @contextmanager
+    def locked(self, progress: Progress) -> Iterator[None]:
+        """Keeps all other processes from writing into the directory, which is made if it is not there.
+
+        What a killed process left half written is taken away.
+
+        Raises:
+            RunError: If another process writes into it already.
+            OSError: If the directory cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with run_lock.locked(self.path) as is_locked:
+                if not is_locked:
+                    progress.message(f"{self.path} cannot be locked: let no other process write into it")
+                for name in FILES:
+                    for left in self.path.glob(f".{name}.*{checkpoint.UNFINISHED}"):
+                        left.unlink(missing_ok=True)
+                yield
+        except run_lock.LockedError as error:
+            raise RunError(f"{self.path} is in use by {error}; wait for its end, or choose another directory") from None
+
     def create(
         self,
         config: TrainConfig,
@@ -102,37 +130,76 @@ class RunDirectory:
         self.check_free("resume it", "choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(self.path / CONFIG_FILE, config_toml(config, source, about))
-        self.reopen(0, environment)
+        self._write_json(ENVIRONMENT_FILE, environment)
+        self._open_history(b"")
 
-    def reopen(self, length: int, environment: Mapping[str, Any]) -> None:
-        """Opens the history of a killed run for writing, cut back to its length in bytes when the state was saved.
+    def reopen(
+        self,
+        state: RunState | None,
+        config: TrainConfig,
+        source: str,
+        environment: Mapping[str, Any],
+        about: Mapping[str, Any] | None,
+        progress: Progress,
+    ) -> None:
+        """Opens a killed run for writing, with its history as it was when the state was saved.
 
-        Raises:
-            RunError: If the history is shorter than that.
+        What of its files is damaged costs no training: it is mended as far as can be, and told. A damaged history is
+        kept beside a new one with the records that can be read.
+
+        Arguments:
+            state: The state to go on from; None to start from the beginning.
+            config: The run's settings.
+            source: Source of the data.
+            environment: Description of the environment, for a run that starts from the beginning.
+            about: What was said about the data.
+            progress: Receives the news.
         """
         path = self.path / HISTORY_FILE
-        found = path.stat().st_size if path.exists() else 0
-        if found < length:
-            raise RunError(
-                f"{path} has {found} bytes, fewer than the {length} of the saved state; it was changed from outside: "
-                "train into a new directory"
+        kept = path.read_bytes()[: state.history_bytes] if path.is_file() and state is not None else b""
+        if state is not None and not _is_history(kept, state):
+            beside = _free(path.with_name(f"{HISTORY_FILE}.damaged"))
+            if path.exists():
+                path.rename(beside)
+            records = run_files.readable_records(kept)
+            kept = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+            progress.message(
+                f"{path} was damaged: {len(records)} of its records go on; what there was is kept as {beside.name}"
             )
-        self._history = path.open("ab")
-        self._history.truncate(length)
-        if length == 0:  # a run that goes on keeps the environment that it began in
+        for name, read, content in (
+            (CONFIG_FILE, self.settings, lambda: config_toml(config, source, about)),
+            (ENVIRONMENT_FILE, self.environment, lambda: _json(environment)),
+        ):
+            try:
+                read()
+            except CheckpointError as error:
+                checkpoint.write_atomically(self.path / name, content())
+                progress.message(f"{str(error).partition(';')[0]}; it is written anew")
+        if state is None:  # a run that goes on keeps the environment that it began in
             self._write_json(ENVIRONMENT_FILE, environment)
+        self._open_history(kept)
+
+    def _open_history(self, kept: bytes) -> None:
+        path = self.path / HISTORY_FILE
+        if not path.is_file() or path.read_bytes()[: len(kept)] != kept:
+            checkpoint.write_atomically(path, kept)
+        self._digest = hashlib.sha256(kept)
+        self._history = path.open("ab")
+        self._history.truncate(len(kept))
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Adds one line to the history."""
         assert self._history is not None
-        self._history.write(json.dumps(checkpoint.finite(event)).encode() + b"\n")
+        line = json.dumps(checkpoint.finite(event)).encode() + b"\n"
+        self._history.write(line)
+        self._digest.update(line)
 
-    def flush(self) -> int:
-        """Flushes the history to the disk; returns its length in bytes."""
+    def flush(self) -> tuple[int, str]:
+        """Flushes the history to the disk; returns its length in bytes and its digest."""
         assert self._history is not None
         self._history.flush()
         os.fsync(self._history.fileno())
-        return self._history.tell()
+        return self._history.tell(), self._digest.hexdigest()
 
     def close(self) -> None:
         """Closes the history."""
@@ -154,10 +221,8 @@ class RunDirectory:
         if not path.exists():
             return None
         tensors, description = checkpoint.load(path, STATE_KIND)
-        try:
+        with described(path, "a training state"):
             return RunState.from_description(description, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not describe a training state: {error}") from error
 
     def finish(
         self,
@@ -240,6 +305,8 @@ class RunDirectory:
 
     def _existing(self, name: str) -> Path:
         path = self.path / name
+        if not path.is_file() and self.is_finished():
+            raise CheckpointError(f"{path}: no such file, though the run has ended; restore it, or train the run again")
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: no such file, the run has not ended; resume it with: "
@@ -257,7 +324,26 @@ class RunDirectory:
             raise CheckpointError(f"{path} is damaged: {error}; restore it, or train the run again") from error
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        checkpoint.write_atomically(self.path / name, json.dumps(checkpoint.finite(content), indent=2).encode() + b"\n")
+        checkpoint.write_atomically(self.path / name, _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(checkpoint.finite(content), indent=2).encode() + b"\n"
+
+
+def _is_history(content: bytes, state: RunState) -> bool:
+    """Tells whether a history is what it was when a state was saved; version 0.1 kept no digest, but a length."""
+    if len(content) != state.history_bytes:
+        return False
+    if state.history_digest:
+        return hashlib.sha256(content).hexdigest() == state.history_digest
+    return len(run_files.readable_records(content)) == len(content.splitlines())
+
+
+def _free(path: Path) -> Path:
+    """Returns a path, or the same with a number behind it, at which there is nothing yet."""
+    numbered = (path.with_name(f"{path.name}{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not place.exists())
 
 
 def _spread(values: NDArray[Any]) -> NDArray[Any]:

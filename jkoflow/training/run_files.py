@@ -5,6 +5,7 @@ Every function raises ValueError or TypeError if the content is not what a run w
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tomllib
@@ -19,6 +20,7 @@ from torch import Tensor
 from jkoflow.data.columns.options import NAMES, TableOptions
 from jkoflow.former_names import of_earlier_run
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.shapes import check_metrics, check_record
 
 COUNTS = ("eval_num_steps", "blocks", "guard_events", "dim", "n_train", "seed")
 """Metrics of every run that are whole numbers."""
@@ -31,8 +33,6 @@ MEASURES = (
     "train_seconds",
 )
 """Metrics of every run that are numbers, or None if a number was not finite."""
-
-_ROUND = {"round", "kind", "blocks", "step_sizes", "movements", "movement_spread", "val_nll", "kept", "seconds"}
 
 # Fields without which a record of the history cannot be placed.
 _PLACE = {
@@ -105,29 +105,43 @@ def parse_metrics(content: bytes) -> dict[str, Any]:
     moved = metrics["movements"]
     if not isinstance(moved, list) or not all(isinstance(value, (int, float)) for value in moved):
         raise ValueError(f"movements must be a list of numbers, got {moved!r}")
-    rounds = metrics.get("rounds", [])
-    if not isinstance(rounds, list) or not all(isinstance(r, dict) and r.keys() >= _ROUND for r in rounds):
-        raise ValueError(f"rounds must be a list of records with {', '.join(sorted(_ROUND))}, got {rounds!r}")
+    check_metrics(metrics)
     return metrics
 
 
 def parse_history(content: bytes) -> list[dict[str, Any]]:
     """Reads the records of history.jsonl, each with its event and, if it has one, its place in the run."""
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(content.decode().splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not JSON ({error})") from error
-        if not isinstance(record, dict) or "event" not in record:
-            raise ValueError(f"line {number} is not a record of an event")
-        for name in _PLACE.get(record["event"], ()):
-            if not isinstance(record.get(name), int):
-                raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
-        records.append(record)
+    records = [_record(number, line) for number, line in enumerate(content.decode().splitlines(), 1)]
     if not records:
         raise ValueError("it is empty")
     return records
+
+
+def readable_records(content: bytes) -> list[dict[str, Any]]:
+    """Returns those records of a history that can be read."""
+    records = []
+    for number, line in enumerate(content.splitlines(), 1):
+        with contextlib.suppress(ValueError, RecursionError):
+            records.append(_record(number, line.decode()))
+    return records
+
+
+def _record(number: int, line: str) -> dict[str, Any]:
+    """Reads one line of a history."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise ValueError(f"line {number} is not a record of an event")
+    for name in _PLACE.get(record["event"], ()):
+        if not isinstance(record.get(name), int):
+            raise ValueError(f"line {number} must have a whole number {name}, got {record.get(name)!r}")
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    return record
 
 
 def parse_preview(content: bytes) -> Preview:

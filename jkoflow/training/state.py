@@ -8,9 +8,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from jkoflow.block import Block
@@ -18,8 +20,11 @@ from jkoflow.data import Dataset
 from jkoflow.errors import UserError
 from jkoflow.flow import JKOFlow
 from jkoflow.former_names import of_earlier_run
+from jkoflow.restore import restored
+from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.optimizer import OptimizerState
+from jkoflow.training.optimizer.flat import padded
 from jkoflow.training.run_plan import FIRST_WIDTH
 
 RELAX_AFTER = 100
@@ -98,6 +103,8 @@ class RunState:
     """Seconds spent so far."""
     history_bytes: int
     """Length of the history when the state was saved."""
+    history_digest: str
+    """Digest of the history then; empty if an earlier version saved the state."""
     guard_events: int
     rounds: list[dict[str, Any]]
     """Records, in the history, of the rounds that have ended."""
@@ -135,6 +142,7 @@ class RunState:
             "fingerprint": self.fingerprint,
             "elapsed": self.elapsed,
             "history_bytes": self.history_bytes,
+            "history_digest": self.history_digest,
             "guard_events": self.guard_events,
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
@@ -181,6 +189,8 @@ class RunState:
             KeyError, TypeError, ValueError, RuntimeError: If something is missing, superfluous or does not fit.
         """
         rest = {name: value for name, value in description.items() if name != "first_nll"}  # of version 0.1
+        rest.setdefault("history_digest", "")  # nor had that
+        _check_kinds(cls, rest)
         accepted = _load_blocks("accepted", rest.pop("accepted"), tensors)
         blocks = _load_blocks("blocks", rest.pop("blocks"), tensors)
         fit = None if (fit := rest.pop("fit")) is None else _fit_state(fit, tensors)
@@ -242,21 +252,66 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
     return digest.hexdigest()
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "int | None": (int, type(None)),
+    "dict[str, Any]": (dict,),
+    "dict[str, Any] | None": (dict, type(None)),
+    "list[dict[str, Any]]": (list,),
+}
+"""What JSON has for the types of the state's fields."""
+
+
+def _check_kinds(state: type, values: Mapping[str, Any]) -> None:
+    """Refuses values of another type than the fields of a class have, and negative counts and times.
+
+    Raises:
+        ValueError: If there is one; the message names the field.
+    """
+    for field in dataclasses.fields(state):
+        kinds = _KINDS.get(str(field.type))
+        if kinds is None or field.name not in values:
+            continue
+        value = values[field.name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{field.name} must be {field.type}, got {value!r}")
+        if isinstance(value, int | float) and field.name != "best_loss" and not value >= 0:
+            raise ValueError(f"{field.name} must not be negative, got {value!r}")
+
+
 def _load_blocks(chain: str, descriptions: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> list[Block]:
-    blocks = [Block.from_description(description).float() for description in descriptions]
-    for index, block in enumerate(blocks):
-        block.load_state_dict({name: tensors[f"{chain}.{index}.{name}"] for name in block.state_dict()})
+    blocks = []
+    for index, description in enumerate(descriptions):
+        prefix = f"{chain}.{index}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        blocks.append(restored(partial(_block_of, description), own))
     return blocks
+
+
+def _block_of(description: dict[str, Any]) -> Block:
+    return Block.from_description(description).float()
 
 
 def _fit_state(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FitState:
     counters: dict[str, Any] = {k: math.inf if v is None else v for k, v in description["counters"].items()}
     if "steps_halved" in counters:  # of version 0.1
         counters["steps_lowered"] = counters.pop("steps_halved")
+    if not counters:
+        raise ValueError("fit.counters must have the counts of the fit, got none")
+    _check_kinds(FitCounters, counters)
     states: list[OptimizerState] = []
     for moment, updates in zip(("now", "good"), description["updates"], strict=True):
         prefix = f"fit.{moment}."
         memory = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         states.append(OptimizerState(memory.pop("parameters"), memory, updates))
     now, good = states
+    with torch.device("meta"):  # its tensors are those of the optimiser
+        module = (Chain.from_description if "blocks" in description["block"] else _block_of)(description["block"])
+    count = sum(padded(parameter.numel()) for parameter in module.parameters())
+    for name, numbers in (("now", now.parameters), ("good", good.parameters), ("best", tensors["fit.best"])):
+        if numbers.shape != (count,) or not bool(numbers.isfinite().all()):
+            raise ValueError(f"fit.{name} must hold {count} finite parameters, got the shape {tuple(numbers.shape)}")
     return FitState(description["block"], FitCounters(**counters), now, good, tensors["fit.best"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jkoflow.callers import warn_caller
+from jkoflow.checkpoint import finite
 from jkoflow.data import Dataset
 from jkoflow.data.checks import own_names
 from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
@@ -21,6 +23,7 @@ from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
+from jkoflow.training.interruption import Interruption
 from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE
 from jkoflow.training.progress import Progress
 from jkoflow.training.pushed import PushedSamples, carry_rows
@@ -52,6 +55,7 @@ class Trainer:
         state: State of the run to resume; a new run begins if None.
         complete: Function that makes the model, its results and the test columns of a table of the best flow and its
             results; the flow itself is the model if None.
+        history: List that the records of a history are added to, beside those in the directory; None for none.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Trainer:
         start: JKOFlow | None = None,
         state: RunState | None = None,
         complete: Complete | None = None,
+        history: list[dict[str, Any]] | None = None,
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if directory is not None else ""
@@ -88,23 +93,26 @@ class Trainer:
         self._entered: PushedSamples | None = None  # kept for the next round
         self._rows_of_best: Tensor | None = None
         self._state = state
-        self._complete = complete
+        self._complete, self._history = complete, history
         if state is not None:
             self._restore(state, device)
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
+        self._interruption = Interruption()
 
     def run(self) -> Model:
         """Trains the rounds that are left, evaluates the best flow and returns the model."""
-        while (kind := self._next_kind()) is not None:
-            self._round = self._begin_round(kind)
-            errors = self._round.train()
-            self._plan = self._round.plan
-            self._end_round(self._round, errors)
-            self._round = None
-            self._save(None)
-        return self._finish()
+        with self._interruption if self.directory is not None else nullcontext():
+            while (kind := self._next_kind()) is not None:
+                self._round = self._begin_round(kind)
+                errors = self._round.train()
+                self._plan = self._round.plan
+                self._end_round(self._round, errors)
+                self._round = None
+                self._save(None)
+                self._interruption.end_if_asked()
+            return self._finish()
 
     def _treat(self, data: Dataset) -> Treatments:
         """Chooses the treatments of the columns of a new run, and tells of values far out."""
@@ -212,6 +220,7 @@ class Trainer:
         }
         if not self.data.prepared:
             flow.features, flow.context_features = own_names(self.data.features), own_names(self.data.context_features)
+            flow.frames = self.data.frames
         model: Model = flow
         columns: Mapping[str, NDArray[Any]] | None = None
         if self._complete is not None:
@@ -238,13 +247,22 @@ class Trainer:
     def _record(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "guard":
             self.guard_events += 1
+        record = {"event": event["event"], "round": len(self.rounds), **event}
         if self.directory is not None:
-            self.directory.record({"event": event["event"], "round": len(self.rounds), **event})
+            self.directory.record(record)
+        if self._history is not None:
+            self._history.append(finite(record))
 
     def _save_if_due(self, fit: Fit | None) -> None:
-        """Saves the state: always between two fits, and within a fit if the last save is long ago."""
-        if fit is None or self.world.elapsed() - self._saved >= self.config.save_seconds:
+        """Saves the state: always between two fits, and within a fit if the last save is long ago, or a signal ends it.
+
+        Raises:
+            jkoflow.training.interruption.Interrupted: If a signal has asked for the end of the run.
+        """
+        asked = self._interruption.asked is not None
+        if fit is None or asked or self.world.elapsed() - self._saved >= self.config.save_seconds:
             self._save(fit)
+        self._interruption.end_if_asked()
 
     def _save(self, fit: Fit | None) -> None:
         self._saved = self.world.elapsed()
@@ -252,11 +270,13 @@ class Trainer:
             return
         trainer = self._round
         plan = self._plan if trainer is None else trainer.plan
+        history_bytes, history_digest = self.directory.flush()
         state = RunState(
             settings=self.config.to_mapping(),
             fingerprint=self._fingerprint,
             elapsed=self.world.elapsed(),
-            history_bytes=self.directory.flush(),
+            history_bytes=history_bytes,
+            history_digest=history_digest,
             guard_events=self.guard_events,
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jkoflow.velocity.field import MLPField
+from jkoflow.velocity.field import MLPField, stacked
 
 
 class Velocity(nn.Module, ABC):
@@ -76,6 +76,18 @@ class Velocity(nn.Module, ABC):
             ValueError: If the velocity has been changed since it was built.
         """
         return None
+
+    def fields_at(self, times: Tensor) -> MLPField | None:
+        """Returns the weights at several times (N,) at once: those of `field_at`, with a leading axis of N.
+
+        An integration asks for the weights of all its stages together, so that a velocity that makes them in one call
+        saves time by a method of its own.
+
+        Raises:
+            ValueError: If the velocity has been changed since it was built.
+        """
+        fields = [field for field in map(self.field_at, times) if field is not None]
+        return stacked(fields) if len(fields) == len(times) else None
 
     def unfused(self) -> str | None:
         """Says why `field` returns None, so that the velocity runs through its `forward`; None if there is a field."""

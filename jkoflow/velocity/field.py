@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -96,7 +96,7 @@ class MLPField(NamedTuple):
     @property
     def hidden(self) -> tuple[int, ...]:
         """Returns the widths of the hidden layers."""
-        return tuple(w.shape[0] for w in self.weights[:-1])
+        return tuple(w.shape[-2] for w in self.weights[:-1])
 
     @property
     def inputs(self) -> int:
@@ -107,3 +107,17 @@ class MLPField(NamedTuple):
     def gated_output(self) -> bool:
         """Tells whether the last layer has a gate, so that the divergence has no closed form."""
         return self.modulation is not None and self.modulation.gates[-1] is not None
+
+
+def stacked(fields: Sequence[MLPField]) -> MLPField:
+    """Returns fields of the same sizes as one, whose weights, biases and linear terms have a leading axis.
+
+    Raises:
+        ValueError: If there are none, or they have a modulation.
+    """
+    if not fields or any(field.modulation is not None for field in fields):
+        raise ValueError(f"fields must be one or more without a modulation, got {len(fields)}")
+    weights = tuple(map(torch.stack, zip(*(field.weights for field in fields), strict=True)))
+    biases = tuple(map(torch.stack, zip(*(field.biases for field in fields), strict=True)))
+    linear = [field.linear for field in fields if field.linear is not None]
+    return fields[0]._replace(weights=weights, biases=biases, linear=torch.stack(linear) if linear else None)

@@ -128,10 +128,24 @@ class HyperMLP(Velocity):
         Raises:
             ValueError: If the activation is none.
         """
+        return self._fields_at(t, ())
+
+    def fields_at(self, times: Tensor) -> MLPField | None:
+        """Returns the weights at times (N,) with a leading axis of N, made in one call; None as `field_at`.
+
+        Raises:
+            ValueError: If the activation is none.
+        """
+        if type(self).field_at is not HyperMLP.field_at:
+            return super().fields_at(times)  # what a subclass has made of them
+        return self._fields_at(times, (-1,))
+
+    def _fields_at(self, t: float | Tensor, shape: tuple[int, ...]) -> MLPField | None:
+        """Returns the weights at times of a shape."""
         if altered_velocity(self, type(self)._DEFINED) is not None:
             return None
         like = next(self.parameters())
-        weights, biases = self._parameters_at(torch.as_tensor(t, dtype=like.dtype, device=like.device).reshape(()))
+        weights, biases = self._parameters_at(torch.as_tensor(t, dtype=like.dtype, device=like.device).reshape(shape))
         activation = read_activation(self.activation)
         return MLPField(self.dim, self.context_dim, False, activation, tuple(weights), tuple(biases), None)
 
@@ -144,7 +158,7 @@ class HyperMLP(Velocity):
             first, last, gate, bias = self.hypers[0](t).split(sizes, dim=-1)
             first = first.unflatten(-1, (units, inputs))
             last = (last * torch.sigmoid(gate) / units).unflatten(-1, (units, self.dim)).transpose(-1, -2)
-            return [first, last], [bias, t.new_zeros(self.dim)]
+            return [first, last], [bias, t.new_zeros((*t.shape[:-1], self.dim))]
         weights, biases = [], []
         for hyper, (inputs, outputs) in zip(
             self.hypers, itertools.pairwise((self.dim + self.context_dim, *self.hidden, self.dim)), strict=True

@@ -167,6 +167,68 @@ Tensors<double> adaptive_backward_as(const CpuKernels* kernels, const Case& c, c
   return call.results();
 }
 
+template <class Real>
+Tensors<double> stagewise_as(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                             const StepOptions& how, const Options& options) {
+  Call<Real> call(c, in, options);
+  StagewiseStep step;
+  step.dt = c.t1 - c.t0;
+  step.stages = how.stages;
+  step.start_known = how.start_known;
+  step.start = {call.input("x"), call.input("x_rest"), call.input("start logdet"), call.input("logdet_rest")};
+  step.end = {call.output("x_end", c.batch * c.dim), call.output("x_end_rest", c.batch * c.dim),
+              call.output("logdet", c.batch), call.output("logdet_end_rest", c.batch)};
+  Real* velocity = call.output("velocity", how.stages * c.batch * c.dim);
+  Real* divergence = call.output("divergence", how.stages * c.batch);
+  if (how.start_known) {
+    for (int64_t i = 0; i < c.batch * c.dim; ++i) velocity[i] = static_cast<Real>(in.at("start velocity")[i]);
+    for (int64_t i = 0; i < c.batch; ++i) divergence[i] = static_cast<Real>(in.at("start divergence")[i]);
+  }
+  step.velocity = velocity;
+  step.divergence = divergence;
+  Adaptive adaptive;
+  if (how.stages == tableau(c.method).stages && tableau(c.method).b[how.stages - 1] == 0) {
+    adaptive = embedded(c.method);
+    adaptive.rtol = c.rtol;
+    adaptive.atol = c.atol;
+    step.errors = call.template output<double>("errors", c.batch);
+  }
+  if (kernels == nullptr) {
+    cpu::stagewise(call.problem, step, adaptive);
+  } else {
+    const StagewiseKernels& k = cpu::stagewise_kernels(*kernels);
+    call.with_memory(k.forward_bytes(call.problem, step),
+                     [&](char* memory) { k.forward(call.problem, step, adaptive, memory); });
+  }
+  return call.results();
+}
+
+template <class Real>
+Tensors<double> stagewise_backward_as(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                                      const StepOptions& how, const Options& options) {
+  Call<Real> call(c, in, options);
+  StagewiseStep step;
+  step.dt = c.t1 - c.t0;
+  step.stages = how.stages;
+  step.start.x = call.input("x");
+  step.velocity = call.input("bar velocity");
+  step.divergence = call.input("bar divergence");
+  call.adjoint.x_end = call.input("bar x_end");
+  call.adjoint.logdet = call.input("bar logdet");
+  call.want_gradients();
+  if (call.adjoint.context != nullptr) {  // to which the kernels add
+    std::memset(call.adjoint.context, 0, sizeof(Real) * static_cast<size_t>(c.batch * c.context_dim));
+  }
+  if (kernels == nullptr) {
+    cpu::stagewise_backward(call.problem, step, call.adjoint);
+  } else {
+    const StagewiseKernels& k = cpu::stagewise_kernels(*kernels);
+    call.with_memory(k.backward_bytes(call.problem, step),
+                     [&](char* memory) { k.backward(call.problem, step, call.adjoint, memory); });
+  }
+  return call.results();
+}
+
 }  // namespace
 
 Tensors<double> forward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const Options& options) {
@@ -201,6 +263,18 @@ Tensors<double> adaptive_backward(const CpuKernels* kernels, const Case& c, cons
                                   const Options& options) {
   return c.float64 ? adaptive_backward_as<double>(kernels, c, in, options)
                    : adaptive_backward_as<float>(kernels, c, in, options);
+}
+
+Tensors<double> stagewise(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const StepOptions& step,
+                          const Options& options) {
+  return c.float64 ? stagewise_as<double>(kernels, c, in, step, options)
+                   : stagewise_as<float>(kernels, c, in, step, options);
+}
+
+Tensors<double> stagewise_backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                                   const StepOptions& step, const Options& options) {
+  return c.float64 ? stagewise_backward_as<double>(kernels, c, in, step, options)
+                   : stagewise_backward_as<float>(kernels, c, in, step, options);
 }
 
 }  // namespace jkoflow::test

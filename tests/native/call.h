@@ -37,4 +37,17 @@ Tensors<double> adaptive(const CpuKernels* kernels, const Case& c, const Tensors
 Tensors<double> adaptive_backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
                                   const Options& options);
 
+// One step whose stages have networks of their own: the tensors weight0, bias0, ... and their gradients hold those of
+// all stages, one after the other; the bounds of the interval are those of the step. Besides x_end and logdet the
+// values are their rests, the slopes "velocity" and "divergence" of all stages, which are also read if `start_known`,
+// and "errors" with an embedded method. The gradients read "bar velocity" and "bar divergence", too.
+struct StepOptions {
+  int stages = 0;
+  bool start_known = false;
+};
+Tensors<double> stagewise(const CpuKernels* kernels, const Case& c, const Tensors<double>& in, const StepOptions& step,
+                          const Options& options);
+Tensors<double> stagewise_backward(const CpuKernels* kernels, const Case& c, const Tensors<double>& in,
+                                   const StepOptions& step, const Options& options);
+
 }  // namespace jkoflow::test

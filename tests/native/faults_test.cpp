@@ -94,6 +94,27 @@ std::vector<Entry> entries(const CpuKernels* kernels, const Case& c) {
   Case lone = rows;
   lone.threads = 1;  // a process with OpenMP's threads cannot be forked
   for (const auto& [name, values] : adaptive(kernels, lone, in, {})) recorded[name] = values;
+  // A step of the same network at both stages: none of these reads t, or has a linear term.
+  Case own = c;
+  own.time = own.linear = false;
+  Tensors<double> stages = random_inputs(own);
+  for (auto& [name, values] : stages) {
+    if (name.rfind("weight", 0) != 0 && name.rfind("bias", 0) != 0) continue;
+    const std::vector<double> once = values;
+    values.insert(values.end(), once.begin(), once.end());
+  }
+  for (const char* name : {"x_rest", "x"}) stages[name] = random_inputs(own).at("x");
+  for (const char* name : {"start logdet", "logdet_rest"}) stages[name] = stages.at("bar logdet");
+  std::vector<std::string> networks, gradients_of_networks = {"grad x"};
+  if (c.divergence == Divergence::kHutchinson) networks.emplace_back("noise");
+  for (const std::string& name : differentiable(own)) {
+    if (name != "x") networks.push_back(name);
+    if (name != "x" && name != "context") gradients_of_networks.push_back("grad " + name);
+  }
+  const auto and_networks = [&](std::vector<std::string> names) {
+    names.insert(names.end(), networks.begin(), networks.end());
+    return names;
+  };
   std::vector<std::string> parameters, gradients, gradients_of_evaluation = {"grad times"};
   if (c.divergence == Divergence::kHutchinson) parameters.emplace_back("noise");
   for (const std::string& name : differentiable(c)) {
@@ -120,7 +141,13 @@ std::vector<Entry> entries(const CpuKernels* kernels, const Case& c) {
        [=](const Options& o) { adaptive(kernels, rows, in, o); }},
       {"adjoint of the steps",
        with({"last_step", "records", "output_times", "bar x_end", "bar logdet", "bar x_outputs", "bar logdet_outputs"}),
-       gradients, [=](const Options& o) { adaptive_backward(kernels, rows, recorded, o); }}};
+       gradients, [=](const Options& o) { adaptive_backward(kernels, rows, recorded, o); }},
+      {"step by stages",
+       and_networks({"x", "x_rest", "start logdet", "logdet_rest"}),
+       {"x_end", "x_end_rest", "logdet", "logdet_end_rest", "velocity", "divergence"},
+       [=](const Options& o) { stagewise(kernels, own, stages, {2, false}, o); }},
+      {"adjoint of the step by stages", and_networks({"x", "bar x_end", "bar logdet"}), gradients_of_networks,
+       [=](const Options& o) { stagewise_backward(kernels, own, stages, {2, false}, o); }}};
 }
 
 // All that the kernels can read and write. The three ways of the divergence have memory of their own.

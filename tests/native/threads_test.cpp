@@ -12,7 +12,7 @@ constexpr int kCallers = 4;
 struct Work {
   Case c;
   Tensors<double> in;
-  Tensors<double> forward, backward, loss, steps, steps_back, evaluation;  // what a lone caller gets
+  Tensors<double> forward, backward, loss, steps, steps_back, evaluation, by_stages;  // what a lone caller gets
 };
 
 std::vector<Work> all_work() {
@@ -52,6 +52,13 @@ void call(Work& work) {
   work.evaluation = evaluate(nullptr, rows, work.in, {});
   const Tensors<double> gradients = evaluate_backward(nullptr, rows, work.in, {});
   for (const auto& [name, gradient] : gradients) work.evaluation[name] = gradient;
+  Case one = work.c;  // a step of one stage, whose network reads no t
+  one.method = "euler";
+  one.time = one.linear = false;
+  work.by_stages = stagewise(nullptr, one, random_inputs(one), {1, false}, {});
+  for (const auto& [name, gradient] : stagewise_backward(nullptr, one, random_inputs(one), {1, false}, {})) {
+    work.by_stages[name] = gradient;
+  }
 }
 
 void expect_same_from_all(const std::string& what, const std::vector<Work>& list,
@@ -64,6 +71,7 @@ void expect_same_from_all(const std::string& what, const std::vector<Work>& list
       expect_close(what + ", steps of " + list[i].c.text(), of_caller[i].steps, list[i].steps, 0);
       expect_close(what + ", adjoint of steps of " + list[i].c.text(), of_caller[i].steps_back, list[i].steps_back, 0);
       expect_close(what + ", evaluation of " + list[i].c.text(), of_caller[i].evaluation, list[i].evaluation, 0);
+      expect_close(what + ", step by stages of " + list[i].c.text(), of_caller[i].by_stages, list[i].by_stages, 0);
     }
   }
 }

@@ -1,8 +1,6 @@
-"""jkoflow on a user's case: its own adaptive steps, or its right-hand side in torchdiffeq's solver."""
+"""jkoflow on a user's case, with its own adaptive steps."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +8,7 @@ from torch import Tensor
 from jkoflow.bench.adaptive.cases import UserCase
 from jkoflow.bench.adaptive.solver import TorchSolver
 from jkoflow.bench.case import Solution
-from jkoflow.data import require
-from jkoflow.ops import Backend, UnsupportedError, integrate, velocity_and_divergence
-from jkoflow.velocity import HyperMLP
+from jkoflow.ops import Backend, UnsupportedError, integrate
 
 METHOD = "dopri5"
 """The method that is compared with others, who have no other in common."""
@@ -25,13 +21,7 @@ MOST = 100_000
 
 
 def ours(case: UserCase, factor: float, method: str = METHOD) -> TorchSolver:
-    """Builds our solver of a case at its tolerances times a factor.
-
-    A velocity whose whole matrices depend on time has one time for all rows, which our adaptive steps do not: it is
-    folded to a plain MLP at every evaluation of torchdiffeq's solver.
-    """
-    if isinstance(case.velocity, HyperMLP):
-        return _RightHandSide(case, factor)
+    """Builds our solver of a case at its tolerances times a factor."""
     return _Integrated(case, factor, method)
 
 
@@ -76,33 +66,3 @@ class _Integrated(TorchSolver):
         counts = torch.as_tensor(found.evaluations, dtype=torch.float64)
         self.evaluations = float(counts.mean())
         return Solution(found.x, found.logdet)
-
-
-class _RightHandSide(TorchSolver):
-    """torchdiffeq's solver over our right-hand side."""
-
-    note = "jkoflow.velocity_and_divergence, on weights folded at every time, in torchdiffeq's solver"
-
-    def __init__(self, case: UserCase, factor: float) -> None:
-        super().__init__(case)
-        self._odeint: Any = require("torchdiffeq", "the case cnf.py", "bench").odeint
-        self._tolerances = {"rtol": factor * case.rtol, "atol": factor * case.atol}
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Returns the parameters of the velocity."""
-        return list(self.case.velocity.parameters())
-
-    def solve(self, x: Tensor) -> Solution:
-        """Solves a batch x (B, d), with gradients."""
-        count = 0
-
-        def rhs(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            nonlocal count
-            count += 1
-            return velocity_and_divergence(self.case.velocity, state[0], t, backend="cpu")
-
-        interval = x.new_tensor(self.case.interval)
-        path, logdet = self._odeint(rhs, (x, x.new_zeros(len(x))), interval, method="dopri5", **self._tolerances)
-        self.evaluations = count
-        return Solution(path[-1], logdet[-1])

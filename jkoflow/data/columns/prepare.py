@@ -48,8 +48,9 @@ class TableData:
         columns: The user's columns of the three parts, by name.
         states: States of the parts, each with shape (N, k), without copies.
         conditions: Conditions of the parts, each with shape (N, c), without copies.
-        frames: Whether the rows came as a file or a DataFrame, and samples go as one.
-        dtype: Type of the tensors of samples otherwise.
+        frames: Library of the data frames that samples are, as the rows were, one of `jkoflow.frames.LIBRARIES`; None
+            for tensors.
+        dtype: Type of the tensors of samples.
     """
 
     numbers: Dataset
@@ -58,7 +59,7 @@ class TableData:
     columns: Mapping[str, Columns]
     states: Mapping[str, NDArray[np.int64]]
     conditions: Mapping[str, Floats]
-    frames: bool
+    frames: str | None
     dtype: torch.dtype
 
     @property
@@ -67,7 +68,7 @@ class TableData:
         return self.numbers.name
 
 
-def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: bool) -> Dataset | TableData:
+def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: str | None) -> Dataset | TableData:
     """Prepares a table for training.
 
     Arguments:
@@ -75,7 +76,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
         name: Name of the data in reports.
         seed: Seed of the split and of the noise.
         options: What the user says about the table.
-        frames: Whether samples are to be DataFrames.
+        frames: Library of the data frames that samples are to be, one of `jkoflow.frames.LIBRARIES`; None for tensors.
 
     Returns:
         A `Dataset` if all columns are real numbers that need no translation, else a `TableData`.
@@ -107,7 +108,7 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: b
         if values[plan.name].dtype.kind == "f" and values[plan.name].dtype.itemsize <= 4:
             warn_about_digits(values[plan.name][~missing(values[plan.name])], label_of(table, plan.name))
     if not dependences and all(_is_plain(plan, values[plan.name]) for plan in plans):
-        return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split)
+        return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split, frames)
     _tell([plan for plan in plans if _is_doubtful(plan, values[plan.name]) and plan.name not in overrides], table)
     if table.is_split:
         warn_about_shared_rows(
@@ -135,7 +136,12 @@ def _check_rows(table: Table) -> None:
 
 
 def encode_table(
-    name: str, schema: Schema, plans: tuple[ColumnPlan, ...], columns: Mapping[str, Columns], seed: int, frames: bool
+    name: str,
+    schema: Schema,
+    plans: tuple[ColumnPlan, ...],
+    columns: Mapping[str, Columns],
+    seed: int,
+    frames: str | None,
 ) -> TableData:
     """Translates the columns of the three parts with seeded noise; the training rows several times if they are few."""
     states, conditions, tensors = {}, {}, {}
@@ -266,6 +272,7 @@ def _plain_dataset(
     parts: Mapping[str, NDArray[np.int64]],
     overrides: Mapping[str, Override],
     compared: bool,
+    frames: str | None,
 ) -> Dataset:
     arrays: dict[str, Any] = {}
     for suffix, chosen in (("", own), ("_context", context)):
@@ -279,6 +286,7 @@ def _plain_dataset(
         context_features=context_features,
         links=_told_links(own, overrides),
         context_links=_told_links(context, overrides),
+        frames=frames,
         warned=True,
         _compared=compared,
         **arrays,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.optional import require
 from jkoflow.data.readers.damage import reading
-from jkoflow.data.readers.frames import arrow_series, frame_table
+from jkoflow.data.readers.frames import frame_table
 from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.readers.packed import check_announced
 from jkoflow.data.table import Table
+from jkoflow.frames import arrow_series
+from jkoflow.optional import require
 
 
 def read_parquet(path: Path, options: ReadOptions, notes: list[str]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jkoflow.data.optional import require
+from jkoflow.optional import require
 
 DATE = (
     r"([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.]([0-9]{4}|[0-9]{2})|"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jkoflow.data.checks import DataError, default_features
-from jkoflow.data.optional import require
 from jkoflow.data.readers.cells import MISSING, is_number, values_of
 from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.frames import different, frame_table
@@ -19,6 +18,7 @@ from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.readers.text import EncodingError, Lines, encoding_of
 from jkoflow.data.table import Table
+from jkoflow.optional import require
 
 COMMENTS = ("#", "%", "//", ";")
 """Marks at the start of a line that is a comment."""

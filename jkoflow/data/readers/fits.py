@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.optional import require
 from jkoflow.data.readers.arrays import array_table
 from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.packed import check_announced
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.table import Table
+from jkoflow.optional import require
 
 
 def read_fits(path: Path, options: ReadOptions, notes: list[str]) -> Table:

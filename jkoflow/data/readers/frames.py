@@ -12,12 +12,13 @@ import numpy as np
 
 from jkoflow.callers import warn_caller
 from jkoflow.data.checks import DataError, DataWarning
-from jkoflow.data.optional import require
 from jkoflow.data.readers.cells import refuse_spoilt
 from jkoflow.data.readers.dates import dates_of, is_date
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.table import Column, Table
+from jkoflow.frames import arrow_series
+from jkoflow.optional import require
 
 
 def columns_of(frame: Any, options: ReadOptions = ReadOptions()) -> Table:  # noqa: B008 (frozen)
@@ -118,17 +119,6 @@ def _column(column: Any, name: str, notes: list[str], takes_text: bool = False) 
     if isinstance(dtype, pandas.StringDtype):
         return _dates_or_text(column, name, notes)
     return _of_objects(column, name, notes, takes_text) if dtype.kind == "O" else None
-
-
-def arrow_series(array: Any) -> Any:
-    """Returns an Arrow array as a pandas Series of types that numpy has, or of objects."""
-    pyarrow = require("pyarrow", "reading Arrow columns")
-    if pyarrow.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if pyarrow.types.is_decimal(array.type):
-        array = array.cast(pyarrow.float64())
-    found = array.to_pandas(date_as_object=False, integer_object_nulls=False)
-    return found.reset_index(drop=True)
 
 
 def _of_objects(column: Any, name: str, notes: list[str], takes_text: bool) -> Column | None:

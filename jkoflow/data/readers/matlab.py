@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.optional import require
 from jkoflow.data.readers.arrays import array_table
 from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.mat_tags import check_tags
 from jkoflow.data.readers.options import ReadOptions
 from jkoflow.data.readers.packed import check_announced
 from jkoflow.data.table import PARTS, Table
+from jkoflow.optional import require
 
 NAMES = ("names", "features", "varnames", "columns", "labels")
 """Variables that may hold the names of the columns."""

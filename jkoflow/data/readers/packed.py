@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jkoflow.data.checks import DataError
-from jkoflow.data.optional import require
+from jkoflow.optional import require
 
 RATIO = 100
 """Largest number of times that a packed file may grow if it grows beyond `HARMLESS`; numbers grow less than tenfold."""
