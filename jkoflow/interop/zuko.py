@@ -23,8 +23,8 @@ from jkoflow.flow import JKOFlow
 from jkoflow.interop.zuko_network import read_network
 from jkoflow.interop.zuko_steps import METHOD, integrate_in_common_steps
 from jkoflow.ops import Adaptive, integrate
-from jkoflow.ops.backend import warn_fallback
 from jkoflow.ops.checks import Divergence
+from jkoflow.ops.fallback import warn_fallback
 from jkoflow.ops.grid import Steps as NumSteps
 from jkoflow.ops.native import unsupported
 from jkoflow.velocity import MLPField, MLPVelocity
