@@ -75,15 +75,13 @@ def test_float32_and_default_tolerances():
 
 def test_gradients_are_those_of_the_density():
     """zuko's come from an integration backwards: both are as far from those of a tight tolerance."""
-    theirs, ours = pair(3, 5, activation=nn.Tanh)
-    x, c = (torch.randn(9, n).double().requires_grad_() for n in (3, 5))
+    theirs, ours = pair(2, 5, activation=nn.Tanh, hidden_features=(16,))
+    x, c = (torch.randn(9, n).double().requires_grad_() for n in (2, 5))
     exact = copy.deepcopy(theirs)
-    exact.transform.atol = exact.transform.rtol = 1e-11
+    exact.transform.atol = exact.transform.rtol = 1e-8
     found, expected = (gradients(flow(c).log_prob(x).mean(), flow, x, c) for flow in (ours, exact))
     for mine, right in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, right, atol=1e-4 * float(right.abs().max()), rtol=0)
-    y, c = (torch.randn(4, n).double().requires_grad_() for n in (3, 5))
-    assert torch.autograd.gradcheck(lambda y, c: ours.transform(c).inv(y), (y, c), atol=1e-3)
 
 
 def test_parameters_get_gradients_in_training_mode_only():
@@ -107,7 +105,8 @@ def test_axes_broadcast():
     torch.testing.assert_close(rows, log_p, atol=1e-3, rtol=0)
     assert ours(c).sample((2, 3)).shape == (2, 3, 7, 3)
     assert ours(c[0].long()).log_prob(x[0, 0]).shape == ()
-    assert ours(c).log_prob(x[:0]).shape == (0, 7)
+    y, ladj = ours.transform(c).call_and_ladj(x[:0])
+    assert (y.shape, ladj.shape) == ((0, 7, 3), (0, 7))
 
 
 def test_rows_with_steps_of_their_own_do_not_depend_on_each_other():
@@ -166,7 +165,7 @@ def with_times_to_train(flow):
         ({"normalize": True}, None, "LayerNorm"),
         ({"hidden_features": ()}, None, "no hidden layer"),
         ({"activation": lambda: nn.ELU(alpha=0.5)}, None, r"ELU\(alpha=0.5\)"),
-        ({"hidden_features": (8,) * 5}, None, "1 to 4 hidden layers"),
+        ({"hidden_features": (8,) * 17}, None, "hidden layers, the velocity has 17"),
         ({}, hooked, "forward hook"),
         ({}, with_its_own_network, "Sequential"),
         ({}, with_times_to_train, "times"),
@@ -238,11 +237,11 @@ def test_lampe_trains(build):
         3, 2, build=build, hidden_features=(16,), **({"activation": nn.Tanh} if build is CNF else {})
     )
     loss = inference.NPELoss(estimator)
-    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
-    theta = torch.randn(256, 3)
-    x = theta[:, :2] + 0.1 * torch.randn(256, 2)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=2e-2)
+    theta = torch.randn(128, 3)
+    x = theta[:, :2] + 0.1 * torch.randn(128, 2)
     before = float(loss(theta, x).detach())
-    for _ in range(40):
+    for _ in range(30):
         optimizer.zero_grad()
         loss(theta, x).backward()
         optimizer.step()
