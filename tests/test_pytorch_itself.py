@@ -1,4 +1,4 @@
-"""What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, copies."""
+"""What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, autocast."""
 
 import copy
 import subprocess
@@ -252,11 +252,10 @@ def test_score_matching_trains_parameters():
 # ---- Compilation and export
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_log_prob_compiles_into_one_graph(dynamic):
+def test_log_prob_compiles_into_one_graph():
     torch._dynamo.reset()
-    flow = random_flow()
-    compiled = torch.compile(flow.log_prob, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    flow = random_flow(blocks=1)
+    compiled = torch.compile(flow.log_prob, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch in (4, 7):
         x = rows(batch).float().requires_grad_()
         got, expected = compiled(x), flow.log_prob(x)
@@ -306,7 +305,7 @@ def in_a_fresh_process(program, x, kind, tmp_path):
 
 @pytest.mark.parametrize("wrapped", [LogProb, Sample])
 def test_export_runs_in_a_fresh_process(wrapped, tmp_path):
-    model = wrapped(random_flow().requires_grad_(False).eval())
+    model = wrapped(random_flow(blocks=1).requires_grad_(False).eval())
     dynamic = ({0: torch.export.Dim("rows", min=2)},)
     program = torch.export.export(model, (rows(4).float(),), dynamic_shapes=dynamic)
     torch.export.save(program, tmp_path / "program.pt2")
@@ -322,3 +321,32 @@ def test_export_of_sampling():
     got = program(rows(4).float())
     torch.manual_seed(0)
     torch.testing.assert_close(got, model(rows(4).float()), rtol=1e-6, atol=1e-6)
+
+
+# ---- Modules
+
+
+def test_autocast_copies_and_inference_mode():
+    flow, x = random_flow(), rows(4).float()
+    expected = flow.log_prob(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(flow.log_prob(x), expected)
+    expected.sum().backward()
+    assert torch.equal(copy.deepcopy(flow).log_prob(x), expected)
+    with torch.inference_mode():
+        assert torch.equal(flow.log_prob(x), expected)
+
+
+def test_a_flow_in_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        flow, x = random_flow(), rows(4).float()
+        parallel = nn.parallel.DistributedDataParallel(LogProb(flow))
+        parallel(x).sum().backward()
+        got = [parameter.grad.clone() for parameter in flow.parameters()]
+        flow.zero_grad()
+        flow.log_prob(x).sum().backward()
+        for value, parameter in zip(got, flow.parameters(), strict=True):
+            torch.testing.assert_close(value, parameter.grad)
+    finally:
+        torch.distributed.destroy_process_group()

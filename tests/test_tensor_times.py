@@ -51,7 +51,7 @@ def ends(**options):
 
 
 def mixed(results):
-    """One number in which every entry of the results has its own weight, for one backward pass in place of many."""
+    """One number in which every entry of the results has a weight of its own."""
     flat = torch.cat([result.flatten() for result in results])
     return flat @ torch.linspace(-1, 2, len(flat), dtype=flat.dtype).cos()
 

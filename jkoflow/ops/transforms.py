@@ -81,7 +81,7 @@ def transformable(
         moving = [i for i in ctx.tensors if tangents[i] is not None]
         inner, point = restricted(reference, arguments, moving)
         # by two backward passes, which need no level of forward mode: it has one only
-        results, pull_back = torch.func.vjp(inner, *point)[:2]
+        results, pull_back, *_ = torch.func.vjp(inner, *point)
         push_forward = torch.func.vjp(pull_back, tuple(torch.zeros_like(result) for result in results))[1]
         return push_forward(tuple(tangents[i] for i in moving))[0]
 
