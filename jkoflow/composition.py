@@ -181,7 +181,7 @@ class Composition(nn.Module):
         (..., d), such as (d,) for a single point; results then have shape (..., d) and (...). With one column, (N,) are
         N points. In a data frame, and in a Series that is one row of it, the columns of the training are found by name.
         Results are tensors of the flow's dtype, on its device. Context comes in the same forms and axes; with one
-        conditioning variable, (...) will do, and one condition, (c,) or (1, c), is that of all points.
+        conditioning variable, (...) will do, and one condition, (c,) or a data frame of one row, is that of all points.
 
         Arguments:
             x: Data in their own units, finite, with shape (B, d).

@@ -92,8 +92,8 @@ def take_context(
     """Returns conditioning variables in the form that a flow can read.
 
     Arguments:
-        context: The conditioning variables, with shape (..., c), or (...) if c is 1; one condition, (c,) or (1, c), is
-            that of all points; None for an unconditional flow.
+        context: The conditioning variables, with shape (..., c), or (...) if c is 1; one condition, (c,) or
+            a data frame of one row, is that of all points; None for an unconditional flow.
         leading: The axes (...) of the points, see `take_points`.
         context_dim: Number c of conditioning variables; 0 for an unconditional flow.
         like: As for `take_points`.
@@ -113,6 +113,8 @@ def take_context(
     rows = context if _is_plain(context, like) else _to_tensor(context, "context", like)
     if not context_dim:
         raise InputError(f"context must be None for a flow without conditioning variables, got {tuple(rows.shape)}")
+    if is_frame(context) and rows.shape == (1, context_dim):
+        rows = rows[0]
     if rows.dim() != 2 or len(leading) != 1 or rows.shape[0] != leading[0] or rows.shape[1] != context_dim:
         rows = _spread(rows, leading, context_dim)
     if validate:
@@ -172,8 +174,6 @@ def _spread(rows: Tensor, leading: torch.Size, context_dim: int) -> Tensor:
     wanted, given = torch.Size((*leading, context_dim)), rows.shape
     if context_dim == 1 and (given == leading or not given):
         rows = rows.unsqueeze(-1)
-    if rows.shape == (1, context_dim):
-        rows = rows[0]
     if rows.shape not in (wanted, wanted[-1:]):
         raise InputError(f"context must have shape {tuple(wanted)} to match x and the flow, got {tuple(given)}")
     return rows.expand(wanted).reshape(-1, context_dim)

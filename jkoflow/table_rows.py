@@ -59,7 +59,7 @@ def given_conditions(schema: Schema, context: Any, axes: tuple[int, ...]) -> Flo
         context = context.reshape(-1) if hasattr(context, "reshape") else np.asarray(context).reshape(-1)
     table, given = as_rows(context, names, "context")
     conditions = schema.conditions(columns_of(schema, table, names, "context"))
-    if len(conditions) == 1:
+    if len(conditions) == 1 and (given == () or is_frame(context)):
         return np.repeat(conditions, count, 0)
     if given not in (axes, (count,)) or len(conditions) != count:
         raise DataError(f"context must have {count} rows, got {len(conditions)}")

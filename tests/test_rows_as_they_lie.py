@@ -186,7 +186,6 @@ def test_a_row_or_frame_may_hold_the_context_too(plain, counts):
 
 ONE_CONDITION = {
     "(c,)": np.array([0.25]),
-    "(1, c)": np.array([[0.25]]),
     "a list": [0.25],
     "a tensor": torch.tensor([0.25]),
     "a number": 0.25,

@@ -18,16 +18,19 @@ from jkoflow.inputs import is_row_of
 from jkoflow.optional import require
 
 
-def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Sequence[str] = ("*",)) -> Table:
+def as_table(
+    data: Any, name: str = "rows", row_numbers: bool = True, texts: Sequence[str] = ("*",), any_axes: bool = False
+) -> Table:
     """Returns an object in memory as a table.
 
     Arguments:
-        data: Rows with shape (..., d), or (N,) for one column: an array or a tensor of any dtype of real numbers or
+        data: Rows with shape (N, d), or (N,) for one column: an array or a tensor of any dtype of real numbers or
             truth values, nested lists, or a Series or data frame of pandas, polars or whatever speaks Arrow. What is
             masked or missing becomes NaN.
         name: Name of the data in errors.
         row_numbers: Whether a data frame's columns of row numbers are kept.
         texts: Names of a data frame's columns that may hold numbers and text; ``*`` stands for all.
+        any_axes: Whether rows may have any axes (..., d).
 
     Returns:
         The columns, under the names of a data frame or Series, or x0, x1, ...
@@ -45,9 +48,10 @@ def as_table(data: Any, name: str = "rows", row_numbers: bool = True, texts: Seq
             table = _of_pandas(require("pandas", "rows of text").DataFrame(data), name, ReadOptions(texts=tuple(texts)))
             return Table(table.parts, default_features(len(table.features)))
         raise DataError(str(error)) from error
-    if rows.ndim == 0 or (rows.shape[-1:] == (0,) and rows.ndim > 1):
-        raise DataError(f"{name} must be real numbers with shape (..., d), got {rows.dtype} with shape {rows.shape}")
-    rows = rows[:, None] if rows.ndim == 1 else rows.reshape(-1, rows.shape[-1])
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    if rows.ndim < 2 or (rows.ndim > 2 and not any_axes) or rows.shape[-1] == 0:
+        raise DataError(f"{name} must be real numbers with shape (N, d), got {rows.dtype} with shape {rows.shape}")
+    rows = rows.reshape(-1, rows.shape[-1])
     return Table.of_array(rows, default_features(rows.shape[1]))
 
 
@@ -77,7 +81,7 @@ def as_rows(data: Any, names: Sequence[str], name: str = "x") -> tuple[Table, tu
     axes = axes_of(data)
     if len(axes) == 1 and len(names) > 1:
         return as_table([data] if isinstance(data, list | tuple) else data[None], name), ()
-    return as_table(data, name), axes if len(axes) == 1 else axes[:-1]
+    return as_table(data, name, any_axes=True), axes if len(axes) == 1 else axes[:-1]
 
 
 def axes_of(data: Any) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def rows_in_memory(
         check_paired(rows, other, name)
     labels = [label for label in (group, split_by) if isinstance(label, str)]
     texts = [name for name, kind in (columns or {}).items() if kind in ("category", "drop")]
-    table = as_table(rows, texts=texts)
+    table = as_table(rows, texts=texts, any_axes=True)
     if missing == "refuse":
         check_unmasked(rows, table.features)
     table = _without_row_numbers(table, (*(columns or {}), *labels))
@@ -48,7 +48,7 @@ def rows_in_memory(
     axes = axes_of(rows)[:-1]
     if context is not None:
         context = _flat(context, axes)
-        table, context_names = _joined(table, as_table(context, "context", texts=texts))
+        table, context_names = _joined(table, as_table(context, "context", texts=texts, any_axes=True))
         if missing == "refuse":
             check_unmasked(context, context_names)
     table, group_name = _with_labels(table, _flat(group, axes), "group")
