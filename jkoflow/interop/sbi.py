@@ -235,7 +235,8 @@ def build_jko(
         An untrained estimator.
 
     Raises:
-        ValueError: If a way of scaling is unknown, ``x_dist`` is missing, or the batch has no two finite rows.
+        ValueError: If a way of scaling is unknown, ``x_dist`` is missing, there is no block, or the batch has no two
+            finite rows.
 
     Example:
         >>> theta, x = torch.randn(1000, 2), torch.randn(1000, 5, 3)
@@ -243,6 +244,8 @@ def build_jko(
         >>> estimator.loss(theta, x).shape
         torch.Size([1000])
     """
+    if blocks < 1:
+        raise ValueError(f"blocks must be at least 1, got {blocks}")
     unconstrain: Any = None
     if z_score_x == "transform_to_unconstrained":
         if x_dist is None:

@@ -173,10 +173,9 @@ def _network_of_sbi(net: VectorFieldMLP) -> _Network | None:
     def layers_at(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         embedded = net.time_linear_layer(net.time_emb(t.reshape(1))).reshape(-1)
         beside = torch.block_diag(position.weight, condition.weight)
-        # what a layer adds to its activations, the next one sees as a shift; the first one adds nothing
-        behind = [net.layers[0], *net.layers[1:], net.output_layer] if len(net.layers) else [net.output_layer]
-        plain = [net.input_merge_layer, behind[0]]
-        shifted = behind[1:]
+        # what a layer adds to its activations, the next one sees as a shift
+        layers = [*net.layers, net.output_layer]
+        plain, shifted = [net.input_merge_layer, layers[0]], layers[1:]
         weights = [beside, *(layer.weight for layer in (*plain, *shifted))]
         biases = [torch.cat([position.bias, condition.bias]), *(layer.bias for layer in plain)]
         return weights, biases + [layer.bias + layer.weight @ embedded for layer in shifted]
