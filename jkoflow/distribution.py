@@ -78,7 +78,7 @@ class FlowDistribution(Distribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws points with shape (*sample_shape, *batch_shape, d), through which gradients flow."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        return self.flow.sample(*self._drawing(shape), self.num_steps, validate=False, tol=self.tol).reshape(shape)
+        return self.flow.rsample(*self._drawing(shape), self.num_steps, validate=False, tol=self.tol).reshape(shape)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draws points as `rsample` does, and their log-densities in the same pass, with gradients through both.
@@ -87,7 +87,7 @@ class FlowDistribution(Distribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         drawing = self._drawing(shape)
-        x, log_p = self.flow.sample_and_log_prob(*drawing, self.num_steps, validate=False, tol=self.tol)
+        x, log_p = self.flow.rsample_and_log_prob(*drawing, self.num_steps, validate=False, tol=self.tol)
         return x.reshape(shape), log_p.reshape(shape[:-1])
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def show_samples(pictures: PictureSet, flow: JKOFlow, run: Path, seed: int = 0) 
     vectors = flow.standardize.mean
     generator = torch.Generator(vectors.device).manual_seed(seed)
     with torch.no_grad():
-        drawn = flow.sample(COLUMNS * LINES[2], generator=generator).cpu().float()
+        drawn = flow.rsample(COLUMNS * LINES[2], generator=generator).cpu().float()
         bands = [real, autoencoder.decode(autoencoder.encode(real)), autoencoder.decode(drawn)]
     content = io.BytesIO()
     image.imsave(content, mosaic(bands), cmap="gray", vmin=0, vmax=1, format="png", metadata={"Software": None})

@@ -136,7 +136,7 @@ class JKODensityEstimator(ConditionalDensityEstimator):
         ``kwargs`` are arguments of `jkoflow.JKOFlow.sample`, such as ``generator``.
         """
         context, shape = self._context_of_samples(sample_shape, condition)
-        rows = self.net.sample(len(context), context, validate=False, **self._stepping(kwargs))
+        rows = self.net.rsample(len(context), context, validate=False, **self._stepping(kwargs))
         rows = rows if self._unconstrain is None else self._unconstrain.inv(rows)
         return rows.reshape(shape + self.input_shape)
 
