@@ -20,16 +20,17 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jkoflow.data import DataWarning, load_dataset
+from jkoflow.data import Dataset, DataWarning, load_dataset
 from jkoflow.interop.sklearn import JKODensity
 
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="small settings, for a test")
 quick = parser.parse_args().quick
 rows, new_rows = (800, 400) if quick else (6000, 3000)
 
 warnings.simplefilter("ignore", DataWarning)  # of a few readings far out, which every fold would tell again
 data = load_dataset("gasturbine")
+assert isinstance(data, Dataset)  # plain numbers, split already
 frame = pd.DataFrame(data.train.numpy()[:rows], columns=data.features)
 new = pd.DataFrame(data.test.numpy()[:new_rows], columns=data.features)
 
