@@ -47,10 +47,8 @@ class OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, interrupt)  # so that what has been begun is put in order
         try:
-            with _warnings_as_notes():
+            with _warnings_as_notes(), _terminated_in_order():
                 code = super().main(*args, standalone_mode=False, **extra) or 0
         except _CLICK_ERROR as error:
             console.error(error.format_message())
@@ -202,6 +200,20 @@ app.command()(sample)
 app.command()(inspect)
 app.command()(reproduce)
 app.command()(bench)
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Makes an exception of SIGTERM, so that what has been begun is put in order, unless it is handled already."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
