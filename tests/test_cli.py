@@ -374,20 +374,20 @@ def test_sample_in_several_chunks(work, tmp_path, monkeypatch):
 
 
 def test_sample_exactly(work, tmp_path, monkeypatch):
-    sample, asked = JKOFlow.sample, []
+    sample, asked = JKOFlow.rsample, []
 
     def spy(self, *arguments, exact=False, **options):
         asked.append(exact)
         return sample(self, *arguments, exact=exact, **options)
 
-    monkeypatch.setattr(JKOFlow, "sample", spy)
+    monkeypatch.setattr(JKOFlow, "rsample", spy)
     for options in ([], ["--exact"]):
         result = run_cli("sample", work / "run", "-n", 50, "--out", tmp_path / "s.npy", *options)
         assert result.exit_code == 0, result.output
     assert asked == [False, True]
     flow, generator = JKOFlow.load(work / "run"), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        expected = flow.sample(50, generator=generator, exact=True)
+        expected = flow.rsample(50, generator=generator, exact=True)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), expected.numpy())
 
 

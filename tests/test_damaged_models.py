@@ -18,6 +18,7 @@ from jkoflow import Block, JKOFlow, MLPVelocity, TrainConfig, checkpoint
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.images.autoencoder import Autoencoder, AutoencoderConfig
 from jkoflow.initial_map import InitialMap
+from jkoflow.training.progress import Silent
 from jkoflow.training.run_directory import STATE_FILE, RunDirectory
 from jkoflow.training.state import RunState
 from soak import amount
@@ -261,10 +262,22 @@ def test_equal_models_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_what_is_not_finite_is_not_saved_as_a_description(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        checkpoint.save(tmp_path / "file", "thing", {}, {"value": math.nan})
-    assert not (tmp_path / "file").exists()
+def test_a_state_may_hold_what_is_not_finite(tmp_path):
+    """Settings may be infinite, and losses are what they are: a run must not end by saving them."""
+    checkpoint.save(tmp_path / "file", "thing", {}, {"never": math.inf, "loss": math.nan})
+    found = checkpoint.load(tmp_path / "file", "thing")[1]
+    assert found["never"] == math.inf
+    assert math.isnan(found["loss"])
+    config = TrainConfig(**{**SMALL.to_mapping(), "jko_step_max": math.inf, "save_seconds": 0.0})
+    with pytest.raises(KeyboardInterrupt):
+        jkoflow.train(torch.randn(100, 2), config, run_dir=tmp_path / "run", progress=Stopping())
+    assert RunDirectory(tmp_path / "run").load_state().settings["jko_step_max"] == math.inf
+
+
+class Stopping(Silent):
+    def update(self, block, iteration, terms):
+        if iteration > 2:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

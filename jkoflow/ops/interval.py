@@ -103,8 +103,8 @@ def as_times(times: Tensor | Sequence[Time], adaptive: bool) -> list[Time]:
         ValueError: If there are fewer than two, they do not increase or decrease strictly, or a gradient is wanted
             where steps are adaptive, which do not stop at the times.
     """
-    given = list(times) if not isinstance(times, Tensor) or times.dim() == 1 else []
     try:
+        given = list(times) if not isinstance(times, Tensor) or times.dim() == 1 else []
         found = [_as_time(time, "each of the times") for time in given]
         numbers = [float(time.detach() if isinstance(time, Tensor) else time) for time in found if _is_number(time)]
     except (TypeError, ValueError):
