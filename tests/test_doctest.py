@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 
+import numpy
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -21,8 +23,11 @@ MODULES = [
 ]
 
 
+LIBRARIES = {"jkoflow": jkoflow, "numpy": numpy, "pandas": pandas, "torch": torch}
+
+
 def examples(module):
-    names = {name: getattr(jkoflow, name) for name in jkoflow.__all__} | {"jkoflow": jkoflow, "torch": torch}
+    names = {name: getattr(jkoflow, name) for name in jkoflow.__all__} | LIBRARIES
     found = doctest.DocTestFinder(exclude_empty=True).find(module, extraglobs=names)
     return [test for test in found if test.examples]
 

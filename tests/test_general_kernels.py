@@ -241,6 +241,7 @@ def test_embeddings_of_any_phase(phase, dtype):
 
 @pytest.mark.parametrize("name", ["gates inside, two layers", "gates everywhere", "residual, gates everywhere"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels differentiate once")
 def test_second_derivatives(name, divergence):
     velocity = AnyField(**{**FIELDS[name], "hidden": (4,) * len(FIELDS[name]["hidden"])})
     x, context, noise = inputs(velocity, 4, divergence=divergence)
@@ -291,6 +292,7 @@ def test_adaptive_steps(name, divergence):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels differentiate once")
 def test_second_derivatives_of_an_evaluation():
     velocity = AnyField(2, (4, 5), "silu", gated=(0, 2), shifted=(1,), frequencies=1, context_dim=1)
     x, context, _ = inputs(velocity, 4)
