@@ -18,24 +18,24 @@ namespace jkoflow {
 namespace amx {
 extern const CpuKernels kKernels;
 extern const StagewiseKernels kStagewiseKernels;
-}
+}  // namespace amx
 #endif
 #ifdef JKOFLOW_HAVE_AVX512
 namespace avx512 {
 extern const CpuKernels kKernels;
 extern const StagewiseKernels kStagewiseKernels;
-}
+}  // namespace avx512
 #endif
 #ifdef JKOFLOW_HAVE_AVX2
 namespace avx2 {
 extern const CpuKernels kKernels;
 extern const StagewiseKernels kStagewiseKernels;
-}
+}  // namespace avx2
 #endif
 namespace baseline {
 extern const CpuKernels kKernels;
 extern const StagewiseKernels kStagewiseKernels;
-}
+}  // namespace baseline
 
 namespace cpu {
 
