@@ -40,8 +40,9 @@ class Published(torch.nn.Module):
 
     def forward(self, t, states):
         z, logp, *rest = states
+        recorded = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
-            z = z if z.requires_grad else z.detach().requires_grad_()
+            z = z if recorded else z.detach().requires_grad_()
             v = self.velocity(z, t)
             rows = [torch.autograd.grad(v[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(z.shape[1])]
         return (v, -sum(rows).reshape(logp.shape), *(torch.zeros_like(state) for state in rest))

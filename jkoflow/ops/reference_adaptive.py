@@ -112,7 +112,7 @@ def integrate_adaptively(
     logdet = x.new_zeros(batch)
     start = slopes_at(rhs, x, t)
     with torch.no_grad():
-        dt = first_step(rhs, x, t, end, start, method, error_of)
+        dt = first_step(rhs, x, t, end, start, method, error_of).detach()  # forward mode heeds no no_grad
     attempts = torch.zeros(batch, dtype=torch.int64, device=x.device)
     last_error = torch.full_like(t, 1e-4)
     rejected = torch.zeros(batch, dtype=torch.bool, device=x.device)
@@ -131,7 +131,7 @@ def integrate_adaptively(
         slopes, moved, gain = step_from(rhs, x, t, torch.where(done, 0.0, dt), start, method)
         with torch.no_grad():
             wrong = slopes.combine([(dt * e).to(x.dtype) for e in method.error])
-            size = error_of.size(wrong, (x, logdet), (moved, logdet + gain))
+            size = error_of.size(wrong, (x, logdet), (moved, logdet + gain)).detach()
         accepted = ~done & (size <= 1)
         finite = done | torch.isfinite(size)
         step = dt
