@@ -175,7 +175,8 @@ Tensors<double> stagewise_as(const CpuKernels* kernels, const Case& c, const Ten
   step.dt = c.t1 - c.t0;
   step.stages = how.stages;
   step.start_known = how.start_known;
-  step.start = {call.input("x"), call.input("x_rest"), call.input("start logdet"), call.input("logdet_rest")};
+  step.start = {const_cast<void*>(call.problem.x), call.input("x_rest"), call.input("start logdet"),
+                call.input("logdet_rest")};
   step.end = {call.output("x_end", c.batch * c.dim), call.output("x_end_rest", c.batch * c.dim),
               call.output("logdet", c.batch), call.output("logdet_end_rest", c.batch)};
   Real* velocity = call.output("velocity", how.stages * c.batch * c.dim);
@@ -210,7 +211,7 @@ Tensors<double> stagewise_backward_as(const CpuKernels* kernels, const Case& c, 
   StagewiseStep step;
   step.dt = c.t1 - c.t0;
   step.stages = how.stages;
-  step.start.x = call.input("x");
+  step.start.x = const_cast<void*>(call.problem.x);
   step.velocity = call.input("bar velocity");
   step.divergence = call.input("bar divergence");
   call.adjoint.x_end = call.input("bar x_end");

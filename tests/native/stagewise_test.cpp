@@ -59,22 +59,28 @@ struct Composed {
   Tensors<double> values;
   std::vector<Values> inputs;  // x of the stages
 };
-Composed compose(const CpuKernels* kernels, Case c, const Tensors<double>& in, int stages) {
+Composed compose(const CpuKernels* kernels, Case c, Tensors<double> in, int stages, bool with_rests) {
   c.float64 = true;
   const Tableau t = tableau(c.method);
   const double dt = c.t1 - c.t0;
   const size_t rows = c.batch * c.dim;
+  for (const char* name : {"x_rest", "logdet_rest"}) {  // the adjoint reads none
+    for (double& rest : in.at(name)) rest *= with_rests ? 1 : 0;
+  }
   Composed out;
   Values velocity, divergence;
   for (int s = 0; s < stages; ++s) {
     Values x = in.at("x");
     for (int k = 0; k < s; ++k) add(x, dt * t.a[s][k], &velocity[k * rows]);
+    if (s > 0 && s == stages - 1 && t.b[s] == 0) add(x, 1, in.at("x_rest").data());  // at the end of the step
     const Tensors<double> found = evaluate(kernels, c, of_stage(in, stages, s, x), {});
     velocity.insert(velocity.end(), found.at("x_end").begin(), found.at("x_end").end());
     divergence.insert(divergence.end(), found.at("logdet").begin(), found.at("logdet").end());
     out.inputs.push_back(x);
   }
   Values end = in.at("x"), logdet = in.at("start logdet");
+  add(end, 1, in.at("x_rest").data());
+  add(logdet, 1, in.at("logdet_rest").data());
   for (int s = 0; s < stages; ++s) {
     add(end, dt * t.b[s], &velocity[s * rows]);
     add(logdet, dt * t.b[s], &divergence[s * c.batch]);
@@ -103,7 +109,7 @@ Composed compose(const CpuKernels* kernels, Case c, const Tensors<double>& in, i
 }
 
 Tensors<double> compose_back(const CpuKernels* kernels, Case c, const Tensors<double>& in, int stages) {
-  const std::vector<Values> inputs = compose(kernels, c, in, stages).inputs;
+  const std::vector<Values> inputs = compose(kernels, c, in, stages, false).inputs;
   c.float64 = true;
   const Tableau t = tableau(c.method);
   const double dt = c.t1 - c.t0;
@@ -139,7 +145,7 @@ void check(const CpuKernels* kernels, const Case& c, bool last_left_out) {
   const int all = tableau(c.method).stages, stages = all - (last_left_out ? 1 : 0);
   const std::string what = std::string(kernels->isa) + " stages " + std::to_string(stages) + " of " + c.text();
   Tensors<double> in = stacked_inputs(c, all);
-  const Composed expected = compose(kernels, c, in, all);
+  const Composed expected = compose(kernels, c, in, all, true);
   const Tensors<double> values = stagewise(kernels, c, in, {all, false}, {});
   Tensors<double> compared = values;
   for (const char* rest : {"x_end_rest", "logdet_end_rest"}) compared.erase(rest);
@@ -179,7 +185,7 @@ std::vector<Case> cases() {
                                                 {9, 17, 5}, {16, 16}, {7, 7, 7}, {5, 8, 3, 6}};
   const Divergence divergences[] = {Divergence::kExact, Divergence::kHutchinson, Divergence::kNone};
   const char* names[] = {"rk4", "dopri5", "bosh3", "euler", "dense"};
-  for (const int64_t batch : {0, 1, 15, 16, 17, 48, 49, 100}) {
+  for (const int64_t batch : {2, 1, 15, 16, 17, 48, 49, 100}) {
     for (const Divergence divergence : divergences) {
       const size_t n = list.size();
       Case c;
