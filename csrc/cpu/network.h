@@ -111,18 +111,24 @@ struct Network {
   // Thread `part` of `parts` prepares its share; wait() is a barrier of all of them. Ends with one.
   template <class Wait>
   void prepare(const Problem& p, int part, int parts, Wait&& wait) const {
-    pack_weights(p, part, parts);
-    modulation.pack_from(p, padded, part, parts);
-    copy_rows(p, part, parts);
-    if (closed) {
+    for (int phase = 0; phase < phases(); ++phase) {
+      prepare_phase(p, phase, part, parts);
       wait();
-      set_trace_matrix(p, part, parts);
-      if (two_layer_form()) {
-        wait();
-        pack_hidden(trace_rows, padded[0], 1, trace_matrix, trace_matrix_t, part, parts);
-      }
     }
-    wait();
+  }
+
+  // The phases of the preparation, each of which reads what all threads have written in the one before.
+  int phases() const { return !closed ? 1 : two_layer_form() ? 3 : 2; }
+  void prepare_phase(const Problem& p, int phase, int part, int parts) const {
+    if (phase == 0) {
+      pack_weights(p, part, parts);
+      modulation.pack_from(p, padded, part, parts);
+      copy_rows(p, part, parts);
+    } else if (phase == 1) {
+      set_trace_matrix(p, part, parts);
+    } else {
+      pack_hidden(trace_rows, padded[0], 1, trace_matrix, trace_matrix_t, part, parts);
+    }
   }
 
   // Row m of (W1x W3)^T times the elements of `factor` (one row, or null), into `out`: padded H1 numbers.

@@ -45,10 +45,11 @@ class StageNetworks {
   const Network<Real>& shape() const { return shape_; }  // the sizes that all have in common
   const Network<Real>& operator[](int stage) const { return nets_[stage]; }
 
-  // Thread `thread` of `threads` packs its share of the weights.
+  // Thread `thread` of `threads` packs its share of the weights, of all networks between two barriers.
   void prepare(int thread, int threads) const {
-    for (int s = first_; s < stages_; ++s) {
-      nets_[s].prepare(of_stage<Real>(p_, p_, s), thread, threads, wait_for_threads);
+    for (int phase = 0; first_ < stages_ && phase < shape_.phases(); ++phase) {
+      for (int s = first_; s < stages_; ++s) nets_[s].prepare_phase(of_stage<Real>(p_, p_, s), phase, thread, threads);
+      wait_for_threads();
     }
   }
 
