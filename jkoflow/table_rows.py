@@ -55,11 +55,12 @@ def given_conditions(schema: Schema, context: Any, axes: tuple[int, ...]) -> Flo
         return np.zeros((count, 0))
     if not names:
         raise DataError("context must be None for a flow without conditioning variables")
+    one_for_all = is_frame(context) or axes_of(context) in ((), (len(names),))
     if len(names) == 1 and not is_frame(context) and axes_of(context) in (axes, ()):  # without an axis of columns
         context = context.reshape(-1) if hasattr(context, "reshape") else np.asarray(context).reshape(-1)
     table, given = as_rows(context, names, "context")
     conditions = schema.conditions(columns_of(schema, table, names, "context"))
-    if len(conditions) == 1 and (given == () or is_frame(context)):
+    if len(conditions) == 1 and one_for_all:
         return np.repeat(conditions, count, 0)
     if given not in (axes, (count,)) or len(conditions) != count:
         raise DataError(f"context must have {count} rows, got {len(conditions)}")

@@ -210,7 +210,9 @@ def test_resuming_a_finished_run_shows_it_again(work, form, monkeypatch):
     assert pages == [work / "run"]
 
 
-def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path, monkeypatch, no_report):
+def test_ctrl_c_tells_how_to_resume_and_resuming_works(work, tmp_path, monkeypatch, no_report, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have it ignore
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     settings = tmp_path / "saving.toml"
     settings.write_text(SMALL + "save_seconds = 0\n")
     run = tmp_path / "a run"

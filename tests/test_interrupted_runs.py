@@ -21,6 +21,16 @@ CONFIG = TrainConfig(hidden=(4,), max_blocks=2, iterations_per_block=40, batch_s
 ROWS = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def _handled_by_default():
+    """Signals as a program in the foreground has them: a shell lets programs in the background ignore SIGINT."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Raising(Silent):
     """Raises signals in this process when the first block has come to an iteration."""
 
@@ -97,6 +107,7 @@ def test_without_a_directory_there_is_nothing_to_save():
 
 COMMAND = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have it ignore
 import torch
 from jkoflow.cli import main
 from jkoflow.training.fit import Fit
