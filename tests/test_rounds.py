@@ -344,7 +344,7 @@ def test_a_flow_that_does_not_fit_is_refused(rows, start, message):
     ("settings", "message"),
     [
         ({"reparam_rounds": -1}, "reparam_rounds must not be negative"),
-        ({"refine": 0}, "refine must be at least 1"),
+        ({"refine": 0}, "refine must be from 1 to 1024"),
         ({"reparam_damping": 0.0}, "reparam_damping must be greater than 0 and at most 1"),
         ({"reparam_damping": 2.0}, "reparam_damping must be greater than 0 and at most 1"),
     ],
