@@ -182,7 +182,7 @@ struct StagewiseSpace {
   StagewiseSpace(const Network<Real>& shape, int stages, Arena& arena)
       : forward(shape, stages, 1, keep_for_adjoint(shape), arena), stage(arena.take<BackwardSpace<Real>>(stages)) {
     for (int s = 0; s < stages; ++s) {
-      const BackwardSpace<Real> own(shape, 1, arena);
+      const BackwardSpace<Real> own(shape, 1, arena, s == 0);
       if (stage != nullptr) stage[s] = own;
     }
   }

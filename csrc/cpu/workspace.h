@@ -222,11 +222,12 @@ struct BackwardSpace {
   Real* panels_end;
   GradientSums<Real> sums;
 
-  BackwardSpace(const Network<Real>& net, int stages_, Arena& arena)
+  // Without `ends` there is no room for the cotangents of x and the context, of which a step needs one.
+  BackwardSpace(const Network<Real>& net, int stages_, Arena& arena, bool ends = true)
       : stages(stages_), tangent(net, stages_, arena), sums(net, arena) {
     const ptrdiff_t tile = kTile<Real>;
-    x_bar = arena.take<Real>(net.dim * tile);
-    context_bar = arena.take<Real>((net.inputs - net.dim) * tile);
+    x_bar = arena.take<Real>(ends ? net.dim * tile : 0);
+    context_bar = arena.take<Real>(ends ? (net.inputs - net.dim) * tile : 0);
     velocity_bar = arena.take<Real>(stages * net.dim * tile);
     output_bar = net.gated_output ? arena.take<Real>(stages * net.dim * tile) : velocity_bar;
     if (net.modulated) {
