@@ -121,7 +121,7 @@ def _parsed(text: str) -> Any:
     """Reads JSON as `save` writes it.
 
     Raises:
-        ValueError: If it is something else: damaged, nested too deeply, or with what JSON does not have.
+        ValueError: If it is something else: damaged, nested too deeply, or with a name twice in one object.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
