@@ -1,5 +1,6 @@
 """Builds the CUDA kernels as C++ against the emulator in tests/native/emulation, and runs the operators on them."""
 
+import fcntl
 import importlib.util
 import shutil
 import subprocess
@@ -25,10 +26,13 @@ def build(target: str, architecture: int = 80) -> Path:
     source = ROOT / "tests" / "native" / "emulation"
     configure = ["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
     configure.append(f"-DEMULATED_ARCHITECTURE={architecture}")
-    for command in (configure, ["cmake", "--build", str(folder), "--target", target]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:  # tests run in several processes, which share the build
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", str(folder), "--target", target]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
     return folder
 
 

@@ -26,6 +26,19 @@ def pair(features=3, context=0, dtype=torch.float64, scale=1.0, **options):
     return theirs.to(dtype), ours.to(dtype)
 
 
+def softplus():
+    return nn.Softplus(2.0)
+
+
+def elu():
+    return nn.ELU(alpha=0.5)
+
+
+def options_id(options):
+    """Names what it can: an id with an address in it would be another in every process that runs the tests."""
+    return "-".join(f"{name}={getattr(value, '__name__', value)}" for name, value in options.items()) or "defaults"
+
+
 def gradients(loss, flow, *others):
     return torch.autograd.grad(loss, [*flow.parameters(), *others])
 
@@ -49,9 +62,9 @@ def test_the_same_seed_gives_the_same_parameters():
         {"freqs": 0},
         {"hidden_features": (24,), "activation": nn.Tanh, "bias": False},
         {"hidden_features": (16, 24, 16), "activation": nn.SiLU},
-        {"freqs": 1, "activation": lambda: nn.Softplus(2.0), "atol": 1e-9, "rtol": 1e-7},
+        {"freqs": 1, "activation": softplus, "atol": 1e-9, "rtol": 1e-7},
     ],
-    ids=str,
+    ids=options_id,
 )
 @pytest.mark.parametrize("context", [0, 5])
 def test_densities_and_samples_are_zukos(options, context):
@@ -164,13 +177,13 @@ def with_times_to_train(flow):
         ({"activation": None}, None, "ReLU"),
         ({"normalize": True}, None, "LayerNorm"),
         ({"hidden_features": ()}, None, "no hidden layer"),
-        ({"activation": lambda: nn.ELU(alpha=0.5)}, None, r"ELU\(alpha=0.5\)"),
+        ({"activation": elu}, None, r"ELU\(alpha=0.5\)"),
         ({"hidden_features": (8,) * 17}, None, "hidden layers, the velocity has 17"),
         ({}, hooked, "forward hook"),
         ({}, with_its_own_network, "Sequential"),
         ({}, with_times_to_train, "times"),
     ],
-    ids=lambda value: getattr(value, "__name__", None) or str(value),
+    ids=lambda value: options_id(value) if isinstance(value, dict) else getattr(value, "__name__", None) or str(value),
 )
 def test_what_no_kernel_covers_is_handed_on_and_told(options, change, reason):
     theirs, ours = zuko.flows.CNF(2, **options), CNF(2, **options)

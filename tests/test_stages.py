@@ -1,10 +1,12 @@
 """Steps whose stages have networks of their own, in the fused kernels, against the PyTorch reference in float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import jkoflow
-from jkoflow import HyperMLP
+from jkoflow import FallbackWarning, HyperMLP
 from jkoflow.ops import IntegrationError, jko_loss, native
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.velocity import Velocity
@@ -22,8 +24,12 @@ VELOCITIES = {
 CASES = [(name, divergence) for name in VELOCITIES for divergence in ("exact", "hutchinson", "none")]
 
 
-STEPS_DIFFER = 1e-9
-"""What adaptive steps may make of rounding: the estimate of an error is a difference of large numbers."""
+ROUNDING = 1e-14
+"""Relative change of x that shows what adaptive steps make of rounding. An estimate of an error is a difference of
+large numbers: where it is small, the next step follows its last digits."""
+
+CONDITION_SLACK = 100
+"""How much farther a kernel may be from the reference than the reference is from itself after that change."""
 
 
 def build(name, divergence="exact", batch=21, dtype=torch.float64):
@@ -63,16 +69,22 @@ def solve(backend, velocity, x, given, **options):
     return result, gradients
 
 
-def compare(velocity, x, given, tolerance=1e-12, **options):
+def compare(velocity, x, given, **options):
     (got, ours), (expected, theirs) = (
         solve(backend, velocity, x, given, **options) for backend in ("cpu", "reference")
     )
-    for one, other in zip((*got, *ours), (*expected, *theirs), strict=True):
+    nearby = [None] * len((*expected, *theirs))
+    if options.get("method") in EMBEDDED and "num_steps" not in options:
+        moved, gradients = solve("reference", velocity, x * (1 + ROUNDING * torch.randn_like(x)), given, **options)
+        nearby = [*moved, *gradients]
+    for one, other, near in zip((*got, *ours), (*expected, *theirs), nearby, strict=True):
         if other is None:
             assert one is None
         elif isinstance(other, torch.Tensor) and other.is_floating_point() and other.numel():
-            scale = max(1.0, float(other.detach().abs().max()))
-            torch.testing.assert_close(one, other, rtol=0, atol=tolerance * scale)
+            tolerance = 1e-12 * max(1.0, float(other.detach().abs().max()))
+            if near is not None:
+                tolerance = 10 * tolerance + CONDITION_SLACK * float((near - other).detach().abs().max())
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
         else:
             assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
     return got
@@ -92,7 +104,7 @@ def test_adaptive_steps_are_those_of_the_reference(name, divergence, interval):
     velocity, x, given = build(name, divergence)
     for method in EMBEDDED:
         options = {"t0": interval[0], "t1": interval[1], "method": method, "rtol": 1e-4, "atol": 1e-6}
-        got = compare(velocity, x, given, STEPS_DIFFER, **options)
+        got = compare(velocity, x, given, **options)
         assert (got.evaluations == got.evaluations[0]).all()
 
 
@@ -101,7 +113,7 @@ def test_times_are_those_of_the_reference(name, divergence):
     velocity, x, given = build(name, divergence)
     times = [1.2, 1.19, 0.6, 0.1, 0.05, -0.3]
     for method in EMBEDDED:
-        compare(velocity, x, given, STEPS_DIFFER, times=times, method=method, rtol=1e-3, atol=1e-4)
+        compare(velocity, x, given, times=times, method=method, rtol=1e-3, atol=1e-4)
     compare(velocity, x, given, times=times, num_steps=2)
 
 
@@ -110,7 +122,7 @@ def test_any_number_of_rows(batch):
     velocity, x, given = build("gated, context", batch=batch)
     compare(velocity, x, given, num_steps=2)
     if batch:
-        compare(velocity, x, given, STEPS_DIFFER, method="dopri5", times=[0.0, 0.3, 1.0])
+        compare(velocity, x, given, method="dopri5", times=[0.0, 0.3, 1.0])
 
 
 def test_no_rows_take_no_steps():
@@ -139,7 +151,7 @@ def rejecting():
 
 def test_rejected_steps_leave_no_trace():
     velocity, x, given = rejecting()
-    got = compare(velocity, x, given, method="dopri5", rtol=1e-6, atol=1e-8, tolerance=STEPS_DIFFER)
+    got = compare(velocity, x, given, method="dopri5", rtol=1e-6, atol=1e-8)
     steady, *_ = build("gated")
     smooth = jkoflow.integrate(steady, x, **given, method="dopri5", rtol=1e-6, atol=1e-8)
     assert got.evaluations[0] > 2 * smooth.evaluations[0]
@@ -193,7 +205,8 @@ def test_second_derivatives_are_those_of_the_reference(options):
         leaves = [x.clone().requires_grad_(), *velocity.parameters()]
         result = jkoflow.integrate(velocity, leaves[0], **given, **options, backend=backend)
         first = torch.autograd.grad(loss_of(result), leaves, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+        with pytest.warns(FallbackWarning, match="differentiate once") if backend == "cpu" else nullcontext():
+            found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
