@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak sanitize portable instructions lint format bench package clean
+.PHONY: help demo test soak sanitize portable instructions lint format bench package audit clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -43,15 +43,20 @@ demo: $(VENV)/installed-cli-$(CUDA)  ## train on the gas-turbine data and on a 2
 	@test -s $(RUNS)/rose/report.html && test -s $(RUNS)/gasturbine/report.html
 	@printf '\nReports, to open in a browser:\n  %s\n  %s\n' $(CURDIR)/$(RUNS)/rose/report.html $(CURDIR)/$(RUNS)/gasturbine/report.html
 
+# Files of tests side by side, each process with one thread: teams of threads would take the processors from each other.
+# Tests of several threads ask for them. `PYTEST_ARGS="-n 0"` runs all in one process.
+pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test: $(VENV)/installed-test-$(CUDA)  ## build and run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(pytest) $(PYTEST_ARGS)
 
 # The extension under AddressSanitizer stands in a copy of the package that links to everything else; Python itself is
 # built without the sanitizer, so its runtime is loaded before it (and that of C++, whose exceptions it intercepts).
-# ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all.
+# ThreadSanitizer needs one instruction set: barriers and shares of the work are the same for all. AddressSanitizer gets
+# those that this machine can run.
 MEMORY := build/sanitize-memory
+MEMORY_ISAS := $(if $(shell grep -m1 -w avx2 /proc/cpuinfo 2>/dev/null),avx2)$(if $(shell grep -m1 -w avx512vl /proc/cpuinfo 2>/dev/null),;avx512)
 sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension under sanitizers of addresses, undefined behaviour and threads
-	$(call native,$(MEMORY),-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=avx2;avx512' \
+	$(call native,$(MEMORY),-DJKOFLOW_SANITIZE=address$(,)undefined '-DJKOFLOW_WIDE_ISAS=$(MEMORY_ISAS)' \
 	  -DJKOFLOW_PYTHON=ON -DJKOFLOW_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python)
 	$(call native,build/sanitize-threads,-DJKOFLOW_SANITIZE=thread -DJKOFLOW_WIDE_ISAS=)
 	$(BIN)/ctest --test-dir $(MEMORY) --output-on-failure --parallel $(JOBS)
@@ -67,7 +72,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 SOAK := damaged_models read_formats random_cases any_setting resume faulty_disk interrupted_runs interrupted_calls \
   many_at_once leaks invariants guard_under_attack cycles
 soak: $(VENV)/installed-test-$(CUDA)  ## the tests of trust in their long mode: faults, kills, fuzzing, leaks, cycles (hours)
-	JKOFLOW_SOAK=long $(BIN)/python -m pytest $(SOAK:%=tests/test_%.py) --durations=0 $(PYTEST_ARGS)
+	JKOFLOW_SOAK=long $(pytest) $(SOAK:%=tests/test_%.py) --durations=0 $(PYTEST_ARGS)
 
 # aarch64 stands for every processor without kernels of its own. Warnings are errors here: they are what differs most.
 PORTABLE_TOOLS := clang++ aarch64-linux-gnu-g++ qemu-aarch64
@@ -104,6 +109,11 @@ package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated a
 	for file in 'jkoflow/_C\.' 'jkoflow/py\.typed' 'jkoflow/data/gasturbine\.npz' 'jkoflow/experiments/rose\.toml'; do \
 	  echo "$$unzip_list" | grep -q "$$file" || { echo "the wheel lacks $$file"; exit 1; }; \
 	done; ls -l build/wheel
+
+audit:  ## ask the Python Packaging Advisory Database about every pin (needs the network)
+	$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
+	$(PYTHON) scripts/pins.py >build/audit/pins.txt
+	build/audit/bin/pip-audit --disable-pip --require-hashes --requirement build/audit/pins.txt
 
 clean:  ## remove the virtual environment, builds, caches and demo runs
 	rm -rf $(VENV) build dist $(RUNS) runs/bench jkoflow/_C*.so *.egg-info .pytest_cache .ruff_cache .hypothesis

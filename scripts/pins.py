@@ -21,28 +21,41 @@ CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 PIN = re.compile(
     r"(?P<name>[\w.-]+)==(?P<version>\S+)(?:  # (?P<hashes>sha256:[0-9a-f]{64}(?: sha256:[0-9a-f]{64})*))?"
 )
-SECTION = re.compile(r"# (?P<name>[a-z][^,.]*)(, .*)?")
+SECTION = re.compile(r"# (?P<name>[a-z ]+)(?:: .*)?")
+
+
+def sections(text: str) -> dict[str, list[re.Match[str]]]:
+    """The pins of each section.
+
+    Raises:
+        ValueError: If a line is neither blank, a comment nor a pin.
+    """
+    found: dict[str, list[re.Match[str]]] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if title := SECTION.fullmatch(line):
+            section = title["name"]
+        elif line.strip() and not line.startswith("#"):
+            if (pin := PIN.fullmatch(line)) is None:
+                raise ValueError(f"line {number} of constraints.txt is no pin: {line}")
+            found.setdefault(section, []).append(pin)
+    return found
 
 
 def requirements(text: str, without: set[str]) -> Iterator[str]:
     """Yields each pin outside the sections to leave out, with its hashes as pip reads them.
 
     Raises:
-        ValueError: If a line is neither blank, a comment nor a pin with a hash, or there is no such section.
+        ValueError: If a pin has no hash, or there is no such section.
     """
-    section, sections = "", set()
-    for number, line in enumerate(text.splitlines(), 1):
-        if found := SECTION.fullmatch(line):
-            sections.add(section := found["name"])
-        elif line.strip() and not line.startswith("#") and section not in without:
-            pin = PIN.fullmatch(line)
-            if pin is None or pin["hashes"] is None:
-                raise ValueError(f"line {number} of constraints.txt is no pin with a hash (--renew finds it): {line}")
-            yield " ".join([f"{pin['name']}=={pin['version']}", *(f"--hash={each}" for each in pin["hashes"].split())])
-    if unknown := without - sections:
-        raise ValueError(
-            f"constraints.txt has no section {', '.join(sorted(unknown))}, only {', '.join(sorted(sections))}"
-        )
+    found = sections(text)
+    if unknown := without - set(found):
+        there = ", ".join(found)
+        raise ValueError(f"constraints.txt has no section {', '.join(sorted(unknown))}, only {there}")
+    for pin in (pin for section, pins in found.items() if section not in without for pin in pins):
+        if pin["hashes"] is None:
+            raise ValueError(f"constraints.txt has no hash for {pin['name']}: python scripts/pins.py --renew finds it")
+        yield " ".join([f"{pin['name']}=={pin['version']}", *(f"--hash={each}" for each in pin["hashes"].split())])
 
 
 def canonical(name: str) -> str:
@@ -65,8 +78,7 @@ def hashes_of(pins: list[str]) -> dict[str, str]:
 
 def renewed(text: str) -> str:
     """The text with the hash that pip finds for each pin, before those of other files that stood there already."""
-    pins = [found for line in text.splitlines() if (found := PIN.fullmatch(line))]
-    found = hashes_of([f"{pin['name']}=={pin['version']}" for pin in pins])
+    found = hashes_of([f"{pin['name']}=={pin['version']}" for pins in sections(text).values() for pin in pins])
 
     def line_of(line: str) -> str:
         if (pin := PIN.fullmatch(line)) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -67,7 +67,7 @@ def _take(path: Path) -> int | None:
                 return None
             raise
         if current:
-            who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat("s")}
+            who = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat("s")}
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(who).encode())
             return handle
