@@ -49,7 +49,7 @@ for name, (estimator, grid) in searches.items():
     search = GridSearchCV(pipeline, grid, cv=2 if quick else 3).fit(frame)
     found[name] = search.best_estimator_
     score = search.best_estimator_.score_samples(new).mean()
-    best = ", ".join(f"{key.removeprefix('density__')}={value:.3g}" for key, value in search.best_params_.items())
+    best = ", ".join(f"{key.removeprefix('density__')}={value:.4g}" for key, value in search.best_params_.items())
     print(f"{name:16} {best:22} {score:10.3f} nats, scaled units {time.perf_counter() - begun:12.1f}")
 
 # Anomalies: one reading of a sound row is exchanged for that of another row, so that no reading alone is unusual.

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import runpy
 import shutil
 import sys
 import sysconfig
@@ -43,9 +44,7 @@ def describe_machine() -> dict[str, Any]:
     found |= _describe_gpu()
     code, text = run_command(["nvcc", "--version"], 30, {})
     found["nvcc"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
-    versions = "import torch; print(torch.__version__, torch.version.cuda)"
-    code, text = run_command([sys.executable, "-c", versions], 120, {})
-    found["torch"] = text.strip().splitlines()[-1] if code == 0 and text.strip() else None
+    found["torch"] = _torch_version()
     found["missing"] = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     tools = ("cmake", "ninja", "nvcc", "compute-sanitizer", "ncu")
     found["missing"] += [name for name in tools if shutil.which(name) is None]
@@ -69,6 +68,15 @@ def _describe_gpu() -> dict[str, Any]:
     if gpu is None:
         return {"gpu": None, "gpus": 0, "gpu_problem": f"{text.strip()[-500:]}; {said.strip()[-300:]}"}
     return {"gpus": gpu.pop("gpus"), "gpu": gpu}
+
+
+def _torch_version() -> str | None:
+    """Returns torch's version and the CUDA that it is for, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return f"{version['__version__']} {version['cuda']}"
 
 
 def _commit() -> str | None:
