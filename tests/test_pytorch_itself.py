@@ -1,6 +1,7 @@
 """What PyTorch does with functions and modules works on jkoflow's: transforms, compilation, export, autocast."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from oracles import random_velocity
 FUSED = native.capabilities()["cpu"] is None
 pytestmark = [
     pytest.mark.skipif(not FUSED, reason="no compiled extension"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),  # torch's forward mode
+    pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"),  # torch's forward mode
 ]
 SILENT = pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels")
 T = torch.tensor(0.3, dtype=torch.float64)
@@ -312,6 +313,20 @@ def test_export_runs_in_a_fresh_process(wrapped, tmp_path):
     x = rows(9).float()
     got = in_a_fresh_process(tmp_path / "program.pt2", x, "export", tmp_path)
     torch.testing.assert_close(got, model(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="AOTInductor needs a C++ compiler")
+@pytest.mark.parametrize("wrapped", [LogProb, Sample])
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own call
+def test_aot_inductor_packages_run_in_a_fresh_process(wrapped, tmp_path):
+    model = wrapped(random_flow(blocks=1).requires_grad_(False).eval())
+    dynamic = ({0: torch.export.Dim("rows", min=2)},)
+    program = torch.export.export(model, (rows(4).float(),), dynamic_shapes=dynamic)
+    package = str(tmp_path / "package.pt2")
+    fast_to_compile = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=fast_to_compile)
+    x = rows(9).float()
+    torch.testing.assert_close(in_a_fresh_process(package, x, "aoti", tmp_path), model(x), rtol=1e-6, atol=1e-6)
 
 
 def test_export_of_sampling():
