@@ -207,8 +207,10 @@ def test_a_time_budget_is_another_length():
     ("arguments", "message"),
     [
         ({"iterations": 5, "time_budget": 1.0}, r"iterations=5 and time_budget=1.0; give one of them"),
-        ({"columns": "kinds"}, "columns must be kinds by name, 'auto' or None, got 'kinds'"),
-        ({"iterations": 0}, "iterations_per_block must be at least 1, got 0"),
+        ({"columns": "kinds"}, "'columns' parameter of JKODensity must be .*'auto'.* Got 'kinds'"),
+        ({"iterations": 0}, r"'iterations' parameter of JKODensity must be an int in the range \[1, inf\)"),
+        ({"hidden": 8}, "'hidden' parameter of JKODensity must be an array-like"),
+        ({"config": {"hidden": [8]}}, "'config' parameter of JKODensity must be an instance of .*TrainConfig"),
         ({"columns": {"x7": "integer"}}, "there is no column 'x7'"),
     ],
 )

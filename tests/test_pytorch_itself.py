@@ -17,7 +17,9 @@ from oracles import random_velocity
 FUSED = native.capabilities()["cpu"] is None
 pytestmark = [
     pytest.mark.skipif(not FUSED, reason="no compiled extension"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"),  # torch's forward mode
+    pytest.mark.filterwarnings(
+        "ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"
+    ),  # torch's forward mode
 ]
 SILENT = pytest.mark.filterwarnings("ignore:using the PyTorch reference. the kernels")
 T = torch.tensor(0.3, dtype=torch.float64)

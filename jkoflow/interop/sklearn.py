@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jkoflow.data import Dataset, TableData, TableOptions, as_table
 from jkoflow.data.checks import default_features
-from jkoflow.data.columns.numbers import Real
+from jkoflow.data.columns.numbers import Real as RealColumn
 from jkoflow.data.columns.prepare import prepare, split_table
 from jkoflow.data.splits import MIN_ROWS, split_order, to_float32
 from jkoflow.data.table import Table
@@ -77,6 +79,18 @@ class JKODensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         ((5,), (3, 2))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "iterations": [Interval(Integral, 1, None, closed="left"), None],
+        "time_budget": [Interval(Real, 0, None, closed="neither"), None],
+        "hidden": ["array-like", None],
+        "max_blocks": [Interval(Integral, 1, None, closed="left"), None],
+        "tol": [Interval(Real, 0, None, closed="neither"), None],
+        "columns": [Mapping, StrOptions({"auto"}), None],
+        "config": [TrainConfig, None],
+        "device": [str, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
     n_features_in_: int
     flow_: Any
     history_: list[dict[str, Any]]
@@ -119,8 +133,7 @@ class JKODensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         Raises:
             ValueError: If the rows cannot be used or a parameter is wrong; the message tells the fix.
         """
-        if isinstance(self.columns, str) and self.columns != "auto":
-            raise ValueError(f"columns must be kinds by name, 'auto' or None, got {self.columns!r}")
+        self._validate_params()
         self._is_table = self.columns is not None or not _holds_numbers(X)
         rows = self._validated(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -257,7 +270,7 @@ class JKODensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             others = [
                 repr(name)
                 for name, codec in zip(self.flow_.features, self.flow_.schema.codecs, strict=True)
-                if not isinstance(codec, Real)
+                if not isinstance(codec, RealColumn)
             ]
             told = ", ".join(others) or "several columns"
             raise ValueError(f"transform needs real numbers, and {told} hold others; encode them, or leave them out")
