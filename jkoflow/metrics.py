@@ -334,7 +334,8 @@ def movement(x: Tensor, y: Tensor, sums: Callable[[Sequence[float]], Sequence[fl
     """
     squares = (y - x).double().square().sum(1)
     if sums is None:
-        count, mean, spread = len(squares), float(squares.mean()), float(squares.std()) if len(squares) > 1 else math.nan
+        count, mean = len(squares), float(squares.mean())
+        spread = float(squares.std()) if count > 1 else math.nan
     else:
         count, total = sums([len(squares), float(squares.sum())])
         mean = total / count

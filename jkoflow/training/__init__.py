@@ -212,7 +212,7 @@ def _open(
     about: Mapping[str, Any],
     progress: Progress,
 ) -> tuple[RunState | None, Model | None]:
-    """Opens the files of a run, which ``held`` closes; returns the state to go on from, or the model if it has ended."""
+    """Opens the files of a run until ``held`` ends; returns the state to go on from, or the model if it has ended."""
     if not resume:
         run.check_free("resume it", "choose another directory")
     elif not run.holds_run():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +22,10 @@ from jkoflow.training.optimizer import OptimizerState, build_optimizer, learning
 from jkoflow.training.overfit import beats_identity
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
-from jkoflow.training.pushed import Batches, PushedSamples, gaussian_constant
+from jkoflow.training.pushed import PushedSamples, gaussian_constant
 from jkoflow.training.recipe import Recipe
 from jkoflow.training.state import FitCounters, FitState, TrainingError
-from jkoflow.training.world import SAME_MACHINES, World, wait_for
+from jkoflow.training.world import World, wait_for
 
 LOG_EVERY = 10
 """Iterations between two records of the loss."""
@@ -102,29 +101,13 @@ class Fit:
         # a resumed fit knows both
         counters.kept_rows = counters.kept_rows or samples.rows
         counters.validate_every = counters.validate_every or config.validate_every
-        self.batches = Batches(
-            samples.train,
-            config.batch_size,
-            config.seed,
-            self.index,
-            self.round_number,
-            samples.train_context,
-            samples.place,
-        )
+        self.batches = samples.batches(config.batch_size, config.seed, self.index, self.round_number)
         rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
-        graphs = graphs_on(samples.train.device) if samples.place is None else None  # parts of batches vary in length
+        graphs = graphs_on(samples.train.device) if samples.place is None else None  # which have batches of one length
         self._captured = None if graphs is None else Captured[tuple[Tensor, ...]](graphs, self.hooks.progress.message)
         alone = self.recipe.alone is not None
-        self.guard = Guard(
-            self.block,
-            rows,
-            context,
-            self.recipe.tolerances,
-            self.recipe.coarsest,
-            config.max_num_steps,
-            alone,
-            samples.world.share_out,
-        )
+        limits = self.recipe.tolerances, self.recipe.coarsest, config.max_num_steps
+        self.guard = Guard(self.block, rows, context, *limits, alone, samples.world.share_out)
         self.good: OptimizerState = self.optimizer.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None
@@ -167,11 +150,7 @@ class Fit:
             self.look(last=True)
         self._captured = None
         self.optimizer.load(self.best)
-        self.hooks.world.check_same(self._digest, f"the processes have trained different parameters {SAME_MACHINES}")
         self.optimizer.release()
-
-    def _digest(self) -> str:
-        return hashlib.sha256(self.best.cpu().numpy().data).hexdigest()
 
     def iterate(self) -> None:
         """Does one iteration: a batch, its loss and an update of the parameters."""

@@ -101,6 +101,10 @@ class PushedSamples:
             self.train = self.train[chosen]
             self.train_context = None if self.train_context is None else self.train_context[chosen]
 
+    def batches(self, batch_size: int, seed: int, block: int, round_number: int) -> Batches:
+        """Returns the batches of the training rows for a block in a round."""
+        return Batches(self.train, batch_size, seed, block, round_number, self.train_context, self.place)
+
     def spread(self, limit: int) -> tuple[Tensor, Tensor | None]:
         """Returns at most ``limit`` evenly spread ones of all training rows, and their context; all rows if alone."""
         if self.place is None:

@@ -32,7 +32,18 @@ READ_EVERY = 10
 
 
 class LostProcessError(UserError, RuntimeError):
-    """Raised in all other processes of a training if one has ended before its end."""
+    """Raised in all other processes of a training if one has ended before its end.
+
+    Arguments:
+        error: The error of the connection.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.reason = (
+            f"another process of this training has ended, or cannot be reached ({str(error).splitlines()[0]}); what "
+            "was saved is whole"
+        )
+        super().__init__(f"{self.reason}: start all processes again, as many as you like, with resume")
 
 
 class DriftError(UserError, RuntimeError):
@@ -51,7 +62,7 @@ class Ranks(World):
         super().__init__(clock)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         # groups of its own: what the program sends in its group does not get between, and they can be ended alone
-        self._group = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo")
         self._device_group: Any = None
         self._updates = 0
         self._told: tuple[float, int | None] = (0.0, None)  # time and signal as of the last update
@@ -91,7 +102,7 @@ class Ranks(World):
         if self.leads:
             try:
                 outcome[0] = call()
-            except Exception as error:  # noqa: BLE001 (raised below, everywhere)
+            except Exception as error:  # raised below, everywhere
                 outcome[1] = error
         with _lost():
             dist.broadcast_object_list(outcome, 0, group=self._group)
@@ -99,6 +110,27 @@ class Ranks(World):
         if error is not None:
             raise error
         return value
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Returns what a call returns that all processes make; if it fails in any of them, it fails in all.
+
+        Raises:
+            UserError: If it has failed elsewhere; the message tells why.
+        """
+        value, own = None, None
+        try:
+            value = call()
+        except Exception as error:
+            own = error
+        errors: list[Any] = [None] * self.size
+        with _lost():
+            dist.all_gather_object(errors, None if own is None else str(own), group=self._group)
+        if own is not None:
+            raise own
+        failed = [rank for rank, error in enumerate(errors) if error is not None]
+        if failed:
+            raise UserError(f"{errors[failed[0]]} (in process {failed[0]})")
+        return value  # type: ignore[return-value]
 
     def check_same(self, digest: Callable[[], str], text: str) -> None:
         """Refuses to go on if a digest differs between processes; the text says of what it is, and the fix.
@@ -164,7 +196,7 @@ class Ranks(World):
         )
 
     def gathered(self, part: Tensor) -> Tensor:
-        """Returns the rows of all processes, one process after the other, given those of this one, with shape (n, k)."""
+        """Returns the rows of all processes, one process after the other, given those of this one."""
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
         with _lost():
             dist.all_gather(sizes, torch.tensor([len(part)]), group=self._group)
@@ -218,10 +250,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(
-            f"another process of this training has ended, or cannot be reached ({str(error).splitlines()[0]}); what was "
-            "saved is whole: start all processes again, as many as you like, with resume"
-        ) from error
+        raise LostProcessError(error) from error
 
 
 def is_group() -> bool:

@@ -26,12 +26,6 @@ MOST_CALLS = 1000
 SLOW_SECONDS = 0.2
 """Seconds beyond which a first call counts and is not repeated: what it loads once is a small part of that."""
 
-SAME_MACHINES = (
-    "in one training, so that they no longer decide alike: run all of them on processors of one kind, with the same "
-    "versions and as many threads"
-)
-"""End of the text that tells that processes compute different numbers."""
-
 
 def wait_for(tensor: Tensor) -> None:
     """Waits until a tensor is computed; a GPU computes it later than it is asked for."""
@@ -115,6 +109,10 @@ class World:
 
     def first(self, call: Callable[[], T]) -> T:
         """Returns what a call returns that the leading process alone makes, or raises what it raises."""
+        return call()
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Returns what a call returns that all processes make; if it fails in any of them, it fails in all."""
         return call()
 
     def check_same(self, digest: Callable[[], str], text: str) -> None:

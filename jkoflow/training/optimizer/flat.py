@@ -33,8 +33,8 @@ def attach(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
         parameters: The parameters, each of them once.
 
     Returns:
-        The vectors of all parameters, with shape (P,), and of all gradients, with shape (P + `TAIL`,), and zeros between
-        them.
+        The vectors of all parameters, with shape (P,), and of all gradients, with shape (P + `TAIL`,), and zeros
+        between them.
     """
     length = sum(padded(parameter.numel()) for parameter in parameters)
     values = parameters[0].new_zeros(length, requires_grad=False)
