@@ -9,6 +9,7 @@ the same next.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -31,6 +32,9 @@ READ_EVERY = 10
 """Updates between two looks, on a GPU, at what is told with the gradients: every look waits for the device."""
 
 
+_PLACE_IN_SOURCE = re.compile(r"^\[\S*:\d+\] ")
+
+
 class LostProcessError(UserError, RuntimeError):
     """Raised in all other processes of a training if one has ended before its end.
 
@@ -39,9 +43,9 @@ class LostProcessError(UserError, RuntimeError):
     """
 
     def __init__(self, error: BaseException) -> None:
+        sentence = _PLACE_IN_SOURCE.sub("", str(error).splitlines()[0]).partition(". ")[0]
         self.reason = (
-            f"another process of this training has ended, or cannot be reached ({str(error).splitlines()[0]}); what "
-            "was saved is whole"
+            f"another process of this training has ended, or cannot be reached ({sentence}); what was saved is whole"
         )
         super().__init__(f"{self.reason}: start all processes again, as many as you like, with resume")
 
