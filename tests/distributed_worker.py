@@ -50,7 +50,7 @@ def found(flow, history=()):
     return {
         "digest": hashlib.sha256(torch.cat(parameters).numpy().tobytes()).hexdigest(),
         "parameters": torch.cat(parameters).tolist(),
-        "metrics": {k: v for k, v in flow.metrics.items() if isinstance(v, int | float | list) and k != "rounds"},
+        "metrics": {k: v for k, v in flow.metrics.items() if isinstance(v, int | float) or k.startswith("movements")},
         "losses": [r["loss"] for r in steps],
         "first_validation": next((r["loss"] for r in history if r["event"] == "validation"), None),
         "kinds": [r["event"] for r in history],
@@ -109,7 +109,9 @@ def by_the_clock_of_the_first(rank, folder):
 
 
 def other_rows(rank, folder):
-    return error_of(lambda: jkoflow.train(rows(seed=rank), BRIEF))
+    values = rows(seed=rank).log()
+    values[5, 0] = 1e6  # of which training warns
+    return error_of(lambda: jkoflow.train(values, BRIEF))
 
 
 def signalled(rank, folder):
@@ -183,24 +185,16 @@ def exchanged(rank, folder):
     }
 
 
-CASES = (
-    trained,
-    given_context,
-    of_a_table,
-    by_the_clock_of_the_first,
-    other_rows,
-    signalled,
-    failing_elsewhere,
-    drifting,
-    exchanged,
-)
+CASES = (trained, other_rows, signalled, failing_elsewhere, exchanged)
+MORE_OF_TWO = (given_context, of_a_table, by_the_clock_of_the_first, drifting)
+"""Cases that two processes have and three have not, since they would be no others."""
 
 
 def main():
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
     results = {}
-    for case in CASES:
+    for case in CASES + (MORE_OF_TWO if size == 2 else ()):
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             results[case.__name__] = {"result": case(rank, folder), "warnings": [str(w.message) for w in heard]}

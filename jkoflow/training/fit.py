@@ -15,7 +15,7 @@ from jkoflow.ops.grid import Grid
 from jkoflow.training.captured import Captured, graphs_on
 from jkoflow.training.chain import Trainable, blocks_of
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.gradient import take_gradient
+from jkoflow.training.gradient import check_alike, take_gradient
 from jkoflow.training.guard import Action, Guard, GuardReading, guard_samples
 from jkoflow.training.objectives import TERMS
 from jkoflow.training.optimizer import OptimizerState, build_optimizer, learning_rate
@@ -149,6 +149,7 @@ class Fit:
         if not counters.stopped:
             self.look(last=True)
         self._captured = None
+        check_alike(self.hooks.world, self.optimizer, self.best, self.index)
         self.optimizer.load(self.best)
         self.optimizer.release()
 

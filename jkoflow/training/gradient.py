@@ -1,6 +1,8 @@
-"""The gradient of a batch, of which every process has the rows that it holds."""
+"""The gradient of a batch, of which every process has the rows that it holds, and what all of them make of it."""
 
 from __future__ import annotations
+
+import hashlib
 
 import torch
 from torch import Tensor
@@ -45,3 +47,22 @@ def take_gradient(
         optimizer.gradient_and_tail.zero_()
     world.update(optimizer.gradient_and_tail)
     return list(numbers)
+
+
+def check_alike(world: World, optimizer: Optimizer, best: Tensor, index: int) -> None:
+    """Refuses to go on if the processes have trained different parameters.
+
+    Arguments:
+        world: The processes, each of which makes this call.
+        optimizer: The optimiser, with the present parameters.
+        best: The best parameters, with shape (P,).
+        index: Number of the block.
+
+    Raises:
+        jkoflow.training.ranks.DriftError: If they have.
+    """
+    world.check_same(
+        lambda: hashlib.sha256(torch.cat([optimizer.parameters, best]).cpu().numpy().data).hexdigest(),
+        f"the parameters of block {index} must be the same in all processes of a training: run them on processors of "
+        "one kind, with the same versions and as many threads",
+    )

@@ -230,9 +230,10 @@ class Ranks(World):
 
     def close(self) -> None:
         """Ends what connects the processes, so that none waits for one that has failed."""
-        for group in (self._device_group, self._group):
-            if group is not None:
-                dist.destroy_process_group(group)
+        groups = [group for group in (self._device_group, self._group) if group is not None]
+        self._device_group = self._group = None
+        while groups:
+            dist.destroy_process_group(groups.pop())  # whose connections last as long as anything refers to it
 
     def _group_for(self, tensor: Tensor) -> Any:
         """Returns the group that adds up a tensor where it is."""

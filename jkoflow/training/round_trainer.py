@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,11 +248,6 @@ class RoundTrainer:
 
     def _end_fit(self, fit: Fit, moved: Movement) -> dict[str, Any]:
         """Records and reports the result of a block, or of a chain under the number of its first block."""
-        self.run.world.check_same(
-            lambda: hashlib.sha256(fit.best.cpu().numpy().data).hexdigest(),
-            f"the parameters of block {fit.index} must be the same in all processes of a training: run them on "
-            "processors of one kind, with the same versions and as many threads",
-        )
         seconds = self.run.world.elapsed() - fit.counters.started
         summary = rounds.summary(self.number, fit, moved, self.samples.val_nll(), seconds)
         self.run.record(summary)

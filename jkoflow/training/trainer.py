@@ -274,6 +274,7 @@ class Trainer:
         if fit is None or signal is not None or self.world.recent() - self._saved >= self.config.save_seconds:
             self._save(fit)
         if signal is not None:
+            self.world.meet()  # what the first process has saved is there for all
             interrupt(signal)
 
     def _save(self, fit: Fit | None) -> None:
