@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,19 @@ ROUNDING = 64
 
 CHUNK = 10_000
 """Number of rows that go through a flow at once, which bounds the memory whatever the size of the data."""
+
+
+RowsCall = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
+"""Function of rows (n, d) and their context (n, c) that returns tensors with one entry for each row."""
+
+ShareOut = Callable[[RowsCall, Tensor, Tensor | None], tuple[Tensor, ...]]
+"""Function that returns the tensors of a call for rows (N, d) and their context, such as one that has several processes
+compute them."""
+
+
+def by_itself(call: RowsCall, rows: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+    """Returns the tensors of a call, computed here for all rows: the `ShareOut` of a process that shares nothing."""
+    return call(rows, context)
 
 
 class ConvergedNLL(NamedTuple):
@@ -63,9 +76,19 @@ class Movement(NamedTuple):
 
 
 @torch.no_grad()
-def row_nll(flow: JKOFlow, x: Tensor, num_steps: Steps | None = None, context: Tensor | None = None) -> Tensor:
+def row_nll(
+    flow: JKOFlow,
+    x: Tensor,
+    num_steps: Steps | None = None,
+    context: Tensor | None = None,
+    share_out: ShareOut = by_itself,
+) -> Tensor:
     """Returns the negative log-likelihood of every row in nats, as float64 with shape (N,), see `mean_nll`."""
-    return torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)])
+
+    def nll(x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        return (torch.cat([-flow.log_prob(*rows, num_steps=num_steps).double() for rows in chunks(x, context)]),)
+
+    return share_out(nll, x, context)[0]
 
 
 def mean_nll(
@@ -105,6 +128,7 @@ def step_converged_nll(
     context: Tensor | None = None,
     affordable: Callable[[Grid], bool] | None = None,
     names: RowNames = RowNames(),  # noqa: B008 (immutable)
+    share_out: ShareOut = by_itself,
 ) -> ConvergedNLL:
     """Computes the mean negative log-likelihood on finer and finer grids until it stands still.
 
@@ -120,6 +144,7 @@ def step_converged_nll(
         context: Conditioning variables, with shape (N, c).
         affordable: Function that tells whether there is time for a grid beyond the first two; None if there always is.
         names: What the rows are called in warnings.
+        share_out: What computes the rows' likelihoods.
 
     Returns:
         The mean on the finer of the last two grids; check ``converged``.
@@ -136,7 +161,11 @@ def step_converged_nll(
         raise ValueError("x must have at least one row, got none")
     if num_steps is None:
         num_steps = training_grid(flow) if flow.eval_num_steps is None else Fixed(flow.eval_num_steps).halved()
-    for grid, coarse, fine in refinements(lambda grid: row_nll(flow, x, grid, context), as_grid(num_steps)):
+
+    def nlls(grid: Grid) -> Tensor:
+        return row_nll(flow, x, grid, context, share_out)
+
+    for grid, coarse, fine in refinements(nlls, as_grid(num_steps)):
         change, decisive = _change(coarse, fine, tolerance, float(torch.finfo(x.dtype).eps))
         converged = change < tolerance  # False for NaN
         finer = grid.refined()
@@ -184,6 +213,7 @@ def calibrate(
     context: Tensor | None = None,
     affordable: Callable[[Grid], bool] | None = None,
     names: RowNames = RowNames(),  # noqa: B008 (immutable)
+    share_out: ShareOut = by_itself,
 ) -> ConvergedNLL:
     """Sets ``flow.eval_num_steps`` to the number of steps at which the NLL of x (N, d) stands still.
 
@@ -194,12 +224,15 @@ def calibrate(
         context: Conditioning variables, with shape (N, c).
         affordable: Function that tells whether there is time for a grid, see `step_converged_nll`.
         names: What the rows are called in warnings.
+        share_out: What computes the rows' likelihoods.
 
     Returns:
         The step-converged NLL of x.
     """
     grid = training_grid(flow)
-    result = step_converged_nll(flow, x, grid, tolerance, context=context, affordable=affordable, names=names)
+    result = step_converged_nll(
+        flow, x, grid, tolerance, context=context, affordable=affordable, names=names, share_out=share_out
+    )
     flow.eval_num_steps = result.num_steps
     return result
 
@@ -211,6 +244,7 @@ def inversion_error(
     num_steps: int | None = None,
     exact: bool = False,
     context: Tensor | None = None,
+    share_out: ShareOut = by_itself,
 ) -> InversionError:
     """Measures the distance between rows and their images under the way to the noise and back.
 
@@ -220,6 +254,8 @@ def inversion_error(
         num_steps: Runge-Kutta steps per block; None means the calibrated number.
         exact: Whether the way back is the exact inverse of the discrete map, see `JKOFlow.inverse`.
         context: Conditioning variables, with shape (N, c).
+        share_out: What computes the rows' distances; if exact, it must not divide the rows, since any of them may raise
+            the error.
 
     Returns:
         Mean and largest Euclidean distance in standardised units, ``inf`` if a point does not come back at all, and the
@@ -228,21 +264,25 @@ def inversion_error(
     Raises:
         jkoflow.discrete.NotContractiveError: If exact and the steps of a block are too coarse to be inverted.
     """
-    distances = []
-    for rows, conditions in chunks(x, context):
-        z = flow.carry(rows, conditions, num_steps)
-        if not bool(torch.isfinite(z).all()):
-            return InversionError(math.inf, math.inf, math.nan)
-        if exact:
-            back, _ = flow.inverse(z, conditions, num_steps, exact)
-        else:
-            back = flow.carry(z, conditions, num_steps, inverse=True)
-        if flow.links is None:
-            way = (back - rows) / flow.standardize.std
-        else:
-            way = flow.standardized(back)[0] - flow.standardized(rows)[0]
-        distances.append(way.double().square().sum(1).sqrt())
-    distance = torch.cat(distances).nan_to_num(nan=math.inf)
+
+    def distances(x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        found = []
+        for rows, conditions in chunks(x, context):
+            z = flow.carry(rows, conditions, num_steps)
+            if not bool(torch.isfinite(z).all()):
+                return (x.new_full((len(x),), math.inf, dtype=torch.float64),)
+            if exact:
+                back, _ = flow.inverse(z, conditions, num_steps, exact)
+            else:
+                back = flow.carry(z, conditions, num_steps, inverse=True)
+            if flow.links is None:
+                way = (back - rows) / flow.standardize.std
+            else:
+                way = flow.standardized(back)[0] - flow.standardized(rows)[0]
+            found.append(way.double().square().sum(1).sqrt())
+        return (torch.cat(found),)
+
+    distance = share_out(distances, x, context)[0].nan_to_num(nan=math.inf)
     spread = float(distance.std()) if len(distance) > 1 else math.nan
     return InversionError(float(distance.mean()), float(distance.max()), spread / math.sqrt(len(distance)))
 
@@ -286,16 +326,25 @@ def spread_numbers(count: int, limit: int) -> Tensor:
     return torch.linspace(0, count - 1, limit, dtype=torch.float64).long()
 
 
-def movement(x: Tensor, y: Tensor) -> Movement:
+def movement(x: Tensor, y: Tensor, sums: Callable[[Sequence[float]], Sequence[float]] | None = None) -> Movement:
     r"""Returns the root mean square distance of points x and y (N, d), the arc length :math:`\sqrt{E |y - x|^2}`.
 
-    The standard error is derived from that of the mean square.
+    The standard error is derived from that of the mean square. If other processes hold other points, ``sums`` returns
+    the sums of numbers over all processes.
     """
     squares = (y - x).double().square().sum(1)
-    value = math.sqrt(float(squares.mean()))
-    if len(squares) < 2:
+    if sums is None:
+        count, mean = len(squares), float(squares.mean())
+        spread = float(squares.std()) if count > 1 else math.nan
+    else:
+        count, total = sums([len(squares), float(squares.sum())])
+        mean = total / count
+        (deviations,) = sums([float((squares - mean).square().sum())])
+        spread = math.sqrt(deviations / max(count - 1, 1))
+    value = math.sqrt(mean)
+    if count < 2:
         return Movement(value, math.nan)
-    error = float(squares.std()) / math.sqrt(len(squares))
+    error = spread / math.sqrt(count)
     return Movement(value, error / (2 * value) if value > 0 else 0.0)
 
 

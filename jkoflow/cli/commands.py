@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import OldFormatWarning
-from jkoflow.cli import console, settings, table_options, training_run
+from jkoflow.cli import console, launched, settings, table_options, training_run
 from jkoflow.cli.bench import bench
 from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
@@ -36,7 +36,9 @@ from jkoflow.ops import FallbackWarning
 from jkoflow.report import write_report
 from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
+from jkoflow.training.config import TrainConfig
 from jkoflow.training.interruption import Interrupted, interrupt
+from jkoflow.training.run_directory import RunDirectory
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -148,7 +150,8 @@ def train(
 ) -> None:
     """Train a flow, measure it and write its report.
 
-    RUN then holds the model, its metrics, the history and report.html.
+    RUN then holds the model, its metrics, the history and report.html. Several processes train together as
+    torchrun --nproc-per-node N -m jkoflow train DATA --out RUN.
     """
     training_run.require_for_run()
     flags = {
@@ -162,16 +165,27 @@ def train(
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
     told = table_options.mapping(context)
-    given = settings.given(config, chosen, told)
-    if resume:
-        run, source, resolved = settings.for_resume(data, out, given)
-    else:
-        run, source, resolved = settings.for_start(data, out, given)
-    dataset = load_dataset(source.data, resolved.seed, options=source.options)
-    again = f"jkoflow train --resume {shlex.quote(str(run))}"
-    training_run.train_and_report(
-        dataset, place(source.data), resolved, run, resume=resume, again=again, options=source.options
-    )
+
+    def resolved() -> tuple[Path, settings.Source, TrainConfig, bool]:
+        given = settings.given(config, chosen, told)
+        goes_on = resume or (launched.is_restarted() and out is not None and RunDirectory(out).holds_run())
+        resolve = settings.for_resume if goes_on else settings.for_start
+        return *resolve(data, out, given), goes_on
+
+    with launched.processes() as world:
+        run, source, chosen_settings, goes_on = world.first(resolved)
+        dataset = world.together(lambda: load_dataset(source.data, chosen_settings.seed, options=source.options))
+        again = launched.command(f"train --resume {shlex.quote(str(run))}")
+        training_run.train_and_report(
+            dataset,
+            place(source.data),
+            chosen_settings,
+            run,
+            resume=goes_on,
+            again=again,
+            options=source.options,
+            world=world,
+        )
 
 
 @app.command()

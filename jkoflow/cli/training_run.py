@@ -17,7 +17,9 @@ from jkoflow.ops import extension
 from jkoflow.report import write_report
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.ranks import LostProcessError
 from jkoflow.training.run_directory import RunDirectory
+from jkoflow.training.world import World
 
 
 def require_for_run() -> None:
@@ -42,6 +44,7 @@ def train_and_report(
     again: str,
     options: TableOptions | None = None,
     more: Callable[[JKOFlow, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    world: World = World(),  # noqa: B008 (of this process)
 ) -> None:
     """Trains, writes the report and prints the results.
 
@@ -54,6 +57,7 @@ def train_and_report(
         again: The command that resumes the run after an interruption.
         options: What the run records about the data beside their source.
         more: Function of the finished flow and its metrics that returns further metrics.
+        world: The processes that train; the first of them writes the report and prints.
     """
     rows = dataset.numbers if isinstance(dataset, TableData) else dataset
     columns = dataset.schema.features if isinstance(dataset, TableData) else rows.features
@@ -73,13 +77,19 @@ def train_and_report(
             flow = train_flow(
                 dataset, config, run_dir=run, resume=resume, progress=progress, source=source, options=options
             )
+        if not world.leads:
+            return
         metrics = directory.metrics()
         if more is not None:
             metrics = directory.add_metrics(more(flow, metrics))
         page = write_report(run)
     except KeyboardInterrupt as error:
         told = f"; continue with: {again}" if directory.holds_run() else " before the run began"
-        console.error((str(error) or "interrupted") + told)
+        if world.leads:
+            console.error((str(error) or "interrupted") + told)
         raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+    except LostProcessError as error:
+        console.error(f"process {world.rank}: {error.reason}; continue with: {again}")
+        raise typer.Exit(2) from None
     console.show_metrics(metrics)
     print(f"report: {page}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from jkoflow.training.config import TrainConfig
 from jkoflow.training.memory import Labels, rows_in_memory
 from jkoflow.training.plan import Budget
 from jkoflow.training.progress import Progress, Silent
+from jkoflow.training.ranks import Ranks, is_group
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.start import given_flow
 from jkoflow.training.state import (
@@ -69,6 +72,10 @@ def train(
     that does not improve the validation NLL is undone. At the end the number of Runge-Kutta steps for evaluation is
     calibrated on the validation rows.
 
+    Where PyTorch's default process group has several processes, all of them make this call, with the same arguments,
+    and train one flow together (docs/distributed.md): each on the rows that it holds, with the numbers of one process
+    but for rounding.
+
     Arguments:
         data: Rows with shape (N, d), or (N,) for one column, to be split 80/10/10 with the configuration's seed, equal
             rows into the same part: an array, a tensor, nested lists, a Series or a data frame (of pandas, polars or
@@ -80,8 +87,8 @@ def train(
             nothing is written if None.
         resume: Whether to go on with the run in ``run_dir``. On the same machine with as many threads it ends with the
             same numbers as a run that was never interrupted (without a time budget). A finished run is only loaded.
-            Data and settings must be those that the run began with.
-        progress: Receives the run's news; None means that nothing is reported.
+            Data and settings must be those that the run began with; the number of processes may be another.
+        progress: Receives the run's news, of several processes that of the first; None means that nothing is reported.
         source: Name of the data for config.toml; the dataset's name if None.
         start: A flow whose blocks are trained again, each for its own JKO step size, instead of building a new chain.
             `JKOFlow.reparametrize` and `JKOFlow.refine` return such a flow. Networks and Runge-Kutta steps are the
@@ -116,6 +123,8 @@ def train(
         jkoflow.training.state.RunError: If run_dir holds another run already, or one that does not fit data and config.
         jkoflow.checkpoint.CheckpointError: If the saved state is damaged.
         jkoflow.training.state.TrainingError: If the parameters overflow with the guard switched off.
+        jkoflow.training.ranks.LostProcessError: If another process of the training has ended.
+        jkoflow.training.ranks.DriftError: If the processes have different rows, or do not compute the same from them.
         ValueError: If the device does not exist, resume is asked for without a run_dir, or start does not fit the data.
         OSError: If run_dir cannot be written.
 
@@ -129,9 +138,14 @@ def train(
         >>> flow.sample(3).shape
         torch.Size([3, 2])
     """
-    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        world = World(clock)
-        progress = Silent() if progress is None else progress
+    world = Ranks(clock) if is_group() else World(clock)
+    progress = Silent() if progress is None or not world.leads else progress
+    with (
+        torch.inference_mode(False),  # whatever mode the caller is in
+        torch.enable_grad(),
+        nullcontext() if world.leads else _silence(),
+        closing(world),
+    ):
         if not isinstance(data, Dataset | TableData):
             if len(axes := axes_of(data)) > 2:
                 rows = math.prod(axes[:-1])
@@ -145,9 +159,18 @@ def train(
             )
         history: list[dict[str, Any]] | None = [] if return_history and run_dir is None else None
         model = _train(data, config, world, run_dir, resume, progress, source, start, options, history)
-        if not return_history:
-            return model
-        return model, RunDirectory(run_dir).history() if run_dir is not None else history
+        if return_history and run_dir is not None:
+            history = world.first(RunDirectory(run_dir).history)
+        world.meet()  # what the first process has written is there for all
+        return (model, history) if return_history else model
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Has a process warn of nothing, since another warns of the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _train(
@@ -166,35 +189,50 @@ def _train(
     config = config if isinstance(data, Dataset) else settings_for(data, config)
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
-    device = usable_device(config.device)
+    device = world.device(config.device)
     make = partial(_train_rows, data, rows, config, world, device, progress, start, begin, history)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
         return make(None, None)
     run, about, name = RunDirectory(run_dir), _about(data, options), rows.name if source is None else source
+    with ExitStack() as held:
+        state, model = world.first(partial(_open, held, run, config, rows, begin, resume, name, about, progress))
+        return make(run, state) if model is None else model.to(device)
+
+
+def _open(
+    held: ExitStack,
+    run: RunDirectory,
+    config: TrainConfig,
+    rows: Dataset,
+    begin: JKOFlow | None,
+    resume: bool,
+    name: str,
+    about: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[RunState | None, Model | None]:
+    """Opens the files of a run until ``held`` ends; returns the state to go on from, or the model if it has ended."""
     if not resume:
         run.check_free("resume it", "choose another directory")
     elif not run.holds_run():
         raise RunError(f"{run.path} holds no run to resume; start one without resume")
-    with run.locked(progress):
-        state = None
-        if resume:
-            state = run.load_state()
-            if state is not None:
-                check_same_data(state.fingerprint, rows, begin, run.path)
-                check_same_settings(state.settings, config, run.path)
-            elif run.is_finished():
-                return _finished_model(run, config, rows, begin, progress).to(device)
-            else:
-                progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
-            run.reopen(state, config, name, describe(), about, progress)
+    held.enter_context(run.locked(progress))
+    state = None
+    if resume:
+        state = run.load_state()
+        if state is not None:
+            check_same_data(state.fingerprint, rows, begin, run.path)
+            check_same_settings(state.settings, config, run.path)
+        elif run.is_finished():
+            return None, _finished_model(run, config, rows, begin, progress)
         else:
-            run.create(config, name, describe(), about)
-        try:
-            return make(run, state)
-        finally:
-            run.close()
+            progress.message(f"the run in {run.path} had not saved anything yet; starting from the beginning")
+        run.reopen(state, config, name, describe(), about, progress)
+    else:
+        run.create(config, name, describe(), about)
+    held.callback(run.close)
+    return state, None
 
 
 def _train_rows(
@@ -211,12 +249,13 @@ def _train_rows(
     state: RunState | None,
 ) -> Model:
     """Trains from the beginning, or from a state, with the files of the run open."""
+    directory, keeps = run if world.leads else None, run is not None
     complete = None
     if isinstance(data, TableData):
         masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
         budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
         complete = completed(data, masses, budget, progress.message)
-    return Trainer(rows, config, device, world, run, progress, begin, state, complete, history).run()
+    return Trainer(rows, config, device, world, directory, progress, begin, state, complete, history, keeps).run()
 
 
 def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:

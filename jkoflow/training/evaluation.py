@@ -16,6 +16,7 @@ from jkoflow.data.seen import quantiles
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
+from jkoflow.metrics import ShareOut, by_itself
 from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training import overfit
 from jkoflow.training.plan import FEWEST_ROWS, Budget, EvaluationRows, evaluation_work, plan_evaluation
@@ -43,6 +44,7 @@ def evaluate(
     budget: Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
     doubt: Callable[[str], None] | None = None,
+    share_out: ShareOut = by_itself,
 ) -> dict[str, Any]:
     """Calibrates a flow on validation rows and measures it on the test rows.
 
@@ -54,6 +56,7 @@ def evaluate(
         budget: A limit of time: the grid is refined, and rows are evaluated, as far as there is time for them.
         tell: Function that is called with one line of text for each thing that there was no time for.
         doubt: Function that is called with one line of text if the NLL is not step-converged; ``tell`` if None.
+        share_out: What computes likelihoods and distances of rows.
 
     Returns:
         NLLs in nats (``test_nll`` and ``val_nll`` on standardised columns), step-converged unless
@@ -66,12 +69,14 @@ def evaluate(
         ``overfit_gap`` is what `jkoflow.training.overfit.measured` finds.
     """
     device = flow.standardize.mean.device
-    pace = Pace(flow, data, val_rows, budget)
+    pace = Pace(flow, data, val_rows, budget, share_out)
     val, val_context = spread(data.val, data.val_context, pace.rows.val, device)
     if len(val) < min(val_rows, len(data.val)):
         tell(f"the time budget lets {len(val)} validation rows be calibrated on; raise time_budget to take more")
     val_names = _names("validation rows", len(data.val), len(val))
-    calibration = metrics.calibrate(flow, val, context=val_context, affordable=pace.can_calibrate_on, names=val_names)
+    calibration = metrics.calibrate(
+        flow, val, context=val_context, affordable=pace.can_calibrate_on, names=val_names, share_out=share_out
+    )
     rows = pace.plan_the_rest(calibration.num_steps)
     if rows.test < len(data.test):
         tell(
@@ -79,7 +84,9 @@ def evaluate(
         )
     test, test_context = spread(data.test, data.test_context, rows.test, device)
     test_names = _names("test rows", len(data.test), len(test))
-    nll = metrics.step_converged_nll(flow, test, context=test_context, affordable=pace.can_score_on, names=test_names)
+    nll = metrics.step_converged_nll(
+        flow, test, context=test_context, affordable=pace.can_score_on, names=test_names, share_out=share_out
+    )
     flow.eval_num_steps = max(nll.num_steps, calibration.num_steps)
     for result, names in sorted(
         ((nll, test_names), (calibration, val_names)), key=lambda pair: not pair[0].out_of_time
@@ -88,9 +95,9 @@ def evaluate(
             (doubt or tell)(_not_converged(flow.eval_num_steps, result, names))
             break
     if nll.left_out:
-        finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context))
+        finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context, share_out))
         test, test_context = test[finite], None if test_context is None else test_context[finite]
-    inversion, exact = _inversion_errors(flow, test, test_context, rows)
+    inversion, exact = _inversion_errors(flow, test, test_context, rows, share_out)
     few = pace.rows_to_compare(max(nll.num_steps, calibration.num_steps))
     train_part, val_part = spread(data.train, data.train_context, few, device), spread(val, val_context, few, device)
     results = {
@@ -116,7 +123,7 @@ def evaluate(
         "n_test": len(test),
         "rows_left_out": {"val": calibration.left_out, "test": nll.left_out},
         "seen": _seen(data),
-        **overfit.measured(flow, train_part, val_part),
+        **overfit.measured(flow, train_part, val_part, share_out),
     }
     compared, context = spread(test, test_context, 2 * rows.samples, device)
     if len(compared) < 4:
@@ -136,7 +143,7 @@ def _seen(data: Dataset) -> dict[str, list[float]]:
 
 
 def _inversion_errors(
-    flow: JKOFlow, test: Tensor, context: Tensor | None, rows: EvaluationRows
+    flow: JKOFlow, test: Tensor, context: Tensor | None, rows: EvaluationRows, share_out: ShareOut
 ) -> tuple[metrics.InversionError, metrics.InversionError]:
     """Returns the errors of the inverse and of the exact inverse on test rows (N, d); infinite without rows."""
     nowhere = metrics.InversionError(math.inf, math.inf, math.nan)
@@ -144,7 +151,7 @@ def _inversion_errors(
         return nowhere, nowhere
     device = test.device
     inverted, conditions = spread(test, context, rows.inversion, device)
-    inversion = metrics.inversion_error(flow, inverted, context=conditions)
+    inversion = metrics.inversion_error(flow, inverted, context=conditions, share_out=share_out)
     try:
         inverted, conditions = spread(test, context, rows.exact, device)
         return inversion, metrics.inversion_error(flow, inverted, exact=True, context=conditions)
@@ -184,9 +191,17 @@ class Pace:
         data: The data.
         val_rows: Validation rows to calibrate on, at most.
         budget: The limit of time; there is time for everything if None.
+        share_out: What computes likelihoods of rows.
     """
 
-    def __init__(self, flow: JKOFlow, data: Dataset, val_rows: int, budget: Budget | None) -> None:
+    def __init__(
+        self,
+        flow: JKOFlow,
+        data: Dataset,
+        val_rows: int,
+        budget: Budget | None,
+        share_out: ShareOut = by_itself,
+    ) -> None:
         self.rows = wanted_rows(data, val_rows)
         """Numbers of rows that the parts of the evaluation look at."""
         self._budget = budget
@@ -195,7 +210,7 @@ class Pace:
         grid = metrics.training_grid(flow)
         few, context = spread(data.val, data.val_context, FEWEST_ROWS, flow.standardize.mean.device)
         began = budget.left()
-        metrics.row_nll(flow, few, grid, context)
+        metrics.row_nll(flow, few, grid, context, share_out)
         self._row_step = (began - budget.left()) / (len(few) * grid.cost)
         # the first two grids of the calibration are taken in any case
         certain = self._row_step * self.rows.val * (grid.cost + grid.refined().cost)

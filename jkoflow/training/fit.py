@@ -15,13 +15,14 @@ from jkoflow.ops.grid import Grid
 from jkoflow.training.captured import Captured, graphs_on
 from jkoflow.training.chain import Trainable, blocks_of
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.gradient import check_alike, take_gradient
 from jkoflow.training.guard import Action, Guard, GuardReading, guard_samples
 from jkoflow.training.objectives import TERMS
 from jkoflow.training.optimizer import OptimizerState, build_optimizer, learning_rate
 from jkoflow.training.overfit import beats_identity
 from jkoflow.training.plan import Costs, iterations_within, plan_fit, plan_push
 from jkoflow.training.progress import Progress
-from jkoflow.training.pushed import Batches, PushedSamples, carry_rows, gaussian_constant, push_rows
+from jkoflow.training.pushed import PushedSamples, gaussian_constant
 from jkoflow.training.recipe import Recipe
 from jkoflow.training.state import FitCounters, FitState, TrainingError
 from jkoflow.training.world import World, wait_for
@@ -98,18 +99,15 @@ class Fit:
             config.clip_norm,
         )
         # a resumed fit knows both
-        counters.kept_rows = counters.kept_rows or len(samples.train)
+        counters.kept_rows = counters.kept_rows or samples.rows
         counters.validate_every = counters.validate_every or config.validate_every
-        self.batches = Batches(
-            samples.train, config.batch_size, config.seed, self.index, self.round_number, samples.train_context
-        )
+        self.batches = samples.batches(config.batch_size, config.seed, self.index, self.round_number)
         rows, context = guard_samples(samples.val, samples.val_context, config.guard_rows)
-        graphs = graphs_on(samples.train.device)
+        graphs = graphs_on(samples.train.device) if samples.place is None else None  # which have batches of one length
         self._captured = None if graphs is None else Captured[tuple[Tensor, ...]](graphs, self.hooks.progress.message)
         alone = self.recipe.alone is not None
-        self.guard = Guard(
-            self.block, rows, context, self.recipe.tolerances, self.recipe.coarsest, config.max_num_steps, alone
-        )
+        limits = self.recipe.tolerances, self.recipe.coarsest, config.max_num_steps
+        self.guard = Guard(self.block, rows, context, *limits, alone, samples.world.share_out)
         self.good: OptimizerState = self.optimizer.state()
         self._session = (self.hooks.world.elapsed(), counters.iteration)
         self.costs: Costs | None = None
@@ -151,6 +149,7 @@ class Fit:
         if not counters.stopped:
             self.look(last=True)
         self._captured = None
+        check_alike(self.hooks.world, self.optimizer, self.best, self.index)
         self.optimizer.load(self.best)
         self.optimizer.release()
 
@@ -168,7 +167,7 @@ class Fit:
             numbers = dict(zip(["loss", *TERMS], values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
             rate = factor * self.recipe.peak_rates.matrices
-            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.world.elapsed()}
+            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.world.recent()}
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
         counters.iteration += 1
@@ -188,10 +187,12 @@ class Fit:
 
     def _descend(self, places: Tensor) -> tuple[Tensor, ...]:
         """Does what of an update is on the device: a batch from rows at these places, its loss, the optimiser."""
-        batch, context = self.batches.at(places)
-        terms = self.recipe.objective.terms(self.block, batch, context)
-        norm = self.optimizer.descend(terms.total)
-        return *(term.detach() for term in terms), norm
+        return *self._gradient(places), self.optimizer.apply()
+
+    def _gradient(self, places: Tensor) -> list[Tensor]:
+        """Makes the optimiser's gradient that of the batch from rows at these places; returns its loss and terms."""
+        world, objective = self.hooks.world, self.recipe.objective
+        return take_gradient(world, self.optimizer, objective, self.block, self.batches, places)
 
     def look(self, last: bool = False) -> None:
         """Does the checks due between two iterations: the guard, then the validation of parameters that passed it."""
@@ -225,7 +226,7 @@ class Fit:
 
         All is on a refined grid. What begins from nothing may only be taken if it is clearly better than no block.
         """
-        y, logdet = push_rows(self.block, self.samples.val, self.samples.val_context)
+        y, logdet = self.samples.val_images(self.block)
         terms = self.recipe.objective.validate(self.samples.val, y, logdet)
         past = self.samples.val_logdet.double().mean()
         loss, nll = torch.stack([terms.total, terms.potential + terms.divergence - past]).tolist()
@@ -312,7 +313,7 @@ class Fit:
             return world.seconds(call)
 
         def carry() -> None:
-            wait_for(carry_rows(self.block, samples.val, samples.val_context))
+            wait_for(samples.carry_val(self.block))
 
         validation = seconds(self._validate)
         iteration = self._measured_gradient() if self._captured is None else self._measured_updates()
@@ -323,10 +324,10 @@ class Fit:
 
     def _measured_gradient(self) -> float:
         """Measures a loss and its gradient, which take nearly all of an iteration on the CPU."""
-        batch, context = self.batches.at(self.batches.places(0))
+        places = self.batches.places(0)
 
         def gradient() -> None:
-            self.recipe.objective.terms(self.block, batch, context).total.backward()
+            self._gradient(places)
             wait_for(self.optimizer.gradient)
 
         return self.hooks.world.seconds(gradient)
@@ -371,7 +372,7 @@ class Fit:
             grid,
             counters.row_step,
             counters.row_carry,
-            len(samples.train),
+            samples.rows,
             len(samples.val),
             self.config.batch_size,
             self.recipe.last,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jkoflow.metrics import ShareOut, by_itself
 from jkoflow.ops.grid import Grid
 from jkoflow.tolerance import refinements
 from jkoflow.training.chain import Trainable
@@ -88,6 +89,7 @@ class Guard:
         most_steps: Largest number of Runge-Kutta steps per block.
         may_soften: Whether the velocity may be shortened before the first iteration, where it overshoots on samples
             that it has already moved.
+        share_out: What computes the readings of the samples.
     """
 
     block: Trainable
@@ -97,13 +99,14 @@ class Guard:
     coarsest: Grid
     most_steps: int
     may_soften: bool
+    share_out: ShareOut = by_itself
 
     def __post_init__(self) -> None:
         self._dampings = 0
 
     def read(self) -> GuardReading:
         """Measures how much the block's result depends on its grid."""
-        return read_guard(self.block, self.x, self.context)
+        return read_guard(self.block, self.x, self.context, self.share_out)
 
     def look(self, counters: FitCounters) -> tuple[Action, GuardReading]:
         """Returns what to do at this point of the fit, and the reading that is the reason."""
@@ -155,23 +158,30 @@ def guard_samples(x: Tensor, context: Tensor | None, limit: int) -> tuple[Tensor
 
 
 @torch.no_grad()
-def read_guard(block: Trainable, x: Tensor, context: Tensor | None = None) -> GuardReading:
+def read_guard(
+    block: Trainable, x: Tensor, context: Tensor | None = None, share_out: ShareOut = by_itself
+) -> GuardReading:
     """Compares a block's results on its grid with those on the refinement of the grid.
 
     Arguments:
         block: The block, or several in a chain.
         x: Samples that enter the block, with shape (B, d).
         context: Standardised conditioning variables of the samples, with shape (B, c).
+        share_out: What computes the readings of the samples.
 
     Returns:
         The reading, which holds NaN or inf if the block is so broken that a number overflows.
     """
+
+    def differences(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _, (y, logdet), (fine_y, fine_logdet) = next(refinements(lambda grid: block(x, context, grid), block.grid))
+        back = block.carry(y, context, inverse=True)
+        difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
+        return difference.abs(), (back - x).square().sum(1).sqrt()
+
     # Not a tolerance of single rows: the mean over rows is what an optimiser exploits, and what training has time for.
-    _, (y, logdet), (fine_y, fine_logdet) = next(refinements(lambda grid: block(x, context, grid), block.grid))
-    back = block.carry(y, context, inverse=True)
-    difference = 0.5 * (y.square().sum(1) - fine_y.square().sum(1)) - (logdet - fine_logdet)
-    distance = (back - x).square().sum(1).sqrt()
-    return GuardReading(*torch.stack([difference.abs().mean(), distance.mean()]).tolist())
+    difference, distance = share_out(differences, x, context)
+    return GuardReading(*torch.stack([difference.mean(), distance.mean()]).tolist())
 
 
 def guard_tolerances(nll: float, round_trip: float, columns: int) -> Tolerances:

@@ -32,7 +32,7 @@ def interrupt(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 class Interruption:
-    """While it is entered, the first signal only asks for an end, and `end_if_asked` ends; a second one ends at once.
+    """While it is entered, the first signal only asks for an end, see ``asked``; a second one ends at once.
 
     So does the first one after `GRACE_SECONDS`. Handlers that a program has set for itself are left alone, and so are
     all outside of the main thread, where signals do not arrive.
@@ -62,11 +62,6 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-    def end_if_asked(self) -> None:
-        """Raises `Interrupted` if a signal has asked for an end."""
-        if self.asked is not None:
-            interrupt(self.asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jkoflow.flow import JKOFlow
 from jkoflow.gain import Gain, paired_gain
-from jkoflow.metrics import mean_and_stderr, row_nll
+from jkoflow.metrics import ShareOut, by_itself, mean_and_stderr, row_nll
 from jkoflow.training.objectives import JKO
 
 KEYS = ("train_nll", "train_nll_stderr", "overfit_gap", "overfit_gap_stderr")
@@ -42,6 +42,7 @@ def measured(
     flow: JKOFlow,
     train: tuple[Tensor, Tensor | None],
     val: tuple[Tensor, Tensor | None],
+    share_out: ShareOut = by_itself,
 ) -> dict[str, float]:
     """Measures how much more likely training rows are than validation rows, which more rows would make less.
 
@@ -49,21 +50,22 @@ def measured(
         flow: The flow; its calibrated steps are taken.
         train: Training rows in their own units, with shape (N, d), and their context, with shape (N, c) or None.
         val: Validation rows and their context, likewise.
+        share_out: What computes the rows' likelihoods.
 
     Returns:
         ``train_nll`` in nats on standardised columns; ``overfit_gap``, the mean NLL of the validation rows less that of
         the training rows, in nats; and the standard errors of both. Rows without a finite density are left out.
     """
     (inside, inside_stderr), (outside, outside_stderr) = (
-        mean_and_stderr(_finite_nll(flow, *part)) for part in (train, val)
+        mean_and_stderr(_finite_nll(flow, *part, share_out)) for part in (train, val)
     )
     values = (inside, inside_stderr, outside - inside, math.hypot(inside_stderr, outside_stderr))
     return dict(zip(KEYS, values, strict=True))
 
 
-def _finite_nll(flow: JKOFlow, rows: Tensor, context: Tensor | None) -> Tensor:
+def _finite_nll(flow: JKOFlow, rows: Tensor, context: Tensor | None, share_out: ShareOut) -> Tensor:
     """Returns the finite NLLs of rows, in nats on standardised columns, as float64."""
-    nll = row_nll(flow, rows, context=context) - flow.standardize.std.double().log().sum()
+    nll = row_nll(flow, rows, context=context, share_out=share_out) - flow.standardize.std.double().log().sum()
     if flow.links is not None:
         nll = nll + flow.links(rows)[1].double()
     return nll[torch.isfinite(nll)]

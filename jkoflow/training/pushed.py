@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import Movement, chunks, movement
+from jkoflow.metrics import Movement, chunks, movement, spread_numbers
 from jkoflow.training.chain import Trainable
+from jkoflow.training.place import Place
 from jkoflow.training.upload import Upload
+from jkoflow.training.world import World
 
 EPOCHS_AHEAD = 2
 """Orders of rows that the CPU may be ahead of a GPU."""
@@ -23,14 +26,17 @@ EPOCHS_AHEAD = 2
 class PushedSamples:
     """The positions of training and validation rows before the next block.
 
-    Only the present positions are kept, so that memory does not grow with the number of blocks.
+    Only the present positions are kept, so that memory does not grow with the number of blocks. Of several processes
+    each holds, and carries, a part of the training rows; the validation rows are held by all, and each carries a part.
 
     Arguments:
-        train: Training rows, with shape (N, d).
+        train: Training rows of this process, with shape (N, d).
         val: Validation rows, with shape (N_val, d).
         val_logdet: Logdet of the blocks so far for the validation rows, without standardisation, with shape (N_val,).
         train_context: Standardised conditioning variables of the training rows, with shape (N, c); None without.
         val_context: Standardised conditioning variables of the validation rows, with shape (N_val, c); None without.
+        world: The processes that hold the samples.
+        place: Which of all training rows those of this process are; None if they are all.
     """
 
     train: Tensor
@@ -38,6 +44,13 @@ class PushedSamples:
     val_logdet: Tensor
     train_context: Tensor | None = None
     val_context: Tensor | None = None
+    world: World = field(default_factory=World)
+    place: Place | None = None
+
+    @property
+    def rows(self) -> int:
+        """Returns the number of training rows of all processes."""
+        return len(self.train) if self.place is None else self.place.total
 
     def push(self, block: Trainable) -> Movement:
         """Carries the samples through a finished block and returns its movement over the training rows.
@@ -48,12 +61,28 @@ class PushedSamples:
         before = self.train
         self.train = carry_rows(block, self.train, self.train_context)
         self.push_val(block)
-        return movement(before, self.train)
+        return self.moved(before)
+
+    def moved(self, before: Tensor) -> Movement:
+        """Returns the movement of the training rows from where those of this process (N, d) were."""
+        return movement(before, self.train, self.world.sums if self.world.size > 1 else None)
 
     def push_val(self, block: Trainable) -> None:
         """Carries the validation rows alone through a finished block."""
-        self.val, increment = push_rows(block, self.val, self.val_context)
+        self.val, increment = self.val_images(block)
         self.val_logdet = self.val_logdet + increment
+
+    def val_images(self, block: Trainable) -> tuple[Tensor, ...]:
+        """Returns images (N_val, d) and logdets (N_val,) of the validation rows, see `push_rows`."""
+        return self.world.share_out(partial(push_rows, block), self.val, self.val_context)
+
+    def carry_val(self, block: Trainable) -> Tensor:
+        """Returns the images (N_val, d) of the validation rows, see `carry_rows`."""
+
+        def carry(x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+            return (carry_rows(block, x, context),)
+
+        return self.world.share_out(carry, self.val, self.val_context)[0]
 
     def push_through(self, blocks: Sequence[Block]) -> list[float]:
         """Carries the samples through finished blocks, sets their movements and returns their standard errors."""
@@ -63,12 +92,26 @@ class PushedSamples:
         return [measured.stderr for measured in moved]
 
     def keep(self, count: int, *counters: int) -> None:
-        """Keeps a random choice of ``count`` training rows, the same for the same counters."""
-        if count < len(self.train):
-            chosen = torch.randperm(len(self.train), generator=generator(*counters))[:count].sort().values
+        """Keeps a random choice of ``count`` of all training rows, the same for the same counters."""
+        if count < self.rows:
+            chosen = torch.randperm(self.rows, generator=generator(*counters))[:count].sort().values
+            if self.place is not None:
+                chosen, self.place = self.place.chosen(chosen)
             chosen = chosen.to(self.train.device)
             self.train = self.train[chosen]
             self.train_context = None if self.train_context is None else self.train_context[chosen]
+
+    def batches(self, batch_size: int, seed: int, block: int, round_number: int) -> Batches:
+        """Returns the batches of the training rows for a block in a round."""
+        return Batches(self.train, batch_size, seed, block, round_number, self.train_context, self.place)
+
+    def spread(self, limit: int) -> tuple[Tensor, Tensor | None]:
+        """Returns at most ``limit`` evenly spread ones of all training rows, and their context; all rows if alone."""
+        if self.place is None:
+            return self.train, self.train_context
+        numbers = self.place.own(spread_numbers(self.rows, limit)).to(self.train.device)
+        context = None if self.train_context is None else self.world.gathered(self.train_context[numbers])
+        return self.world.gathered(self.train[numbers]), context
 
     def val_nll(self) -> float:
         """Returns the NLL of the validation rows under the flow so far, in nats, on standardised columns."""
@@ -107,6 +150,8 @@ class Batches:
         block: Number of the block.
         round_number: Number of the round: every round sees the rows in an order of its own.
         context: Conditioning variables of the rows, with shape (N, c).
+        place: Which of all rows these are, if other processes hold the others. A batch is then of all rows, the same as
+            one process would have, and what is returned is the part of it that is of these rows.
     """
 
     def __init__(
@@ -117,13 +162,17 @@ class Batches:
         block: int,
         round_number: int = 0,
         context: Tensor | None = None,
+        place: Place | None = None,
     ) -> None:
         self.rows = rows
         self.conditions = context
-        self.batch_size = min(batch_size, rows.shape[0])
-        self.per_epoch = rows.shape[0] // self.batch_size
+        self._count = rows.shape[0] if place is None else place.total
+        self.batch_size = min(batch_size, self._count)
+        self.per_epoch = self._count // self.batch_size
         self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
+        self._place = place
+        self._ends: list[int] = []  # of the parts of an epoch's batches, if other processes hold the others
         self._order = Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
 
     def __call__(self, iteration: int) -> Tensor:
@@ -142,10 +191,20 @@ class Batches:
         """Returns the places of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
+            order = torch.randperm(self._count, generator=generator(self._seed, self._block, epoch, self._round))
+            if self._place is not None:
+                order = self._own(order, self._place)
             self._order(order)
             self._epoch = epoch
+        if self._place is not None:
+            return self._order.there[self._ends[place] : self._ends[place + 1]]
         return self._order.there[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _own(self, order: Tensor, place: Place) -> Tensor:
+        """Returns these rows in the order of all rows (N,), and notes where the parts of the batches end."""
+        counts = place.holds(order).cumsum(0)[self.batch_size - 1 :: self.batch_size]
+        self._ends = [0, *counts[: self.per_epoch].tolist()]
+        return place.own(order)
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:

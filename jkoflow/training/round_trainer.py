@@ -10,13 +10,13 @@ from typing import Any
 from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.flow import JKOFlow
-from jkoflow.metrics import Movement, movement, training_grid
+from jkoflow.metrics import Movement, training_grid
 from jkoflow.ops.grid import Grid, finest
 from jkoflow.training import rounds
 from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import wanted_rows
-from jkoflow.training.first_layer import first_layer_scale, sharpen
+from jkoflow.training.first_layer import ROWS, first_layer_scale, sharpen
 from jkoflow.training.fit import Fit, FitHooks
 from jkoflow.training.plan import Budget, Costs, Outlook, seconds_for_fit
 from jkoflow.training.progress import Progress
@@ -82,7 +82,7 @@ class RoundTrainer:
     def __post_init__(self) -> None:
         self.first_nll = self.samples.val_nll()
         given = self.run.config.first_layer_scale
-        self.scale = first_layer_scale(self.samples.train, self.samples.train_context) if given is None else given
+        self.scale = first_layer_scale(*self.samples.spread(ROWS)) if given is None else given
         self._saved_fit: FitState | None = None
         self._costs: Costs | None = None  # of the last fit
 
@@ -211,7 +211,7 @@ class RoundTrainer:
         self._costs = fit.costs or self._costs
         block, kept = fit.block, fit.counters.kept_rows
         assert isinstance(block, Block)
-        rows = len(self.samples.train)
+        rows = self.samples.rows
         if kept < rows and not fit.recipe.last:
             self.run.progress.message(
                 f"the time budget lets {kept} of {rows} training rows go on behind block {fit.index}; "
@@ -243,7 +243,7 @@ class RoundTrainer:
         before = self.samples.train
         errors = self.samples.push_through(chain.blocks)
         self.flow.blocks.extend(chain.blocks)
-        self._end_fit(fit, movement(before, self.samples.train))
+        self._end_fit(fit, self.samples.moved(before))
         return errors
 
     def _end_fit(self, fit: Fit, moved: Movement) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class RoundTrainer:
         return self.samples.push(block)
 
     def _keep(self, rows: int) -> None:
-        self.samples.keep(rows, self.run.config.seed, len(self.samples.train))
+        self.samples.keep(rows, self.run.config.seed, self.samples.rows)
 
     @property
     def _columns(self) -> int:

@@ -21,7 +21,9 @@ from jkoflow.metrics import spread_rows
 from jkoflow.ops.grid import Grid
 from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, Worth, fit_columns, fit_map
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.place import Place
 from jkoflow.training.pushed import PushedSamples, generator
+from jkoflow.training.world import World
 from jkoflow.velocity import MLPVelocity
 
 MOMENT_ROWS = 4096
@@ -133,27 +135,37 @@ def entered_rows(flow: JKOFlow, rows: Tensor) -> Tensor:
     return entered
 
 
-def entering(flow: JKOFlow, data: Dataset, val_rows: int, train: Tensor | None = None) -> PushedSamples:
+def entering(
+    flow: JKOFlow,
+    data: Dataset,
+    val_rows: int,
+    world: World,
+    place: Place | None = None,
+    train: Tensor | None = None,
+) -> PushedSamples:
     """Returns the data as they enter the flow's first block, with at most ``val_rows`` validation rows.
 
     Arguments:
         flow: The flow.
         data: The data.
         val_rows: Largest number of validation rows.
-        train: The training rows as they enter the block, with shape (N, d), if they are known.
+        world: The processes that hold the samples.
+        place: Which training rows are those of this process; None if they are all.
+        train: The training rows of this process as they enter the block, with shape (n, d), if they are known.
     """
+    own = slice(None) if place is None else slice(place.start, place.stop)
     device = flow.standardize.mean.device
     with torch.no_grad():
-        train = entered_rows(flow, data.train) if train is None else train
+        train = entered_rows(flow, data.train[own]) if train is None else train
         val, logdet = flow.initial_map(flow.standardized(spread_rows(data.val, val_rows).to(device))[0])
         contexts: tuple[Tensor | None, Tensor | None] = (None, None)
         if data.train_context is not None and data.val_context is not None:
             val_context = spread_rows(data.val_context, val_rows).to(device)
             contexts = (
-                flow.standardized_context(data.train_context.to(device), train.shape[0]),
+                flow.standardized_context(data.train_context[own].to(device), train.shape[0]),
                 flow.standardized_context(val_context, val.shape[0]),
             )
-    return PushedSamples(train, val, logdet, *contexts)
+    return PushedSamples(train, val, logdet, *contexts, world, place)
 
 
 def new_block(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jkoflow.callers import warn_caller
 from jkoflow.checkpoint import finite
-from jkoflow.data import Dataset
+from jkoflow.data import DataError, Dataset
 from jkoflow.data.checks import own_names
 from jkoflow.data.continuous import Treatments, choose_links, described, warn_of_wild_values
 from jkoflow.flow import JKOFlow
@@ -23,10 +23,10 @@ from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
 from jkoflow.training.fit import Fit
-from jkoflow.training.interruption import Interruption
+from jkoflow.training.interruption import Interruption, interrupt
 from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE
 from jkoflow.training.progress import Progress
-from jkoflow.training.pushed import PushedSamples, carry_rows
+from jkoflow.training.pushed import PushedSamples
 from jkoflow.training.round_trainer import RoundTrainer, RunContext
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.run_plan import FIRST_WIDTH, RunPlan
@@ -49,7 +49,8 @@ class Trainer:
         config: Settings.
         device: Where to train.
         world: The process that trains, with its clock.
-        directory: Directory for the results; nothing is written if None.
+        directory: Directory for the results; this process writes nothing if None.
+        keeps: Whether the run has a directory, into which another process may write.
         progress: Receives the run's news.
         start: The flow to begin with; a new chain is built if None.
         state: State of the run to resume; a new run begins if None.
@@ -70,19 +71,27 @@ class Trainer:
         state: RunState | None = None,
         complete: Complete | None = None,
         history: list[dict[str, Any]] | None = None,
+        keeps: bool = False,
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
-        self._fingerprint = fingerprint(data, start) if directory is not None else ""
+        self._fingerprint = fingerprint(data, start) if keeps else ""
+        if (count := len(data.train)) < world.size:
+            raise DataError(f"{count} training rows are fewer than the {world.size} processes; start fewer")
         self._treatments: Treatments | None = None
         if start is None:
             self._treatments = (
                 self._treat(data) if state is None else Treatments.from_description(state.treatments, data)
             )
             start = plain_flow(data, config, self._treatments)
+        world.check_same(
+            lambda: fingerprint(data, start),
+            "the processes of one training must have the same rows in the same order, and compute the same from them: "
+            "give all the same data and settings, and run them on processors of one kind, with the same versions",
+        )
         self.best = start.with_blocks(start.stack).to(device)  # the best flow so far
-        entered = entered_rows(self.best, data.train)
+        entered = entered_rows(self.best, data.train[world.part(len(data.train))])
         self._entered_train: Tensor | None
-        self.data, self._entered_train, self._left_out = usable_rows(self.best, data, entered)
+        self.data, self._entered_train, self._place, self._left_out = usable_rows(self.best, data, entered, world)
         if (rows := len(self.data.train)) < config.batch_size:
             progress.message(f"batch_size = {config.batch_size} is more than there are: a batch has all {rows} rows")
         self._context = RunContext(self.data, config, world, progress, self._record, self._save_if_due)
@@ -99,19 +108,19 @@ class Trainer:
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
-        self._interruption = Interruption()
+        self._interruption, self._keeps = Interruption(), keeps
+        world.listen(lambda: self._interruption.asked)
 
     def run(self) -> Model:
         """Trains the rounds that are left, evaluates the best flow and returns the model."""
-        with self._interruption if self.directory is not None else nullcontext():
+        with self._interruption if self._keeps else nullcontext():
             while (kind := self._next_kind()) is not None:
                 self._round = self._begin_round(kind)
                 errors = self._round.train()
                 self._plan = self._round.plan
                 self._end_round(self._round, errors)
                 self._round = None
-                self._save(None)
-                self._interruption.end_if_asked()
+                self._save_if_due(None)
             return self._finish()
 
     def _treat(self, data: Dataset) -> Treatments:
@@ -130,7 +139,7 @@ class Trainer:
         """Returns the samples that enter the first block in a round of some kind."""
         samples, self._entered = self._entered, None
         train, self._entered_train = self._entered_train, None
-        samples = samples or entering(self.best, self.data, self.config.val_rows, train)
+        samples = samples or entering(self.best, self.data, self.config.val_rows, self.world, self._place, train)
         if kind == rounds.BUILD and self._context.budget is not None:  # time is short, and another round likely
             self._entered = dataclasses.replace(samples)
         return samples
@@ -177,7 +186,7 @@ class Trainer:
     def _best_rows(self) -> Tensor:
         """Returns the NLL of every validation row under the best flow so far, but for the Gaussian's constant."""
         if self._rows_of_best is None:  # a resumed run
-            samples = entering(self.best, self.data, self.config.val_rows)
+            samples = entering(self.best, self.data, self.config.val_rows, self.world, self._place)
             for block in self.best.stack:
                 samples.push_val(block)
             self._rows_of_best = samples.val_rows()
@@ -190,11 +199,11 @@ class Trainer:
 
             def carry() -> None:
                 for block in blocks:
-                    carry_rows(block, samples.val, samples.val_context)
+                    samples.carry_val(block)
 
             seconds = self.world.seconds(carry)
             affordable = int(PUSH_SHARE * budget.seconds * len(samples.val) / max(seconds, 1e-12))
-            samples.keep(max(affordable, FEWEST_ROWS), self.config.seed, len(samples.train))
+            samples.keep(max(affordable, FEWEST_ROWS), self.config.seed, samples.rows)
         errors = samples.push_through(blocks)
         record = rounds.record(0, rounds.START, blocks, errors, samples.val_nll(), None, self.world.elapsed())
         self._record(record)
@@ -205,7 +214,9 @@ class Trainer:
         seconds = self.world.elapsed()
         flow = self.best.requires_grad_(False).eval()
         budget, doubts = self._context.budget, list[str]()
-        results = evaluate(flow, self.data, self.config.val_rows, budget, self.progress.message, doubts.append)
+        results = evaluate(
+            flow, self.data, self.config.val_rows, budget, self.progress.message, doubts.append, self.world.share_out
+        )
         overflowing = results["rows_left_out"]
         results |= {
             "rows_left_out": {part: self._left_out.get(part, 0) + overflowing.get(part, 0) for part in _PARTS},
@@ -259,13 +270,15 @@ class Trainer:
         Raises:
             jkoflow.training.interruption.Interrupted: If a signal has asked for the end of the run.
         """
-        asked = self._interruption.asked is not None
-        if fit is None or asked or self.world.elapsed() - self._saved >= self.config.save_seconds:
+        signal = self.world.signal() if fit is None else self.world.recent_signal()
+        if fit is None or signal is not None or self.world.recent() - self._saved >= self.config.save_seconds:
             self._save(fit)
-        self._interruption.end_if_asked()
+        if signal is not None:
+            self.world.meet()  # what the first process has saved is there for all
+            interrupt(signal)
 
     def _save(self, fit: Fit | None) -> None:
-        self._saved = self.world.elapsed()
+        self._saved = elapsed = self.world.elapsed()
         if self.directory is None:
             return
         trainer = self._round
@@ -274,7 +287,7 @@ class Trainer:
         state = RunState(
             settings=self.config.to_mapping(),
             fingerprint=self._fingerprint,
-            elapsed=self.world.elapsed(),
+            elapsed=elapsed,
             history_bytes=history_bytes,
             history_digest=history_digest,
             guard_events=self.guard_events,

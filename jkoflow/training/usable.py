@@ -11,13 +11,17 @@ from jkoflow.callers import warn_caller
 from jkoflow.data import DataError, Dataset, DataWarning
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
+from jkoflow.training.place import Place
 from jkoflow.training.start import ENTERED_ROWS, entered_rows
+from jkoflow.training.world import World
 
 FAR = 3.0
 """Distance from the centre, as a multiple of that of the farthest training row, beyond which a row is far outside."""
 
 
-def usable_rows(flow: JKOFlow, data: Dataset, entered: Tensor) -> tuple[Dataset, Tensor, dict[str, int]]:
+def usable_rows(
+    flow: JKOFlow, data: Dataset, entered: Tensor, world: World
+) -> tuple[Dataset, Tensor, Place | None, dict[str, int]]:
     """Returns data without the rows that would decide a training alone, and how many these are, by part.
 
     One such row makes every mean that it is part of NaN, or so large that the other rows do not count: no block would
@@ -26,18 +30,21 @@ def usable_rows(flow: JKOFlow, data: Dataset, entered: Tensor) -> tuple[Dataset,
     Arguments:
         flow: The flow, of which standardisation and initial map are used.
         data: The data.
-        entered: The training rows as they enter the first block, with shape (N, d).
+        entered: The training rows of this process (`World.part`) as they enter the first block, with shape (n, d).
+        world: The processes.
 
     Returns:
         The data without training rows that overflow before the first block, and without validation rows that do so or
-        are far outside the training rows; test rows stay. The training rows of these as they enter the first block. And
-        the numbers of rows left out, by ``"train"`` and ``"val"``.
+        are far outside the training rows; test rows stay. The training rows of these and of this process as they enter
+        the first block, and their place among all of them; None if they are all. And the numbers of rows left out, by
+        ``"train"`` and ``"val"``.
 
     Raises:
         DataError: If no training row, or no validation row, is left.
     """
     train = torch.cat([part.square().sum(1).sqrt() for part in entered.split(ENTERED_ROWS)]).cpu()
     val, test = (entered_rows(flow, rows).square().sum(1).sqrt().cpu() for rows in (data.val, data.test))
+    train = world.gathered(train)
     good_train = torch.isfinite(train)
     if not bool(good_train.any()):
         raise DataError("no training row enters the first block at a finite place; rescale the columns")
@@ -60,8 +67,11 @@ def usable_rows(flow: JKOFlow, data: Dataset, entered: Tensor) -> tuple[Dataset,
     if not bool(good_val.any()):
         raise DataError("all validation rows lie far outside the training rows; give validation rows in the same units")
     left_out = {"train": int((~good_train).sum()), "val": int((~good_val).sum())}
-    entered = entered[good_train.to(entered.device)] if left_out["train"] else entered
-    return _only(data, good_train, good_val), entered, left_out
+    part, place = world.part(len(data.train)), None
+    entered = entered[good_train[part].to(entered.device)] if left_out["train"] else entered
+    if world.size > 1:
+        place = Place(*(int(good_train[:end].sum()) for end in (part.start, part.stop, len(good_train))))
+    return _only(data, good_train, good_val), entered, place, left_out
 
 
 def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 ALIGNMENT = 16
 """Every parameter starts at a multiple of this many numbers, so that kernels read aligned memory."""
 
+TAIL = 16
+"""Numbers behind the gradients in their memory: what several processes add up together with these."""
+
 
 def padded(numbers: int) -> int:
     """Returns how many numbers of a vector a parameter of so many takes up.
@@ -30,11 +33,12 @@ def attach(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
         parameters: The parameters, each of them once.
 
     Returns:
-        The vectors of all parameters and of all gradients, with shape (P,), and zeros between them.
+        The vectors of all parameters, with shape (P,), and of all gradients, with shape (P + `TAIL`,), and zeros
+        between them.
     """
     length = sum(padded(parameter.numel()) for parameter in parameters)
     values = parameters[0].new_zeros(length, requires_grad=False)
-    gradient = torch.zeros_like(values)
+    gradient = values.new_zeros(length + TAIL)
     start = 0
     for parameter in parameters:
         part = slice(start, start + parameter.numel())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jkoflow.training.optimizer.adam import AdamRule
 from jkoflow.training.optimizer.factors import Factor
-from jkoflow.training.optimizer.flat import attach, padded
+from jkoflow.training.optimizer.flat import TAIL, attach, padded
 from jkoflow.training.optimizer.groups import Group
 from jkoflow.training.optimizer.muon import MuonRule
 from jkoflow.training.optimizer.rule import Rule
@@ -60,7 +60,8 @@ class Optimizer:
     ) -> None:
         self.clip_norm = clip_norm
         self._module_parameters = [parameter for group in groups for parameter in group.parameters]
-        self.parameters, self.gradient = attach(self._module_parameters)
+        self.parameters, self.gradient_and_tail = attach(self._module_parameters)
+        self.gradient = self.gradient_and_tail[:-TAIL]
         self.updates = 0
         self._parts: list[_Part] = []
         start = 0
@@ -122,16 +123,20 @@ class Optimizer:
         else:
             self._on_device(torch.tensor(factors, dtype=self.parameters.dtype))
 
-    @torch.no_grad()
     def descend(self, loss: Tensor) -> Tensor:
         """Does the update that is prepared along the gradient of a loss, see `update`."""
+        self.differentiate(loss)
+        return self.apply()
+
+    @torch.no_grad()
+    def differentiate(self, loss: Tensor) -> None:
+        """Makes ``gradient`` that of a loss."""
         self.gradient.zero_()  # between the parameters, too, where clipping a NaN leaves one
         if self._on_device is None:
             loss.backward()
         else:  # one kernel for all, where backward() has one for each, on streams that a graph may not wait for
             found = torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
             torch._foreach_copy_(self._gradients, found)  # type: ignore[attr-defined]
-        return self.apply()
 
     @torch.no_grad()
     def apply(self) -> Tensor:
