@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames, warn_of_left_out
+from jkoflow.mapped import gather, is_mapped, parts
 from jkoflow.ops.grid import Fixed, Grid, Steps, as_grid, finest
 from jkoflow.tolerance import refinements
 
@@ -267,16 +269,15 @@ def mean_log_scale(flow: JKOFlow, x: Tensor) -> float:
     return scale - float(inside.mean()) if len(inside) else scale
 
 
-def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Returns rows (N, d) with their context (N, c), in pieces that bound the memory."""
-    parts = x.split(CHUNK)
-    contexts = [None] * len(parts) if context is None else context.split(CHUNK)
-    return list(zip(parts, contexts, strict=True))
+def chunks(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields rows (N, d) with their context (N, c), in pieces that bound the memory."""
+    contexts = itertools.repeat(None) if context is None else parts(context, CHUNK)
+    yield from zip(parts(x, CHUNK), contexts, strict=False)
 
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
     """Returns at most ``limit`` evenly spread rows of x (N, d); in sorted files the first rows would mislead."""
-    return x if len(x) <= limit else x[spread_numbers(len(x), limit)]
+    return x if len(x) <= limit else gather(x, spread_numbers(len(x), limit))
 
 
 def spread_numbers(count: int, limit: int) -> Tensor:
@@ -291,12 +292,26 @@ def movement(x: Tensor, y: Tensor) -> Movement:
 
     The standard error is derived from that of the mean square.
     """
-    squares = (y - x).double().square().sum(1)
-    value = math.sqrt(float(squares.mean()))
-    if len(squares) < 2:
+    mean, deviation = _mean_and_deviation(x, y)
+    value = math.sqrt(mean)
+    if len(x) < 2:
         return Movement(value, math.nan)
-    error = float(squares.std()) / math.sqrt(len(squares))
+    error = deviation / math.sqrt(len(x))
     return Movement(value, error / (2 * value) if value > 0 else 0.0)
+
+
+def _mean_and_deviation(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Returns mean and standard deviation of the squared distances of points x and y (N, d)."""
+    if not is_mapped(x):
+        squares = (y - x).double().square().sum(1)
+        return float(squares.mean()), float(squares.std()) if len(squares) > 1 else math.nan
+    count, mean, about = 0, 0.0, 0.0  # merged as Chan, Golub and LeVeque do
+    for before, after in zip(parts(x, CHUNK), parts(y, CHUNK), strict=True):
+        squares = (after - before).double().square().sum(1)
+        away, total = float(squares.mean()) - mean, count + len(squares)
+        about += float((squares - squares.mean()).square().sum()) + away**2 * count * len(squares) / total
+        mean, count = mean + away * len(squares) / total, total
+    return mean, math.sqrt(about / max(count - 1, 1))
 
 
 def bits_per_dim(nats: float, dim: int) -> float:

@@ -123,6 +123,10 @@ def train(
         str | None,
         typer.Option(help="How parameters are updated: muon, soap or adam.", show_default=False),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that training may take, as 2GB; rows beyond it lie on the disk.", show_default=False),
+    ] = None,
     context_columns: table_options.ContextColumns = None,
     columns: table_options.Columns = None,
     missing: table_options.Missing = None,
@@ -159,6 +163,7 @@ def train(
         "reparam_rounds": reparam_rounds,
         "refine": refine,
         "finetune": finetune,
+        "memory": memory,
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
     told = table_options.mapping(context)
@@ -167,7 +172,7 @@ def train(
         run, source, resolved = settings.for_resume(data, out, given)
     else:
         run, source, resolved = settings.for_start(data, out, given)
-    dataset = load_dataset(source.data, resolved.seed, options=source.options)
+    dataset = load_dataset(source.data, resolved.seed, (), source.options, resolved.memory, run)
     again = f"jkoflow train --resume {shlex.quote(str(run))}"
     training_run.train_and_report(
         dataset, place(source.data), resolved, run, resume=resume, again=again, options=source.options

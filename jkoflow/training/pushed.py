@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import Movement, chunks, movement
+from jkoflow.mapped import empty_beside, gather, is_mapped, parts, permutation, release, select
+from jkoflow.metrics import CHUNK, Movement, chunks, movement
 from jkoflow.training.chain import Trainable
 from jkoflow.training.upload import Upload
 
@@ -65,10 +66,12 @@ class PushedSamples:
     def keep(self, count: int, *counters: int) -> None:
         """Keeps a random choice of ``count`` training rows, the same for the same counters."""
         if count < len(self.train):
-            chosen = torch.randperm(len(self.train), generator=generator(*counters))[:count].sort().values
-            chosen = chosen.to(self.train.device)
-            self.train = self.train[chosen]
-            self.train_context = None if self.train_context is None else self.train_context[chosen]
+            order = permutation(self.train, generator(*counters))
+            chosen = torch.zeros(len(self.train), dtype=torch.bool)
+            for some in parts(order[:count]):
+                chosen[some.long()] = True
+            self.train = select(self.train, chosen)
+            self.train_context = None if self.train_context is None else select(self.train_context, chosen)
 
     def val_nll(self) -> float:
         """Returns the NLL of the validation rows under the flow so far, in nats, on standardised columns."""
@@ -82,14 +85,17 @@ class PushedSamples:
 @torch.no_grad()
 def push_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns images (N, d) and logdets (N,) of rows x (N, d), context (N, c), on the block's refined grid."""
-    parts = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
-    return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
+    pushed = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
+    return torch.cat([y for y, _ in pushed]), torch.cat([logdet for _, logdet in pushed])
 
 
 @torch.no_grad()
 def carry_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Returns the images of `push_rows` without the logdets, which takes half the time."""
-    return torch.cat([block.carry(*rows, block.grid.refined()) for rows in chunks(x, context)])
+    y = empty_beside(x, len(x))
+    for there, rows in zip(parts(y, CHUNK), chunks(x, context), strict=True):
+        there.copy_(block.carry(*rows, block.grid.refined()))
+    return y
 
 
 def gaussian_constant(x: Tensor) -> float:
@@ -124,11 +130,13 @@ class Batches:
         self.per_epoch = rows.shape[0] // self.batch_size
         self._seed, self._block, self._round = seed, block, round_number
         self._epoch = -1
-        self._order = Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
+        mapped = is_mapped(rows)  # as is their order then
+        self._upload = None if mapped else Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
+        self._order = rows if self._upload is None else self._upload.there  # none yet
 
     def __call__(self, iteration: int) -> Tensor:
         """Returns the batch (batch_size, d) of an iteration."""
-        return self.rows[self.places(iteration)]
+        return gather(self.rows, self.places(iteration))
 
     def context(self, iteration: int) -> Tensor | None:
         """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
@@ -136,16 +144,21 @@ class Batches:
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the rows (n, d) at places (n,), and their conditioning variables (n, c)."""
-        return self.rows[places], None if self.conditions is None else self.conditions[places]
+        return gather(self.rows, places), None if self.conditions is None else gather(self.conditions, places)
 
     def places(self, iteration: int) -> Tensor:
         """Returns the places of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self.rows.shape[0], generator=generator(self._seed, self._block, epoch, self._round))
-            self._order(order)
+            order = permutation(self.rows, generator(self._seed, self._block, epoch, self._round))
+            if self._upload is None:
+                self._order = order
+            else:
+                self._upload(order)
             self._epoch = epoch
-        return self._order.there[place * self.batch_size : (place + 1) * self.batch_size]
+        places = self._order[place * self.batch_size : (place + 1) * self.batch_size].long()
+        release(self._order)
+        return places
 
 
 def generator(seed: int, *counters: int) -> torch.Generator:
