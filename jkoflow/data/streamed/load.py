@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def load_streamed(
     """
     _check(source, options, memory)
     source.check()
+    kinds = {name: kind for name, kind in options.columns.items() if name not in source.left_out}
+    options = dataclasses.replace(options, columns=kinds)
     survey = Survey(source)
     table, kept = _without_row_numbers(survey, options)
     survey.check([name for name in source.features if name in kept and not _is_dropped(name, options)])

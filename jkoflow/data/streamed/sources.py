@@ -32,6 +32,8 @@ class Source(Protocol):
     """Number of rows."""
     features: tuple[str, ...]
     """Names of the columns; x0, x1, ... if there are none."""
+    left_out: frozenset[str]
+    """Names of further columns, which are left out as told."""
 
     def check(self) -> None:
         """Refuses columns that hold no numbers, and tells of those that were left out."""
@@ -51,7 +53,7 @@ class ArraySource:
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._first, names = columns_of_array(array[:1], "")
-        self.rows = len(array)
+        self.rows, self.left_out = len(array), frozenset()
         self.features = names or default_features(len(self._first))
         self._array, self._map = array, _map_under(array)
 
@@ -100,13 +102,14 @@ class ParquetSource:
         schema = found.schema
         indices = [] if options.reading.index_column == KEEP else index_columns(schema)
         indices = [name for name in indices if name not in options.reading.mentioned]
-        left_out = {*indices, *(name for name, kind in options.columns.items() if kind == "drop")}
-        self._fields = [field for field in schema if field.name.strip() not in left_out]
+        told = (name for name, kind in options.columns.items() if kind == "drop")
+        self.left_out = frozenset({field.name.strip() for field in schema}.intersection(told))
+        self._fields = [field for field in schema if field.name.strip() not in {*indices, *self.left_out}]
         self._path, self._notes = path, list[str]()
         self.features = tuple(different([field.name.strip() for field in self._fields], self._notes))
-        told = [name for name in indices if not name.startswith("__index_level_")]
-        if told:
-            self._notes.append(f"left out the index of the data frame: {', '.join(told)}; --index-column none keeps it")
+        named = [name for name in indices if not name.startswith("__index_level_")]
+        if named:
+            self._notes.append(f"left out the index of the data frame: {', '.join(named)}; --index-column none keeps it")
 
     def check(self) -> None:
         """Refuses columns that hold no numbers, and tells of those that were left out."""
