@@ -46,7 +46,9 @@ class MemoryLimit(NamedTuple):
             1500000000
         """
         found = _TEXT.fullmatch(text)
-        if found is None or found[2].upper() not in UNITS or not (size := float(found[1]) * UNITS[found[2].upper()]):
+        unit = 0 if found is None else UNITS.get(found[2].upper(), 0)
+        size = 0.0 if found is None else float(found[1]) * unit
+        if not 1 <= size < math.inf:
             raise ValueError(f"memory must be a size such as 2GB or 800MB, got {text!r}")
         return cls(int(size))
 

@@ -40,7 +40,6 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(memory_limit, "PROCESS", 0)
     monkeypatch.setattr(memory_limit, "WORK", 0)
     monkeypatch.setattr(mapped, "PART_BYTES", 1 << 12)
-    monkeypatch.setattr(mapped, "GATHERED", 64)
     monkeypatch.setattr(survey, "BLOCK_VALUES", 700)
 
 
@@ -310,11 +309,8 @@ def test_a_full_disk_is_told_before_anything_is_written(small_parts, tmp_path, m
         load_dataset(source, memory=LIMIT, scratch=tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "2", "GB", "0GB", "-1GB", "2 XB", "nan"])
+@pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "2 XB", "nan", "0.1B", 400 * "9"])
 def test_a_limit_that_is_no_size_is_refused(text):
-    if text == "2":
-        assert MemoryLimit.parse(text).limit == 2
-        return
     with pytest.raises(ValueError, match="memory must be a size such as 2GB or 800MB"):
         jkoflow.TrainConfig(memory=text)
 
@@ -410,9 +406,8 @@ print(json.dumps({"peak": 1024 * int(status["VmHWM"].split()[0]), "nll": metrics
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-@pytest.mark.filterwarnings("ignore::jkoflow.ConvergenceWarning")
 def test_a_process_takes_no_more_than_its_limit(tmp_path):
-    source, rows = tmp_path / "rows.npy", 2_500_000
+    source, rows = tmp_path / "rows.npy", 1_500_000
     array = np.lib.format.open_memmap(source, "w+", np.float32, (rows, 4))
     rng = np.random.default_rng(0)
     for start in range(0, rows, 100_000):

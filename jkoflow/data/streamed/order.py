@@ -109,16 +109,17 @@ def in_order(rows: Tensor, order: Tensor, columns: slice, room: int) -> Tensor:
     """
     width = len(range(*columns.indices(rows.shape[1])))
     ordered = empty_beside(rows[:, columns], len(order))
-    size = max(room // (4 * width + 40), 1)
+    size = max(room // (4 * width + 24), 1)  # numbers in their order and places, beside the rows
     source_size = max((1 << 24) // (4 * rows.shape[1]), 1)
     for numbers, there in zip(parts(order, size), ordered.split(size), strict=True):
-        ascending, place = numbers.long().sort()
-        taken = torch.empty(len(numbers), width)
+        place = np.argsort(numbers.numpy())
+        ascending = numbers.numpy()[place]
+        taken = np.empty((len(numbers), width), np.float32)
         start = 0
         for part in parts(rows, source_size):
-            low, high = torch.searchsorted(ascending, torch.tensor([start, start + len(part)])).tolist()
-            taken[place[low:high]] = part[ascending[low:high] - start, columns]
+            low, high = np.searchsorted(ascending, (start, start + len(part)))
+            taken[place[low:high]] = part.numpy()[ascending[low:high] - start, columns]
             start += len(part)
-        there.copy_(taken)
-        release(ordered)
+        for some, to in zip(torch.from_numpy(taken).split(source_size), parts(there, source_size), strict=True):
+            to.copy_(some)
     return ordered
