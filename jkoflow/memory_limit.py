@@ -21,6 +21,9 @@ WORK = 64 * 10**6
 ORDER_BYTES = 4
 """Bytes of every row in its random order, which is the one thing of all rows that is in memory at once."""
 
+FIT, FIT_COLUMN = 120 * 10**6, 5 * 10**6
+"""Bytes, and bytes of every column, of the rows that the initial map is fitted to, at another time than their order."""
+
 ROW_BYTES, VALUE_BYTES = 400, 24
 """Bytes of every row, and of every value of it, that rows take which are prepared in memory, measured on two and on
 eight columns."""
@@ -66,15 +69,20 @@ class MemoryLimit(NamedTuple):
         """
         return rows * (ROW_BYTES + VALUE_BYTES * columns) <= self.room
 
-    def least(self, rows: int) -> str:
-        """Returns the smallest limit for so many rows in scratch files, rounded up.
-
-        Example:
-            >>> MemoryLimit.parse("2GB").least(100_000_000)
-            '920MB'
-        """
-        return f"{math.ceil((PROCESS + WORK + ORDER_BYTES * rows) / 1e7) * 10}MB"
-
-    def allows(self, rows: int) -> bool:
+    def allows(self, rows: int, columns: int) -> bool:
         """Tells whether so many rows can be gone through in parts."""
-        return PROCESS + WORK + ORDER_BYTES * rows <= self.limit
+        return _least(rows, columns) <= self.limit
+
+
+def least_limit(rows: int, columns: int) -> str:
+    """Returns the smallest limit for so many rows in scratch files, rounded up.
+
+    Example:
+        >>> least_limit(1_000_000, 8), least_limit(100_000_000, 8)
+        ('610MB', '920MB')
+    """
+    return f"{math.ceil(_least(rows, columns) / 1e7) * 10}MB"
+
+
+def _least(rows: int, columns: int) -> int:
+    return PROCESS + max(WORK + ORDER_BYTES * rows, FIT + FIT_COLUMN * columns)

@@ -26,7 +26,7 @@ from jkoflow.data.streamed.sources import Source, open_source
 from jkoflow.data.streamed.survey import Survey, block_rows
 from jkoflow.data.table import PARTS, Table
 from jkoflow.mapped import check_room, empty, empty_beside, release
-from jkoflow.memory_limit import MemoryLimit
+from jkoflow.memory_limit import MemoryLimit, least_limit
 
 FILE_BYTES = 32
 """Bytes of a file of another kind for which a row of one column is counted, by how memory holds rows."""
@@ -94,10 +94,11 @@ def _check(source: Source, options: TableOptions, memory: MemoryLimit) -> None:
             )
     if source.rows < MIN_ROWS:
         raise DataError(f"the table has {source.rows} rows; give at least {MIN_ROWS}, so that each part gets one")
-    if not memory.allows(source.rows):
+    dim = len(source.features)
+    if not memory.allows(source.rows, dim):
         raise DataError(
-            f"memory = {memory.limit / 1e9:g}GB is too little for {source.rows:,} rows, which need "
-            f"{memory.least(source.rows)}: raise memory, or give fewer rows"
+            f"memory = {memory.limit / 1e9:g}GB is too little for {source.rows:,} rows of {dim} columns, which need "
+            f"{least_limit(source.rows, dim)}: raise memory, or give fewer rows"
         )
 
 

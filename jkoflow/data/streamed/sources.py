@@ -109,7 +109,8 @@ class ParquetSource:
         self.features = tuple(different([field.name.strip() for field in self._fields], self._notes))
         named = [name for name in indices if not name.startswith("__index_level_")]
         if named:
-            self._notes.append(f"left out the index of the data frame: {', '.join(named)}; --index-column none keeps it")
+            which = ", ".join(named)
+            self._notes.append(f"left out the index of the data frame: {which}; --index-column none keeps it")
 
     def check(self) -> None:
         """Refuses columns that hold no numbers, and tells of those that were left out."""
