@@ -143,7 +143,7 @@ def gather(rows: Tensor, places: Tensor) -> Tensor:
         return rows[places]
     found = torch.empty(len(places), *rows.shape[1:], dtype=rows.dtype)
     size, begin = rows[:1].numel() * rows.element_size(), rows.storage_offset() * rows.element_size()
-    room = memoryview(found.numpy()).cast("B")
+    room = found.view(-1).view(torch.uint8).numpy().data
     for number, place in enumerate(places.tolist()):
         os.preadv(file.descriptor, [room[number * size : (number + 1) * size]], begin + place * size)
     return found
