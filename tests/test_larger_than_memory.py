@@ -251,6 +251,7 @@ def spoilt(value):
     [
         (spoilt(np.nan), {}, r"NaN in row 4321 \(counting from 0\), column 1 \(1 such value\)"),
         (spoilt(np.nan), {"missing": "indicator"}, "states for what is missing need the rows in memory"),
+        (np.column_stack([np.arange(5000), spoilt(np.nan)]), {}, "row 4321 .* column 1 "),
         (spoilt(-np.inf), {}, r"-inf in row 4321 .* drop or impute"),
         (spoilt(1e19), {}, r"value 1e\+19 in row 4321 .* is beyond 1e\+18"),
         (rows_of().round(), {}, r"'x0' \(integer: whole numbers .* leave out with --columns x0=drop"),
@@ -261,6 +262,7 @@ def spoilt(value):
         (rows_of().astype(str), {}, "must hold numbers"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:left out row numbers:jkoflow.data.DataWarning")
 def test_what_needs_memory_is_refused_in_one_line(small_parts, tmp_path, x, options, match):
     np.save(tmp_path / "rows.npy", x)
     with pytest.raises(DataError, match=match) as refused:

@@ -65,7 +65,7 @@ def load_streamed(
     options = dataclasses.replace(options, columns=kinds)
     survey = Survey(source)
     table, kept = _without_row_numbers(survey, options)
-    survey.check([name for name in source.features if name in kept and not _is_dropped(name, options)])
+    survey.check({name: place for name, place in kept.items() if options.columns.get(name) != "drop"})
     decided = decide(table, options)
     decided.tell()
     _refuse_others(decided)
@@ -100,10 +100,6 @@ def _check(source: Source, options: TableOptions, memory: MemoryLimit) -> None:
             f"memory = {memory.limit / 1e9:g}GB is too little for {source.rows:,} rows of {dim} columns, which need "
             f"{least_limit(source.rows, dim)}: raise memory, or give fewer rows"
         )
-
-
-def _is_dropped(name: str, options: TableOptions) -> bool:
-    return options.columns.get(name) == "drop"
 
 
 def _without_row_numbers(survey: Survey, options: TableOptions) -> tuple[Table, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,14 +40,14 @@ class _Wrong:
             self.counts[column] = self.counts.get(column, 0) + int(wrong.sum())
             self.first.setdefault(column, (start + row, float(values[row])))
 
-    def told(self, columns: Sequence[int], features: Sequence[str]) -> tuple[float, str] | None:
+    def told(self, columns: Mapping[str, int]) -> tuple[float, str] | None:
         """Returns the first wrong value in some columns, and where it is of how many; None if there is none."""
-        found = [(*self.first[column], column) for column in columns if column in self.first]
+        found = [(*self.first[place], number) for number, place in enumerate(columns.values()) if place in self.first]
         if not found:
             return None
-        row, value, column = min(found, key=lambda place: (place[0], place[2]))
-        count = sum(self.counts.get(column, 0) for column in columns)
-        where = f"row {row} (counting from 0), {column_label(features, column)}"
+        row, value, number = min(found, key=lambda wrong: (wrong[0], wrong[2]))
+        count = sum(self.counts.get(place, 0) for place in columns.values())
+        where = f"row {row} (counting from 0), {column_label(tuple(columns), number)}"
         return value, f"{where} ({count} such value{'s' if count > 1 else ''})"
 
 
@@ -64,7 +64,6 @@ class Survey:
     """
 
     def __init__(self, source: Source) -> None:
-        self._source = source
         self._missing, self._beyond = _Wrong(), _Wrong()
         dim = len(source.features)
         wanted = np.linspace(0, source.rows - 1, min(source.rows, max(MOST_VALUES // dim, 1))).astype(np.int64)
@@ -102,20 +101,18 @@ class Survey:
             if known is None or value < known[0]:
                 self._ends[column, sign] = value, start + row, [other[row : row + 1].copy() for other in columns]
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuses missing, infinite and too large values in some of the columns.
+    def check(self, columns: Mapping[str, int]) -> None:
+        """Refuses missing, infinite and too large values in some columns, which are the places of names in the table.
 
         Raises:
             DataError: If there are any; the message names row and column of the first, and counts all.
         """
-        features = self._source.features
-        columns = [features.index(name) for name in names]
-        if (found := self._beyond.told(columns, features)) is not None:
+        if (found := self._beyond.told(columns)) is not None:
             value, where = found
             if np.isinf(value):
                 raise DataError(f"{value} in {where}; drop or impute these rows")
             raise DataError(f"value {value:g} in {where} is beyond {LARGEST:g}; rescale the column")
-        if (found := self._missing.told(columns, features)) is not None:
+        if (found := self._missing.told(columns)) is not None:
             raise DataError(
                 f"NaN in {found[1]}; drop or impute these rows: states for what is missing need the rows in memory"
             )
