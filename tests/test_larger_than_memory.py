@@ -358,6 +358,23 @@ def test_a_run_resumes_from_its_data_and_leaves_no_scratch(small_parts, tmp_path
         jkoflow.train(load_dataset(source), other, run_dir=run, resume=True)
 
 
+def test_the_command_takes_a_limit_and_keeps_it(small_parts, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from jkoflow.cli import training_run
+    from jkoflow.cli.commands import app
+
+    monkeypatch.setattr(training_run, "write_report", lambda run: run / "report.html")
+    source, run = write(tmp_path / "rows.parquet", rows_of()), tmp_path / "run"
+    (tmp_path / "settings.toml").write_text("hidden = [8]\niterations_per_block = 10\nmax_blocks = 1\n")
+    command = ["train", str(source), "--out", str(run), "--config", str(tmp_path / "settings.toml")]
+    done = CliRunner().invoke(app, [*command, "--memory", LIMIT])
+    assert done.exit_code == 0, done.output
+    assert f"they lie in scratch files in {tmp_path}" in done.output.replace("\n", "")
+    assert 'memory = "150KB"' in (run / "config.toml").read_text()
+    assert "already ended" in CliRunner().invoke(app, ["train", "--resume", str(run)]).output.replace("\n", " ")
+
+
 def test_training_on_a_gpu_is_refused(small_parts, tmp_path):
     data = load_dataset(write(tmp_path / "rows.npy", rows_of()), memory=LIMIT)
     with pytest.raises(ValueError, match="memory bounds training on the CPU, got device = 'cuda'"):
