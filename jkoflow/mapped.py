@@ -122,7 +122,8 @@ def parts(rows: Tensor, size: int | None = None) -> Iterator[Tensor]:
     if size is None:
         size = max(PART_BYTES // row_bytes, 1) if mapped else max(len(rows), 1)
     held = 0
-    for part in rows.split(size):
+    for start in range(0, max(len(rows), 1), size):
+        part = rows[start : start + size]
         yield part
         held += len(part) * row_bytes
         if mapped and held >= PART_BYTES:

@@ -261,9 +261,15 @@ def _moments(rows: Tensor, links: Links | None, choices: Sequence[Choice]) -> tu
     or median and spread of the central quantiles for heavy tails.
     """
     rows = rows if links is None else _behind(links, rows)
-    # in parts, since all rows in float64 would not stay in the cache
-    mean = torch.stack([part.sum(0, dtype=torch.float64) for part in parts(rows, MOMENT_ROWS)]).sum(0) / len(rows)
-    squares = torch.stack([(part.double() - mean).square().sum(0) for part in parts(rows, MOMENT_ROWS)]).sum(0)
+    # in parts, since all rows in float64 would not stay in the cache; sums of their own between the parts' numbers
+    # would keep the allocator from using memory again
+    sums = rows.new_empty(math.ceil(len(rows) / MOMENT_ROWS), rows.shape[1], dtype=torch.float64)
+    for number, part in enumerate(parts(rows, MOMENT_ROWS)):
+        sums[number] = part.sum(0, dtype=torch.float64)
+    mean = sums.sum(0) / len(rows)
+    for number, part in enumerate(parts(rows, MOMENT_ROWS)):
+        sums[number] = (part.double() - mean).square().sum(0)
+    squares = sums.sum(0)
     std = (squares / len(rows)).sqrt()
     by_quantiles = [c for c, choice in enumerate(choices) if choice.scale in (Scale.QUANTILES, Scale.CORE)]
     if by_quantiles:
