@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames, warn_of_left_out
+from jkoflow.mapped import gather, is_mapped, parts
 from jkoflow.ops.grid import Fixed, Grid, Steps, as_grid, finest
 from jkoflow.tolerance import refinements
 
@@ -307,16 +309,15 @@ def mean_log_scale(flow: JKOFlow, x: Tensor) -> float:
     return scale - float(inside.mean()) if len(inside) else scale
 
 
-def chunks(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Returns rows (N, d) with their context (N, c), in pieces that bound the memory."""
-    parts = x.split(CHUNK)
-    contexts = [None] * len(parts) if context is None else context.split(CHUNK)
-    return list(zip(parts, contexts, strict=True))
+def chunks(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields rows (N, d) with their context (N, c), in pieces that bound the memory."""
+    contexts = itertools.repeat(None) if context is None else parts(context, CHUNK)
+    yield from zip(parts(x, CHUNK), contexts, strict=False)
 
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
     """Returns at most ``limit`` evenly spread rows of x (N, d); in sorted files the first rows would mislead."""
-    return x if len(x) <= limit else x[spread_numbers(len(x), limit)]
+    return x if len(x) <= limit else gather(x, spread_numbers(len(x), limit))
 
 
 def spread_numbers(count: int, limit: int) -> Tensor:
@@ -332,11 +333,10 @@ def movement(x: Tensor, y: Tensor, sums: Callable[[Sequence[float]], Sequence[fl
     The standard error is derived from that of the mean square. If other processes hold other points, ``sums`` returns
     the sums of numbers over all processes.
     """
-    squares = (y - x).double().square().sum(1)
     if sums is None:
-        count, mean = len(squares), float(squares.mean())
-        spread = float(squares.std()) if count > 1 else math.nan
+        count, (mean, spread) = len(x), _mean_and_deviation(x, y)
     else:
+        squares = (y - x).double().square().sum(1)
         count, total = sums([len(squares), float(squares.sum())])
         mean = total / count
         (deviations,) = sums([float((squares - mean).square().sum())])
@@ -346,6 +346,20 @@ def movement(x: Tensor, y: Tensor, sums: Callable[[Sequence[float]], Sequence[fl
         return Movement(value, math.nan)
     error = spread / math.sqrt(count)
     return Movement(value, error / (2 * value) if value > 0 else 0.0)
+
+
+def _mean_and_deviation(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Returns mean and standard deviation of the squared distances of points x and y (N, d)."""
+    if not is_mapped(x):
+        squares = (y - x).double().square().sum(1)
+        return float(squares.mean()), float(squares.std()) if len(squares) > 1 else math.nan
+    count, mean, about = 0, 0.0, 0.0  # merged as Chan, Golub and LeVeque do
+    for before, after in zip(parts(x, CHUNK), parts(y, CHUNK), strict=True):
+        squares = (after - before).double().square().sum(1)
+        away, total = float(squares.mean()) - mean, count + len(squares)
+        about += float((squares - squares.mean()).square().sum()) + away**2 * count * len(squares) / total
+        mean, count = mean + away * len(squares) / total, total
+    return mean, math.sqrt(about / max(count - 1, 1))
 
 
 def bits_per_dim(nats: float, dim: int) -> float:

@@ -18,6 +18,8 @@ LAYERS = [
     "_version",
     "_startup",
     "errors",
+    "mapped",
+    "memory_limit",
     "float64",
     "callers",
     "former_names",

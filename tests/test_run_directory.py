@@ -83,7 +83,7 @@ def test_what_toml_cannot_hold_is_refused(value):
 def test_every_setting_reads_back():
     config = dataclasses.replace(
         SMALL, time_budget=60.0, learning_rate=1e-3, finetune=0.5, activation="softplus(5)", num_steps=3, divide=2,
-        first_layer_scale=2.5,
+        first_layer_scale=2.5, memory="2GB",
     )  # fmt: skip
     table = tomllib.loads(config_toml(config, 'C:\\data\\"new".csv', {"context_columns": ["a", "b c"]}).decode())
     assert table.pop("data") == 'C:\\data\\"new".csv'

@@ -125,6 +125,10 @@ def train(
         str | None,
         typer.Option(help="How parameters are updated: muon, soap or adam.", show_default=False),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that training may take, as 2GB; rows beyond it lie on the disk.", show_default=False),
+    ] = None,
     context_columns: table_options.ContextColumns = None,
     columns: table_options.Columns = None,
     missing: table_options.Missing = None,
@@ -162,6 +166,7 @@ def train(
         "reparam_rounds": reparam_rounds,
         "refine": refine,
         "finetune": finetune,
+        "memory": memory,
     }
     chosen = {name: value for name, value in flags.items() if value is not None}
     told = table_options.mapping(context)
@@ -174,7 +179,10 @@ def train(
 
     with launched.processes() as world:
         run, source, chosen_settings, goes_on = world.first(resolved)
-        dataset = world.together(lambda: load_dataset(source.data, chosen_settings.seed, options=source.options))
+        world.check_memory(chosen_settings.memory)
+        dataset = world.together(
+            lambda: load_dataset(source.data, chosen_settings.seed, (), source.options, chosen_settings.memory, run)
+        )
         again = launched.command(f"train --resume {shlex.quote(str(run))}")
         training_run.train_and_report(
             dataset,

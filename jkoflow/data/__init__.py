@@ -24,9 +24,12 @@ from jkoflow.data.readers import READERS, ReadOptions, columns_of, is_text, read
 from jkoflow.data.readers.options import KEEP
 from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
+from jkoflow.data.streamed import load_streamed, source_beyond
 from jkoflow.data.table import PARTS, Table
 from jkoflow.data.writers import check_numbers, check_output, write_table
 from jkoflow.links import Link
+from jkoflow.mapped import scratch_directory
+from jkoflow.memory_limit import MemoryLimit
 from jkoflow.optional import MissingExtraError, require
 
 __all__ = [
@@ -77,7 +80,12 @@ class _BenchmarkFiles(NamedTuple):
 
 
 def load_dataset(
-    source: str | Path, seed: int = 0, context_columns: Sequence[str] = (), options: TableOptions | None = None
+    source: str | Path,
+    seed: int = 0,
+    context_columns: Sequence[str] = (),
+    options: TableOptions | None = None,
+    memory: str | None = None,
+    scratch: str | Path | None = None,
 ) -> Dataset | TableData:
     """Loads data to train on.
 
@@ -90,6 +98,10 @@ def load_dataset(
         context_columns: Names of columns to condition on, see `Dataset.condition_on`. Columns without names are
             called x0, x1, ...
         options: What is known of a file and its columns; the rest is found out.
+        memory: Memory that the whole process may take, such as ``"2GB"``. A .npy or .parquet file, or a folder of
+            those, that needs more is read in parts and lies in scratch files then; its columns must be real numbers.
+        scratch: Path beside or in which the scratch files lie, such as a run directory; that of temporary files if
+            None.
 
     Returns:
         The data in their own units: a `Dataset` if all columns are plain numbers, else a `TableData`.
@@ -108,6 +120,10 @@ def load_dataset(
     known = _known(source)
     if isinstance(known, Path):
         try:
+            if memory is not None:
+                limit, name = MemoryLimit.parse(memory), stem(known)
+                if (beyond := source_beyond(known, options, limit)) is not None:
+                    return load_streamed(beyond, name, seed, options, limit, scratch_directory(scratch), "pandas")
             return prepare(read_table(known, options.reading), stem(known), seed, options, frames="pandas")
         except DataError as error:
             raise DataError(_from(source, error)) from error

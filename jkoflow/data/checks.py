@@ -16,6 +16,9 @@ from jkoflow.frames import default_features
 LARGEST = 1e18
 """Largest absolute value; the square of a larger one may overflow float32."""
 
+VARYING_ROWS = 65_536
+"""Rows that are looked at once for a column to vary."""
+
 FEW_VALUES = 20
 """Largest number of distinct values with which a column is taken for a discrete one."""
 
@@ -96,9 +99,14 @@ def check_varies(rows: NDArray[Any], features: Sequence[str], part: str = "") ->
         DataError: If a column is constant; the message names it.
     """
     # float32 already for a Dataset: the second look finds what the conversion destroyed in a file's float64
-    exact = (rows != rows[:1]).any(0)
-    stored = rows.astype(np.float32)
-    varies = (stored != stored[:1]).any(0)
+    exact, varies = np.zeros((2, rows.shape[1]), dtype=bool)
+    first = rows[:1].astype(np.float32)
+    for start in range(0, len(rows), VARYING_ROWS):  # most columns vary in the first part
+        some: NDArray[Any] = rows[start : start + VARYING_ROWS]
+        exact |= np.not_equal(some, rows[:1]).any(0)
+        varies |= np.not_equal(some.astype(np.float32), first).any(0)
+        if exact.all() and varies.all():
+            return
     where = f" in {part}" if part else ""
     constant = np.flatnonzero(~exact).tolist()
     if constant:

@@ -15,7 +15,10 @@ from jkoflow.data.columnwise import contiguous_columns, distinct_values
 from jkoflow.data.dataset import Dataset
 from jkoflow.data.edges import bounded_links, is_crowded, positive_link
 from jkoflow.data.ordered_values import OrderedValues
+from jkoflow.data.sight import in_sight
+from jkoflow.data.table import PARTS
 from jkoflow.links import Link
+from jkoflow.mapped import parts
 
 WILD_DEVIATION = 2.0
 """Ratio of standard deviation to spread beyond which the deviation misleads."""
@@ -181,12 +184,18 @@ def warn_of_wild_values(data: Dataset, treatments: Treatments) -> None:
 
 def _farthest(data: Dataset, context: str, index: int) -> str:
     """Returns where the value of a column is that is farthest from its median."""
-    parts = {part: getattr(data, f"{part}{context}")[:, index].double() for part in ("train", "val", "test")}
-    middle = parts["train"].median()
-    distances = {part: (values - middle).abs().max(0) for part, values in parts.items()}
-    part = max(distances, key=lambda name: float(distances[name].values))
-    row = int(distances[part].indices)
-    return f"{float(parts[part][row]):.6g} in row {row} of {part}"
+    data_of = {part: getattr(data, f"{part}{context}") for part in PARTS}
+    middle = in_sight(data_of["train"])[:, index].double().median()
+    found: tuple[float, float, int, str] | None = None
+    for name, rows in data_of.items():
+        start = 0
+        for part in parts(rows):
+            distance, row = (part[:, index].double() - middle).abs().max(0)
+            if found is None or float(distance) > found[0]:
+                found = float(distance), float(part[row, index]), start + int(row), name
+            start += len(part)
+    assert found is not None
+    return f"{found[1]:.6g} in row {found[2]} of {found[3]}"
 
 
 def explain(data: Dataset) -> list[str]:
@@ -244,7 +253,7 @@ def given_choice(link: Link, values: NDArray[Any], others: NDArray[Any] | None =
 def _choices(data: Dataset, suffix: str, features: Sequence[str], given: Sequence[Link | None] | None) -> list[Choice]:
     if not features:
         return []
-    train, *rest = (getattr(data, f"{part}{suffix}").detach().cpu().numpy() for part in ("train", "val", "test"))
+    train, *rest = (in_sight(getattr(data, f"{part}{suffix}").detach().cpu()).numpy() for part in PARTS)
     choose = choose_context_link if suffix else choose_link
     links = [None] * len(features) if given is None else given
     columns = zip(contiguous_columns(train), contiguous_columns(np.concatenate(rest)), strict=True)

@@ -15,6 +15,7 @@ from jkoflow.data.checks import DataError, check_finite, check_unmasked, check_v
 from jkoflow.data.columnwise import contiguous_columns
 from jkoflow.data.repeats import warn_about_shared_rows
 from jkoflow.links import Link
+from jkoflow.mapped import is_mapped
 
 
 @dataclass(frozen=True)
@@ -181,4 +182,5 @@ def _check_part(part: str, rows: Tensor, features: tuple[str, ...]) -> None:
         )
     if rows.shape[0] == 0:
         raise DataError(f"{part} is empty; give it at least one row")
-    check_finite(rows.detach().cpu().numpy(), features, part)
+    if not is_mapped(rows):  # what lies in a scratch file was checked on its way there
+        check_finite(rows.detach().cpu().numpy(), features, part)

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jkoflow.data.columns.codec import Category, Codec, Count, factorise, missing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed
 from jkoflow.data.columns.schema import Schema
 from jkoflow.data.table import Column
+from jkoflow.mapped import gather, parts
 
 QUANTILES = 33
 """Number of quantiles, from the least to the largest value."""
@@ -25,9 +28,21 @@ def quantiles(values: Column) -> list[Any]:
     known = values[~missing(values)]
     if len(known) == 0:
         return []
-    some = np.sort(known[:: len(known) // MOST_ROWS + 1])
+    return _quantiles(known[:: len(known) // MOST_ROWS + 1], known.min(), known.max())
+
+
+def quantiles_of_columns(rows: Tensor) -> list[list[Any]]:
+    """Returns the `quantiles` of every column of rows (N, d), of which none is missing."""
+    some = gather(rows, torch.arange(0, len(rows), len(rows) // MOST_ROWS + 1))
+    ends = torch.stack([torch.stack(part.aminmax(dim=0)) for part in parts(rows)])
+    columns = some.numpy().T, ends[:, 0].amin(0).numpy(), ends[:, 1].amax(0).numpy()
+    return [_quantiles(*column) for column in zip(*columns, strict=True)]
+
+
+def _quantiles(some: Column, least: Any, largest: Any) -> list[Any]:
+    some = np.sort(some)
     found = some[np.rint(np.linspace(0, len(some) - 1, QUANTILES)).astype(int)]
-    found[[0, -1]] = known.min(), known.max()
+    found[[0, -1]] = least, largest
     return np.datetime_as_string(found).tolist() if found.dtype.kind == "M" else found.tolist()
 
 

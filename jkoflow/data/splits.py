@@ -155,7 +155,7 @@ def _whole_groups(groups: NDArray[np.int64], seed: int) -> Order:
     order = _permutation(rows, seed)
     parts = part[groups[order]]
     train, val, test = (order[parts == number] for number in range(3))
-    _warn_of_shares((train, val, test))
+    warn_of_shares([len(part) for part in (train, val, test)])
     return train, val, test
 
 
@@ -171,7 +171,7 @@ def _in_order(values: Column) -> Order:
         )
     first, second = _cuts(changes, len(values))
     train, val, test = np.split(order, [changes[first], changes[second]])
-    _warn_of_shares((train, val, test))
+    warn_of_shares([len(part) for part in (train, val, test)])
     return train, val, test
 
 
@@ -184,11 +184,16 @@ def _cuts(places: NDArray[np.int64], rows: int) -> tuple[int, int]:
 
 
 def _permutation(count: int, seed: int) -> NDArray[np.int64]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+    return torch.randperm(count, generator=seeded(seed)).numpy()
 
 
-def _warn_of_shares(parts: Order) -> None:
-    sizes = [len(part) for part in parts]
+def seeded(seed: int) -> torch.Generator:
+    """Returns the generator of the shuffle of a split."""
+    return torch.Generator().manual_seed(seed)
+
+
+def warn_of_shares(sizes: Sequence[int]) -> None:
+    """Warns of numbers of training, validation and test rows that are far from 80/10/10."""
     rows = sum(sizes)
     if any(not 0.5 * SHARE <= size / rows <= 2 * SHARE for size in sizes[1:]):
         train, val, test = sizes

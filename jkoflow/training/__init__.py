@@ -16,10 +16,11 @@ from jkoflow.data import Dataset, TableData, TableOptions, warn_once
 from jkoflow.data.memory import axes_of
 from jkoflow.environment import describe, usable_device
 from jkoflow.flow import JKOFlow
+from jkoflow.mapped import directory_of
 from jkoflow.ops.autocast import without_autocast
 from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.memory import Labels, rows_in_memory
+from jkoflow.training.memory import Labels, prepared
 from jkoflow.training.plan import Budget
 from jkoflow.training.progress import Progress, Silent
 from jkoflow.training.ranks import Ranks, is_group
@@ -146,11 +147,12 @@ def train(
         nullcontext() if world.leads else _silence(),
         closing(world),
     ):
+        world.check_memory(config.memory)
         if not isinstance(data, Dataset | TableData):
             if len(axes := axes_of(data)) > 2:
                 rows = math.prod(axes[:-1])
                 progress.message(f"rows of shape {axes} are taken for {rows} rows of {axes[-1]} columns")
-            data, told = rows_in_memory(data, config.seed, context, columns, missing, group, split_by)
+            data, told = prepared(data, config.seed, context, columns, missing, group, split_by, config.memory, run_dir)
             options = told if options is None else options
         elif context is not None or columns or missing != "refuse" or group is not None or split_by is not None:
             raise ValueError(
@@ -186,6 +188,13 @@ def _train(
     history: list[dict[str, Any]] | None,
 ) -> Model:
     rows = data if isinstance(data, Dataset) else data.numbers
+    if (directory := directory_of(rows.train)) is not None:
+        if torch.device(config.device).type != "cpu":
+            raise ValueError(f"memory bounds training on the CPU, got device = {config.device!r}; leave memory out")
+        progress.message(
+            f"{len(rows.train) + len(rows.val) + len(rows.test):,} rows are more than memory = {config.memory} holds: "
+            f"they lie in scratch files in {directory}, which go with the run"
+        )
     config = config if isinstance(data, Dataset) else settings_for(data, config)
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 from jkoflow.activation import parse_activation
 from jkoflow.former_names import FORMER_AUTO, accepts_former_names, attribute, of_earlier_run, under_present_names
 from jkoflow.initial_map import RECIPES
+from jkoflow.memory_limit import MemoryLimit
 from jkoflow.ops.tableau import TABLEAUX
 from jkoflow.training.optimizer.rates import OPTIMIZERS
 from jkoflow.training.run_plan import FIRST_WIDTH
@@ -115,6 +116,9 @@ class TrainConfig:
             that is allowed for rows of up to ten columns; more for more, as with ``guard_nll``.
         max_num_steps: Runge-Kutta steps per block beyond which the guard ends the block instead of raising them.
         save_seconds: Seconds between two saves of the state that a killed run resumes from.
+        memory: Memory that the whole process may take on the CPU, such as ``"2GB"``. Rows of a file or an array that
+            need more lie in scratch files, which the process reads in parts (docs/large_data.md); others are trained on
+            as without a limit. None means no limit.
 
     Raises:
         ValueError: If a value is out of its range; the message names it.
@@ -167,6 +171,7 @@ class TrainConfig:
     guard_round_trip: float = ranged(0.1, POSITIVE)
     max_num_steps: int = 24
     save_seconds: float = ranged(30.0, NOT_NEGATIVE)
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.hidden, list):  # TOML and JSON give lists
@@ -182,6 +187,8 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         parse_activation(self.activation)
+        if self.memory is not None:
+            MemoryLimit.parse(self.memory)
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}, got {self.method!r}")
         if self.hidden is not None and not (self.hidden and 1 <= min(self.hidden) <= max(self.hidden) <= MOST_UNITS):
@@ -243,6 +250,7 @@ def _check_type(name: str, annotation: Any, value: Any) -> None:
         "float | None": number or value is None,
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
+        "str | None": isinstance(value, str) or value is None,
         "tuple[int, ...] | None": value is None
         or (isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)),
     }

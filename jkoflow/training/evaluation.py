@@ -11,11 +11,11 @@ from torch import Tensor
 
 from jkoflow import metrics, two_sample
 from jkoflow.data import Dataset
-from jkoflow.data.columnwise import contiguous_columns
-from jkoflow.data.seen import quantiles
+from jkoflow.data.seen import quantiles_of_columns
 from jkoflow.discrete import NotContractiveError
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
+from jkoflow.mapped import select
 from jkoflow.metrics import ShareOut, by_itself
 from jkoflow.ops.grid import Fixed, Grid
 from jkoflow.training import overfit
@@ -96,7 +96,7 @@ def evaluate(
             break
     if nll.left_out:
         finite = torch.isfinite(metrics.row_nll(flow, test, nll.num_steps, test_context, share_out))
-        test, test_context = test[finite], None if test_context is None else test_context[finite]
+        test, test_context = select(test, finite), None if test_context is None else select(test_context, finite)
     inversion, exact = _inversion_errors(flow, test, test_context, rows, share_out)
     few = pace.rows_to_compare(max(nll.num_steps, calibration.num_steps))
     train_part, val_part = spread(data.train, data.train_context, few, device), spread(val, val_context, few, device)
@@ -136,9 +136,9 @@ def _seen(data: Dataset) -> dict[str, list[float]]:
     if data.train_context is not None:
         tables.append((data.context_features, data.train_context))
     return {
-        name: quantiles(values)
+        name: values
         for names, rows in tables
-        for name, values in zip(names, contiguous_columns(rows.detach().cpu().numpy()), strict=True)
+        for name, values in zip(names, quantiles_of_columns(rows.detach().cpu()), strict=True)
     }
 
 

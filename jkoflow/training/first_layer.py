@@ -65,7 +65,8 @@ def first_layer_scale(rows: Tensor, context: Tensor | None = None) -> float:
         >>> [round(first_layer_scale(x)) for x in (rows, clusters + 0.1 * rows)]
         [2, 21]
     """
-    rows = spread_rows(rows if context is None else torch.cat([rows, context], 1), ROWS)
+    conditions = [] if context is None else [spread_rows(context, ROWS)]
+    rows = torch.cat([spread_rows(rows, ROWS), *conditions], 1)
     if len(rows) <= NEIGHBORS:
         return 1.0
     numbers = spread_numbers(len(rows), PROBES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,58 @@ from jkoflow.data.columns.options import TableOptions
 from jkoflow.data.columns.prepare import TableData, prepare
 from jkoflow.data.memory import as_table, axes_of, check_paired
 from jkoflow.data.readers.row_numbers import counts_rows, is_index
+from jkoflow.data.streamed import ArraySource, load_streamed
 from jkoflow.data.table import Column, Table
 from jkoflow.frames import is_frame, library_of
+from jkoflow.mapped import scratch_directory
+from jkoflow.memory_limit import MemoryLimit
 
 Labels = str | Tensor | Column | list[Any]
 """Values of the rows to split by: the name of a column, or one value for each row."""
+
+
+def prepared(
+    rows: Any,
+    seed: int,
+    context: Any = None,
+    columns: Mapping[str, str] | None = None,
+    missing: str = "refuse",
+    group: Labels | None = None,
+    split_by: Labels | None = None,
+    memory: str | None = None,
+    scratch: str | Path | None = None,
+) -> tuple[Dataset | TableData, TableOptions]:
+    """Prepares rows as `rows_in_memory` does, or in scratch files if they are an array that needs more memory.
+
+    Arguments:
+        rows: The rows, and what belongs to them, see `jkoflow.train`.
+        seed: Seed of the split.
+        context: Conditioning variables.
+        columns: Kinds of columns.
+        missing: What is done with missing values.
+        group: What each row belongs to.
+        split_by: Numbers or dates to split by.
+        memory: Memory that the process may take, such as ``"2GB"``; no limit if None.
+        scratch: Path beside or in which the scratch files lie; that of temporary files if None.
+
+    Raises:
+        DataError: If the rows cannot be used; the message tells the fix.
+    """
+    array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows
+    if memory is None or not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray) or array.ndim > 2:
+        return rows_in_memory(rows, seed, context, columns, missing, group, split_by)
+    limit = MemoryLimit.parse(memory)
+    width = max(array[:1].size, len(array.dtype.names or ()))
+    if array.dtype.kind not in "fiuV" or width == 0 or limit.holds(len(array), width):
+        return rows_in_memory(rows, seed, context, columns, missing, group, split_by)
+    for name, other in (("context", context), ("group", group), ("split_by", split_by)):
+        if other is not None:
+            raise DataError(
+                f"{name} needs the rows in memory, and memory = {memory} does not hold {len(array):,} of them: raise "
+                f"memory, leave {name} out, or train on a Parquet file"
+            )
+    options = TableOptions((), columns or {}, missing)
+    return load_streamed(ArraySource(array), "data", seed, options, limit, scratch_directory(scratch)), options
 
 
 def rows_in_memory(

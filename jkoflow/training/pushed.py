@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from jkoflow.block import Block
-from jkoflow.metrics import Movement, chunks, movement, spread_numbers
+from jkoflow.mapped import empty_beside, gather, is_mapped, parts, permutation, release, select
+from jkoflow.metrics import CHUNK, Movement, chunks, movement, spread_numbers
 from jkoflow.training.chain import Trainable
 from jkoflow.training.place import Place
 from jkoflow.training.upload import Upload
@@ -93,13 +94,20 @@ class PushedSamples:
 
     def keep(self, count: int, *counters: int) -> None:
         """Keeps a random choice of ``count`` of all training rows, the same for the same counters."""
-        if count < self.rows:
-            chosen = torch.randperm(self.rows, generator=generator(*counters))[:count].sort().values
-            if self.place is not None:
-                chosen, self.place = self.place.chosen(chosen)
-            chosen = chosen.to(self.train.device)
-            self.train = self.train[chosen]
-            self.train_context = None if self.train_context is None else self.train_context[chosen]
+        if count >= self.rows:
+            return
+        if self.place is not None:
+            order = torch.randperm(self.rows, generator=generator(*counters))
+            numbers, self.place = self.place.chosen(order[:count].sort().values)
+            chosen = torch.zeros(len(self.train), dtype=torch.bool)
+            chosen[numbers] = True
+        else:
+            order = permutation(self.train, generator(*counters))
+            chosen = torch.zeros(len(self.train), dtype=torch.bool)
+            for some in parts(order[:count]):
+                chosen[some.long()] = True
+        self.train = select(self.train, chosen)
+        self.train_context = None if self.train_context is None else select(self.train_context, chosen)
 
     def batches(self, batch_size: int, seed: int, block: int, round_number: int) -> Batches:
         """Returns the batches of the training rows for a block in a round."""
@@ -125,14 +133,17 @@ class PushedSamples:
 @torch.no_grad()
 def push_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns images (N, d) and logdets (N,) of rows x (N, d), context (N, c), on the block's refined grid."""
-    parts = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
-    return torch.cat([y for y, _ in parts]), torch.cat([logdet for _, logdet in parts])
+    pushed = [block(*rows, block.grid.refined()) for rows in chunks(x, context)]
+    return torch.cat([y for y, _ in pushed]), torch.cat([logdet for _, logdet in pushed])
 
 
 @torch.no_grad()
 def carry_rows(block: Trainable, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Returns the images of `push_rows` without the logdets, which takes half the time."""
-    return torch.cat([block.carry(*rows, block.grid.refined()) for rows in chunks(x, context)])
+    y = empty_beside(x, len(x))
+    for there, rows in zip(parts(y, CHUNK), chunks(x, context), strict=True):
+        there.copy_(block.carry(*rows, block.grid.refined()))
+    return y
 
 
 def gaussian_constant(x: Tensor) -> float:
@@ -173,11 +184,13 @@ class Batches:
         self._epoch = -1
         self._place = place
         self._ends: list[int] = []  # of the parts of an epoch's batches, if other processes hold the others
-        self._order = Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
+        mapped = is_mapped(rows)  # as is their order then
+        self._upload = None if mapped else Upload((rows.shape[0],), torch.long, rows.device, EPOCHS_AHEAD)
+        self._order = rows if self._upload is None else self._upload.there  # none yet
 
     def __call__(self, iteration: int) -> Tensor:
         """Returns the batch (batch_size, d) of an iteration."""
-        return self.rows[self.places(iteration)]
+        return gather(self.rows, self.places(iteration))
 
     def context(self, iteration: int) -> Tensor | None:
         """Returns the conditioning variables (batch_size, c) of an iteration's batch."""
@@ -185,20 +198,27 @@ class Batches:
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the rows (n, d) at places (n,), and their conditioning variables (n, c)."""
-        return self.rows[places], None if self.conditions is None else self.conditions[places]
+        return gather(self.rows, places), None if self.conditions is None else gather(self.conditions, places)
 
     def places(self, iteration: int) -> Tensor:
         """Returns the places of the rows that are the batch of an iteration, with shape (batch_size,)."""
         epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(self._count, generator=generator(self._seed, self._block, epoch, self._round))
-            if self._place is not None:
-                order = self._own(order, self._place)
-            self._order(order)
+            random = generator(self._seed, self._block, epoch, self._round)
+            if self._place is None:
+                order = permutation(self.rows, random)
+            else:
+                order = self._own(torch.randperm(self._count, generator=random), self._place)
+            if self._upload is None:
+                self._order = order
+            else:
+                self._upload(order)
             self._epoch = epoch
         if self._place is not None:
-            return self._order.there[self._ends[place] : self._ends[place + 1]]
-        return self._order.there[place * self.batch_size : (place + 1) * self.batch_size]
+            return self._order[self._ends[place] : self._ends[place + 1]]
+        places = self._order[place * self.batch_size : (place + 1) * self.batch_size].long()
+        release(self._order)
+        return places
 
     def _own(self, order: Tensor, place: Place) -> Tensor:
         """Returns these rows in the order of all rows (N,), and notes where the parts of the batches end."""

@@ -149,6 +149,17 @@ class Ranks(World):
         if others:
             raise DriftError(f"{text} (process {others[0]} differs from process 0)")
 
+    def check_memory(self, limit: str | None) -> None:
+        """Refuses a limit of memory: every process reads all rows before it takes its share.
+
+        Raises:
+            UserError: If there is one.
+        """
+        if limit is not None:
+            raise UserError(
+                f"memory = {limit!r} bounds one process, and there are {self.size}; leave it out, or train in one"
+            )
+
     def _counts(self) -> list[float]:
         return [float(self._asked() == number) for number in SIGNALS]
 

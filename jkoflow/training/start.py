@@ -14,9 +14,11 @@ from jkoflow.block import Block
 from jkoflow.data import Dataset
 from jkoflow.data.continuous import Choice, Scale, Treatments
 from jkoflow.data.ordered_values import OrderedValues
+from jkoflow.data.sight import in_sight
 from jkoflow.flow import JKOFlow, base_log_prob
 from jkoflow.initial_map import CORE_SEARCH, Radial
 from jkoflow.links import Link, Links, links_or_none
+from jkoflow.mapped import empty_beside, is_mapped, parts
 from jkoflow.metrics import spread_rows
 from jkoflow.ops.grid import Grid
 from jkoflow.training.choose_map import AUTO, FIT_ROWS, FITS, Worth, fit_columns, fit_map
@@ -40,9 +42,8 @@ def plain_flow(data: Dataset, config: TrainConfig, treatments: Treatments) -> JK
     """Returns a flow without blocks: the links, the standardisation and the initial map of the data."""
     choices, context_choices = treatments
     links = links_or_none([choice.link for choice in choices])
-    train = data.train if links is None else links(data.train)[0]
     context, context_links = _context_moments(data, context_choices)
-    flow = JKOFlow(data.dim, (), *_moments(train, choices), None, *context, None, links, context_links)
+    flow = JKOFlow(data.dim, (), *_moments(data.train, links, choices), None, *context, None, links, context_links)
     standardised = flow.standardized(spread_rows(data.train, FIT_ROWS))[0]
     worth = Worth(standardised)
     splines = config.initial_map == AUTO and _are_near(standardised) and worth.wants_splines
@@ -99,10 +100,16 @@ def _reach(flow: JKOFlow, data: Dataset, choices: Sequence[Choice]) -> Tensor:
     Those of a column whose mean and deviation mislead are over the rows of all parts. Others have none far out among
     the training rows, and where another part has one, it is to be noticed.
     """
-    ends = [flow.standardized(rows)[0].aminmax(dim=0) for rows in (data.train, data.val, data.test)]
-    own = torch.tensor([choice.scale is Scale.MOMENTS for choice in choices], device=ends[0].min.device)
-    low, high = torch.stack([e.min for e in ends]).amin(0), torch.stack([e.max for e in ends]).amax(0)
-    return torch.stack([torch.where(own, ends[0].min, low), torch.where(own, ends[0].max, high)])
+    ends = [_ends(flow, rows) for rows in (data.train, data.val, data.test)]
+    own = torch.tensor([choice.scale is Scale.MOMENTS for choice in choices], device=ends[0].device)
+    low, high = torch.stack([e[0] for e in ends]).amin(0), torch.stack([e[1] for e in ends]).amax(0)
+    return torch.stack([torch.where(own, ends[0][0], low), torch.where(own, ends[0][1], high)])
+
+
+def _ends(flow: JKOFlow, rows: Tensor) -> Tensor:
+    """Returns the least and the largest value of every standardised column of rows (N, d), with shape (2, d)."""
+    ends = torch.stack([torch.stack(flow.standardized(part)[0].aminmax(dim=0)) for part in parts(rows)])
+    return torch.stack([ends[:, 0].amin(0), ends[:, 1].amax(0)])
 
 
 def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
@@ -129,8 +136,9 @@ def given_flow(start: JKOFlow, data: Dataset) -> JKOFlow:
 @torch.no_grad()
 def entered_rows(flow: JKOFlow, rows: Tensor) -> Tensor:
     """Returns rows (N, d) as they enter the flow's first block, on the flow's device."""
-    entered = torch.empty_like(rows, device=flow.standardize.mean.device)
-    for before, after in zip(rows.split(ENTERED_ROWS), entered.split(ENTERED_ROWS), strict=True):
+    device = flow.standardize.mean.device
+    entered = empty_beside(rows, len(rows)) if device == rows.device else torch.empty_like(rows, device=device)
+    for before, after in zip(parts(rows, ENTERED_ROWS), parts(entered, ENTERED_ROWS), strict=True):
         after.copy_(flow.enter(before.to(after.device))[0])
     return entered
 
@@ -162,10 +170,22 @@ def entering(
         if data.train_context is not None and data.val_context is not None:
             val_context = spread_rows(data.val_context, val_rows).to(device)
             contexts = (
-                flow.standardized_context(data.train_context[own].to(device), train.shape[0]),
+                _standardized_context(flow, data.train_context[own], device),
                 flow.standardized_context(val_context, val.shape[0]),
             )
     return PushedSamples(train, val, logdet, *contexts, world, place)
+
+
+def _standardized_context(flow: JKOFlow, context: Tensor, device: torch.device) -> Tensor | None:
+    """Returns the context (N, c) of rows as the blocks take it, on a device."""
+    if not is_mapped(context):
+        return flow.standardized_context(context.to(device), len(context))
+    taken = empty_beside(context, len(context))
+    for before, after in zip(parts(context, ENTERED_ROWS), parts(taken, ENTERED_ROWS), strict=True):
+        standardised = flow.standardized_context(before, len(before))
+        assert standardised is not None
+        after.copy_(standardised)
+    return taken
 
 
 def new_block(
@@ -233,24 +253,42 @@ def _context_moments(
     if data.prepared:
         return (torch.zeros(data.context_dim), torch.ones(data.context_dim)), None
     links = links_or_none([choice.link for choice in choices])
-    rows = data.train_context if links is None else links(data.train_context)[0]
-    return _moments(rows, choices), links
+    return _moments(data.train_context, links, choices), links
 
 
-def _moments(rows: Tensor, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
-    """Returns location and scale of every column of rows (N, d), computed in float64, with shapes (d,).
+def _behind(links: Links, rows: Tensor) -> Tensor:
+    """Returns rows (N, d) behind links."""
+    if not is_mapped(rows):
+        return links(rows)[0]
+    linked = empty_beside(rows, len(rows))
+    for before, after in zip(parts(rows, ENTERED_ROWS), parts(linked, ENTERED_ROWS), strict=True):
+        after.copy_(links(before)[0])
+    return linked
+
+
+def _moments(rows: Tensor, links: Links | None, choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
+    """Returns location and scale of every column of rows (N, d) behind links, computed in float64, with shapes (d,).
 
     They are mean and standard deviation; those of the values that are not wild, where these are apart from the others;
     or median and spread of the central quantiles for heavy tails.
     """
-    # in parts, since all rows in float64 would not stay in the cache
-    mean = torch.stack([part.sum(0, dtype=torch.float64) for part in rows.split(MOMENT_ROWS)]).sum(0) / len(rows)
-    squares = torch.stack([(part.double() - mean).square().sum(0) for part in rows.split(MOMENT_ROWS)]).sum(0)
+    rows = rows if links is None else _behind(links, rows)
+    # in parts, since all rows in float64 would not stay in the cache; sums of their own between the parts' numbers
+    # would keep the allocator from using memory again
+    sums = rows.new_empty(math.ceil(len(rows) / MOMENT_ROWS), rows.shape[1], dtype=torch.float64)
+    for number, part in enumerate(parts(rows, MOMENT_ROWS)):
+        sums[number] = part.sum(0, dtype=torch.float64)
+    mean = sums.sum(0) / len(rows)
+    for number, part in enumerate(parts(rows, MOMENT_ROWS)):
+        sums[number] = (part.double() - mean).square().sum(0)
+    squares = sums.sum(0)
     std = (squares / len(rows)).sqrt()
-    for column, choice in enumerate(choices):
-        if choice.scale in (Scale.QUANTILES, Scale.CORE):
-            values = OrderedValues.of(rows[:, column].double().cpu().numpy())
-            apart = choice.scale is Scale.CORE
+    by_quantiles = [c for c, choice in enumerate(choices) if choice.scale in (Scale.QUANTILES, Scale.CORE)]
+    if by_quantiles:
+        some = in_sight(rows)
+        for column in by_quantiles:
+            values = OrderedValues.of(some[:, column].double().cpu().numpy())
+            apart = choices[column].scale is Scale.CORE
             location, scale = values.moments(CORE_SEARCH) if apart else (values.quantile(0.5), values.spread)
             mean[column], std[column] = location, scale or std[column]
     return mean.float(), std.float()

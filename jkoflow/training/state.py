@@ -20,6 +20,7 @@ from jkoflow.data import Dataset
 from jkoflow.errors import UserError
 from jkoflow.flow import JKOFlow
 from jkoflow.former_names import of_earlier_run
+from jkoflow.mapped import parts
 from jkoflow.restore import restored
 from jkoflow.training.chain import Chain
 from jkoflow.training.config import TrainConfig
@@ -248,7 +249,8 @@ def fingerprint(data: Dataset, start: JKOFlow | None = None) -> str:
     contexts = [c for c in (data.train_context, data.val_context, data.test_context) if c is not None]
     for rows in (data.train, data.val, data.test, *contexts):
         digest.update(f"{tuple(rows.shape)}".encode())
-        digest.update(rows.contiguous().numpy().data)
+        for part in parts(rows):
+            digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from jkoflow.callers import warn_caller
 from jkoflow.data import DataError, Dataset, DataWarning
 from jkoflow.flow import JKOFlow
 from jkoflow.left_out import RowNames
+from jkoflow.mapped import parts, select
 from jkoflow.training.place import Place
 from jkoflow.training.start import ENTERED_ROWS, entered_rows
 from jkoflow.training.world import World
@@ -42,13 +43,16 @@ def usable_rows(
     Raises:
         DataError: If no training row, or no validation row, is left.
     """
-    train = torch.cat([part.square().sum(1).sqrt() for part in entered.split(ENTERED_ROWS)]).cpu()
-    val, test = (entered_rows(flow, rows).square().sum(1).sqrt().cpu() for rows in (data.val, data.test))
-    train = world.gathered(train)
-    good_train = torch.isfinite(train)
+    good_train, farthest = torch.empty(len(entered), dtype=torch.bool), torch.full((1,), -torch.inf)
+    for part, good in zip(parts(entered, ENTERED_ROWS), good_train.split(ENTERED_ROWS), strict=True):
+        distance = part.square().sum(1).sqrt().cpu()
+        good.copy_(torch.isfinite(distance))
+        farthest = torch.maximum(farthest, distance.where(good, -torch.inf).max())
+    good_train, farthest = world.gathered(good_train.byte()).bool(), world.gathered(farthest).max()
+    val, test = (_distances(entered_rows(flow, rows)) for rows in (data.val, data.test))
     if not bool(good_train.any()):
         raise DataError("no training row enters the first block at a finite place; rescale the columns")
-    limit = FAR * train[good_train].max()
+    limit = FAR * farthest
     good_val = val <= limit  # False for NaN
     outside = test > limit
     _warn(~good_train, "training rows", "overflow before the first block: they are left out; drop them, or rescale")
@@ -68,7 +72,7 @@ def usable_rows(
         raise DataError("all validation rows lie far outside the training rows; give validation rows in the same units")
     left_out = {"train": int((~good_train).sum()), "val": int((~good_val).sum())}
     part, place = world.part(len(data.train)), None
-    entered = entered[good_train[part].to(entered.device)] if left_out["train"] else entered
+    entered = select(entered, good_train[part]) if left_out["train"] else entered
     if world.size > 1:
         place = Place(*(int(good_train[:end].sum()) for end in (part.start, part.stop, len(good_train))))
     return _only(data, good_train, good_val), entered, place, left_out
@@ -77,12 +81,17 @@ def usable_rows(
 def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
     """Returns data with the chosen training rows (N,) and validation rows (N_val,) alone."""
     chosen = {name: mask for name, mask in (("train", train), ("val", val)) if not bool(mask.all())}
-    parts = {}
+    fields = {}
     for name, mask in chosen.items():
         for field in (name, f"{name}_context"):
             rows = getattr(data, field)
-            parts[field] = None if rows is None else rows[mask.to(rows.device)]
-    return dataclasses.replace(data, **parts) if parts else data
+            fields[field] = None if rows is None else select(rows, mask)
+    return dataclasses.replace(data, **fields) if fields else data
+
+
+def _distances(entered: Tensor) -> Tensor:
+    """Returns the distances (N,) of rows (N, d) from the centre, on the CPU."""
+    return torch.cat([part.square().sum(1).sqrt().cpu() for part in parts(entered)])
 
 
 def _warn(rows: Tensor, name: str, text: str) -> None:

@@ -118,6 +118,9 @@ class World:
     def check_same(self, digest: Callable[[], str], text: str) -> None:
         """Refuses to go on if a digest differs between processes; the text says of what it is, and the fix."""
 
+    def check_memory(self, limit: str | None) -> None:
+        """Refuses a limit of memory where it does not hold."""
+
     # ---- Rows
 
     def part(self, count: int) -> slice:

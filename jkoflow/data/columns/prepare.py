@@ -12,20 +12,18 @@ import torch
 from numpy.typing import NDArray
 
 from jkoflow.callers import warn_caller
-from jkoflow.data.checks import DataError, DataWarning, warn_about_digits
-from jkoflow.data.columns.codec import Array, Floats, missing
+from jkoflow.data.checks import DataError, DataWarning
+from jkoflow.data.columns.codec import Array, Floats
+from jkoflow.data.columns.decide import decide
 from jkoflow.data.columns.inspection import inspect_table, joined
 from jkoflow.data.columns.kinds import ColumnPlan
-from jkoflow.data.columns.numbers import Real
 from jkoflow.data.columns.options import TableOptions
-from jkoflow.data.columns.override import Override
-from jkoflow.data.columns.refusals import chosen_dependences, label_of, refuse_constants, refuse_missing
+from jkoflow.data.columns.refusals import label_of
 from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.dataset import Dataset
 from jkoflow.data.repeats import warn_about_shared_rows
 from jkoflow.data.splits import split_order, to_float32
 from jkoflow.data.table import PARTS, Table
-from jkoflow.links import Link
 
 COPIES, ENOUGH_ROWS = 4, 20_000
 """Times, at most, that a training row is taken, each with noise of its own, until there are enough rows."""
@@ -85,30 +83,13 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: s
         DataError: If the data cannot be used; the message tells the fix.
     """
     _check_rows(table)
-    inspection = inspect_table(table, options)
-    overrides = inspection.overrides
-    plans = [plan for plan in inspection.plans if plan.codec is not None]
-    context = [_plan_named(plans, column) for column in options.context_columns]
-    own = [plan for plan in plans if plan.name not in options.context_columns]
-    if not own:
-        refuse_missing(table, [plan.name for plan in inspection.plans if plan.reason != "as told"])
-        raise DataError("no column is left to have a density; not all columns can be context or left out")
-    if all(plan.kind == "constant" for plan in own):
-        raise DataError(f"has no column that varies (it has {', '.join(repr(plan.name) for plan in own)}); give others")
-    values = joined(table)
-    if options.missing == "refuse":
-        refuse_missing(table, [plan.name for plan in plans])
-    refuse_constants(plans, overrides, table, values)
-    dependences = chosen_dependences(inspection.dependences, overrides, values)
-    parts = _parts(table, options, plans, seed)
-    for plan in inspection.plans:
-        if plan.codec is None and plan.reason != "as told" and plan.name not in (options.group, options.split_by):
-            _warn(f"{label_of(table, plan.name)} is {plan.reason}: {plan.treatment}")
-    for plan in plans:
-        if values[plan.name].dtype.kind == "f" and values[plan.name].dtype.itemsize <= 4:
-            warn_about_digits(values[plan.name][~missing(values[plan.name])], label_of(table, plan.name))
-    if not dependences and all(_is_plain(plan, values[plan.name]) for plan in plans):
-        return _plain_dataset(name, own, context, values, parts, overrides, not table.is_split, frames)
+    found = decide(table, options)
+    parts = _parts(table, options, found.plans, seed)
+    found.tell()
+    plans, own, context, values, overrides = found.plans, found.own, found.context, found.values, found.overrides
+    if found.is_plain:
+        rows = _plain_rows(own, context, values, parts)
+        return Dataset(name, frames=frames, _compared=not table.is_split, **found.fields(), **rows)
     _tell([plan for plan in plans if _is_doubtful(plan, values[plan.name]) and plan.name not in overrides], table)
     if table.is_split:
         warn_about_shared_rows(
@@ -116,10 +97,10 @@ def prepare(table: Table, name: str, seed: int, options: TableOptions, frames: s
         )
     schema = Schema(
         tuple(plan.name for plan in own),
-        tuple(None if plan.name in dependences else plan.codec for plan in own),
+        tuple(None if plan.name in found.dependences else plan.codec for plan in own),
         tuple(plan.name for plan in context),
         tuple(plan.codec for plan in context if plan.codec is not None),
-        dependences,
+        found.dependences,
     )
     return encode_table(
         name, schema, (*own, *context), {part: _take(values, rows) for part, rows in parts.items()}, seed, frames
@@ -242,62 +223,26 @@ def _parts(table: Table, options: TableOptions, plans: Sequence[ColumnPlan], see
     return dict(zip(PARTS, order, strict=True))
 
 
-def _take(values: Columns, rows: NDArray[Any]) -> Columns:
+def _take(values: Mapping[str, Array], rows: NDArray[Any]) -> Columns:
     return {name: column[rows] for name, column in values.items()}
-
-
-def _plan_named(plans: Sequence[ColumnPlan], name: str) -> ColumnPlan:
-    plan = next((plan for plan in plans if plan.name == name), None)
-    if plan is None:
-        raise DataError(f"the context column {name!r} cannot be used: it is left out; give it a kind that it has")
-    return plan
 
 
 # ---- Plain numbers
 
 
-def _is_plain(plan: ColumnPlan, values: Array) -> bool:
-    """Tells whether float32 holds a column of numbers as it is, and nothing but a link is to be done."""
-    if type(plan.codec) is not Real or plan.codec.step:
-        return False
-    spacing = float(np.spacing(np.float32(np.abs(values).max())))
-    return float(values.std()) >= 100 * spacing
-
-
-def _plain_dataset(
-    name: str,
+def _plain_rows(
     own: Sequence[ColumnPlan],
     context: Sequence[ColumnPlan],
-    values: Columns,
+    values: Mapping[str, Array],
     parts: Mapping[str, NDArray[np.int64]],
-    overrides: Mapping[str, Override],
-    compared: bool,
-    frames: str | None,
-) -> Dataset:
+) -> dict[str, Any]:
+    """Returns the rows and the context of each part, under their names in a `Dataset`."""
     arrays: dict[str, Any] = {}
     for suffix, chosen in (("", own), ("_context", context)):
         if chosen:
             stacked = to_float32(np.stack([values[plan.name] for plan in chosen], 1))
             arrays |= {f"{part}{suffix}": stacked[torch.from_numpy(rows)] for part, rows in parts.items()}
-    features, context_features = (tuple(plan.name for plan in chosen) for chosen in (own, context))
-    return Dataset(
-        name,
-        features=features,
-        context_features=context_features,
-        links=_told_links(own, overrides),
-        context_links=_told_links(context, overrides),
-        frames=frames,
-        warned=True,
-        _compared=compared,
-        **arrays,
-    )
-
-
-def _told_links(plans: Sequence[ColumnPlan], overrides: Mapping[str, Override]) -> tuple[Link | None, ...] | None:
-    """Returns the links of the columns whose kinds are told; those of the others are chosen."""
-    told = [plan.codec if plan.name in overrides else None for plan in plans]
-    links = tuple(Link(**codec.link) if isinstance(codec, Real) else None for codec in told)
-    return links if any(link is not None for link in links) else None
+    return arrays
 
 
 def _warn(text: str) -> None:

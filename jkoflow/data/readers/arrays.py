@@ -41,7 +41,7 @@ def array_table(
     Raises:
         DataError: If an array has another shape or type, or the parts differ in columns.
     """
-    tables = {part: _columns(array, "" if part == "all" else f"{part} ") for part, array in arrays.items()}
+    tables = {part: columns_of_array(array, "" if part == "all" else f"{part} ") for part, array in arrays.items()}
     dims = {part: len(columns) for part, (columns, _) in tables.items()}
     if len(set(dims.values())) > 1:
         raise DataError(f"train, val and test must have the same number of columns, got {tuple(dims.values())}")
@@ -60,7 +60,7 @@ def array_table(
     return without_row_numbers(table, names is not None, options, [] if notes is None else notes)
 
 
-def _columns(array: NDArray[Any], where: str) -> tuple[list[Column], tuple[str, ...] | None]:
+def columns_of_array(array: NDArray[Any], where: str) -> tuple[list[Column], tuple[str, ...] | None]:
     """Returns the columns of an array, and their names if it is structured."""
     if array.dtype.names:
         if array.ndim != 1 or any(array.dtype[name].shape for name in array.dtype.names):
@@ -100,16 +100,21 @@ def _column(array: NDArray[Any], where: str) -> NDArray[Any]:
 def read_npy(path: Path, options: ReadOptions, notes: list[str]) -> Table:
     """Reads the one array of a .npy file."""
     with reading(".npy"), path.open("rb") as file:
-        size = _announced(file)
-        held = path.stat().st_size - file.tell()
-        if size is not None and size != held:
-            raise DataError(f"is damaged: it announces {size:,} bytes of numbers and holds {held:,}")
-        if size is None:
-            raise DataError(PICKLED)
-        check_announced(size)
+        check_announced(checked_size(file, path.stat().st_size))
         file.seek(0)
         rows = _array(file)
     return array_table({"all": rows}, None, options, notes)
+
+
+def checked_size(file: BinaryIO, size: int) -> int:
+    """Returns the number of bytes of the numbers of an open .npy file of a size, and refuses a damaged one."""
+    announced = _announced(file)
+    held = size - file.tell()
+    if announced is None:
+        raise DataError(PICKLED)
+    if announced != held:
+        raise DataError(f"is damaged: it announces {announced:,} bytes of numbers and holds {held:,}")
+    return announced
 
 
 def read_npz(path: Path, options: ReadOptions, notes: list[str]) -> Table:

@@ -90,7 +90,7 @@ def _table(read: Callable[[], Any], kind: str, options: ReadOptions, notes: list
     with reading(kind):
         table = read()
         table.validate(full=True)
-        found = [] if options.index_column == KEEP else _indices(table)
+        found = [] if options.index_column == KEEP else index_columns(table.schema)
         indices = [name for name in found if name not in options.mentioned]
         kept = [place for place, name in enumerate(table.column_names) if name not in indices]
         series = [arrow_series(table.column(place)) for place in kept]
@@ -104,8 +104,8 @@ def _table(read: Callable[[], Any], kind: str, options: ReadOptions, notes: list
     return frame_table(frame, options, notes)
 
 
-def _indices(table: Any) -> list[str]:
-    """Returns the names of the columns that were the index of a data frame."""
-    metadata = table.schema.metadata or {}
+def index_columns(schema: Any) -> list[str]:
+    """Returns the names of the columns of an Arrow schema that were the index of a data frame."""
+    metadata = schema.metadata or {}
     described = json.loads(metadata.get(b"pandas", b"{}"))
     return [name for name in described.get("index_columns", []) if isinstance(name, str)]
