@@ -54,9 +54,14 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     Raises:
         OSError: If the file cannot be written.
     """
+    write_atomically(path, packed(kind, tensors, description))
+
+
+def packed(kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of the file that `save` writes; arguments likewise."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, "description": description})
-    write_atomically(path, safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)}))
+    return safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)})
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,13 +79,33 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
             # copied, since the library's own tensors lie in the file as it is on the disk
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
+    return _checked(path, kind, metadata, tensors)
+
+
+def unpacked(payload: bytes, kind: str, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the bytes that `packed` returned, as `load` reads a file; errors call them by the name of their source."""
+    try:
+        tensors = safetensors.torch.load(payload)  # which checks the header that is read next
+        header = _parsed(payload[8 : 8 + int.from_bytes(payload[:8], "little")].decode())
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{source} is damaged or not a jkoflow file: {error}") from error
+    return _checked(source, kind, header.get("__metadata__", {}), tensors)
+
+
+def _checked(
+    path: str | Path, kind: str, metadata: Mapping[str, str], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns tensors and their description if these are what was saved, and of the expected kind and version."""
+    try:
+        header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow")
     version = header.get("format_version")

@@ -27,6 +27,7 @@ LAYERS = [
     "ops",
     "checkpoint",
     "restore",
+    "saved",
     "discrete",
     "schedule",
     "block",
