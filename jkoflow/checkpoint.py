@@ -5,6 +5,7 @@ Every byte that decides a number stands under a digest: the description, and nam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,9 +13,9 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -207,16 +208,26 @@ def finite(value: Any) -> Any:
 
 
 def write_atomically(path: str | Path, payload: bytes) -> None:
-    """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it.
+    """Writes a file atomically, see `written_aside`."""
+    with written_aside(path) as file:
+        file.write(payload)
 
-    A link stays and its target is written; an existing file keeps its mode.
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file to be written atomically: a temporary file beside it is flushed to disk, then renamed over it.
+
+    A link stays and its target is written; an existing file keeps its mode. An error within leaves what was there.
+
+    Yields:
+        The temporary file, to be written piece by piece.
     """
     path = Path(path).resolve()
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, mode)

@@ -27,7 +27,7 @@ from jkoflow.ops.grid import Steps
 from jkoflow.quadrature import quadrature
 from jkoflow.restore import DTYPES
 from jkoflow.saved import MODEL_FILE, Saved
-from jkoflow.table_rows import columns_of, given_conditions, given_rows
+from jkoflow.table_rows import GivenRows, columns_of, given_conditions, given_rows
 from jkoflow.within import check_tolerance
 
 BATCH = 256
@@ -147,11 +147,36 @@ class TableFlow(Saved):
     def _log_prob_and_error(
         self, x: Any, context: Any, num_steps: Steps | None, points: int | None, tol: float | None, every_error: bool
     ) -> tuple[Tensor, Tensor]:
-        columns, conditions, axes = given_rows(self.schema, x, context)
+        given = given_rows(self.schema, x, context)
+        numbers = self._in_parts(given, num_steps, every_error, tol)
+        values, errors = self._given_log_prob(given, numbers, points)
+        if every_error:
+            numbers.warn_if_beyond(errors)
+        return values, errors
+
+    def in_parts(self, x: Any, tol: float | None = None, every_error: bool = False) -> InParts:
+        """Returns how to score rows that come in parts: on the same steps, or within a tolerance that is kept on x.
+
+        Arguments:
+            x: Rows with their conditioning variables that stand for all, as for `log_prob`; each of them is looked at.
+            tol: Largest error of a row's log-density in nats.
+            every_error: Whether to check every row and estimate its error.
+        """
+        return self._in_parts(given_rows(self.schema, x, None), None, every_error, tol)
+
+    def log_prob_of_part(self, x: Any, numbers: InParts) -> tuple[Tensor, Tensor]:
+        """Returns log-densities (n,) of a part of the rows, and estimates (n,) of their errors, 0 if not asked for."""
+        return self._given_log_prob(given_rows(self.schema, x, None), numbers, None)
+
+    def _in_parts(self, given: GivenRows, num_steps: Steps | None, every_error: bool, tol: float | None) -> InParts:
         numbers = InParts(self.flow, num_steps, every_error)
-        if tol is not None:
-            check_tolerance(tol, num_steps)
-            numbers = numbers.within(*self._pilot(columns, conditions), tol)
+        if tol is None:
+            return numbers
+        check_tolerance(tol, num_steps)
+        return numbers.within(*self._pilot(given.columns, given.conditions), tol)
+
+    def _given_log_prob(self, given: GivenRows, numbers: InParts, points: int | None) -> tuple[Tensor, Tensor]:
+        columns, conditions, axes = given
         parts = [
             self._log_prob(
                 {name: values[begin : begin + CHUNK] for name, values in columns.items()},
@@ -163,8 +188,6 @@ class TableFlow(Saved):
         ]
         nothing = torch.zeros(0, dtype=torch.float64)
         values, errors = (torch.cat(those) for those in zip((nothing, nothing), *parts, strict=True))
-        if every_error:
-            numbers.warn_if_beyond(errors)
         return values.reshape(axes), errors.reshape(axes)
 
     def _pilot(self, columns: Mapping[str, Array], conditions: Floats) -> tuple[Tensor, Tensor | None]:

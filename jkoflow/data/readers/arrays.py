@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,16 +101,30 @@ def _column(array: NDArray[Any], where: str) -> NDArray[Any]:
 def read_npy(path: Path, options: ReadOptions, notes: list[str]) -> Table:
     """Reads the one array of a .npy file."""
     with reading(".npy"), path.open("rb") as file:
-        size = _announced(file)
-        held = path.stat().st_size - file.tell()
-        if size is not None and size != held:
-            raise DataError(f"is damaged: it announces {size:,} bytes of numbers and holds {held:,}")
-        if size is None:
-            raise DataError(PICKLED)
-        check_announced(size)
+        check_announced(_held(file))
         file.seek(0)
         rows = _array(file)
     return array_table({"all": rows}, None, options, notes)
+
+
+def opened_npy(path: Path) -> NDArray[Any]:
+    """Returns the array of a .npy file as it lies on the disk, which can be larger than memory."""
+    with path.open("rb") as file:
+        if _held(file) == 0:  # nothing can be mapped
+            file.seek(0)
+            return _array(file)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _held(file: BinaryIO) -> int:
+    """Returns the number of bytes of numbers that a .npy file announces, and holds."""
+    size = _announced(file)
+    if size is None:
+        raise DataError(PICKLED)
+    held = os.fstat(file.fileno()).st_size - file.tell()
+    if size != held:
+        raise DataError(f"is damaged: it announces {size:,} bytes of numbers and holds {held:,}")
+    return size
 
 
 def read_npz(path: Path, options: ReadOptions, notes: list[str]) -> Table:
