@@ -123,16 +123,27 @@ class Scorer:
             scored = scored_of(piece, left_out.of(piece), self.wanted, source)
             return scored, Rows(self.model, str(source), scored.chosen, len(self.features))
 
+        def located(piece: Table, before: int) -> tuple[Scored, Rows]:
+            try:
+                return scored_rows(piece)
+            except DataError as error:
+                where = f" (the counting begins at row {before} of the file)" if before else ""
+                raise DataError(f"{error}{where}") from error
+
+        try:
+            sample = scored_rows(found.sample)[1]
+        except DataError:
+            before = 0
+            for piece in found.pieces():  # where they stand in the file
+                located(piece, before)
+                before += piece.rows("all")
+            raise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ToleranceWarning)  # what is beyond is counted
-            numbers = scored_rows(found.sample)[1].in_parts(self.asked.tol, self.asked.with_error)
+            numbers = sample.in_parts(self.asked.tol, self.asked.with_error)
         with streamed(out, found.rows, metadata, flat=True) as write:
             for piece in found.pieces():
-                try:
-                    scored, rows = scored_rows(piece)
-                except DataError as error:
-                    where = f" (in the rows from {tally.rows} on, from which it counts)" if tally.rows else ""
-                    raise DataError(f"{error}{where}") from error
+                scored, rows = located(piece, tally.rows)
                 log_prob, errors = rows.log_prob_of_part(numbers)
                 far = rows.outside()
                 results = self.results(rows, log_prob, errors if self.asked.with_error else None, far)
