@@ -3,7 +3,7 @@
     python benchmarks/score_ten_million.py OUTDIR                       # 10 million rows in Parquet, tol 1e-2
     python benchmarks/score_ten_million.py OUTDIR --rows 100000 --kinds parquet csv npy
 
-A flow is trained on six columns of the bundled gas-turbine data for a minute. The rows are such rows with a little noise
+A flow is trained on six columns of the bundled gas-turbine data for a minute. The rows are such rows with some noise
 on them, written piece by piece. Each command is a process of its own, whose peak memory is what the system tells.
 """
 

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 import jkoflow
+from jkoflow.cli import sample as sample_command
 from jkoflow.cli import score as command
 from jkoflow.cli.score_folder import KEY
 from jkoflow.data.readers import pieces
@@ -253,3 +255,32 @@ def test_a_bad_row_deep_in_a_file_leaves_no_output(models, tmp_path, monkeypatch
     assert "NaN in row 58" in line
     assert "counting begins at row 192 of the file" in line
     assert parts(tmp_path) == ["data.parquet"]
+
+
+@pytest.mark.parametrize("model", ["plain", "table", "given"])
+def test_samples_are_the_same_in_pieces_and_in_the_files_of_a_folder(models, tmp_path, model, monkeypatch):
+    arguments = ["sample", models / model, "-n", 250, "--seed", 3]
+    if model == "given":
+        pd.DataFrame({"day": [0, 2]}).to_csv(tmp_path / "days.csv", index=False)
+        arguments += ["--context", tmp_path / "days.csv"]
+    monkeypatch.setattr(sample_command, "CHUNK", 50)
+    monkeypatch.setattr(sample_command, "PART", 100)
+    for name in ("one.parquet", "one.csv", "folder"):
+        done(*arguments, "--out", tmp_path / name)
+    one, text = pd.read_parquet(tmp_path / "one.parquet"), pd.read_csv(tmp_path / "one.csv")
+    count = 500 if model == "given" else 250
+    assert parts(tmp_path / "folder") == [f"part-{number:05d}.parquet" for number in range(-(-count // 100))]
+    pd.testing.assert_frame_equal(
+        pd.concat(map(pd.read_parquet, sorted((tmp_path / "folder").iterdir())), ignore_index=True), one
+    )
+    pd.testing.assert_frame_equal(text, one, check_exact=False, check_dtype=False, rtol=1e-5)
+    if model == "given":
+        assert one.day.tolist() == [0] * 250 + [2] * 250
+    assert "it holds part-0000" in refused(*arguments, "--out", tmp_path / "folder")
+    if model == "plain":
+        drawn = torch.cat(
+            [jkoflow.load(models / model).rsample(50, generator=g) for g in [torch.Generator().manual_seed(3)] * 5]
+        )
+        assert np.array_equal(one.to_numpy(), drawn.numpy())
+        done(*arguments, "--out", tmp_path / "one.npy")
+        assert np.array_equal(np.load(tmp_path / "one.npy"), drawn.numpy())

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from jkoflow.cli import compare, console, models, table_options, unlikely
+from jkoflow.cli.row_bars import FolderBars, RowBars
 from jkoflow.cli.rows import Rows
-from jkoflow.cli.score_bars import FolderBars, ScoreBars
 from jkoflow.cli.score_folder import Work, check_folders, input_files, score_folder
 from jkoflow.cli.score_pieces import Asked, Scorer
 from jkoflow.cli.settings import ConfigError, check_option
@@ -170,7 +170,7 @@ def is_large(source: Path) -> bool:
 
 
 def _score_in_pieces(scorer: Scorer, source: Path, out: Path, reading: ReadOptions, explain: int) -> None:
-    with ScoreBars(Console(stderr=True), source.name) as bars:
+    with RowBars(Console(stderr=True), source.name) as bars:
         tally, worst = scorer.score(
             source, out, reading, least=explain if seen_of(scorer.model) else 0, advance=bars.advance
         )

@@ -1,4 +1,4 @@
-"""The progress of ``jkoflow score`` over the rows of a large file, and over the files of a folder."""
+"""Progress over the rows of a large file, and over the files of a folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jkoflow.cli.console import LINE_SECONDS
 from jkoflow.cli.score_folder import Done
 
 
-class ScoreBars(Bars):
-    """A bar over the rows of a file on a terminal, lines elsewhere; on stderr, as it is no result.
+class RowBars(Bars):
+    """A bar over rows on a terminal, lines elsewhere; on stderr, as it is no result.
 
     Arguments:
         console: Where to draw.
-        name: What is scored.
+        name: What they are of.
     """
 
     def __init__(self, console: Console, name: str) -> None:
@@ -42,7 +42,7 @@ class ScoreBars(Bars):
             print(f"{self._name}: {done} of {rows} rows", file=sys.stderr, flush=True)
 
 
-class FolderBars(ScoreBars):
+class FolderBars(RowBars):
     """The same over the files of a folder.
 
     Arguments:
