@@ -40,8 +40,8 @@ def main() -> None:
     train, names = data.train.numpy()[:, :COLUMNS], data.features[:COLUMNS]
     run = arguments.out / "run"
     if not run.is_dir():
-        write(arguments.out / "train.csv", train, names)
-        measured("train", arguments.out / "train.csv", "--out", run, "--time-budget", arguments.seconds)
+        draw(arguments.out / "train.parquet", len(train), train, names, seed=1)
+        measured("train", arguments.out / "train.parquet", "--out", run, "--time-budget", arguments.seconds)
     record = {"environment": describe(), "rows": arguments.rows, "columns": COLUMNS, "tol": arguments.tol, "scored": {}}
     for kind in arguments.kinds:
         rows, scores = arguments.out / f"rows.{kind}", arguments.out / f"scores.{'npy' if kind == 'npy' else 'parquet'}"
@@ -54,20 +54,15 @@ def main() -> None:
     (arguments.out / "score_ten_million.json").write_text(json.dumps(record, indent=2))
 
 
-def draw(path: Path, rows: int, train: np.ndarray, names: tuple[str, ...]) -> None:
+def draw(path: Path, rows: int, train: np.ndarray, names: tuple[str, ...], seed: int = 0) -> None:
     """Writes rows of the training, chosen at random, with noise on them."""
-    random, spread = np.random.default_rng(0), NOISE * train.std(0)
+    random, spread = np.random.default_rng(seed), NOISE * train.std(0)
     with streamed(path, rows) as piece:
         for begin in range(0, rows, PIECE):
             count = min(PIECE, rows - begin)
             chosen = train[random.integers(len(train), size=count)]
             noisy = chosen + (spread * random.standard_normal(chosen.shape)).astype(np.float32)
             piece(dict(zip(names, noisy.T, strict=True)))
-
-
-def write(path: Path, rows: np.ndarray, names: tuple[str, ...]) -> None:
-    with streamed(path, len(rows)) as piece:
-        piece(dict(zip(names, rows.T, strict=True)))
 
 
 def measured(*command: object) -> tuple[float, float]:

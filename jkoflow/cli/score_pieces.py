@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.cli.rows import Rows
-from jkoflow.cli.tally import Found, Mean, Tally
+from jkoflow.cli.tally import Mean, Tally
 from jkoflow.cli.unlikely import least_likely
 from jkoflow.data import DataError, Scored, scored_of
 from jkoflow.data.columns.codec import Array
@@ -199,12 +199,12 @@ class Scorer:
             for name, wrong in impossible_values(self.model.schema, rows.columns).items():
                 mask = torch.from_numpy(wrong.rows)
                 rest &= ~mask
-                tally.without_density.setdefault(f"column {name!r}, {wrong.why}", Found()).add(mask, tally.rows)
+                tally.add_without_density(f"column {name!r}", wrong.why, mask)
         elif rows.tensors is not None:
             inside = rows.tensors[0][finite]
             tally.scale.merge(Mean(len(inside), mean_log_scale(self.model, inside)))
         if bool(rest.any()):
-            tally.without_density.setdefault("too far outside the training data", Found()).add(rest, tally.rows)
+            tally.add_without_density("all columns together", "too far outside the training data", rest)
         tally.log_prob.merge(Mean.of(log_prob[finite]))
         tally.rows += len(log_prob)
 

@@ -72,8 +72,8 @@ class Tally:
     largest_error: float = 0.0
     beyond: Found = field(default_factory=Found)
     """Rows whose error is beyond the tolerance."""
-    without_density: dict[str, Found] = field(default_factory=dict)
-    """Rows without a finite density, by why."""
+    without_density: dict[str, tuple[Found, str]] = field(default_factory=dict)
+    """Rows without a finite density, by the column at fault, and why the first of them has none."""
     outside: dict[str, Found] = field(default_factory=dict)
     """Rows outside of what the training has seen, by column."""
     notes: list[str] = field(default_factory=list)
@@ -82,6 +82,10 @@ class Tally:
         """Takes account of which rows of a piece, not counted yet, are outside in a column."""
         for name, mask in found.items():
             self.outside.setdefault(name, Found()).add(mask, self.rows)
+
+    def add_without_density(self, where: str, why: str, mask: Tensor) -> None:
+        """Takes account of which rows of a piece, not counted yet, have no finite density."""
+        self.without_density.setdefault(where, (Found(), why))[0].add(mask, self.rows)
 
     def merge(self, others: Iterable[Tally]) -> None:
         """Adds the counts and means of other tallies; what they note is of their own files."""
@@ -98,7 +102,10 @@ class Tally:
             f"column {name!r}: outside of what the training has seen are {found.text(self.rows)}"
             for name, found in self.outside.items()
         ]
-        told += [f"density zero for {found.text(self.rows)}: {why}" for why, found in self.without_density.items()]
+        told += [
+            f"{where}: density zero for {found.text(self.rows)}: {why}"
+            for where, (found, why) in self.without_density.items()
+        ]
         if self.beyond.count:
             told.append(
                 f"the tolerance is not kept for {self.beyond.text(self.rows)}: they are off by up to "
