@@ -4,12 +4,12 @@ Each process reads the model once. The numbers are those of the loop, bit for bi
 on the rows it comes with. Without Ray (pip install "jkoflow[distributed]") only the loop runs.
 
     python examples/score_many.py            # a million rows on two CPUs
-    python examples/score_many.py --quick    # few rows; the flow is hardly trained
+    python examples/score_many.py --quick    # few rows, without Ray; the flow is hardly trained
 """
 
 import argparse
 import importlib.util
-import os
+import logging
 import tempfile
 import time
 import warnings
@@ -46,16 +46,15 @@ begun = time.perf_counter()
 plain = np.concatenate([score(rows[start : start + batch])["log_prob"] for start in range(0, count, batch)])
 print(f"a loop in one process: {count / (time.perf_counter() - begun):,.0f} rows a second")
 
-if importlib.util.find_spec("ray") is None:
-    print('left out: Ray is not installed; pip install "jkoflow[distributed]"')
+if quick or importlib.util.find_spec("ray") is None:
+    print('left out: Ray, which the full example starts if it is installed; pip install "jkoflow[distributed]"')
 else:
     warnings.simplefilter("ignore")  # of Ray's own
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    data = ray.data.from_pandas(np.array_split(rows.reset_index(), 4)).materialize()
+    data = ray.data.from_pandas(rows.reset_index()).repartition(4).materialize()
     begun = time.perf_counter()
     scored = data.map_batches(
         Score, fn_constructor_args=(str(path),), concurrency=2, batch_size=batch, batch_format="pandas"

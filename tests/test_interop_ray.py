@@ -52,9 +52,11 @@ def test_options(frame, path, expected, tmp_path):
     close = Score(path, tol=1e-4, output="density")(frame)["density"]
     np.testing.assert_allclose(close, expected, atol=1e-2)
     assert np.array_equal(Score(path, num_steps=1)(frame)["log_prob"], jkoflow.load(path).log_prob(frame, num_steps=1))
-    jkoflow.train(torch.tensor(frame[["x", "y"]].to_numpy(), dtype=torch.float32), CONFIG).save(tmp_path / "unnamed")
+    jkoflow.train(torch.from_numpy(np.stack([frame.x, frame.y], 1, dtype=np.float32)), CONFIG).save(
+        tmp_path / "unnamed"
+    )
     unnamed = Score(tmp_path / "unnamed", columns=["x", "y"])
-    numbers = jkoflow.load(tmp_path / "unnamed").log_prob(frame[["x", "y"]].to_numpy()).numpy()
+    numbers = jkoflow.load(tmp_path / "unnamed").log_prob(np.stack([frame.x, frame.y], 1)).numpy()
     for batch in (frame, pyarrow.Table.from_pandas(frame), {name: frame[name].to_numpy() for name in frame}):
         np.testing.assert_allclose(np.asarray(unnamed(batch)["log_prob"]), numbers, rtol=1e-5)
     with pytest.raises(DataError, match="column 'id' already"):

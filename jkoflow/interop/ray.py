@@ -87,7 +87,7 @@ class Score:
         if not isinstance(batch, dict):
             if self.columns is None:
                 return batch
-            return (batch if is_pandas(batch) else batch.to_pandas())[self.columns].to_numpy()
+            return np.array((batch if is_pandas(batch) else batch.to_pandas())[self.columns], order="C")
         if len(batch) == 1 and (array := np.asarray(next(iter(batch.values())))).ndim == 2:
             return array
         if self.columns is not None:
