@@ -5,6 +5,7 @@ Every byte that decides a number stands under a digest: the description, and nam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,9 +13,9 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -54,9 +55,14 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     Raises:
         OSError: If the file cannot be written.
     """
+    write_atomically(path, packed(kind, tensors, description))
+
+
+def packed(kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of the file that `save` writes; arguments likewise."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, "description": description})
-    write_atomically(path, safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)}))
+    return safetensors.torch.save(tensors, metadata={"jkoflow": signed(header, tensors)})
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,13 +80,33 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
             # copied, since the library's own tensors lie in the file as it is on the disk
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
+    return _checked(path, kind, metadata, tensors)
+
+
+def unpacked(payload: bytes, kind: str, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the bytes that `packed` returned, as `load` reads a file; errors call them by the name of their source."""
+    try:
+        tensors = safetensors.torch.load(payload)  # which checks the header that is read next
+        header = _parsed(payload[8 : 8 + int.from_bytes(payload[:8], "little")].decode())
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{source} is damaged or not a jkoflow file: {error}") from error
+    return _checked(source, kind, header.get("__metadata__", {}), tensors)
+
+
+def _checked(
+    path: str | Path, kind: str, metadata: Mapping[str, str], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns tensors and their description if these are what was saved, and of the expected kind and version."""
+    try:
+        header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow")
     version = header.get("format_version")
@@ -182,16 +208,26 @@ def finite(value: Any) -> Any:
 
 
 def write_atomically(path: str | Path, payload: bytes) -> None:
-    """Writes a file atomically: a temporary file beside it is flushed to disk, then renamed over it.
+    """Writes a file atomically, see `written_aside`."""
+    with written_aside(path) as file:
+        file.write(payload)
 
-    A link stays and its target is written; an existing file keeps its mode.
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file to be written atomically: a temporary file beside it is flushed to disk, then renamed over it.
+
+    A link stays and its target is written; an existing file keeps its mode. An error within leaves what was there.
+
+    Yields:
+        The temporary file, to be written piece by piece.
     """
     path = Path(path).resolve()
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, mode)

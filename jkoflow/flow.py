@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,14 +21,13 @@ from jkoflow.initial_map import InitialMap
 from jkoflow.inputs import Rows
 from jkoflow.links import Links
 from jkoflow.ops.grid import Steps, as_grid
-from jkoflow.restore import DTYPES, described, restored
+from jkoflow.restore import DTYPES
+from jkoflow.saved import MODEL_FILE, Saved
 
 __all__ = ["MODEL_FILE", "JKOFlow", "Trajectory", "base_log_prob"]
 
-MODEL_FILE = "model.safetensors"
 
-
-class JKOFlow(Density):
+class JKOFlow(Saved, Density):
     r"""A normalizing flow: links, standardisation, an initial map, a stack of blocks, a standard Gaussian.
 
     .. math:: \log p(x) = \log N(z; 0, I) + \sum_k \mathrm{logdet}_k
@@ -57,6 +55,8 @@ class JKOFlow(Density):
         >>> flow.log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
+
+    KIND, WHAT = "flow", "a flow"
 
     _metrics: dict[str, Any] | None = None  # of the class: what was pickled before there were metrics has none
 
@@ -248,14 +248,6 @@ class JKOFlow(Density):
         """
         return FlowTransform(self, context, num_steps, cache_size)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the flow into one safetensors file, atomically.
-
-        Raises:
-            OSError: If the file cannot be written.
-        """
-        checkpoint.save(path, "flow", self.state_dict(), self.describe())
-
     def describe(self) -> dict[str, Any]:
         """Returns the flow without its numbers, as JSON values; `from_description` builds it again."""
         description: dict[str, Any] = {
@@ -277,7 +269,7 @@ class JKOFlow(Density):
         return description
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> JKOFlow:
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
         """Builds a flow from what `describe` returned; its numbers are still to be loaded.
 
         Raises:
@@ -305,21 +297,3 @@ class JKOFlow(Density):
                 setattr(flow, name, names)
         flow.frames = known_library(description.get("frames"))
         return flow.to(DTYPES[description["dtype"]])
-
-    @classmethod
-    @torch.inference_mode(False)  # whatever mode the caller is in: what it would return in that one has no gradients
-    def load(cls, path: str | Path) -> JKOFlow:
-        """Reads a flow, on the CPU, from the file that `save` wrote or from a run directory.
-
-        It is as `jkoflow.train` returns it: in evaluation mode, and its parameters need no gradient, so that densities
-        and samples keep no graph. To train it by other means than `jkoflow.train`, call ``flow.requires_grad_()``.
-
-        Raises:
-            jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
-        """
-        path = Path(path)
-        path = path / MODEL_FILE if path.is_dir() else path
-        tensors, description = checkpoint.load(path, "flow")
-        with described(path, "a flow"):
-            flow = restored(lambda: cls.from_description(description), tensors)
-        return flow.requires_grad_(False).eval()

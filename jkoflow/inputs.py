@@ -163,7 +163,7 @@ def _is_plain(data: Any, like: Tensor) -> TypeGuard[Tensor]:
 def _to_tensor(data: Any, name: str, like: Tensor) -> Tensor:
     data = stacked(data)
     if not isinstance(data, Tensor):
-        return torch.tensor(as_numbers(data, name)).to(like)
+        return torch.tensor(np.asarray(as_numbers(data, name), order="C")).to(like)  # which has no negative strides
     if data.is_complex():
         raise InputError(f"{name} must be real numbers, got {data.dtype}; pass real and imaginary parts as columns")
     return data.to_dense().to(like.dtype)

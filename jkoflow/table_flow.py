@@ -9,14 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jkoflow import checkpoint
 from jkoflow.data.columns.codec import Array, Floats
 from jkoflow.data.columns.schema import Coded, Schema
 from jkoflow.data.table import Table
 from jkoflow.distribution import no_distribution
-from jkoflow.flow import MODEL_FILE, JKOFlow
+from jkoflow.flow import JKOFlow
 from jkoflow.frames import known_library, to_frame
 from jkoflow.in_parts import InParts
 from jkoflow.log_densities import pilot_of
@@ -25,18 +25,16 @@ from jkoflow.metrics import CHUNK
 from jkoflow.ops.autocast import without_autocast
 from jkoflow.ops.grid import Steps
 from jkoflow.quadrature import quadrature
-from jkoflow.restore import DTYPES, described, restored
-from jkoflow.table_rows import columns_of, given_conditions, given_rows
+from jkoflow.restore import DTYPES
+from jkoflow.saved import MODEL_FILE, Saved
+from jkoflow.table_rows import GivenRows, columns_of, given_conditions, given_rows
 from jkoflow.within import check_tolerance
-
-KIND = "table-flow"
-"""Kind of the content of a model file."""
 
 BATCH = 256
 """Rows whose masses are computed at once."""
 
 
-class TableFlow(nn.Module):
+class TableFlow(Saved):
     r"""The density of rows whose columns have kinds: numbers, counts, categories, dates, repeated and missing values.
 
     .. math:: p(row) = P(s | c) \int_0^1 p(y(u) | s, c) \, w(u) \, du
@@ -63,6 +61,8 @@ class TableFlow(nn.Module):
         >>> flow.sample(3)[:, 0].frac()
         tensor([0., 0., 0.])
     """
+
+    KIND, WHAT = "table-flow", "the flow of a table"
 
     def __init__(
         self,
@@ -147,11 +147,36 @@ class TableFlow(nn.Module):
     def _log_prob_and_error(
         self, x: Any, context: Any, num_steps: Steps | None, points: int | None, tol: float | None, every_error: bool
     ) -> tuple[Tensor, Tensor]:
-        columns, conditions, axes = given_rows(self.schema, x, context)
+        given = given_rows(self.schema, x, context)
+        numbers = self._in_parts(given, num_steps, every_error, tol)
+        values, errors = self._given_log_prob(given, numbers, points)
+        if every_error:
+            numbers.warn_if_beyond(errors)
+        return values, errors
+
+    def in_parts(self, x: Any, tol: float | None = None, every_error: bool = False) -> InParts:
+        """Returns how to score rows that come in parts: on the same steps, or within a tolerance that is kept on x.
+
+        Arguments:
+            x: Rows with their conditioning variables that stand for all, as for `log_prob`; each of them is looked at.
+            tol: Largest error of a row's log-density in nats.
+            every_error: Whether to check every row and estimate its error.
+        """
+        return self._in_parts(given_rows(self.schema, x, None), None, every_error, tol)
+
+    def log_prob_of_part(self, x: Any, numbers: InParts) -> tuple[Tensor, Tensor]:
+        """Returns log-densities (n,) of a part of the rows, and estimates (n,) of their errors, 0 if not asked for."""
+        return self._given_log_prob(given_rows(self.schema, x, None), numbers, None)
+
+    def _in_parts(self, given: GivenRows, num_steps: Steps | None, every_error: bool, tol: float | None) -> InParts:
         numbers = InParts(self.flow, num_steps, every_error)
-        if tol is not None:
-            check_tolerance(tol, num_steps)
-            numbers = numbers.within(*self._pilot(columns, conditions), tol)
+        if tol is None:
+            return numbers
+        check_tolerance(tol, num_steps)
+        return numbers.within(*self._pilot(given.columns, given.conditions), tol)
+
+    def _given_log_prob(self, given: GivenRows, numbers: InParts, points: int | None) -> tuple[Tensor, Tensor]:
+        columns, conditions, axes = given
         parts = [
             self._log_prob(
                 {name: values[begin : begin + CHUNK] for name, values in columns.items()},
@@ -163,8 +188,6 @@ class TableFlow(nn.Module):
         ]
         nothing = torch.zeros(0, dtype=torch.float64)
         values, errors = (torch.cat(those) for those in zip((nothing, nothing), *parts, strict=True))
-        if every_error:
-            numbers.warn_if_beyond(errors)
         return values.reshape(axes), errors.reshape(axes)
 
     def _pilot(self, columns: Mapping[str, Array], conditions: Floats) -> tuple[Tensor, Tensor | None]:
@@ -313,13 +336,9 @@ class TableFlow(nn.Module):
         """Returns some of the flow's columns of a table by name, see `jkoflow.table_rows.columns_of`."""
         return columns_of(self.schema, table, names, source)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the flow into one safetensors file, atomically.
-
-        Raises:
-            OSError: If the file cannot be written.
-        """
-        description = {
+    def describe(self) -> dict[str, Any]:
+        """Returns the flow without its numbers, as JSON values; `from_description` builds it again."""
+        return {
             "schema": self.schema.describe(),
             "masses": None if self.masses is None else self.masses.describe(),
             "flow": self.flow.describe(),
@@ -327,24 +346,14 @@ class TableFlow(nn.Module):
             "dtype": str(self.dtype).removeprefix("torch."),
             "metrics": checkpoint.finite(self.metrics),
         }
-        checkpoint.save(path, KIND, self.state_dict(), description)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Reads a flow, on the CPU, from the file that `save` wrote or from a run directory.
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
+        """Builds a flow from what `describe` returned; its numbers are still to be loaded.
 
         Raises:
-            jkoflow.checkpoint.CheckpointError: If the file is missing, damaged or of an unknown version.
+            KeyError, TypeError, AttributeError, ValueError, RuntimeError: If something is missing or wrong.
         """
-        path = Path(path)
-        path = path / MODEL_FILE if path.is_dir() else path
-        tensors, description = checkpoint.load(path, KIND)
-        with described(path, "the flow of a table"):
-            found = restored(lambda: cls._from_description(description), tensors)
-        return found.requires_grad_(False).eval()
-
-    @classmethod
-    def _from_description(cls, description: Mapping[str, Any]) -> Self:
         schema, masses = Schema.from_description(description["schema"]), description["masses"]
         masses = None if masses is None else Masses.from_description(masses)
         flow = JKOFlow.from_description(description["flow"])
@@ -370,7 +379,7 @@ def load(path: str | Path) -> Model:
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
-    return TableFlow.load(path) if checkpoint.kind_of(path) == KIND else JKOFlow.load(path)
+    return TableFlow.load(path) if checkpoint.kind_of(path) == TableFlow.KIND else JKOFlow.load(path)
 
 
 def _pick(coded: Coded, rows: Array) -> Coded:

@@ -56,7 +56,10 @@ def given_conditions(schema: Schema, context: Any, axes: tuple[int, ...]) -> Flo
     if not names:
         raise DataError("context must be None for a flow without conditioning variables")
     one_for_all = is_frame(context) or axes_of(context) in ((), (len(names),))
-    if len(names) == 1 and not is_frame(context) and axes_of(context) in (axes, ()):  # without an axis of columns
+    rows: Any = context
+    if (
+        not (isinstance(rows, Table) or is_frame(rows)) and len(names) == 1 and axes_of(context) in (axes, ())
+    ):  # without an axis of columns
         context = context.reshape(-1) if hasattr(context, "reshape") else np.asarray(context).reshape(-1)
     table, given = as_rows(context, names, "context")
     conditions = schema.conditions(columns_of(schema, table, names, "context"))

@@ -205,7 +205,7 @@ def grids_within(flow: Composition, points: Tensor, context: Tensor | None, tol:
         points: Rows in their own units, with shape (N, d).
         context: Conditioning variables, with shape (N, c).
         tol: Largest error in nats.
-        part: Whether the rows are a part of others, for the warning.
+        part: Whether the rows are a part of others, chosen to stand for these, so that each of them is looked at.
 
     Raises:
         ValueError: If there is no row.
@@ -213,7 +213,7 @@ def grids_within(flow: Composition, points: Tensor, context: Tensor | None, tol:
     if len(points) == 0:
         raise ValueError("x must have at least one row to choose grids on, got none")
     density = LogDensities(flow, points, context)
-    pilot = pilot_of(len(points), points.device)
+    pilot = torch.arange(len(points), device=points.device) if part else pilot_of(len(points), points.device)
     chosen = choose(density, pilot, density.exact(pilot, flow.grids(), tol), tol)
     warn_if_beyond(chosen.error, tol, points.dtype, steps_of(chosen.grids) >= MOST, part or len(pilot) < len(points))
     return chosen

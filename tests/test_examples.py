@@ -26,6 +26,7 @@ def test_there_is_an_example_of_each_kind():
         "variational_inference",
         "plain_pytorch_loop",
         "hmc",
+        "score_many",
     }
     assert needed <= {path.stem for path in EXAMPLES}
 

@@ -29,6 +29,7 @@ LAYERS = [
     "ops",
     "checkpoint",
     "restore",
+    "saved",
     "discrete",
     "schedule",
     "block",

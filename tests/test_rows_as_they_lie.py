@@ -464,3 +464,8 @@ def test_a_table_has_a_history_too(table):
     assert isinstance(flow, TableFlow)
     assert torch.equal(flow.log_prob(mixed()), table.log_prob(mixed()))
     assert history[-1]["event"] == "round"
+
+
+def test_arrays_that_run_backwards_are_rows_like_others():
+    flow, rows = jkoflow.JKOFlow(2, [jkoflow.Block(jkoflow.MLPVelocity(2))]), np.arange(10.0).reshape(5, 2)
+    assert torch.equal(flow.log_prob(rows[::-1, ::-1]), flow.log_prob(rows[::-1, ::-1].copy()))

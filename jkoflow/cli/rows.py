@@ -18,6 +18,7 @@ from jkoflow.data.memory import numbers_of
 from jkoflow.data.seen import outside
 from jkoflow.data.splits import to_float32
 from jkoflow.data.table import Column, Table
+from jkoflow.in_parts import InParts
 from jkoflow.left_out import RowNames, warn_of_left_out
 from jkoflow.metrics import chunks
 from jkoflow.surprise import seen_of, surprise
@@ -70,6 +71,26 @@ class Rows:
             return self.model.log_prob_and_error(self.table, tol=tol)
         assert self.tensors is not None
         return self.model.log_prob_and_error(*self.tensors, tol=tol)
+
+    @torch.no_grad()
+    def log_prob_of_part(self, numbers: InParts) -> tuple[Tensor, Tensor]:
+        """Returns the log-densities (N,) of rows that are a part of others, and estimates (N,) of their errors."""
+        if isinstance(self.model, TableFlow):
+            return self.model.log_prob_of_part(self.table, numbers)
+        assert self.tensors is not None
+        found = [numbers.log_prob(*part) for part in chunks(*self.tensors)]
+        if not found:
+            return self.log_prob(), torch.zeros(0, dtype=torch.float64)
+        values, errors = zip(*found, strict=True)
+        return torch.cat(values), torch.cat(errors)
+
+    def in_parts(self, tol: float | None, every_error: bool) -> InParts:
+        """Returns how to score others like these: on the same steps, or within a tolerance in nats kept on these."""
+        if isinstance(self.model, TableFlow):
+            return self.model.in_parts(self.table, tol, every_error)
+        assert self.tensors is not None
+        numbers = InParts(self.model, None, every_error)
+        return numbers if tol is None else numbers.within(*self.tensors, tol)
 
     def surprise(self, numbers: NDArray[np.int64]) -> Tensor:
         """Returns the surprises (n, d) of some rows."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from rich.console import Console
 
 from jkoflow.cli import models
+from jkoflow.cli.row_bars import RowBars
 from jkoflow.cli.settings import ConfigError, check_option
-from jkoflow.data import check_numbers, check_output, load_scored, write_table
+from jkoflow.data import DataError, check_numbers, check_output, load_scored
 from jkoflow.data.columns.codec import Array
 from jkoflow.data.memory import numbers_of
+from jkoflow.data.piecewise import writing
 from jkoflow.data.splits import to_float32
 from jkoflow.data.table import Table
 from jkoflow.metrics import CHUNK
 from jkoflow.table_flow import Model, TableFlow
+
+PART = 10_000_000
+"""Rows of a file of a folder of samples, a multiple of every size of a piece."""
 
 PIECES_TO_A_SEARCH = 10
 """Number of pieces that are drawn together within a tolerance, so that the search for steps is little of the work."""
@@ -28,7 +35,13 @@ def sample(
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, help="How many; of each row with --context.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="File to write: .npy, .csv or .parquet.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .npy, .csv or .parquet; or an empty folder, for Parquet files of 10 million rows.",
+            show_default=False,
+        ),
+    ],
     context: Annotated[
         str | None,
         typer.Option(
@@ -50,26 +63,70 @@ def sample(
         ),
     ] = None,
 ) -> None:
-    """Draw samples in the data's own units and types; those of a conditional flow are written beside their context."""
-    check_output(out, [context] if context else [])
+    """Draw samples in the data's own units and types; those of a conditional flow are written beside their context.
+
+    They are drawn and written in pieces, so that memory does not grow with their number, nor do the first ones depend
+    on it.
+    """
+    into_folder = out.is_dir() or not out.suffix
+    if into_folder:
+        _check_folder(out)
+    else:
+        check_output(out, [context] if context else [])
     check_option(tol)
     model = models.load_model(run)
     features, context_features = models.names_of(run, model)
     conditions = _conditions(run, model, context, context_features)
-    check_numbers(out, {**_no_rows(model), **(conditions or {})})
-    if conditions is not None:
-        conditions = {name: np.repeat(values, number) for name, values in conditions.items()}
-        number *= len(next(iter(conditions.values()))) // number
-    generator = torch.Generator().manual_seed(seed)
-    pieces = []
-    most = CHUNK if tol is None else PIECES_TO_A_SEARCH * CHUNK
-    for begin in range(0, number, most):
-        size = min(most, number - begin)
-        given = {name: values[begin : begin + size] for name, values in (conditions or {}).items()}
-        pieces.append(_draw(model, size, given, generator, exact, tol))
-    columns = [np.concatenate(values) for values in zip(*pieces, strict=True)] + list((conditions or {}).values())
-    write_table(out, columns, (*features, *context_features))
-    print(f"written: {out} ({number} rows, {len(columns)} column{'s' if len(columns) > 1 else ''})")
+    if not into_folder:
+        check_numbers(out, {**_no_rows(model), **(conditions or {})})
+    total = number * (1 if conditions is None else len(next(iter(conditions.values()))))
+    size = CHUNK if tol is None else PIECES_TO_A_SEARCH * CHUNK
+    pieces = _pieces(model, number, total, size, conditions or {}, torch.Generator().manual_seed(seed), exact, tol)
+    names = (*features, *context_features)
+    with RowBars(Console(stderr=True), "samples") as bars:
+        for first in range(0, total, PART) if into_folder else (0,):
+            rows = min(PART, total - first) if into_folder else total
+            target = out / f"part-{first // PART:05d}.parquet" if into_folder else out
+            with writing(target, rows) as write:
+                done = 0
+                while done < rows:
+                    piece = next(pieces)
+                    write(dict(zip(names, piece, strict=True)))
+                    done += len(piece[0])
+                    bars.advance(first + done, total)
+    print(f"written: {out} ({total} rows, {len(names)} column{'s' if len(names) > 1 else ''})")
+
+
+def _check_folder(out: Path) -> None:
+    """Makes a folder for samples, which may hold nothing.
+
+    Raises:
+        DataError: If there is something in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    held = next(out.iterdir(), None)
+    if held is not None:
+        raise DataError(f"cannot write {out}: it holds {held.name}; choose an empty folder, or name a file")
+
+
+def _pieces(
+    model: Model,
+    number: int,
+    total: int,
+    size: int,
+    conditions: dict[str, Array],
+    generator: torch.Generator,
+    exact: bool,
+    tol: float | None,
+) -> Iterator[list[Array]]:
+    """Draws rows as columns (n,) with their conditions beside them, in pieces of one size.
+
+    Each condition is that of ``number`` rows. The pieces do not depend on what they are written to.
+    """
+    for begin in range(0, total, size):
+        rows = np.arange(begin, min(begin + size, total)) // number
+        given = {name: values[rows] for name, values in conditions.items()}
+        yield [*_draw(model, len(rows), given, generator, exact, tol), *given.values()]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jkoflow.cli.rows import Rows
 from jkoflow.data import Scored
-from jkoflow.data.columns.codec import missing
+from jkoflow.data.columns.codec import Array, missing
 from jkoflow.data.seen import QUANTILES
 from jkoflow.data.table import Column
 from jkoflow.surprise import seen_of
@@ -26,7 +26,9 @@ MOST_LEVELS = 5
 """Levels of a column that are named."""
 
 
-def show_unlikely(model: Model, rows: Rows, scored: Scored, log_prob: Tensor, count: int) -> None:
+def show_unlikely(
+    model: Model, rows: Rows, scored: Scored, log_prob: Tensor, count: int, numbers: Array | None = None
+) -> None:
     """Prints the least likely rows, each with the columns that contribute most to that.
 
     Arguments:
@@ -35,8 +37,9 @@ def show_unlikely(model: Model, rows: Rows, scored: Scored, log_prob: Tensor, co
         scored: Where they come from, with columns that the model does not use.
         log_prob: Their log-densities, with shape (N,).
         count: How many rows to print, at most.
+        numbers: Numbers (N,) of the rows in their source; None means 0, 1, ...
     """
-    worst = torch.argsort(torch.nan_to_num(log_prob, nan=-np.inf), stable=True)[:count].numpy()
+    worst = least_likely(log_prob, count)
     if len(worst) == 0:
         return
     surprises = rows.surprise(worst).numpy()
@@ -45,11 +48,17 @@ def show_unlikely(model: Model, rows: Rows, scored: Scored, log_prob: Tensor, co
     print(f"the least likely row{'s' if len(worst) > 1 else ''}, and the columns that make them so (in nats):")
     for row, found in zip(worst.tolist(), surprises, strict=True):
         ids = ", ".join(f"{name} {_shown(every[name], row)}" for name in scored.unused[:MOST_IDS])
-        print(f"  row {row}{f' ({ids})' if ids else ''}: log-likelihood {float(log_prob[row]):.4g}")
+        number = row if numbers is None else int(numbers[row])
+        print(f"  row {number}{f' ({ids})' if ids else ''}: log-likelihood {float(log_prob[row]):.4g}")
         for place in np.argsort(-found, kind="stable")[:COLUMNS].tolist():
             if found[place] > 0:
                 name, values = columns[place]
                 print(f"    {name} = {_shown(values, row)}: {found[place]:.4g}, {_typical(known[place], values)}")
+
+
+def least_likely(log_prob: Tensor, count: int) -> Array:
+    """Returns the numbers of the least likely of rows (N,), the least likely first."""
+    return torch.argsort(torch.nan_to_num(log_prob, nan=-np.inf), stable=True)[:count].numpy()
 
 
 def _typical(seen: list[Any], values: Column) -> str:

@@ -56,7 +56,9 @@ __all__ = [
     "load_table",
     "place",
     "read_table",
+    "reading_of",
     "require",
+    "scored_of",
     "split_rows",
     "warn_once",
     "write_table",
@@ -183,13 +185,8 @@ def load_scored(
         if told:
             raise DataError(f"{source} is built in and no file: leave out {', '.join(told)}")
         table = load_table(source, split, seed)
-        return _scored(table, table, wanted, source)
-    usual = options.reading.to_mapping()
-    if not is_text(source):
-        usual = {name: value for name, value in usual.items() if name == "index_column"}
-    reading = dataclasses.replace(
-        ReadOptions.from_mapping({**usual, **told}), mentioned=options.reading.mentioned, texts=options.reading.texts
-    )
+        return scored_of(table, table, wanted, source)
+    reading = reading_of(source, options, told)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         table = _read(source, seed, dataclasses.replace(reading, index_column=KEEP))
@@ -207,7 +204,23 @@ def load_scored(
     for note in notes:
         warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
     usable = table if by_name else usable
-    return _scored(_part(table, split, order), _part(usable, split, order), wanted, source)
+    return scored_of(_part(table, split, order), _part(usable, split, order), wanted, source)
+
+
+def reading_of(source: str | Path, options: TableOptions, told: Mapping[str, Any]) -> ReadOptions:
+    """Returns how a file of rows to score is read: as said about it, or else, where that can hold, as in the training.
+
+    Arguments:
+        source: The file.
+        options: What was said about the data of the training.
+        told: What is said about this file, under the names of `ReadOptions`.
+    """
+    usual = options.reading.to_mapping()
+    if not is_text(source):
+        usual = {name: value for name, value in usual.items() if name == "index_column"}
+    return dataclasses.replace(
+        ReadOptions.from_mapping({**usual, **told}), mentioned=options.reading.mentioned, texts=options.reading.texts
+    )
 
 
 class Scored(NamedTuple):
@@ -221,7 +234,8 @@ class Scored(NamedTuple):
     """Names of the other columns of the table."""
 
 
-def _scored(table: Table, usable: Table, wanted: tuple[str, ...], source: str | Path) -> Scored:
+def scored_of(table: Table, usable: Table, wanted: tuple[str, ...], source: str | Path) -> Scored:
+    """Returns rows with the columns that a model needs, found in a table without those that are left out."""
     chosen = chosen_columns(usable, wanted, str(source))
     used = wanted if set(wanted) <= set(usable.features) else usable.features
     return Scored(table, chosen, tuple(name for name in table.features if name not in used))

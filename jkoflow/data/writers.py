@@ -32,7 +32,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         MissingExtraError: If pandas or pyarrow is needed and not installed.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind != ".npy":
         require("pandas", f"writing {kind} files")
     if kind in (".parquet", ".feather"):
@@ -62,7 +62,7 @@ def check_numbers(path: str | Path, columns: Mapping[str, Column]) -> None:
         DataError: If there are other columns; the message names them.
     """
     others = [name for name, values in columns.items() if values.dtype.kind not in "fiu"]
-    if _kind(Path(path)) == ".npy" and others:
+    if kind_of(Path(path)) == ".npy" and others:
         raise DataError(
             f"cannot write {path}: {', '.join(others)} {'are' if len(others) > 1 else 'is'} not numbers, which is "
             f"all that .npy holds; use one of {', '.join(SUFFIXES[1:])}"
@@ -90,7 +90,7 @@ def write_table(path: str | Path, columns: Sequence[Column] | NDArray[Any], feat
         ['a,kind', '1.5,x', '2.0,']
     """
     check_output(path)
-    kind = _kind(Path(path))
+    kind = kind_of(Path(path))
     buffer = io.BytesIO()
     if isinstance(columns, np.ndarray):
         if kind == ".npy":
@@ -130,7 +130,7 @@ def _check_columns(path: str | Path, columns: Sequence[Column], features: Sequen
         raise DataError(f"cannot write {path}: columns must have one length, got {sorted(lengths)}")
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """Returns which of the `SUFFIXES` a file has."""
     name = path.name.lower()
     found = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)

@@ -1,4 +1,4 @@
-"""The lock on a run's directory: one process writes at a time."""
+"""Locks on what is written, such as a run's directory: one process writes at a time."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class LockedError(Exception):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Holds the lock on a folder, which the system gives back when the process dies, however it does.
+def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[bool]:
+    """Holds the lock of a name in a folder, which the system gives back when the process dies, however it does.
 
     It is one of the file system (flock), which holds between machines, too, where NFS has locks.
 
@@ -37,12 +37,12 @@ def locked(folder: Path) -> Iterator[bool]:
     Raises:
         LockedError: If another process, or another thread of this one, holds it.
     """
-    handle = _take(folder / LOCK_FILE)
+    handle = _take(folder / name)
     try:
         yield handle is not None
     finally:
         if handle is not None:
-            (folder / LOCK_FILE).unlink(missing_ok=True)  # before it is given back: nobody else has it yet
+            (folder / name).unlink(missing_ok=True)  # before it is given back: nobody else has it yet
             os.close(handle)
 
 

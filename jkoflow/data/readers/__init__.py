@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jkoflow.callers import warn_caller
@@ -24,10 +25,13 @@ __all__ = [
     "array_table",
     "columns_of",
     "is_text",
+    "named",
     "one_line",
+    "packing_of",
     "read_table",
     "reading",
     "stem",
+    "suffix_of",
 ]
 
 TEXT = (".csv", ".tsv", ".txt")
@@ -35,7 +39,7 @@ TEXT = (".csv", ".tsv", ".txt")
 
 
 def _read_text(path: Path, options: ReadOptions, notes: list[str]) -> Table:
-    return read_delimited(path, _packing(path), options, notes)
+    return read_delimited(path, packing_of(path), options, notes)
 
 
 READERS: dict[str, Callable[[Path, ReadOptions, list[str]], Table]] = {
@@ -73,13 +77,13 @@ def read_table(path: str | Path, options: ReadOptions = ReadOptions()) -> Table:
         MissingExtraError: If a package is needed and not installed.
     """
     path = Path(path)
-    if not path.exists() and not path.is_symlink() and _suffix(path) in READERS:
+    if not path.exists() and not path.is_symlink() and suffix_of(path) in READERS:
         raise DataError(f"{path}: no such file; check the path, it starts at {Path.cwd()}")
     if path.is_dir():
         if not parquet_files(path):
             raise DataError(f"{path} is a directory without .parquet files; name a file")
         reader = read_parquet_folder
-    elif (suffix := _suffix(path)) in READERS:
+    elif (suffix := suffix_of(path)) in READERS:
         reader = READERS[suffix]
         if options.describes_text and suffix not in TEXT:
             raise DataError(
@@ -89,38 +93,50 @@ def read_table(path: str | Path, options: ReadOptions = ReadOptions()) -> Table:
         known = f"{', '.join(READERS)}, text also with {', '.join(PACKINGS)}"
         raise DataError(f"{path}: unsupported kind of file {path.suffix!r}; convert it to one of {known}")
     notes: list[str] = []
-    try:
+    with named(path):
         table = reader(path, options, notes)
+    for note in notes:
+        warn_caller(f"{path}: {note}", DataWarning)
+    return table
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Names the file in whatever error its reading raises.
+
+    Raises:
+        DataError: In place of the errors of the system.
+    """
+    try:
+        yield
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except PermissionError as error:
         raise DataError(f"{path} cannot be read: permission denied") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; it leads to one that is gone") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-    for note in notes:
-        warn_caller(f"{path}: {note}", DataWarning)
-    return table
 
 
 def is_text(path: str | Path) -> bool:
     """Tells whether a file is one of text, to which header, separator and decimal mark apply."""
-    return _suffix(Path(path)) in TEXT
+    return suffix_of(Path(path)) in TEXT
 
 
 def stem(path: Path) -> str:
     """Returns a file's name without the suffixes that tell its kind and packing."""
-    bare = path.with_suffix("") if _packing(path) else path
+    bare = path.with_suffix("") if packing_of(path) else path
     return bare.stem if bare.suffix.lower() in READERS else path.stem
 
 
-def _packing(path: Path) -> str:
+def packing_of(path: Path) -> str:
+    """Returns the suffix that tells how a file is packed; empty if it is not."""
     suffix = path.suffix.lower()
     return suffix if suffix in PACKINGS else ""
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """Returns the suffix that tells the kind of file; empty if a kind is packed that cannot be."""
     suffix = path.suffix.lower()
     if suffix not in PACKINGS:

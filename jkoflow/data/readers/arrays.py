@@ -106,6 +106,15 @@ def read_npy(path: Path, options: ReadOptions, notes: list[str]) -> Table:
     return array_table({"all": rows}, None, options, notes)
 
 
+def opened_npy(path: Path) -> NDArray[Any]:
+    """Returns the array of a .npy file as it lies on the disk, which can be larger than memory."""
+    with path.open("rb") as file:
+        if checked_size(file, path.stat().st_size) == 0:  # nothing can be mapped
+            file.seek(0)
+            return _array(file)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def checked_size(file: BinaryIO, size: int) -> int:
     """Returns the number of bytes of the numbers of an open .npy file of a size, and refuses a damaged one."""
     announced = _announced(file)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,34 @@ def read_parquet(path: Path, options: ReadOptions, notes: list[str]) -> Table:
             return file.read()
 
     return _table(read, ".parquet", options, notes)
+
+
+def parquet_size(path: Path) -> int:
+    """Returns how many bytes the cells of a Parquet file take, 8 each."""
+    with reading(".parquet"), _parquet().ParquetFile(path) as file:
+        return 8 * file.metadata.num_rows * max(1, file.metadata.num_columns)
+
+
+def parquet_pieces(
+    path: Path, options: ReadOptions, notes: list[str], rows_of: Callable[[int], int]
+) -> Iterator[Table]:
+    """Reads a Parquet file in pieces, of as many rows as ``rows_of`` says for its number of columns."""
+    parquet, pyarrow = _parquet(), require("pyarrow", "reading .parquet files")
+    keep = dataclasses.replace(options, index_column=KEEP)
+    with reading(".parquet"):
+        # row groups may be large: pages are read when they are needed
+        file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    with file:
+        batches = file.iter_batches(rows_of(file.metadata.num_columns), use_threads=False)
+        none_yet = True
+        while True:
+            with reading(".parquet"):
+                batch = next(batches, None)
+            if batch is None and not none_yet:
+                return
+            held = file.schema_arrow.empty_table() if batch is None else pyarrow.Table.from_batches([batch])
+            yield _table(lambda held=held: held, ".parquet", keep, notes)
+            none_yet = False
 
 
 def read_parquet_folder(path: Path, options: ReadOptions, notes: list[str]) -> Table:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from jkoflow.data.readers.damage import reading
 from jkoflow.data.readers.frames import different, frame_table
 from jkoflow.data.readers.header import header_of, usual_kind
 from jkoflow.data.readers.layout import Layout, cut, halves_of_decimals, layout_of
-from jkoflow.data.readers.options import ReadOptions
+from jkoflow.data.readers.options import KEEP, ReadOptions
 from jkoflow.data.readers.row_numbers import without_row_numbers
 from jkoflow.data.readers.text import EncodingError, Lines, encoding_of
 from jkoflow.data.table import Table
@@ -85,27 +87,63 @@ def _parse(path: Path, packing: str, encoding: str, options: ReadOptions) -> tup
     notes: list[str] = []
     with Lines(path, packing, encoding) as lines:
         plan = _plan(lines, options, notes)
-        separator = plan.layout.separator
-        with reading(path.suffix):
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the first lose data
-            try:
-                frame = pandas.read_csv(
-                    lines,
-                    sep=r"\s+" if separator == " " else separator or UNUSED,
-                    decimal=plan.layout.decimal,
-                    header=None,
-                    names=list(range(plan.width)),
-                    index_col=False,
-                    low_memory=False,
-                    skipinitialspace=True,
-                    na_values=list(MISSING),
-                    dtype=dict.fromkeys(plan.codes, str),
-                )
-            except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
-                raise DataError(_remedy(error, plan)) from error
+        with _parsing(path, plan):
+            frame = pandas.read_csv(lines, **_arguments(plan), low_memory=False)
         if lines.comments_left_out:
             notes.append(f"left out comments between the rows (lines of them: {lines.comments_left_out})")
     return plan, frame, notes
+
+
+def delimited_pieces(
+    path: Path, packing: str, options: ReadOptions, notes: list[str], rows_of: Callable[[int], int]
+) -> Iterator[Table]:
+    """Reads a text file in pieces, of as many rows as ``rows_of`` says for its number of columns.
+
+    Arguments as in `read_delimited`; what the first lines decide holds for all, and each piece decides by itself what
+    its cells are. Columns that number the rows stay.
+
+    Raises:
+        EncodingError: If the file is not in the encoding that its beginning shows.
+    """
+    pandas = require("pandas", f"reading {path.suffix} files")
+    keep = dataclasses.replace(options, index_column=KEEP)
+    with Lines(path, packing, encoding_of(path, packing)) as lines:
+        plan = _plan(lines, options, notes)
+        with _parsing(path, plan):
+            reader = pandas.read_csv(lines, **_arguments(plan), chunksize=rows_of(plan.width))
+        while True:
+            with _parsing(path, plan):
+                frame = next(reader, None)
+            if frame is None:
+                return
+            yield _table(plan, frame.reset_index(drop=True), keep, notes)
+
+
+@contextmanager
+def _parsing(path: Path, plan: _Plan) -> Iterator[None]:
+    """Surrounds what pandas does with a file, and says what to do about rows of other lengths."""
+    pandas = require("pandas", f"reading {path.suffix} files")
+    with reading(path.suffix):
+        warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the first lose data
+        try:
+            yield
+        except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
+            raise DataError(_remedy(error, plan)) from error
+
+
+def _arguments(plan: _Plan) -> dict[str, Any]:
+    """Returns the arguments of pandas.read_csv by which it reads a file as planned."""
+    separator = plan.layout.separator
+    return {
+        "sep": r"\s+" if separator == " " else separator or UNUSED,
+        "decimal": plan.layout.decimal,
+        "header": None,
+        "names": list(range(plan.width)),
+        "index_col": False,
+        "skipinitialspace": True,
+        "na_values": list(MISSING),
+        "dtype": dict.fromkeys(plan.codes, str),
+    }
 
 
 def _plan(lines: Lines, options: ReadOptions, notes: list[str]) -> _Plan:
