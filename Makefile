@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak sanitize portable instructions lint format bench package audit clean
+.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench package audit clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -67,6 +67,10 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
+
+nvcc: $(VENV)/created  ## compile the smallest CUDA kernel of every kind, without linking anything (2 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B build/nvcc -G Ninja $(CMAKE_ARGS) \
+	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_CUDA=ON && cmake --build build/nvcc --target jkoflow_cuda_smallest --parallel $(JOBS)
 
 # The short mode of each is in `make test`; docs/trust.md has the promises and the figures of the last long run.
 SOAK := damaged_models read_formats random_cases any_setting resume faulty_disk interrupted_runs interrupted_calls \
