@@ -121,7 +121,7 @@ def main() -> None:
         parser.error("the model must be a flow of plain numbers, and the data such numbers")
     x = spread_rows(data.test, arguments.rows)
     context = None if data.test_context is None else spread_rows(data.test_context, arguments.rows)
-    print(f"{len(x)} rows in {len(chunks(x, context))} pieces, {len(flow.blocks)} blocks, {x.dtype}")
+    print(f"{len(x)} rows in {sum(1 for _ in chunks(x, context))} pieces, {len(flow.blocks)} blocks, {x.dtype}")
     print(
         "    tol | steps found, known best |               call | evaluations a row | largest error (beyond) | seconds"
     )

@@ -309,7 +309,8 @@ def test_outputs_that_cannot_be_written(finished, place, out, says):
     (place / "folder.csv").mkdir()
     before = files(place)
     refused("score", finished, "rows.npy", "--out", out, says=says)
-    refused("sample", finished, "-n", 5, "--out", out, says=says)
+    if out != "s":  # a folder, for samples
+        refused("sample", finished, "-n", 5, "--out", out, says=says)
     assert files(place) == before
 
 

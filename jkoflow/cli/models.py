@@ -20,12 +20,17 @@ def load_model(run: Path) -> Model:
     Raises:
         CheckpointError: If the run has not ended, or the file is missing or damaged.
     """
+    _check_finished(run)
+    return RunDirectory(run).model() if run.is_dir() else load(run)
+
+
+def _check_finished(run: Path) -> None:
+    """Refuses a directory without a model."""
     if run.is_dir() and not (run / MODEL_FILE).exists():
         if RunDirectory(run).holds_run():
             again = shlex.quote(str(run))
             raise CheckpointError(f"{run} is not finished; finish it with: jkoflow train --resume {again}")
         raise CheckpointError(f"{run} holds no run; train one with: jkoflow train DATA --out {shlex.quote(str(run))}")
-    return RunDirectory(run).model() if run.is_dir() else load(run)
 
 
 def names_of(run: Path, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -50,7 +55,12 @@ def names_of(run: Path, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def seed_and_options(run: Path) -> tuple[int, TableOptions]:
-    """Returns the seed that split a run's data and what was said about them; the defaults for a model file."""
+    """Returns the seed that split a run's data and what was said about them; the defaults for a model file.
+
+    Raises:
+        CheckpointError: If the run has not ended, or its settings cannot be read.
+    """
+    _check_finished(run)
     if not run.is_dir():
         return TrainConfig().seed, TableOptions()
     settings = RunDirectory(run).settings()

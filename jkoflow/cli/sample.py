@@ -20,6 +20,7 @@ from jkoflow.data.memory import numbers_of
 from jkoflow.data.piecewise import writing
 from jkoflow.data.splits import to_float32
 from jkoflow.data.table import Table
+from jkoflow.data.writers import SUFFIXES
 from jkoflow.metrics import CHUNK
 from jkoflow.table_flow import Model, TableFlow
 
@@ -68,7 +69,7 @@ def sample(
     They are drawn and written in pieces, so that memory does not grow with their number, nor do the first ones depend
     on it.
     """
-    into_folder = out.is_dir() or not out.suffix
+    into_folder = not out.name.lower().endswith(SUFFIXES) and (out.is_dir() or not out.suffix)
     if into_folder:
         _check_folder(out)
     else:
