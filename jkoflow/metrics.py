@@ -284,7 +284,7 @@ def inversion_error(
             found.append(way.double().square().sum(1).sqrt())
         return (torch.cat(found),)
 
-    distance = share_out(distances, x, context)[0].nan_to_num(nan=math.inf)
+    distance = share_out(distances, x, context)[0].nan_to_num(nan=math.inf, posinf=math.inf)
     spread = float(distance.std()) if len(distance) > 1 else math.nan
     return InversionError(float(distance.mean()), float(distance.max()), spread / math.sqrt(len(distance)))
 
