@@ -294,7 +294,7 @@ def _largest(errors: Tensor) -> Tensor:
 
 
 def _sizes(errors: Tensor) -> Tensor:
-    return errors.abs().nan_to_num(nan=math.inf)
+    return errors.abs().nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def settled(
