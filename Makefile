@@ -68,7 +68,7 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
 
-nvcc: $(VENV)/created  ## compile the smallest CUDA kernel of every kind, without linking anything (2 minutes)
+nvcc: $(VENV)/created  ## compile the smallest CUDA kernel of every kind, without linking anything (4 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B build/nvcc -G Ninja $(CMAKE_ARGS) \
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_CUDA=ON && cmake --build build/nvcc --target jkoflow_cuda_smallest --parallel $(JOBS)
 
