@@ -312,7 +312,7 @@ def mean_log_scale(flow: JKOFlow, x: Tensor) -> float:
 def chunks(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yields rows (N, d) with their context (N, c), in pieces that bound the memory."""
     contexts = itertools.repeat(None) if context is None else parts(context, CHUNK)
-    yield from zip(parts(x, CHUNK), contexts, strict=False)
+    yield from zip(parts(x, CHUNK), contexts, strict=context is not None)  # there is no end of no context
 
 
 def spread_rows(x: Tensor, limit: int) -> Tensor:
