@@ -6,9 +6,11 @@ released: the functions here go through rows part by part and release each. Rows
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -55,8 +57,24 @@ class ScratchFile(mmap.mmap):
         return made
 
 
+MMAP_THRESHOLD = -3
+"""glibc's number for the size from which a block of memory is the system's own: M_MMAP_THRESHOLD."""
+
+KEPT_BYTES = 1 << 20
+"""That size."""
+
 _FILES: weakref.WeakValueDictionary[int, ScratchFile] = weakref.WeakValueDictionary()
 """The maps in use by their address."""
+
+
+def return_freed_memory() -> None:
+    """Lets freed blocks of a megabyte or more go back to the system at once, from now on in this process.
+
+    The C library keeps blocks of up to 32 MB for itself when it has seen one freed, which adds up to more than the rows
+    that are in memory at once. Other libraries than glibc have no such setting, and nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(MMAP_THRESHOLD, KEPT_BYTES)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, directory: Path) -> Tensor:
@@ -154,7 +172,7 @@ def select(rows: Tensor, chosen: Tensor) -> Tensor:
     """Returns the rows that a mask (N,) chooses, in a scratch file if the rows lie in one."""
     if not is_mapped(rows):
         return rows[chosen.to(rows.device)]
-    found, start = empty_beside(rows, int(chosen.sum())), 0
+    found, start = empty_beside(rows, int(torch.count_nonzero(chosen))), 0
     size = max(PART_BYTES // max(rows[:1].numel() * rows.element_size(), 1), 1)
     for part, mask in zip(parts(rows, size), chosen.split(size), strict=True):
         kept = part[mask]

@@ -215,41 +215,65 @@ from jkoflow.training.fit import Fit
 kept = Fit.iterate
 def iterate(self):
     kept(self)
-    if os.environ["RANK"] == "1" and self.counters.iteration == 12:
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and self.counters.iteration == 12:
         os.kill(os.getpid(), signal.SIGKILL)
 Fit.iterate = iterate
 main()
 """
 
 
-def torchrun(size, *arguments, cwd):
+def torchrun(size, *arguments, cwd, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command += ["--max-restarts", str(restarts)]
     return subprocess.run(
         [*command, *arguments], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=SECONDS
     )
 
 
-def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
+TRAIN = ["train", "rows.csv", "--config", "config.toml", "--out", "run"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where `TRAIN` finds its files, and a program whose second process is killed in the 12th iteration."""
     (tmp_path / "killed.py").write_text(COMMAND)
     data = ",".join(f"x{i}" for i in range(2)) + "\n" + "\n".join(f"{a},{b}" for a, b in rows().tolist())
     (tmp_path / "rows.csv").write_text(data)
     (tmp_path / "config.toml").write_text(
         "hidden = [4]\nmax_blocks = 2\niterations_per_block = 20\nbatch_size = 50\nnum_steps = 2\nsave_seconds = 0.0\n"
     )
-    settings = ["train", "rows.csv", "--config", "config.toml", "--out"]
-    killed = torchrun(2, "killed.py", *settings, "run", cwd=tmp_path)
+    return tmp_path
+
+
+def trained_alone(folder):
+    """The run of `TRAIN`, and the flow and the history of one process with its settings."""
+    run = RunDirectory(folder / "run")
+    config = run.settings().config
+    data = load_dataset(str(folder / "rows.csv"), config.seed)
+    return run, *jkoflow.train(data, config, return_history=True)
+
+
+def test_a_killed_process_ends_the_run_and_another_number_goes_on(folder):
+    killed = torchrun(2, "killed.py", *TRAIN, cwd=folder)
     assert killed.returncode != 0
     told = [line for line in killed.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1, killed.stderr
     assert "continue with: torchrun --standalone --nproc-per-node 2 -m jkoflow train --resume run" in told[0]
-    assert RunDirectory(tmp_path / "run").load_state().fit.counters.iteration in (11, 12)
-    resumed = torchrun(3, "-m", "jkoflow", "train", "--resume", "run", cwd=tmp_path)
+    assert RunDirectory(folder / "run").load_state().fit.counters.iteration in (11, 12)
+    resumed = torchrun(3, "-m", "jkoflow", "train", "--resume", "run", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("block 1: 20 iterations") == 1
-    run = RunDirectory(tmp_path / "run")
-    config = run.settings().config
-    whole, history = jkoflow.train(load_dataset(str(tmp_path / "rows.csv"), config.seed), config, return_history=True)
+    run, whole, history = trained_alone(folder)
     assert close(run.metrics()["test_nll"], whole.metrics["test_nll"])
     assert [r["event"] for r in run.history()] == [r["event"] for r in history]
     for ours, theirs in zip(run.model().parameters(), whole.parameters(), strict=True):
         assert close(ours.tolist(), theirs.tolist())
+
+
+def test_torchrun_starts_the_processes_again(folder):
+    result = torchrun(2, "killed.py", *TRAIN, cwd=folder, restarts=1)
+    assert result.returncode == 0, result.stderr
+    run, whole, history = trained_alone(folder)
+    assert close(run.metrics()["test_nll"], whole.metrics["test_nll"])
+    assert [r["event"] for r in run.history()] == [r["event"] for r in history]

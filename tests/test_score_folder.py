@@ -4,6 +4,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -158,6 +162,39 @@ def test_leftovers_of_a_killed_process_go_and_its_files_are_scored(models, folde
     left.write_bytes(b"half")
     done("score", models / "plain", folder, "--out", tmp_path / "out")
     assert parts(tmp_path / "out") == NAMES
+
+
+KILLED = """
+import os, signal
+from jkoflow.cli import main
+from jkoflow.cli.score_pieces import Scorer
+from jkoflow.data.readers import pieces
+pieces.ROWS = 40
+kept, calls = Scorer._count, []
+def count(self, *rest):
+    kept(self, *rest)
+    calls.append(None)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+Scorer._count = count
+main()
+"""
+
+
+def test_a_process_that_is_killed_within_a_file(models, folder, tmp_path):
+    arguments = ["score", str(models / "plain"), str(folder), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [name for name in parts(tmp_path / "out") if not Path(name).name.startswith(".")] == NAMES[:1]
+    assert any(name.endswith(".tmp") for name in parts(tmp_path / "out"))
+    before = stamps(tmp_path / "out")[NAMES[0]]
+    assert "files: 4 scored, 1 done before" in done(*arguments).stdout
+    assert parts(tmp_path / "out") == NAMES
+    assert stamps(tmp_path / "out")[NAMES[0]] == before
+    done("score", models / "plain", folder, "--out", tmp_path / "whole")
+    for name in NAMES:
+        assert parquet.read_table(tmp_path / "out" / name).equals(parquet.read_table(tmp_path / "whole" / name))
 
 
 def test_a_file_that_another_process_holds_is_left_to_it(models, folder, tmp_path):

@@ -19,9 +19,13 @@ from jkoflow.training.ranks import LostProcessError, Ranks
 from jkoflow.training.world import World
 
 
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def is_restarted() -> bool:
     """Tells whether torchrun has started the processes again, after one of them had ended."""
-    return dist.is_torchelastic_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dist.is_torchelastic_launched() and _restarts() > 0
 
 
 @contextmanager
@@ -34,7 +38,14 @@ def processes() -> Iterator[World]:
     if not (dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield World()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # Processes that are started again find the store of those before them, with addresses at which nobody is any more.
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"jkoflow-{_restarts()}", store),
+        rank=rank,
+        world_size=size,
+    )
     with contextlib.closing(Ranks()) as world:
         if world.leads:
             yield world

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jkoflow.ops import row_operators, stage_operators
+from jkoflow.ops.compiler_marks import uncompiled
 from jkoflow.ops.embedded import EMBEDDED
 from jkoflow.ops.failure import IntegrationError
 from jkoflow.ops.grid import Adaptive, Fixed
@@ -86,7 +87,7 @@ class _Found(NamedTuple):
     """x at the start of each accepted step, with shape (S, B, d)."""
 
 
-@torch.compiler.disable()  # how many steps there are depends on data
+@uncompiled  # how many steps there are depends on data
 @torch.no_grad()
 def _find_steps(
     fields_at: FieldsAt,

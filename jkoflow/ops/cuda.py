@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from jkoflow.activation import parse_activation
+from jkoflow.ops.compiler_marks import constant_result
 from jkoflow.ops.extension import MISSING
 from jkoflow.ops.extension import C as _C
 from jkoflow.ops.tableau import TABLEAUX
@@ -24,7 +25,7 @@ _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 """Compute capabilities whose tensor cores make three TF32 products faster than one in float32."""
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def missing() -> str | None:
     """Returns why no CUDA kernel can run here; None if they can. The device is asked once."""
     return _missing()
@@ -63,7 +64,7 @@ def unsupported(field: MLPField, device: torch.device, float64: bool, divergence
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _unsupported(*request: Any) -> str | None:
     return _cached_unsupported(*request)
 

@@ -48,7 +48,7 @@ def usable_rows(
         distance = part.square().sum(1).sqrt().cpu()
         good.copy_(torch.isfinite(distance))
         farthest = torch.maximum(farthest, distance.where(good, -torch.inf).max())
-    good_train, farthest = world.gathered(good_train.byte()).bool(), world.gathered(farthest).max()
+    good_train, farthest = world.gathered(good_train.view(torch.uint8)).view(torch.bool), world.gathered(farthest).max()
     val, test = (_distances(entered_rows(flow, rows)) for rows in (data.val, data.test))
     if not bool(good_train.any()):
         raise DataError("no training row enters the first block at a finite place; rescale the columns")
@@ -70,11 +70,11 @@ def usable_rows(
     )
     if not bool(good_val.any()):
         raise DataError("all validation rows lie far outside the training rows; give validation rows in the same units")
-    left_out = {"train": int((~good_train).sum()), "val": int((~good_val).sum())}
+    left_out = {name: len(good) - _count(good) for name, good in (("train", good_train), ("val", good_val))}
     part, place = world.part(len(data.train)), None
     entered = select(entered, good_train[part]) if left_out["train"] else entered
     if world.size > 1:
-        place = Place(*(int(good_train[:end].sum()) for end in (part.start, part.stop, len(good_train))))
+        place = Place(*(_count(good_train[:end]) for end in (part.start, part.stop, len(good_train))))
     return _only(data, good_train, good_val), entered, place, left_out
 
 
@@ -87,6 +87,11 @@ def _only(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
             rows = getattr(data, field)
             fields[field] = None if rows is None else select(rows, mask)
     return dataclasses.replace(data, **fields) if fields else data
+
+
+def _count(chosen: Tensor) -> int:
+    """Returns the number of the chosen rows (N,); a sum would take 8 bytes of memory for each row."""
+    return int(torch.count_nonzero(chosen))
 
 
 def _distances(entered: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from jkoflow.data.streamed.order import in_order, split_order
 from jkoflow.data.streamed.sources import Source, open_source
 from jkoflow.data.streamed.survey import Survey, block_rows
 from jkoflow.data.table import PARTS, Table
-from jkoflow.mapped import check_room, empty, empty_beside, release
+from jkoflow.mapped import check_room, empty, empty_beside, release, return_freed_memory
 from jkoflow.memory_limit import MemoryLimit, least_limit
 
 FILE_BYTES = 32
@@ -60,6 +60,7 @@ def load_streamed(
         jkoflow.mapped.ScratchError: If there is no room for the scratch files.
     """
     _check(source, options, memory)
+    return_freed_memory()
     source.check()
     kinds = {name: kind for name, kind in options.columns.items() if name not in source.left_out}
     options = dataclasses.replace(options, columns=kinds)
