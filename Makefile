@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench package audit clean
+.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench package wheels audit clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -106,13 +106,17 @@ format: $(VENV)/installed-lint-$(CUDA)  ## let ruff and clang-format rewrite the
 bench: $(VENV)/installed-bench-$(CUDA)  ## measure against other libraries and this machine's matrix product (6 minutes)
 	$(BIN)/jkoflow bench --out runs/bench $(BENCH_ARGS)
 
-package: $(VENV)/created  ## build a wheel the way a user's pip does, isolated and without torch
+package: $(VENV)/created  ## build source distribution and, from it, a wheel the way a user's pip does: isolated, without torch
 	rm -rf build/wheel
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("build/wheel")' >/dev/null
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel build/wheel/jkoflow-*.tar.gz
 	@unzip_list="$$($(BIN)/python -m zipfile -l build/wheel/jkoflow-*.whl)"; \
 	for file in 'jkoflow/_C\.' 'jkoflow/py\.typed' 'jkoflow/data/gasturbine\.npz' 'jkoflow/experiments/rose\.toml'; do \
 	  echo "$$unzip_list" | grep -q "$$file" || { echo "the wheel lacks $$file"; exit 1; }; \
 	done; ls -l build/wheel
+
+wheels:  ## wheels to publish, into dist: built, repaired by auditwheel, tried where no compiler is (docs/releasing.md)
+	scripts/wheels.sh dist
 
 audit:  ## ask the Python Packaging Advisory Database about every pin (needs the network)
 	$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit

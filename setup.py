@@ -2,7 +2,8 @@
 
 Environment variables: ``CMAKE_ARGS`` (more arguments for CMake), ``JKOFLOW_CUDA`` (``AUTO``, ``ON`` or ``OFF``),
 ``TORCH_CUDA_ARCH_LIST`` or ``CUDAARCHS`` (GPUs to compile for), ``MAX_JOBS`` or ``CMAKE_BUILD_PARALLEL_LEVEL``
-(parallel compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols).
+(parallel compilations), ``DEBUG=1`` (unoptimised build with assertions and symbols), ``JKOFLOW_VERSION_TAG`` (what is
+added to the version, such as ``+cu130``).
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class CMakeBuild(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)  # a running process may have the old one mapped
         shutil.copy2(folder / output.name, output)
+        for library in folder.glob("libgomp.so.*"):  # with JKOFLOW_BUNDLE_OPENMP
+            shutil.copy2(library, output.parent)
 
 
 def _tool(name: str) -> str:
@@ -81,4 +84,8 @@ def _remove_if_moved(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-setup(ext_modules=[Extension("jkoflow._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("jkoflow._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    options={"egg_info": {"tag_build": os.environ.get("JKOFLOW_VERSION_TAG", "")}},
+)
