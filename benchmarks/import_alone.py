@@ -10,8 +10,8 @@ turns in every round.
 from __future__ import annotations
 
 import argparse
+import runpy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,7 @@ import torchdiffeq
 from jkoflow.interop.torchdiffeq import odeint
 from record import write
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from hypernet_cnf import HypernetFlow
-
+EXAMPLE = Path(__file__).parents[1] / "examples/hypernet_cnf.py"
 WARMUP = 50
 
 
@@ -35,7 +33,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    field, times = HypernetFlow(), torch.tensor([1.0, 0.0])
+    field, times = runpy.run_path(str(EXAMPLE))["HypernetFlow"](), torch.tensor([1.0, 0.0])
     state = torch.randn(8, 2), torch.zeros(8, 1)
 
     def seconds(solve: Callable) -> float:
@@ -44,7 +42,8 @@ def main() -> None:
         return time.perf_counter() - start
 
     for _ in range(WARMUP):
-        seconds(torchdiffeq.odeint), seconds(odeint)
+        seconds(torchdiffeq.odeint)
+        seconds(odeint)
     theirs, added = [], []
     for _ in range(chosen.rounds):
         first, ours, again, last = (

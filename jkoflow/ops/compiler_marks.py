@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -28,7 +28,7 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
         if "torch._dynamo" not in sys.modules:  # nobody compiles
             return function(*args, **kwargs)
         if not disabled:
-            disabled.append(torch.compiler.disable(function))
+            disabled.append(cast("Callable[P, T]", torch.compiler.disable(function)))
         return disabled[0](*args, **kwargs)
 
     return run
