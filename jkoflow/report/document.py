@@ -27,12 +27,7 @@ def render(run: Results) -> str:
         page.section("Environment", tables.environment(run)),
         "</div>",
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · jkoflow report</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{_headline(run, title)}\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
-    )
+    return page.whole(f"{title} · jkoflow report", _headline(run, title) + page.HINT, body)
 
 
 def _headline(run: Results, title: str) -> str:

@@ -13,7 +13,8 @@ from jkoflow.report.probes import Array
 require("matplotlib", "drawing a figure")
 
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+
+from jkoflow.report.readings import Drawing  # noqa: E402
 
 INK, MUTED, FAINT = "#1f2329", "#69737d", "#d3d9df"
 DATA, MODEL, GUARD = "#2b7bd4", "#e0761c", "#d1242f"
@@ -23,14 +24,14 @@ WIDTH = 11.8
 LEGEND: dict[str, Any] = {"ncols": 3, "fontsize": 8.5, "frameon": False, "labelcolor": INK, "borderaxespad": 0.2}
 
 
-def new_figure(width: float, height: float, gap: float = 0.015) -> Figure:
+def new_figure(width: float, height: float, gap: float = 0.015) -> Drawing:
     """Makes an empty figure of a size in inches; ``gap`` is the space between panels as a fraction of their size."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    figure = Drawing(figsize=(width, height), layout="constrained", facecolor="none")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=gap, hspace=gap / 2)  # type: ignore[union-attr]
     return figure
 
 
-def new_panels(count: int) -> tuple[Figure, list[Axes]]:
+def new_panels(count: int) -> tuple[Drawing, list[Axes]]:
     """Makes a balanced grid of small panels, at most six in a row."""
     lines = -(-count // 6)
     columns = -(-count // lines)
