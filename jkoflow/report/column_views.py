@@ -146,6 +146,14 @@ def _date(value: Any) -> str:
     return moment.removesuffix("T00:00:00").replace("T", " ")
 
 
+def text_of(value: Any) -> str:
+    """Returns the text of a single value of a column of any type."""
+    if isinstance(value, np.datetime64):
+        return _date(float(days(np.array([value]))[0]))
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return significant(float(value)) if is_number else _text(value)
+
+
 def _scale(view: ColumnView, base: Codec | None) -> str:
     """Chooses the axis: a logarithmic one for positive numbers over orders of magnitude."""
     if view.form != "numbers" or isinstance(base, Count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from jkoflow.report import page, sections, tables
+from jkoflow.report import conditional_sections, page, sections, tables
 from jkoflow.report.results import Results
 from jkoflow.report.snippet import load_snippet
 
@@ -18,6 +18,8 @@ def render(run: Results) -> str:
         *sections.images(run),
         *sections.published(run),
         *sections.pictures(run),
+        conditional_sections.calibrated(run),
+        *conditional_sections.answered(run),
         *sections.columns(run),
         sections.training(run),
         page.section("Results", tables.results(run)),

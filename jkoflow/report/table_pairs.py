@@ -52,7 +52,7 @@ def pairs_figure(
         _draw_pair(axes, x, y, sources)
         for ax, text in zip(axes, sources, strict=True):
             ax.set_title(text if column == 0 else "", loc="left", fontsize=9, color=INK, pad=3)
-        axes[0].set_title(f"{pair.quantity} {number(pair.value)}", loc="right", fontsize=7.5, color=MUTED, pad=3)
+        axes[0].set_title(f"{pair.quantity} {number(pair.value)}", loc="right", fontsize=7.5, color=MUTED, pad=14)
     return figure
 
 
