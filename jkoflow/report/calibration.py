@@ -114,8 +114,8 @@ def coverage(shares: Array, level: float) -> float:
 def verdict(found: Calibration) -> list[str]:
     """Returns what the places of the rows say about the model, a sentence each."""
     at = " and ".join(
-        f"the region of highest density that should hold {percent(level)} holds {percent(coverage(found.regions, level))}"
-        for level in (0.5, 0.9)
+        f"the region of highest density that should hold {percent(level)} holds {percent(held)}"
+        for level, held in ((level, coverage(found.regions, level)) for level in (0.5, 0.9))
     )
     gap = distance(found.regions)
     if gap <= found.margin:

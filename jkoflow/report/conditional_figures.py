@@ -15,7 +15,6 @@ from jkoflow.report.probes import Array, worst_columns
 from jkoflow.report.readings import intervals, percent, tell_at, tell_between
 from jkoflow.report.style import (
     DATA,
-    FAINT,
     INK,
     LEGEND,
     MODEL,
@@ -60,10 +59,12 @@ def coverage_figure(found: Calibration) -> Figure:
         ax.set_xlim(0, 1)
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        name_axes(ax, "share that the region should hold")
+        name_axes(ax, "share it should hold")
     left.set_ylim(0, 1)
     left.set_title("rows in the region", fontsize=10, color=INK)
-    right.set_title("rows in the region, less what it should hold", fontsize=10, color=INK)
+    right.set_title("rows in the region, less what it should hold", loc="left", fontsize=10, color=INK)
+    reach = 1.2 * max(found.margin, float(np.abs(held - levels).max()))
+    right.set_ylim(-reach, reach)
     right.legend(loc="lower right", bbox_to_anchor=(1, 1), **LEGEND)
     shown = slice(5, 200, 5)
     texts = [

@@ -170,9 +170,7 @@ def density_figure(
     image = draw_map(right, np.maximum(log_density, top - 8), (x0, x1, y0, y1), None)
     edges = np.linspace(x0, x1, CELLS + 1), np.linspace(y0, y1, CELLS + 1)
     centres = ((np.arange(CELLS) + 0.5) * side / CELLS).astype(int)
-    told = {
-        name: row_counts(to_array(points), edges) for name, points in (("test rows", rows), ("samples", samples))
-    }
+    told = {name: row_counts(to_array(points), edges) for name, points in (("test rows", rows), ("samples", samples))}
     told["log-density in the middle"] = np.vectorize(lambda v: number(float(v), 2))(
         log_density[np.ix_(centres, centres)]
     )

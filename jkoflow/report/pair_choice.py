@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jkoflow.data.columns.codec import missing
 from jkoflow.report.column_views import ColumnView
+from jkoflow.report.page import number
 from jkoflow.report.probes import Array
 
 Ints = NDArray[np.int64]
@@ -35,6 +36,10 @@ class Pair:
     """``"mismatch"`` of data and samples in these two columns, or their ``"dependence"`` among the data."""
     value: float
     """The quantity in nats, less what it is by chance on average."""
+
+    def said(self) -> str:
+        """Returns what the pair was chosen by."""
+        return f"{self.quantity} {number(self.value)}" if self.value > 0 else f"no {self.quantity}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jkoflow.report.column_views import ColumnView
-from jkoflow.report.page import number
 from jkoflow.report.pair_choice import Pair
 from jkoflow.report.probes import Array
 from jkoflow.report.readings import CELLS, intervals, tell_cells
@@ -52,7 +51,7 @@ def pairs_figure(
         _draw_pair(axes, x, y, sources)
         for ax, text in zip(axes, sources, strict=True):
             ax.set_title(text if column == 0 else "", loc="left", fontsize=9, color=INK, pad=3)
-        axes[0].set_title(f"{pair.quantity} {number(pair.value)}", loc="right", fontsize=7.5, color=MUTED, pad=14)
+        axes[0].set_title(pair.said(), loc="right", fontsize=7.5, color=MUTED, pad=14)
     return figure
 
 

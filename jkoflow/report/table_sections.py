@@ -92,10 +92,7 @@ def pairs(views: list[ColumnView], sources: Sequence[str] = ("test data", "sampl
 
 def _told(views: list[ColumnView], pairs: Sequence[Pair]) -> str:
     """Returns the pairs and what each was chosen by."""
-    return "; ".join(
-        f"{views[pair.second].name} against {views[pair.first].name}, {pair.quantity} {page.number(pair.value)}"
-        for pair in pairs
-    )
+    return "; ".join(f"{views[pair.second].name} against {views[pair.first].name}, {pair.said()}" for pair in pairs)
 
 
 def _noise(run: Results) -> list[str]:

@@ -66,7 +66,9 @@ def what_if(run: Results, seed: int = 0) -> list[WhatIf]:
             rows[name] = np.array([value] * count, given[name].dtype)
             samples.append(draws.draw(run, count, rows, seed)[0])
         views = draws.views_of(run, *samples)
-        found.append(WhatIf(name, tuple(text_of(value) for value in values), views, np.array([_effect(v) for v in views])))
+        found.append(
+            WhatIf(name, tuple(text_of(value) for value in values), views, np.array([_effect(v) for v in views]))
+        )
     largest = sorted(range(len(found)), key=lambda k: -found[k].effects.max(initial=0.0))[:MOST_SHOWN]
     return [found[k] for k in sorted(largest)]
 
