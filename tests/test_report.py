@@ -111,7 +111,7 @@ def sections(text):
     return re.findall(r"<h2>(.*?)</h2>", text)
 
 
-COMMON = ["Noise", "Training", "Results", "Load the model", "Configuration", "Environment"]
+COMMON = ["Noise", "Calibration", "Training", "Results", "Load the model", "Configuration", "Environment"]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def pages(runs):
 
 
 COLUMNS, PAIRS = "Data and samples, column by column", "Data and samples, pair by pair"
-END = ["Columns", "Training", "Results", "Load the model", "Configuration", "Environment"]
+END = ["Calibration", "Columns", "Training", "Results", "Load the model", "Configuration", "Environment"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ END = ["Columns", "Training", "Results", "Load the model", "Configuration", "Env
     ],
 )
 def test_every_section_is_there(pages, name, own):
-    assert sections(pages[name]) == own + END
+    asked = ["What if"] if name == "given" else []
+    assert sections(pages[name]) == own + END[:1] + asked + END[1:]
 
 
 @pytest.mark.parametrize("name", ["all", "given", "discrete", "one", "plain"])

@@ -121,10 +121,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
+def is_same_data(first: Results, second: Results) -> bool:
+    """Tells whether the runs are known to have the same training, validation and test rows."""
+    marks = [run.metrics.get("fingerprint") for run in (first, second)]
+    return bool(marks[0]) and marks[0] == marks[1]
+
+
 def data_in_common(first: Results, second: Results) -> str:
     """Returns a sentence about whether the runs are of the same data."""
     marks = [run.metrics.get("fingerprint") for run in (first, second)]
-    if marks[0] and marks[0] == marks[1]:
+    if is_same_data(first, second):
         return "The same data: training, validation and test rows have the same fingerprint."
     if set(first.names) != set(second.names):
         return "Other data: the columns differ."

@@ -111,7 +111,7 @@ def _data(runs: Pair, names: Sequence[str]) -> str:
         ("fingerprint", [str(run.metrics.get("fingerprint", "–"))[:12] for run in runs]),
     ):
         rows.append((what, *values))
-    return f"<p>{escape(comparison.data_in_common(*runs))}</p>" + page.grid_table(("", *names), rows)
+    return f"<p>{escape(comparison.data_in_common(*runs))}</p>" + page.grid_table(("what", *names), rows)
 
 
 def _settings(runs: Pair, names: Sequence[str]) -> str:
@@ -124,16 +124,22 @@ def _settings(runs: Pair, names: Sequence[str]) -> str:
 
 def _measures(runs: Pair, names: Sequence[str]) -> str:
     one, other = (comparison.scalars(run.metrics) for run in runs)
-    head = ("", *names, "difference")
+    head = ("measure", *names, "difference")
+    apart = set() if comparison.is_same_data(*runs) else {"test_nll", "val_nll"}  # on scales of their own
+    if set(runs[0].names) != set(runs[1].names):
+        apart.add("test_nll_data_units")
     table = page.grid_table(
-        head, [_line(key, label, one, other) for key, label in _MEASURES if key in one or key in other]
+        head, [_line(key, label, one, other, apart) for key, label in _MEASURES if key in one or key in other]
     )
     rest = [key for key in dict.fromkeys((*one, *other)) if key not in dict(_MEASURES)]
-    return table + page.details("Further metrics", page.grid_table(head, [_line(key, key, one, other) for key in rest]))
+    return table + page.details(
+        "Further metrics", page.grid_table(head, [_line(key, key, one, other, apart) for key in rest])
+    )
 
 
-def _line(key: str, label: str, one: dict[str, float], other: dict[str, float]) -> tuple[str, ...]:
-    both = key in one and key in other
+def _line(key: str, label: str, one: dict[str, float], other: dict[str, float], apart: set[str]) -> tuple[str, ...]:
+    """Returns the row of a measure; those that are apart have no difference."""
+    both = key in one and key in other and key not in apart
     cells = [page.significant(values[key]) if key in values else "–" for values in (one, other)]
     return (label, *cells, page.significant(other[key] - one[key]) if both else "–")
 

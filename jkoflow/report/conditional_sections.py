@@ -53,8 +53,8 @@ def answered(run: Results) -> list[str]:
     parts = [
         "What the model says of the columns if one conditioning variable takes its 10 % quantile, its median or its 90 "
         "% quantile among the test rows (levels: the most frequent ones), while all others stay at their median or "
-        "most frequent level. Heights are shares of the samples; change is the largest distance of two of the cumulative "
-        "distributions, or the total variation of levels. Such contexts need not occur among the rows."
+        "most frequent level. Heights are shares of the samples; change is the largest distance of two of the "
+        "cumulative distributions, or the total variation of levels. Such contexts need not occur among the rows."
     ]
     if len(answers) < len(run.given):
         known = f"the first {MOST_ASKED} of {len(run.given)}" if len(run.given) > MOST_ASKED else str(len(run.given))

@@ -174,7 +174,8 @@ def density_figure(
     told["log-density in the middle"] = np.vectorize(lambda v: number(float(v), 2))(
         log_density[np.ix_(centres, centres)]
     )
-    tell_cells((left, centre, right), edges, (intervals(features[0], edges[0]), intervals(features[1], edges[1])), told)
+    panels = {"test data": left, "samples": centre, "log-density": right}
+    tell_cells(panels, edges, (intervals(features[0], edges[0]), intervals(features[1], edges[1])), told)
     for ax, title in ((left, "test data"), (centre, "samples"), (right, "log-density")):
         dress_tile(ax, (x0, x1), (y0, y1), ticks=True)
         ax.set_title(title, fontsize=10, color=INK, pad=5)

@@ -7,7 +7,7 @@ script; readings.js makes them quicker, and lets the keyboard reach them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, cast
@@ -102,12 +102,15 @@ def tell_shares(
 
 
 def tell_cells(
-    axes: Iterable[Axes], edges: tuple[Array, Array], names: tuple[list[str], list[str]], values: Mapping[str, Array]
+    axes: Mapping[str, Axes],
+    edges: tuple[Array, Array],
+    names: tuple[list[str], list[str]],
+    values: Mapping[str, Array],
 ) -> None:
     """Gives panels that share their axes a box for every cell of a map.
 
     Arguments:
-        axes: The panels.
+        axes: The panels by the names of what they show.
         edges: Edges of the cells along x (m + 1,) and along y (n + 1,).
         names: Texts of the m places along x and of the n places along y.
         values: Texts of the cells (n, m), by the names of what they are.
@@ -118,8 +121,9 @@ def tell_cells(
     texts = [f"{across}\n{up}" for up in names[1] for across in names[0]]
     for what, cells in values.items():
         texts = [f"{text}\n{what}: {value}" for text, value in zip(texts, np.ravel(cells), strict=True)]
-    for ax in axes:
-        tell_boxes(ax, " against ".join(part[0].partition(":")[0] for part in names[::-1]), np.stack(boxes, 1), texts)
+    across, up = (part[0].partition(":")[0] for part in names)
+    for what, ax in axes.items():
+        tell_boxes(ax, f"{what}, {up} against {across}", np.stack(boxes, 1), texts)
 
 
 def intervals(name: str, edges: Array, text: Text = significant) -> list[str]:

@@ -118,7 +118,7 @@ def _tell(
     for source, cells in counts.items():
         sums = np.add.reduceat(np.add.reduceat(cells, edges[1][:-1], 0), edges[0][:-1], 1)
         told[source] = np.array([[f"{int(value):,} rows" for value in line] for line in sums])
-    tell_cells(axes, (edges[0], edges[1]), (texts[0], texts[1]), told)
+    tell_cells(dict(zip(counts, axes, strict=True)), (edges[0], edges[1]), (texts[0], texts[1]), told)
 
 
 def _axis(view: ColumnView, bins: int) -> tuple[tuple[NDArray[np.int64], ...], int, list[str]]:
