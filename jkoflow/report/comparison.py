@@ -160,19 +160,20 @@ def validation_curve(history: Records) -> tuple[Array, Array, list[str]]:
     for record in history:
         if record.get("event") == "iteration" and isinstance(record.get("seconds"), (int, float)):
             times[place_of(record)].append((int(record["iteration"]), float(record["seconds"])))
-    x, y, places, last = [], [], [], None
+    found: list[tuple[float, float, str]] = []
+    last = None
     for record in history:
-        if record.get("event") != "validation" or not times.get(place_of(record)):
+        place = place_of(record) if record.get("event") == "validation" else None
+        if place is None or not times.get(place):
             continue
-        place = place_of(record)
         if last not in (None, place):
-            x.append(math.nan), y.append(math.nan), places.append("")
+            found.append((math.nan, math.nan, ""))
         iterations, seconds = zip(*sorted(times[place]), strict=True)
-        x.append(float(np.interp(record["iteration"], iterations, seconds)))
-        y.append(or_nan(record.get("nll")))
-        places.append(f"round {place[0] + 1}, block {place[1] + 1}, iteration {record['iteration']:,}")
+        at = float(np.interp(record["iteration"], iterations, seconds))
+        where = f"round {place[0] + 1}, block {place[1] + 1}, iteration {record['iteration']:,}"
+        found.append((at, or_nan(record.get("nll")), where))
         last = place
-    return np.array(x), np.array(y), places
+    return np.array([at for at, _, _ in found]), np.array([nll for _, nll, _ in found]), [text for *_, text in found]
 
 
 def labels(first: Results, second: Results) -> tuple[str, str]:

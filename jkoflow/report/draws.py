@@ -20,7 +20,7 @@ Columns = Mapping[str, NDArray[Any]]
 NOISE_POINTS = 4
 """Points of noise by which a mass is integrated here: what is compared is off by the same."""
 
-LEAST, MOST = 3200, 24_000
+LEAST, MOST = 1600, 24_000
 """Bounds of the number of samples that a section draws."""
 
 
