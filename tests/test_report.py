@@ -232,6 +232,11 @@ def test_names_are_escaped(tmp_path, dim):
         assert "a & b $x$ $" in "".join(page.text)
 
 
+@pytest.mark.parametrize(("dim", "rows"), [(1, 2), (4, 3)])
+def test_hardly_any_rows_are_drawn(tmp_path, dim, rows):
+    assert "Calibration" in sections(write_report(make_run(tmp_path / "run", dim, rows=rows)).read_text())
+
+
 def test_many_blocks_are_thinned_and_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "WORK", 1e7)
     assert probes.chosen_stages(3) == [0, 1, 2, 3]

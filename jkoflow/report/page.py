@@ -202,7 +202,8 @@ figure { margin: 0 0 28px; }
 .readings rect { fill: var(--ink); fill-opacity: 0; }
 .readings rect:hover, .readings rect.on { fill-opacity: .16; stroke: var(--ink); stroke-width: .6; }
 .readings g:focus { outline: none; }
-.tip { position: fixed; z-index: 1; width: max-content; max-width: min(340px, 94vw); padding: 6px 10px; border-radius: 6px;
+.tip { position: fixed; z-index: 1; width: max-content; max-width: min(340px, 94vw); padding: 6px 10px;
+  border-radius: 6px;
   background: var(--ink); color: var(--page); font-size: 13px; line-height: 1.4; white-space: pre-line;
   pointer-events: none; font-variant-numeric: tabular-nums; }
 .hint { margin: 20px 0 -28px; color: var(--muted); font-size: 14px; }

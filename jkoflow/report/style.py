@@ -117,12 +117,18 @@ def draw_map(ax: Axes, values: Array, extent: tuple[float, ...], norm: Any, smoo
 
 def draw_filled(ax: Axes, values: Array, edges: Array, label: str = "test data") -> None:
     """Draws a filled histogram, of data."""
-    ax.hist(values, list(edges), density=True, color=DATA, alpha=0.4, label=label, histtype="stepfilled")
+    ax.stairs(_heights(values, edges), edges, color=DATA, alpha=0.4, label=label, fill=True)
 
 
 def draw_outline(ax: Axes, values: Array, edges: Array, label: str = "samples") -> None:
     """Draws the outline of a histogram, of samples, over that of data."""
-    ax.hist(values, list(edges), density=True, color=MODEL, lw=1.2, label=label, histtype="step")
+    ax.stairs(_heights(values, edges), edges, color=MODEL, lw=1.2, label=label)
+
+
+def _heights(values: Array, edges: Array) -> Array:
+    """Returns the densities of a histogram of the values between the edges; 0 if there is none between them."""
+    counts = np.histogram(values, edges)[0]
+    return counts / max(int(counts.sum()), 1) / np.diff(edges)
 
 
 def limit_robustly(ax: Axes, values: Sequence[Array]) -> None:
