@@ -33,7 +33,7 @@ from jkoflow.data import (
 from jkoflow.environment import describe
 from jkoflow.errors import UserError
 from jkoflow.ops import FallbackWarning
-from jkoflow.report import write_report
+from jkoflow.report import write_comparison, write_report
 from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
 from jkoflow.training.config import TrainConfig
@@ -198,11 +198,29 @@ def train(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Directory of a finished run, or of two to compare.", metavar="RUN [RUN2]", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the page; report.html in RUN if not given, of two runs comparison.html in the first.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write the report of a run again."""
+    """Write the report of a run again, or a page of two runs side by side.
+
+    The page of two runs shows which settings and data differ, and which run makes the same test rows more likely.
+    """
+    if len(runs) > 2:
+        raise typer.BadParameter(f"report takes one run, or two to compare, got {len(runs)}; compare them two by two")
     require("matplotlib", "the report")
-    print(f"report: {write_report(run)}")
+    page = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs[0], runs[1], out)
+    print(f"report: {page}")
 
 
 @app.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from jkoflow.data.columns.codec import Category, Codec, Count, Lattice, missing
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real, days
 from jkoflow.data.table import Table
+from jkoflow.report.page import significant
 from jkoflow.report.probes import Array, affordable_points, chance_ks, ks_distance
 from jkoflow.table_flow import TableFlow
 
@@ -26,14 +26,14 @@ CHANCES, GROUPS = 300, 256
 
 @dataclass(frozen=True)
 class ColumnView:
-    """A column of a table, in the user's units: n test rows and m samples."""
+    """A column of a table, in the user's units: n test rows, m samples, and perhaps samples of another flow."""
 
     name: str
     labels: tuple[str, ...]
     """Names of the states: levels, or "other values" and the repeated ones; none if there is but one state."""
-    states: tuple[NDArray[np.int64], NDArray[np.int64]]
+    states: tuple[NDArray[np.int64], ...]
     """States (n,) of the data and (m,) of the samples."""
-    numbers: tuple[Array, Array]
+    numbers: tuple[Array, ...]
     """Numbers (n,) and (m,), NaN where one is missing; days since 1970 for dates; for levels, their places."""
     form: str
     """How the column is drawn: ``"levels"``; ``"counts"``, each of whose few values is a state; or ``"numbers"``."""
@@ -53,14 +53,18 @@ class ColumnView:
 
     def shares(self) -> tuple[Array, Array]:
         """Returns the shares of the states among data and samples, each with shape (number of labels,)."""
-        data, drawn = (np.bincount(states, minlength=len(self.labels)) / len(states) for states in self.states)
+        data, drawn = (np.bincount(states, minlength=len(self.labels)) / len(states) for states in self.states[:2])
         return data, drawn
+
+    def text(self, number: float) -> str:
+        """Returns the text of one of the column's numbers."""
+        return _date(number) if self.scale == "date" else significant(number)
 
     def others(self) -> tuple[Array, Array]:
         """Returns the numbers that are neither repeated values nor missing."""
         if self.form != "numbers" or not self.labels:
-            return self.numbers
-        data, drawn = (x[s == 0] for x, s in zip(self.numbers, self.states, strict=True))
+            return self.numbers[0], self.numbers[1]
+        data, drawn = (x[s == 0] for x, s in zip(self.numbers[:2], self.states[:2], strict=True))
         return data, drawn
 
 
@@ -80,14 +84,19 @@ def table_samples(model: TableFlow, columns: Mapping[str, NDArray[Any]], seed: i
 
 
 def column_views(
-    model: TableFlow, data: Mapping[str, NDArray[Any]], drawn: Mapping[str, NDArray[Any]]
+    model: TableFlow, data: Mapping[str, NDArray[Any]], *drawn: Mapping[str, NDArray[Any]]
 ) -> list[ColumnView]:
     """Returns a view of every column that is not constant, from data and samples by name."""
     return [
-        _view(name, codec, data[name], drawn[name])
+        _view(name, codec, data[name], *(samples[name] for samples in drawn))
         for name, codec in zip(model.features, model.schema.codecs, strict=True)
         if not isinstance(codec, Constant)
     ]
+
+
+def plain_views(features: Sequence[str], *sources: Array) -> list[ColumnView]:
+    """Returns a view of every column of data (n, d) and of samples (m, d) that are plain numbers."""
+    return [_view(name, None, *(rows[:, k] for rows in sources)) for k, name in enumerate(features)]
 
 
 def _view(name: str, codec: Codec | None, *values: NDArray[Any]) -> ColumnView:
@@ -107,8 +116,8 @@ def _view(name: str, codec: Codec | None, *values: NDArray[Any]) -> ColumnView:
         labels = ()  # a few days, drawn as numbers
     base = codec.base if isinstance(codec, Mixed) else codec
     lattice = (base.first, base.step) if isinstance(base, Count | Lattice | Real) and base.step else None
-    distance, chance = _total_variation(*numbers) if form == "levels" else _ks(*numbers)
-    found = ColumnView(name, labels, states, numbers, form, "linear", lattice, distance, chance)  # type: ignore[arg-type]
+    distance, chance = _total_variation(*numbers[:2]) if form == "levels" else _ks(*numbers[:2])
+    found = ColumnView(name, labels, states, numbers, form, "linear", lattice, distance, chance)
     return ColumnView(**{**vars(found), "scale": "date" if is_date else _scale(found, base)})
 
 
@@ -135,6 +144,14 @@ def _date(value: Any) -> str:
         return "missing"
     moment = str(np.datetime64(round(value * 86_400), "s"))
     return moment.removesuffix("T00:00:00").replace("T", " ")
+
+
+def text_of(value: Any) -> str:
+    """Returns the text of a single value of a column of any type."""
+    if isinstance(value, np.datetime64):
+        return _date(float(days(np.array([value]))[0]))
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return significant(float(value)) if is_number else _text(value)
 
 
 def _scale(view: ColumnView, base: Codec | None) -> str:
@@ -179,48 +196,3 @@ def _chance(counts: NDArray[Any], n: int, m: int, ordered: bool) -> float:
     gaps = random.multinomial(n, share, CHANCES) / n - random.multinomial(m, share, CHANCES) / m
     found = np.abs(gaps.cumsum(1)).max(1) if ordered else 0.5 * np.abs(gaps).sum(1)
     return float(np.quantile(found, 0.95))
-
-
-# ---- Pairs
-
-
-def telling_pairs(views: list[ColumnView], count: int = 6, bins: int = 12) -> list[tuple[int, int]]:
-    """Chooses the pairs of columns of the data that tell most about each other, by mutual information.
-
-    A column appears in at most two pairs while others are left.
-    """
-    cells = [_cells(view, bins) for view in views]
-    size = len(cells[0][0])
-    scores = {}
-    for i in range(len(views)):
-        for j in range(i + 1, len(views)):
-            (a, wide), (b, high) = cells[i], cells[j]
-            joint = np.bincount(a * high + b, minlength=wide * high).reshape(wide, high) / size
-            expected = joint.sum(1, keepdims=True) * joint.sum(0)
-            seen = joint > 0
-            information = float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
-            # independent columns have this much by chance
-            scores[i, j] = information - (wide - 1) * (high - 1) / (2 * size)
-    order = sorted(scores, key=lambda pair: -scores[pair])
-    chosen: list[tuple[int, int]] = []
-    uses = [0] * len(views)
-    for limit in (2, math.inf):
-        for pair in order:
-            if len(chosen) < count and pair not in chosen and max(uses[k] for k in pair) < limit:
-                chosen.append(pair)
-                for k in pair:
-                    uses[k] += 1
-    return chosen
-
-
-def _cells(view: ColumnView, bins: int) -> tuple[NDArray[np.int64], int]:
-    """Returns the data as numbers (n,) of cells that hold a level, or about as many values each, and how many cells."""
-    values = view.numbers[0]
-    values = np.where(missing(values), -np.inf, values)
-    if view.form == "levels":
-        place = np.unique(values, return_inverse=True)[1]
-    else:
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        before = np.cumsum(counts) - counts  # equal values share a cell
-        place = np.unique((before * bins // len(values))[inverse], return_inverse=True)[1]
-    return place, int(place.max()) + 1

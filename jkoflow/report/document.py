@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from jkoflow.report import page, sections, tables
+from jkoflow.report import conditional_sections, page, sections, tables
 from jkoflow.report.results import Results
 from jkoflow.report.snippet import load_snippet
 
@@ -18,6 +18,8 @@ def render(run: Results) -> str:
         *sections.images(run),
         *sections.published(run),
         *sections.pictures(run),
+        conditional_sections.calibrated(run),
+        *conditional_sections.answered(run),
         *sections.columns(run),
         sections.training(run),
         page.section("Results", tables.results(run)),
@@ -27,12 +29,7 @@ def render(run: Results) -> str:
         page.section("Environment", tables.environment(run)),
         "</div>",
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · jkoflow report</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{_headline(run, title)}\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
-    )
+    return page.whole(f"{title} · jkoflow report", _headline(run, title) + page.HINT, body)
 
 
 def _headline(run: Results, title: str) -> str:

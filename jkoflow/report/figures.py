@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from jkoflow.flow import JKOFlow
 from jkoflow.ops.grid import Fixed, finest
+from jkoflow.report.page import number
 from jkoflow.report.probes import (
     MAX_COLUMNS,
     MAX_POINTS,
@@ -35,10 +36,10 @@ from jkoflow.report.probes import (
     shown_contexts,
     stage_log_density,
     stage_names,
-    telling_pairs,
     to_array,
     worst_columns,
 )
+from jkoflow.report.readings import CELLS, intervals, percent, row_counts, tell_at, tell_cells, tell_shares
 from jkoflow.report.style import (
     DATA,
     DATA_DOT,
@@ -167,6 +168,14 @@ def density_figure(
     draw_dots(centre, to_array(samples), MODEL_DOT, size=3.0)
     top = float(np.quantile(log_density, 0.999))
     image = draw_map(right, np.maximum(log_density, top - 8), (x0, x1, y0, y1), None)
+    edges = np.linspace(x0, x1, CELLS + 1), np.linspace(y0, y1, CELLS + 1)
+    centres = ((np.arange(CELLS) + 0.5) * side / CELLS).astype(int)
+    told = {name: row_counts(to_array(points), edges) for name, points in (("test rows", rows), ("samples", samples))}
+    told["log-density in the middle"] = np.vectorize(lambda v: number(float(v), 2))(
+        log_density[np.ix_(centres, centres)]
+    )
+    panels = {"test data": left, "samples": centre, "log-density": right}
+    tell_cells(panels, edges, (intervals(features[0], edges[0]), intervals(features[1], edges[1])), told)
     for ax, title in ((left, "test data"), (centre, "samples"), (right, "log-density")):
         dress_tile(ax, (x0, x1), (y0, y1), ticks=True)
         ax.set_title(title, fontsize=10, color=INK, pad=5)
@@ -217,6 +226,9 @@ def curve_figure(
     draw_filled(left, values, edges)
     draw_outline(left, samples, edges)
     left.plot(to_array(grid)[:, 0], density, color=INK, lw=1.6, label="density of the flow")
+    at = np.exp(np.interp((edges[1:] + edges[:-1]) / 2, to_array(grid)[:, 0], np.log(np.maximum(density, 1e-300))))
+    told = [f"density of the flow in the middle: {number(float(value))}" for value in at]
+    tell_shares(left, feature, edges, {"test data": values, "samples": samples}, more=told)
     left.set_xlim(low, high)
     left.set_ylim(bottom=0)
     name_axes(left, feature)
@@ -224,6 +236,12 @@ def curve_figure(
     left.legend(**{**LEGEND, "ncols": 1})
     stage = np.arange(paths.shape[0])
     right.plot(stage, paths, color=DATA, lw=0.9, alpha=0.75)
+    told = [
+        f"{'data' if k == 0 else 'noise' if k == len(paths) - 1 else f'after block {k}'}\n1 % quantile: "
+        f"{number(row[0])}\nmedian: {number(row[16])}\n99 % quantile: {number(row[-1])}"
+        for k, row in enumerate(paths.tolist())
+    ]
+    tell_at(right, f"Quantiles of {feature}, stage by stage", stage, told)
     right.set_xticks(stage, stage_names(paths.shape[0]))
     right.set_title("quantiles of the data on their way to the noise", fontsize=10, color=INK)
     name_axes(right, y="standardised")
@@ -253,6 +271,7 @@ def marginals_figure(data: Tensor, samples: Tensor, features: Sequence[str]) -> 
         draw_filled(ax, rows[:, i], edges)
         draw_outline(ax, drawn[:, i], edges)
         dress_panel(ax, features[i], f"KS {distances[i]:.3f}")
+        tell_shares(ax, features[i], edges, {"test data": rows[:, i], "samples": drawn[:, i]})
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", **LEGEND)
     return figure
 
@@ -276,11 +295,15 @@ def noise_figure(z: Tensor, features: Sequence[str] | None = None) -> Figure:
     distances = np.abs(cdf - rank[:, None]).max(0) + 0.5 / len(rows)
     chosen = worst_columns(distances, MAX_COLUMNS - 1)
     figure, axes = new_panels(len(chosen) + (dim > 1))
-    grid = np.linspace(-4, 4, 161)
+    grid, edges = np.linspace(-4, 4, 161), bin_edges(-4, 4, len(rows))
+    below = 0.5 * (1 + torch.erf(torch.from_numpy(edges) / math.sqrt(2)).numpy())
+    expected = [f"standard Gaussian: {percent(share)}" for share in np.diff(below)]
     for ax, i in zip(axes, chosen, strict=False):
-        draw_filled(ax, rows[:, i], bin_edges(-4, 4, len(rows)), "data carried to the noise side")
+        draw_filled(ax, rows[:, i], edges, "data carried to the noise side")
         ax.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), color=MODEL, lw=1.4, label="standard Gaussian")
-        dress_panel(ax, f"z{i + 1}" if features is None else features[i], f"KS {distances[i]:.3f}")
+        name = f"z{i + 1}" if features is None else features[i]
+        dress_panel(ax, name, f"KS {distances[i]:.3f}")
+        tell_shares(ax, name, edges, {"data carried to the noise side": rows[:, i]}, more=expected)
         ax.set_xticks([-3, 0, 3])
     if dim > 1:
         _draw_norms(axes[-1], np.linalg.norm(rows, axis=1), dim)
@@ -294,43 +317,13 @@ def _draw_norms(ax: Axes, norms: Array, dim: int) -> None:
     low = max(0.0, min(float(np.quantile(norms, 0.005)), math.sqrt(dim) - 2.5))
     radius = np.linspace(max(low, 1e-6), high, 161)
     log_chi = (dim - 1) * np.log(radius) - radius**2 / 2 - (dim / 2 - 1) * math.log(2) - math.lgamma(dim / 2)
-    draw_filled(ax, norms, bin_edges(low, high, len(norms)))
+    edges = bin_edges(low, high, len(norms))
+    draw_filled(ax, norms, edges)
+    below = torch.special.gammainc(torch.tensor(dim / 2, dtype=torch.float64), torch.from_numpy(edges).square() / 2)
+    expected = [f"chi distribution: {percent(share)}" for share in below.diff().tolist()]
+    tell_shares(ax, "norm |z|", edges, {"data carried to the noise side": norms}, more=expected)
     ax.plot(radius, np.exp(log_chi), color=MODEL, lw=1.4)
     dress_panel(ax, "|z|", f"chi, {dim} d.o.f.")
-
-
-def pairs_figure(data: Tensor, samples: Tensor, features: Sequence[str], *, count: int = 6) -> Figure:
-    """Draws two-dimensional histograms of data above those of samples for the most telling pairs of columns.
-
-    Arguments:
-        data: Points in their own units, with shape (n, d), d >= 2.
-        samples: Samples in the same units, with shape (m, d); as many as there are data are used, so that both are
-            equally noisy.
-        features: Names of the d columns.
-        count: Number of pairs; half are the most correlated, half the least Gaussian given their correlation.
-
-    Returns:
-        A figure of two rows, data and samples, with shared axes and colours in every column.
-    """
-    number = min(data.shape[0], samples.shape[0])
-    rows, drawn = to_array(data[:number]), to_array(samples[:number])
-    pairs = telling_pairs(rows, count)
-    size = min(2.2, WIDTH / len(pairs))
-    figure = new_figure(len(pairs) * size, 2 * (size - 0.26) + 0.3)
-    for column, (i, j) in enumerate(pairs):
-        upper = figure.add_subplot(2, len(pairs), column + 1)
-        lower = figure.add_subplot(2, len(pairs), len(pairs) + column + 1)
-        spans = (robust_span(rows[:, i]), robust_span(rows[:, j]))
-        counts = [np.histogram2d(points[:, i], points[:, j], 44, spans)[0].T for points in (rows, drawn)]
-        top = max(float(np.quantile(counts[0][counts[0] > 0], 0.995)), 2.0)
-        for ax, values in ((upper, counts[0]), (lower, counts[1])):
-            draw_map(ax, np.maximum(values, 0.5), (*spans[0], *spans[1]), LogNorm(0.5, top), "nearest")
-            dress_tile(ax, *spans)
-            name_axes(ax, features[i] if ax is lower else "", features[j], size=8)
-        if column == 0:
-            for ax, text, colour in ((upper, "data", DATA_DOT), (lower, "samples", MODEL_DOT)):
-                ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=9, color=colour)
-    return figure
 
 
 def _require_dim(flow: JKOFlow, dim: int) -> None:

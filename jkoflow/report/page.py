@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+SCRIPT = Path(__file__).with_name("readings.js").read_text()
+"""The page's only script; everything is there without it."""
+
+HINT = (
+    '<p class="hint" hidden>Figures tell their values where they are pointed at or touched. With the keyboard: Tab to '
+    "a figure, ← → for its values, ↑ ↓ for its panels, Esc to close.</p>"
+)
+
+
+def whole(title: str, header: str, body: Iterable[str]) -> str:
+    """Returns a page from its title, which is plain text, its header and its sections, as HTML.
+
+    The page may load nothing, and run no script but its own.
+    """
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{header}\n"
+        + "\n".join(body)
+        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
 
 
 def section(title: str, body: str) -> str:
@@ -53,18 +81,18 @@ def picture(png: bytes, alt: str, caption: str) -> str:
 
 
 def svg(drawing: Figure, alt: str) -> str:
-    """Draws the figure as an inline SVG element in the page's colours; dense panels inside are PNG at twice the pixels.
+    """Draws the figure as inline SVG in the page's colours; dense panels inside are PNG at twice the pixels.
 
     Arguments:
         drawing: A figure of `jkoflow.report.figures`.
         alt: Alternative text for readers who cannot see the figure.
 
     Returns:
-        One ``<svg>`` element without outside references.
+        An ``<svg>`` element without outside references, and over it another one of the boxes that tell values.
     """
     import matplotlib
 
-    from jkoflow.report import style
+    from jkoflow.report import readings, style
 
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -88,8 +116,9 @@ def svg(drawing: Figure, alt: str) -> str:
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{mark}", body)
     width, height = (72 * float(side) for side in drawing.get_size_inches())
     return (
-        f'<div class="scroll"><svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}" '
-        f'style="width:{width / 72 * 100:g}px">{body.strip()}</div>'
+        f'<div class="scroll"><div class="drawing" style="width:{width / 72 * 100:g}px">'
+        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}">{body.strip()}'
+        f"{readings.overlay(drawing)}</div></div>"
     )
 
 
@@ -121,6 +150,13 @@ def _significant(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:#.3g}".rstrip(".")
+
+
+def significant(value: float) -> str:
+    """Returns the text of a number with four significant digits, and none that say nothing."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return number(float(value)) if value else "0"
+    return f"{float(f'{value:.4g}'):,}".removesuffix(".0").replace("-", "−")
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -160,7 +196,17 @@ h2 { margin: 56px 0 14px; font-size: 21px; font-weight: 620; letter-spacing: -.0
 .tile dd small { font-size: 17px; font-weight: 450; color: var(--muted); }
 .tile dd.note { font-size: 13px; font-weight: 400; letter-spacing: 0; color: var(--muted); white-space: normal; }
 figure { margin: 0 0 28px; }
-figure svg { display: block; height: auto; max-width: 100%; min-width: 640px; }
+.drawing { position: relative; max-width: 100%; min-width: 640px; }
+.drawing svg { display: block; width: 100%; height: auto; }
+.drawing .readings { position: absolute; inset: 0; height: 100%; overflow: visible; }
+.readings rect { fill: var(--ink); fill-opacity: 0; }
+.readings rect:hover, .readings rect.on { fill-opacity: .16; stroke: var(--ink); stroke-width: .6; }
+.readings g:focus { outline: none; }
+.tip { position: fixed; z-index: 1; width: max-content; max-width: min(340px, 94vw); padding: 6px 10px;
+  border-radius: 6px;
+  background: var(--ink); color: var(--page); font-size: 13px; line-height: 1.4; white-space: pre-line;
+  pointer-events: none; font-variant-numeric: tabular-nums; }
+.hint { margin: 20px 0 -28px; color: var(--muted); font-size: 14px; }
 .pixels { display: block; width: 896px; max-width: 100%; image-rendering: pixelated; }
 figcaption { margin-top: 10px; max-width: 110ch; color: var(--muted); font-size: 14px; }
 .scroll { overflow-x: auto; }

@@ -152,38 +152,6 @@ def worst_columns(distances: Array, limit: int = MAX_COLUMNS) -> list[int]:
     return sorted(np.argsort(-distances, kind="stable")[:limit].tolist())
 
 
-def telling_pairs(rows: Array, count: int = 6, bins: int = 12) -> list[tuple[int, int]]:
-    """Chooses the most telling pairs of columns: in turn the most correlated and the least Gaussian pair.
-
-    Correlation is that of the ranks; "least Gaussian" is the mutual information of the ranks beyond what a Gaussian of
-    that correlation has. A column appears in at most two pairs while others are left.
-    """
-    n, dim = rows.shape
-    ranks = rows.argsort(axis=0, kind="stable").argsort(axis=0)
-    correlation: Array = np.atleast_2d(np.corrcoef(ranks, rowvar=False))
-    cells = ranks * bins // n
-    pairs = [(i, j) for i in range(dim) for j in range(i + 1, dim)]
-    linear, beyond = np.empty(len(pairs)), np.empty(len(pairs))
-    for k, (i, j) in enumerate(pairs):
-        rho = float(np.clip(correlation[i, j], -0.9999, 0.9999))
-        joint = np.bincount(cells[:, i] * bins + cells[:, j], minlength=bins * bins) / n
-        information = float(np.sum(joint[joint > 0] * np.log(joint[joint > 0] * bins * bins)))
-        linear[k], beyond[k] = abs(rho), information + 0.5 * math.log1p(-rho * rho)
-    chosen: list[tuple[int, int]] = []
-    uses = np.zeros(dim, dtype=int)
-    orders = [np.argsort(-linear, kind="stable").tolist(), np.argsort(-beyond, kind="stable").tolist()]
-    for limit in (2, dim):
-        while len(chosen) < count:
-            order = orders[len(chosen) % 2]
-            free = (pairs[k] for k in order if pairs[k] not in chosen and max(uses[list(pairs[k])]) < limit)
-            pair = next(free, None)
-            if pair is None:
-                break
-            chosen.append(pair)
-            uses[list(pair)] += 1
-    return chosen
-
-
 def to_array(values: Tensor) -> Array:
     """Returns the tensor as a float64 array."""
     return values.detach().cpu().double().numpy()

@@ -9,8 +9,9 @@ import torch
 from jkoflow.checkpoint import CheckpointError
 from jkoflow.images import IMAGES_FILE
 from jkoflow.report import page, probes, tables
+from jkoflow.report.column_views import plain_views
 from jkoflow.report.results import Results
-from jkoflow.report.table_sections import table_pictures
+from jkoflow.report.table_sections import pairs, table_pictures
 from jkoflow.training import overfit
 
 
@@ -93,15 +94,10 @@ def pictures(run: Results) -> list[str]:
         f"{which}, clipped to robust quantiles. {gap}; with {len(data):,} and {len(samples):,} points, chance alone "
         f"exceeds {chance:.3f} in one column of twenty.",
     )
-    pairs = page.figure(
-        figures.pairs_figure(data, samples, features),
-        "Two-dimensional histograms of pairs of columns: test data above, samples below.",
-        "Pairs by turns most correlated and least Gaussian: test data above, as many samples below; counts in "
-        "logarithmic colours, the same in both rows.",
-    )
+    views = plain_views(features, probes.to_array(data), probes.to_array(samples))
     return [
         page.section("Data and samples, column by column", marginals),
-        page.section("Data and samples, pair by pair", pairs),
+        page.section("Data and samples, pair by pair", pairs(views)),
         page.section("Noise", noise),
     ]
 

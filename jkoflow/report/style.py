@@ -13,7 +13,8 @@ from jkoflow.report.probes import Array
 require("matplotlib", "drawing a figure")
 
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+
+from jkoflow.report.readings import Drawing  # noqa: E402
 
 INK, MUTED, FAINT = "#1f2329", "#69737d", "#d3d9df"
 DATA, MODEL, GUARD = "#2b7bd4", "#e0761c", "#d1242f"
@@ -23,14 +24,14 @@ WIDTH = 11.8
 LEGEND: dict[str, Any] = {"ncols": 3, "fontsize": 8.5, "frameon": False, "labelcolor": INK, "borderaxespad": 0.2}
 
 
-def new_figure(width: float, height: float, gap: float = 0.015) -> Figure:
+def new_figure(width: float, height: float, gap: float = 0.015) -> Drawing:
     """Makes an empty figure of a size in inches; ``gap`` is the space between panels as a fraction of their size."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    figure = Drawing(figsize=(width, height), layout="constrained", facecolor="none")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=gap, hspace=gap / 2)  # type: ignore[union-attr]
     return figure
 
 
-def new_panels(count: int) -> tuple[Figure, list[Axes]]:
+def new_panels(count: int) -> tuple[Drawing, list[Axes]]:
     """Makes a balanced grid of small panels, at most six in a row."""
     lines = -(-count // 6)
     columns = -(-count // lines)
@@ -116,12 +117,18 @@ def draw_map(ax: Axes, values: Array, extent: tuple[float, ...], norm: Any, smoo
 
 def draw_filled(ax: Axes, values: Array, edges: Array, label: str = "test data") -> None:
     """Draws a filled histogram, of data."""
-    ax.hist(values, list(edges), density=True, color=DATA, alpha=0.4, label=label, histtype="stepfilled")
+    ax.stairs(_heights(values, edges), edges, color=DATA, alpha=0.4, label=label, fill=True)
 
 
 def draw_outline(ax: Axes, values: Array, edges: Array, label: str = "samples") -> None:
     """Draws the outline of a histogram, of samples, over that of data."""
-    ax.hist(values, list(edges), density=True, color=MODEL, lw=1.2, label=label, histtype="step")
+    ax.stairs(_heights(values, edges), edges, color=MODEL, lw=1.2, label=label)
+
+
+def _heights(values: Array, edges: Array) -> Array:
+    """Returns the densities of a histogram of the values between the edges; 0 if there is none between them."""
+    counts = np.histogram(values, edges)[0]
+    return counts / max(int(counts.sum()), 1) / np.diff(edges)
 
 
 def limit_robustly(ax: Axes, values: Sequence[Array]) -> None:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from jkoflow.report.column_views import ColumnView
 from jkoflow.report.probes import Array, worst_columns
+from jkoflow.report.readings import percent, tell_between, tell_boxes, tell_shares
 from jkoflow.report.style import (
     DATA,
     FAINT,
@@ -83,6 +84,7 @@ def _draw_levels(ax: Axes, view: ColumnView) -> None:
     y = np.arange(len(labels))[::-1]
     ax.barh(y + 0.19, data, 0.38, color=DATA, alpha=0.4)
     ax.barh(y - 0.19, drawn, 0.36, facecolor="none", edgecolor=MODEL, lw=1.2)
+    tell_between(ax, view.name, np.append(y + 0.5, -0.5), _shares(view, labels, data, drawn), along_y=True)
     _dress(ax, view)
     ax.set_ylim(-0.6, len(labels) - 0.4)
     ax.set_yticks(y, [shorten(label, 16) for label in labels], parse_math=False)
@@ -102,10 +104,21 @@ def shown_levels(view: ColumnView, most: int = MOST_BARS) -> tuple[list[str], Ar
     return labels, np.append(data[kept], rest[0]), np.append(drawn[kept], rest[1])
 
 
+def _shares(view: ColumnView, labels: Sequence[str], data: Array, drawn: Array) -> list[str]:
+    return [
+        f"{view.name}: {label}\ntest data: {percent(a)}\nsamples: {percent(b)}"
+        for label, a, b in zip(labels, data, drawn, strict=True)
+    ]
+
+
 def _draw_counts(ax: Axes, view: ColumnView) -> None:
     """Draws a pair of bars at every value."""
     assert view.lattice is not None
     step = view.lattice[1]
+    seen = np.unique(np.concatenate(view.numbers))
+    data, drawn = (np.array([np.mean(values == value) for value in seen]) for values in view.numbers[:2])
+    boxes = np.stack([seen - step / 2, seen + step / 2, np.full(len(seen), -np.inf), np.full(len(seen), np.inf)], 1)
+    tell_boxes(ax, view.name, boxes, _shares(view, [view.text(value) for value in seen.tolist()], data, drawn))
     for values, offset, style in (
         (view.numbers[0], -0.2, {"color": DATA, "alpha": 0.4}),
         (view.numbers[1], 0.2, {"facecolor": "none", "edgecolor": MODEL, "lw": 1.1}),
@@ -129,6 +142,7 @@ def _draw_with_spikes(ax: Axes, view: ColumnView) -> None:
     x = np.arange(len(data))
     bars.bar(x - 0.2, data, 0.36, color=DATA, alpha=0.4)
     bars.bar(x + 0.2, drawn, 0.34, facecolor="none", edgecolor=MODEL, lw=1.2)
+    tell_between(bars, view.name, np.arange(len(data) + 1) - 0.5, _shares(view, view.labels[1:], data, drawn))
     top = max(data.max(), drawn.max(), 1e-9)
     for place, share in enumerate(data if len(data) <= 3 else ()):  # of more the texts would meet
         text = f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"
@@ -155,6 +169,7 @@ def _draw_numbers(ax: Axes, view: ColumnView) -> None:
     ):
         counts = np.histogram(values, edges)[0]
         ax.stairs(counts / max(len(values), 1) / np.diff(along), edges, **style)
+    tell_shares(ax, view.name, edges, {"test data": data, "samples": drawn}, view.text)
     _dress(ax, view)
     name_scale(ax, view)
     ax.set_xlim(edges[0], edges[-1])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from jkoflow.report import page, probes
 from jkoflow.report.column_views import ColumnView, column_views, table_samples
+from jkoflow.report.pair_choice import Pair
 from jkoflow.report.results import Results
 
 
@@ -20,7 +24,7 @@ def table_pictures(run: Results) -> list[str]:
     if views:
         sections.append(page.section("Data and samples, column by column", _columns(views, counts, run.given)))
     if len(views) > 1:
-        sections.append(page.section("Data and samples, pair by pair", _pairs(views)))
+        sections.append(page.section("Data and samples, pair by pair", pairs(views)))
     return [*sections, *noise]
 
 
@@ -54,16 +58,41 @@ def _columns(views: list[ColumnView], counts: tuple[int, int], given: tuple[str,
     )
 
 
-def _pairs(views: list[ColumnView]) -> str:
-    from jkoflow.report import table_pairs
+def pairs(views: list[ColumnView], sources: Sequence[str] = ("test data", "samples")) -> str:
+    """Returns the figure of the pairs of columns that are most worth a look, and why they were chosen.
 
+    Arguments:
+        views: The columns, two at least.
+        sources: What their values are: data, and samples of one flow or two.
+    """
+    from jkoflow.report import pair_choice, table_pairs
+
+    choice = pair_choice.choose_pairs(views)
+    parts = [
+        f"{sources[0].capitalize()} above, as many samples below, in the same colours"
+        + (", logarithmic for counts of numbers." if any(view.form != "levels" for view in views) else "."),
+        "Over each pair stands what it was chosen by, in nats beyond chance: the mismatch (Jensen-Shannon divergence) "
+        f"of data and samples, which chance alone brings to {page.number(choice.chance)} in the worst of all pairs in "
+        "one case of twenty; or the dependence (mutual information) of the two columns among the data.",
+    ]
+    if all(pair.quantity == "dependence" for pair in choice.pairs):
+        parts.append("No pair's mismatch is beyond chance.")
+    if choice.looked_at < len(views):
+        parts.append(f"Pairs of the {choice.looked_at} columns of {len(views)} that fit worst were looked at.")
+    if any(view.form == "levels" for view in views):
+        parts.append("Beside levels, every line is the histogram of one level.")
+    if any(np.isnan(values).any() for view in views for values in view.numbers):
+        parts.append("Rows with a missing value in the pair's numbers are left out.")
     return page.figure(
-        table_pairs.pairs_figure(views),
-        "Pairs of columns as maps of counts and as histograms for every level: test data above, samples below.",
-        "Pairs of columns that tell most about each other (mutual information): test data above, as many samples "
-        "below, in the same colours. Numbers are counted in logarithmic colours. Beside levels, every line is the "
-        "histogram of one level. Rows with a missing value in the pair's numbers are left out.",
+        table_pairs.pairs_figure(views, choice.pairs, sources),
+        f"Maps of pairs of columns, from top to bottom {', '.join(sources)}: " + _told(views, choice.pairs) + ".",
+        " ".join(parts),
     )
+
+
+def _told(views: list[ColumnView], pairs: Sequence[Pair]) -> str:
+    """Returns the pairs and what each was chosen by."""
+    return "; ".join(f"{views[pair.second].name} against {views[pair.first].name}, {pair.said()}" for pair in pairs)
 
 
 def _noise(run: Results) -> list[str]:
