@@ -107,7 +107,8 @@ def export(
     names = (module.inputs, *(("context",) if len(drawn.inputs) > 1 else ()))
     told = about(model, format, what, names, module.outputs, drawn.inputs[0], grids)
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        dynamic = dict.fromkeys(names, {0: torch.export.Dim("rows")})
+        rows = torch.export.Dim("rows")
+        dynamic = {name: {0: rows} for name in names}
         program = torch.export.export(module.eval(), drawn.inputs, dynamic_shapes=dynamic, strict=False)
         aside = Path(folder) / f"artefact{form.suffix}"
         form.write(program, told, module.outputs, aside)

@@ -75,8 +75,8 @@ def agreement(run: Run, model: Model, what: str, inputs: Sequence[Tensor], grids
     for size, own, text in ((nats, rounding, "nats"), (moved, shift, "standard deviations")):
         if not size <= ALLOWED + ROUNDINGS * own:
             raise ExportError(
-                f"the artefact differs from the flow by {size:.1e} {text}, more than {ALLOWED:g} and what rounding does; "
-                "use --precision float64, or report this as a bug"
+                f"the artefact differs from the flow by {size:.1e} {text}, more than {ALLOWED:g} and what rounding "
+                "does; use --precision float64, or report this as a bug"
             )
     return Agreement(len(inputs[0]), nats, moved, rounding)
 
