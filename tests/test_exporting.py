@@ -35,7 +35,8 @@ NO_PACKAGE = "raise ImportError('the package is not to be imported')"
 
 def small_flow(dtype=torch.float32, blocks=1, **arguments):
     stack = [Block(random_velocity(2, (5, 4), dtype=dtype, scale=0.7, seed=s), num_steps=3) for s in range(blocks)]
-    return JKOFlow(2, stack, torch.ones(2, dtype=dtype), 2 * torch.ones(2, dtype=dtype), **arguments)
+    flow = JKOFlow(2, stack, torch.ones(2, dtype=dtype), 2 * torch.ones(2, dtype=dtype), **arguments)
+    return flow.requires_grad_(False)
 
 
 def rich_flow():
@@ -66,7 +67,7 @@ def rich_flow():
     )  # fmt: skip
     flow.context_links = Links([Link("log", lower=0.0), Link()])
     flow.features, flow.context_features = tuple("abcde"), ("day", "hour")
-    return flow
+    return flow.requires_grad_(False)
 
 
 def without_the_package(tmp_path):
@@ -123,19 +124,23 @@ def test_a_conditional_flow_with_all_its_layers_is_served_by_pytorch_alone(tmp_p
     torch.testing.assert_close(values[[0, 3, 4, 5, 6]], got[[0, 3, 4, 5, 6]].float())
 
 
-@pytest.mark.parametrize(
-    ("kind", "velocity"),
-    [
-        ("hyper", lambda: HyperMLP(2, (4, 3), context_dim=1)),
-        ("residual", lambda: ResidualMLP(2, (4, 4, 4), context_dim=1)),
-    ],
-)
-def test_other_velocities_in_float64(kind, velocity, tmp_path):
+def test_other_velocities_in_float64(tmp_path):
     torch.manual_seed(0)
-    assert KINDS[kind] is type(velocity())
-    flow = JKOFlow(2, [Block(velocity().double(), 2), Block(velocity().double(), 3, t0=1.0, t1=0.4)])
+    velocities = [HyperMLP(2, (4, 3), context_dim=1), ResidualMLP(2, (4, 4, 4), context_dim=1)]
+    flow = JKOFlow(2, [Block(velocities[0].double(), 2), Block(velocities[1].double(), 3, t0=1.0, t1=0.4)])
     found = export(flow, tmp_path / "flow.pt2", context=[[0.5], [2.0]])
     assert 0 < found.agreement.difference <= 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_velocity_of_the_package_is_integrated_as_by_its_block(kind):
+    torch.manual_seed(0)
+    velocity = KINDS[kind](2, hidden=(4, 4), context_dim=1).double().requires_grad_(False)
+    block = Block(velocity, 3, "heun", t0=0.3, t1=1.5)
+    x, context = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)
+    for inverse, step in ((False, block), (True, block.inverse)):
+        for value, wanted in zip(Integration(block, 3, inverse)(x, context), step(x, context), strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_samples_are_a_function_of_noise_and_float64_is_asked_for(tmp_path):
@@ -203,7 +208,7 @@ def test_aoti_without_a_compiler_says_what_to_do(tmp_path):
 
     with (
         config.patch({"cpp.cxx": (None, "no-such-compiler")}),
-        pytest.raises(ExportError, match="needs a C.. compiler"),
+        pytest.raises(ExportError, match="needs a C"),
     ):
         export(small_flow(), tmp_path / "flow.pt2", "aoti")
     assert list(tmp_path.iterdir()) == []
@@ -223,7 +228,7 @@ def test_onnx_runtime_runs_a_flow_with_all_its_layers(tmp_path):
     context = torch.rand(3, 2) + 0.5
     x = flow.sample(3, context)
     (got,) = session.run(["log_prob"], {"x": x.numpy(), "context": context.numpy()})
-    np.testing.assert_allclose(got, flow.log_prob(x, context).detach().numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got, flow.log_prob(x, context).numpy(), rtol=0, atol=1e-5)
 
 
 def test_onnx_without_its_packages_says_how_to_install_them(tmp_path, monkeypatch):
@@ -333,15 +338,14 @@ def test_an_old_torch_is_told_which_one_is_needed(tmp_path, monkeypatch):
 def test_an_artefact_that_disagrees_is_not_put_in_place(tmp_path, monkeypatch):
     path = tmp_path / "flow.pt2"
     path.write_text("what was there")
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
     monkeypatch.setattr(formats.TorchExport, "write", lambda *_: _[-1].touch())
     flow = small_flow()
     for wrong, text in ((1e-3, "differs from the flow by 1.0e-03 nats"), (torch.nan, "by inf nats")):
-        monkeypatch.setattr(
-            formats.TorchExport, "load", lambda *_, wrong=wrong: lambda x: (flow.log_prob(x).detach() + wrong,)
-        )
+        monkeypatch.setattr(formats.TorchExport, "load", lambda *_, wrong=wrong: lambda x: (flow.log_prob(x) + wrong,))
         with pytest.raises(ExportError, match=text):
             export(flow, path)
-    monkeypatch.setattr(formats.TorchExport, "load", lambda *_: lambda x: (flow.log_prob(x).detach()[:, None],))
+    monkeypatch.setattr(formats.TorchExport, "load", lambda *_: lambda x: (flow.log_prob(x)[:, None],))
     with pytest.raises(ExportError, match=r"returns \(1000, 1\) of torch.float32 where the flow returns \(1000,\)"):
         export(flow, path)
     assert [path.name for path in tmp_path.iterdir()] == ["flow.pt2"]

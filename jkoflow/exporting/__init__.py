@@ -104,14 +104,15 @@ def export(
     drawn = drawn_rows(model, context, kind.inverse)
     grids = chosen_grids(flow, num_steps, tol, drawn.points, drawn.conditions, kind.inverse)
     module = TableLogProb(model, grids) if isinstance(model, TableFlow) else kind(flow, grids)
-    names = (module.inputs, *(("context",) if len(drawn.inputs) > 1 else ()))
-    told = about(model, format, what, names, module.outputs, drawn.inputs[0], grids)
+    names = [module.inputs, "context"][: len(drawn.inputs)]
+    outputs: tuple[str, ...] = module.outputs
+    told = about(model, format, what, names, outputs, drawn.inputs[0], grids)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         rows = torch.export.Dim("rows")
         dynamic = {name: {0: rows} for name in names}
         program = torch.export.export(module.eval(), drawn.inputs, dynamic_shapes=dynamic, strict=False)
         aside = Path(folder) / f"artefact{form.suffix}"
-        form.write(program, told, module.outputs, aside)
+        form.write(program, told, outputs, aside)
         agreed = agreement(form.load(aside), model, what, drawn.inputs, grids)
         checkpoint.write_atomically(path, aside.read_bytes())
     return Exported(path, told, agreed)

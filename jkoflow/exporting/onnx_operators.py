@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from jkoflow.optional import require
+
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Returns the translations by operator; onnxscript is imported when they are asked for."""
-    from onnxscript import opset18 as op
+    op = require("onnxscript", "--format onnx", "onnx").opset18
 
     def searchsorted(knots: Any, values: Any, out_int32: bool = False, right: bool = False, **_: Any) -> Any:
         """Counts the knots (d, K) that are at most, or less than, each of the values (d, B)."""

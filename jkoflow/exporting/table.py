@@ -92,8 +92,9 @@ def _reason(codec: Codec | None) -> str:
     return f"it is of kind {codec.kind}, which only the package translates into numbers"
 
 
-def _encoded(codec: Real, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _encoded(codec: Codec, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns numbers, log-weights and which values (B,) are possible, as `Real.encode` does without noise."""
+    assert isinstance(codec, Real)  # see `check_columns`
     numbers, weights, possible = codec.through(values)
     if codec.step:
         exact = (values - codec.first) / codec.step
