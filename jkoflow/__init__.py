@@ -7,6 +7,7 @@ from jkoflow._version import __version__
 
 try:
     from jkoflow.block import Block
+    from jkoflow.exporting import export
     from jkoflow.flow import JKOFlow
     from jkoflow.ops import FallbackWarning, Integrated, JKOTerms, integrate, jko_loss, velocity_and_divergence
     from jkoflow.table_flow import TableFlow, load
@@ -30,6 +31,7 @@ __all__ = [
     "TableFlow",
     "TrainConfig",
     "__version__",
+    "export",
     "integrate",
     "jko_loss",
     "load",

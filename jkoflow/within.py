@@ -197,7 +197,14 @@ def error_of(density: LogDensities, values: Tensor, grids: Grids) -> Tensor:
 
 
 @torch.no_grad()
-def grids_within(flow: Composition, points: Tensor, context: Tensor | None, tol: float, part: bool = False) -> Chosen:
+def grids_within(
+    flow: Composition,
+    points: Tensor,
+    context: Tensor | None,
+    tol: float,
+    part: bool = False,
+    adaptive: bool = True,
+) -> Chosen:
     """Returns the cheapest grids that keep a tolerance on rows (N, d), and warns if there are none.
 
     Arguments:
@@ -206,6 +213,7 @@ def grids_within(flow: Composition, points: Tensor, context: Tensor | None, tol:
         context: Conditioning variables, with shape (N, c).
         tol: Largest error in nats.
         part: Whether the rows are a part of others, chosen to stand for these, so that each of them is looked at.
+        adaptive: Whether steps may adapt to each row.
 
     Raises:
         ValueError: If there is no row.
@@ -214,14 +222,14 @@ def grids_within(flow: Composition, points: Tensor, context: Tensor | None, tol:
         raise ValueError("x must have at least one row to choose grids on, got none")
     density = LogDensities(flow, points, context)
     pilot = torch.arange(len(points), device=points.device) if part else pilot_of(len(points), points.device)
-    chosen = choose(density, pilot, density.exact(pilot, flow.grids(), tol), tol)
+    chosen = choose(density, pilot, density.exact(pilot, flow.grids(), tol), tol, adaptive)
     warn_if_beyond(chosen.error, tol, points.dtype, steps_of(chosen.grids) >= MOST, part or len(pilot) < len(points))
     return chosen
 
 
 @torch.no_grad()
 def sampling_grids_within(
-    flow: Composition, z: Tensor, context: Tensor | None, tol: float, exact: bool = False
+    flow: Composition, z: Tensor, context: Tensor | None, tol: float, exact: bool = False, adaptive: bool = True
 ) -> Grids:
     """Returns grids on which the density that comes with a sample is that of the sample within a tolerance.
 
@@ -231,6 +239,7 @@ def sampling_grids_within(
         context: Conditioning variables in their own units, with shape (n, c).
         tol: Largest difference, in nats, between the log-density given with a sample and its exact log-density.
         exact: Whether the samples are drawn by the exact inverse.
+        adaptive: Whether steps may adapt to each sample, which they do not if ``exact``.
 
     Returns:
         The grids, with a warning if they do not keep the tolerance.
@@ -241,7 +250,7 @@ def sampling_grids_within(
         return flow.grids()
     rows = torch.arange(len(z), device=z.device)
     drawn = LogDensities(flow, flow.inverse(z, context, validate=False)[0], context)
-    grids = choose(drawn, rows, drawn.exact(rows, flow.grids(), tol), tol, adaptive=not exact).grids
+    grids = choose(drawn, rows, drawn.exact(rows, flow.grids(), tol), tol, adaptive and not exact).grids
     best: Grids | None = None
     error, reference = torch.full((len(z),), math.inf, dtype=torch.float64), drawn
     for _ in range(6):

@@ -58,6 +58,7 @@ LAYERS = [
     "quadrature",
     "table_rows",
     "table_flow",
+    "exporting",
     "surprise",
     "two_sample",
     "environment",

@@ -20,6 +20,7 @@ from jkoflow._version import __version__
 from jkoflow.checkpoint import OldFormatWarning
 from jkoflow.cli import console, launched, settings, table_options, training_run
 from jkoflow.cli.bench import bench
+from jkoflow.cli.export import export
 from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
 from jkoflow.cli.sample import sample
@@ -237,6 +238,7 @@ def doctor(
 
 app.command()(score)
 app.command()(sample)
+app.command()(export)
 app.command()(inspect)
 app.command()(reproduce)
 app.command()(bench)

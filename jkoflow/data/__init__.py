@@ -27,7 +27,7 @@ from jkoflow.data.shapes import SHAPES, draw
 from jkoflow.data.splits import split_rows, to_float32
 from jkoflow.data.streamed import load_streamed, source_beyond
 from jkoflow.data.table import PARTS, Table
-from jkoflow.data.writers import check_numbers, check_output, write_table
+from jkoflow.data.writers import check_numbers, check_output, check_place, write_table
 from jkoflow.links import Link
 from jkoflow.mapped import scratch_directory
 from jkoflow.memory_limit import MemoryLimit
@@ -47,6 +47,7 @@ __all__ = [
     "as_table",
     "check_numbers",
     "check_output",
+    "check_place",
     "chosen_columns",
     "columns_of",
     "default_features",

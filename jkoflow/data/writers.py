@@ -37,6 +37,19 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         require("pandas", f"writing {kind} files")
     if kind in (".parquet", ".feather"):
         require("pyarrow", f"writing {kind} files")
+    check_place(path, inputs)
+
+
+def check_place(path: Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Checks that a file of any kind can be written in its place.
+
+    Arguments:
+        path: The file to write.
+        inputs: Files and folders that are read, none of which may be written to; other names are no matter.
+
+    Raises:
+        DataError: If it is a directory or an input, or its own directory cannot be written to.
+    """
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a directory; name a file")
     place = path.resolve()

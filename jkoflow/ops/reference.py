@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,22 +29,46 @@ def integrate_steps(
     """
     num_steps = grid.num_steps
     dt = (t1 - t0) / num_steps
-    logdet = x.new_zeros(x.shape[0])
-    x_rest, logdet_rest = torch.zeros_like(x), torch.zeros_like(logdet)
+    state = beginning(x)
     path = [x]
     for step in range(num_steps):
         t = t0 + step * dt
-        slopes: list[Tensor] = []
-        divergences: list[Tensor] = []
-        for row, c in zip(tableau.a, tableau.c, strict=True):
-            velocity, divergence = rhs(x + _weighted_sum(dt, row, slopes) if any(row) else x, t + c * dt)
-            slopes.append(velocity)
-            divergences.append(divergence)
-        # What stages and path see of a position is x alone, as in the kernels, whose adjoint starts from the path.
-        x, x_rest = _compensated_sum(x, x_rest, _weighted_sum(dt, tableau.b, slopes))
-        logdet, logdet_rest = _compensated_sum(logdet, logdet_rest, _weighted_sum(dt, tableau.b, divergences))
-        path.append(x)
-    return x, logdet, torch.stack(path)
+        state = one_step(rhs, state, [t + c * dt for c in tableau.c], dt, tableau)
+        path.append(state.x)
+    return state.x, state.logdet, torch.stack(path)
+
+
+class State(NamedTuple):
+    """Where an integration stands, with what rounding has cut off its sums."""
+
+    x: Tensor
+    """Positions, with shape (B, d)."""
+    logdet: Tensor
+    """Integral of the divergence, with shape (B,)."""
+    x_rest: Tensor
+    logdet_rest: Tensor
+
+
+def beginning(x: Tensor) -> State:
+    """Returns the state of an integration that begins at x (B, d)."""
+    logdet = x.new_zeros(x.shape[0])
+    return State(x, logdet, torch.zeros_like(x), torch.zeros_like(logdet))
+
+
+def one_step(rhs: RightHandSide, state: State, times: Sequence[float | Tensor], dt: float, tableau: Tableau) -> State:
+    """Takes one step of length dt, whose stages are at the given times.
+
+    What stages and path see of a position is x alone, as in the kernels, whose adjoint starts from the path.
+    """
+    slopes: list[Tensor] = []
+    divergences: list[Tensor] = []
+    for row, t in zip(tableau.a, times, strict=True):
+        velocity, divergence = rhs(state.x + _weighted_sum(dt, row, slopes) if any(row) else state.x, t)
+        slopes.append(velocity)
+        divergences.append(divergence)
+    x, x_rest = _compensated_sum(state.x, state.x_rest, _weighted_sum(dt, tableau.b, slopes))
+    logdet, rest = _compensated_sum(state.logdet, state.logdet_rest, _weighted_sum(dt, tableau.b, divergences))
+    return State(x, logdet, x_rest, rest)
 
 
 def _weighted_sum(dt: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
@@ -79,7 +104,9 @@ def closed_form(field: MLPField) -> bool:
 def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Tensor | None) -> RightHandSide:
     """Returns the velocity of an MLP with its divergence: closed form, tangents, Hutchinson or none."""
     sigma, weights, biases, modulation = field.activation, field.weights, field.biases, field.modulation
-    first_x, residual = weights[0][:, : field.dim], field.residual
+    # Tensors of their own: a loop that PyTorch exports takes no two views of one tensor.
+    first_x, residual = weights[0][:, : field.dim].clone(), field.residual
+    first_t = weights[0][:, field.dim].clone() if field.time else None
     offset = biases[0]
     if context is not None and modulation is None:
         offset = context @ weights[0][:, field.dim + int(field.time) :].T + biases[0]
@@ -98,44 +125,44 @@ def mlp_rhs(field: MLPField, context: Tensor | None, divergence: str, noise: Ten
             z = z if scale is None else scale * z
             return (z if shift is None else z + shift), scale
 
-        z = x @ first_x.T + offset
-        if field.time:
-            z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * weights[0][:, field.dim]
+        z = x @ first_x.t() + offset
+        if first_t is not None:
+            z = z + (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * first_t
         slopes = []
         h = x
         for layer in range(len(weights) - 1):
             if layer > 0:
-                z = h @ weights[layer].T + biases[layer]
+                z = h @ weights[layer].t() + biases[layer]
             z, scale = modulated(z, layer)
             value = sigma.value(z)
             h = h + value if residual and layer > 0 else value
             slope = sigma.slope(z)
             slopes.append(slope if scale is None else slope * scale)
-        velocity, output_scale = modulated(h @ weights[-1].T + biases[-1], len(weights) - 1)
+        velocity, output_scale = modulated(h @ weights[-1].t() + biases[-1], len(weights) - 1)
         if field.linear is not None:
-            velocity = velocity + x @ field.linear.T
+            velocity = velocity + x @ field.linear.t()
         if divergence == "none":
             return velocity, x.new_zeros(x.shape[0])
         if traced is not None:
             if len(slopes) == 1:
                 return velocity, slopes[0] @ traced + trace
             straight = trace if beside is None else slopes[0] @ beside + trace
-            return velocity, ((slopes[0] @ traced.T) * slopes[1]).sum(1) + straight
+            return velocity, ((slopes[0] @ traced.t()) * slopes[1]).sum(1) + straight
         # Tangents: columns of each layer's Jacobian, (directions, B, H); all d of them, or the one along the noise.
-        tangents = slopes[0] * (first_x.T.unsqueeze(1) if noise is None else (noise @ first_x.T).unsqueeze(0))
+        tangents = slopes[0] * (first_x.t().unsqueeze(1) if noise is None else (noise @ first_x.t()).unsqueeze(0))
         for weight, slope in zip(weights[1:-1], slopes[1:], strict=True):
-            carried = slope * (tangents @ weight.T)
+            carried = slope * (tangents @ weight.t())
             tangents = tangents + carried if residual else carried
         if noise is None:
             if output_scale is None:
                 return velocity, torch.einsum("kbh,kh->b", tangents, weights[-1]) + trace
             ends = torch.einsum("kbh,kh->bk", tangents, weights[-1])
             return velocity, (output_scale * ends).sum(1) + trace
-        jacobian_noise = tangents[0] @ weights[-1].T
+        jacobian_noise = tangents[0] @ weights[-1].t()
         if output_scale is not None:
             jacobian_noise = output_scale * jacobian_noise
         if field.linear is not None:
-            jacobian_noise = jacobian_noise + noise @ field.linear.T
+            jacobian_noise = jacobian_noise + noise @ field.linear.t()
         return velocity, (noise * jacobian_noise).sum(1)
 
     return rhs

@@ -66,8 +66,8 @@ class Modulation(NamedTuple):
     def at(self, u: Tensor, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """Returns scale and shift of a layer, (*, H) each, None for 1 and 0, from the columns u (*, U)."""
         gate, shift = self.gates[layer], self.shifts[layer]
-        scale = None if gate is None else GATES[self.gate](u @ gate[0].T + gate[1])
-        return scale, None if shift is None else u @ shift.T
+        scale = None if gate is None else GATES[self.gate](u @ gate[0].t() + gate[1])
+        return scale, None if shift is None else u @ shift.t()
 
 
 class MLPField(NamedTuple):

@@ -217,4 +217,4 @@ def _network(hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 def _affine(weight: Tensor, h: Tensor) -> Tensor:
     """Returns W h with one matrix for all rows, or one for each."""
-    return h @ weight.T if weight.dim() == 2 else (weight @ h.unsqueeze(-1)).squeeze(-1)
+    return h @ weight.t() if weight.dim() == 2 else (weight @ h.unsqueeze(-1)).squeeze(-1)

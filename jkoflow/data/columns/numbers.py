@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jkoflow.data.columns.codec import (
     Array,
@@ -53,10 +54,7 @@ class Real(Codec):
     def encode(self, values: Array, noise: Floats) -> Encoded:
         """Returns numbers of about mean 0 and deviation 1; a value beyond an edge of the link is impossible."""
         exact = np.asarray(values, dtype=np.float64) + self.step * (noise - 0.5)
-        linked, log_slope = Link(**self.link).forward(torch.from_numpy(exact))
-        numbers = ((linked - self.centre) / self.scale).numpy()
-        weights = log_slope.numpy() - math.log(self.scale) + (math.log(self.step) if self.step else 0.0)
-        possible = np.isfinite(numbers) & np.isfinite(weights)
+        numbers, weights, possible = (part.numpy() for part in self.through(torch.from_numpy(exact)))
         if self.step:
             possible &= lattice_places(values, self.first, self.step)[1]
         encoded = plain(values)
@@ -65,6 +63,13 @@ class Real(Codec):
             numbers=np.where(possible, numbers, 0.0),
             log_weights=np.where(possible, weights, 0.0),
         )
+
+    def through(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns numbers and log-weights of values (N,), and which are possible: inside of the link's edges."""
+        linked, log_slope = Link(**self.link).forward(values)
+        numbers = (linked - self.centre) / self.scale
+        weights = log_slope - math.log(self.scale) + (math.log(self.step) if self.step else 0.0)
+        return numbers, weights, torch.isfinite(numbers) & torch.isfinite(weights)
 
     def decode(self, states: NDArray[np.int64], numbers: Floats) -> Array:
         """Returns the values of numbers."""
