@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +17,9 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import OldFormatWarning
-from jkoflow.cli import console, launched, settings, table_options, training_run
+from jkoflow.cli import completion, console, examples, json_lines, launched, settings, table_options, training_run
 from jkoflow.cli.bench import bench
+from jkoflow.cli.demo import demo
 from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
 from jkoflow.cli.sample import sample
@@ -37,46 +37,73 @@ from jkoflow.report import write_report
 from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.interruption import Interrupted, interrupt
+from jkoflow.training.interruption import interrupt
 from jkoflow.training.run_directory import RunDirectory
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
+class _Stopped(Exception):
+    """Raised in place of the interruption that has ended a command."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.text, self.number = text, number
+
+
 class OneLineErrors(TyperGroup):
     """The command group, which turns errors into one line on stderr, with exit code 2, or 130 after Ctrl-C."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
-        try:
-            with _warnings_as_notes(), _terminated_in_order():
-                code = super().main(*args, standalone_mode=False, **extra) or 0
-        except _CLICK_ERROR as error:
-            console.error(error.format_message())
-            code = 2
-        except UserError as error:
-            console.error(str(error))
-            code = 2
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
-            code = 2
-        except Interrupted as error:
-            console.error(str(error))
-            code = 128 + error.number
-        except (typer.Abort, KeyboardInterrupt):
-            console.error("interrupted")
-            code = 128 + signal.SIGINT
+        arguments = sys.argv[1:] if args is None else list(args)
+        if json_lines.asked(arguments):
+            try:
+                with json_lines.on_stdout():
+                    code = self._exit_code(arguments, **extra)
+            except BrokenPipeError:  # while an error was told: there is nobody left to tell
+                code = 1
+        else:
+            code = self._exit_code(arguments, **extra)
         if standalone_mode:
             sys.exit(code)
         return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that is named; an interruption gets by newer versions of typer, which hide it, as another."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped(str(error) or "interrupted", getattr(error, "number", signal.SIGINT)) from None
+
+    def _exit_code(self, arguments: list[str], **extra: Any) -> int:
+        """Runs a command, tells its error if it fails, and returns the exit code."""
+        try:
+            with _warnings_as_notes(), _terminated_in_order():
+                return super().main(arguments, standalone_mode=False, **extra) or 0
+        except _CLICK_ERROR as error:
+            console.error(_usage(error))
+        except UserError as error:
+            console.error(str(error))
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
+        except _Stopped as stopped:
+            console.error(stopped.text)
+            return 128 + stopped.number
+        except (typer.Abort, KeyboardInterrupt):
+            console.error("interrupted")
+            return 128 + signal.SIGINT
+        except Exception as bug:
+            json_lines.tell("error", text=f"{type(bug).__name__}: {bug}")  # people see its traceback
+            raise
+        return 2
 
 
 app = typer.Typer(
     cls=OneLineErrors,
     help="Exact densities and samples from neural-ODE flows trained block by block.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -95,7 +122,7 @@ def group(
         print(context.get_help())
 
 
-@app.command()
+@app.command(epilog=examples.of("train"))
 def train(
     context: typer.Context,
     data: Annotated[
@@ -106,13 +133,17 @@ def train(
             "for another number of rows; power:DIRECTORY (gas, hepmass, miniboone, bsds300) for the MAF benchmark's "
             "files. With --resume and without --out: the run to resume.",
             show_default=False,
+            autocompletion=completion.data,
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run; made if it is not there.", show_default=False)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; flags win over it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="TOML file of settings; flags win over it.", show_default=False, autocompletion=completion.settings
+        ),
     ] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Largest number of blocks.", show_default=False)] = None,
     time_budget: Annotated[
@@ -123,7 +154,11 @@ def train(
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="How parameters are updated: muon, soap or adam.", show_default=False),
+        typer.Option(
+            help="How parameters are updated: muon, soap or adam.",
+            show_default=False,
+            autocompletion=completion.one_of("muon", "soap", "adam"),
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -151,6 +186,8 @@ def train(
         typer.Option(help="Share of the training for a last round of all blocks at once.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    tensorboard: training_run.Curves = None,
+    as_json: json_lines.Json = False,
 ) -> None:
     """Train a flow, measure it and write its report.
 
@@ -184,7 +221,7 @@ def train(
             lambda: load_dataset(source.data, chosen_settings.seed, (), source.options, chosen_settings.memory, run)
         )
         again = launched.command(f"train --resume {shlex.quote(str(run))}")
-        training_run.train_and_report(
+        found = training_run.train_and_report(
             dataset,
             place(source.data),
             chosen_settings,
@@ -193,35 +230,43 @@ def train(
             again=again,
             options=source.options,
             world=world,
+            curves=tensorboard,
         )
+        json_lines.result("train", **found)
 
 
-@app.command()
+@app.command(epilog=examples.of("report"))
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Directory of a finished run.", show_default=False, autocompletion=completion.runs),
+    ],
+    as_json: json_lines.Json = False,
 ) -> None:
     """Write the report of a run again."""
     require("matplotlib", "the report")
-    print(f"report: {write_report(run)}")
+    page = write_report(run)
+    print(f"report: {page}")
+    json_lines.result("report", report=page)
 
 
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@app.command(epilog=examples.of("doctor"))
+def doctor(as_json: json_lines.Json = False) -> None:
     """Show versions, processor, threads and kernels, and why a kernel is missing."""
     environment = describe()
-    if as_json:
-        print(json.dumps(environment, indent=2))
-    else:
-        console.show_environment(environment)
+    console.show_environment(environment)
+    json_lines.result("doctor", **environment)
 
 
-app.command()(score)
-app.command()(sample)
-app.command()(inspect)
-app.command()(reproduce)
-app.command()(bench)
+for command in (score, sample, inspect, reproduce, bench, demo):
+    app.command(epilog=examples.of(command.__name__))(command)
+
+
+def _usage(error: Any) -> str:
+    """Returns the text of an error of the command line, and where to read what it may be."""
+    context = getattr(error, "ctx", None)
+    text = error.format_message().strip()
+    return text if context is None else f"{text.removesuffix('.')}; see: {context.command_path} --help"
 
 
 @contextmanager
