@@ -86,7 +86,7 @@ def bench(
     ] = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Measure the kernels against other libraries and against the device's matrix product.
+    """Measure the kernels against other libraries. What they reach is told beside the device's matrix product.
 
     Every result is compared with ours (on a GPU with float64) before it is timed; peers that are not installed are
     listed, and so is what there is no time or memory for.

@@ -44,7 +44,7 @@ from jkoflow.training.run_directory import RunDirectory
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Raised in place of the interruption that has ended a command."""
 
     def __init__(self, text: str, number: int) -> None:
@@ -71,11 +71,11 @@ class OneLineErrors(TyperGroup):
         return code
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that is named; an interruption gets by newer versions of typer, which hide it, as another."""
+        """Runs the command that is named; newer versions of typer would end in silence at an interruption."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _Stopped(str(error) or "interrupted", getattr(error, "number", signal.SIGINT)) from None
+            raise _StoppedError(str(error) or "interrupted", getattr(error, "number", signal.SIGINT)) from None
 
     def _exit_code(self, arguments: list[str], **extra: Any) -> int:
         """Runs a command, tells its error if it fails, and returns the exit code."""
@@ -89,7 +89,7 @@ class OneLineErrors(TyperGroup):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
-        except _Stopped as stopped:
+        except _StoppedError as stopped:
             console.error(stopped.text)
             return 128 + stopped.number
         except (typer.Abort, KeyboardInterrupt):
@@ -109,7 +109,7 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=examples.BEGIN)
 def group(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -122,7 +122,6 @@ def group(
         print(context.get_help())
 
 
-@app.command(epilog=examples.of("train"))
 def train(
     context: typer.Context,
     data: Annotated[
@@ -235,7 +234,6 @@ def train(
         json_lines.result("train", **found)
 
 
-@app.command(epilog=examples.of("report"))
 def report(
     run: Annotated[
         Path,
@@ -250,15 +248,14 @@ def report(
     json_lines.result("report", report=page)
 
 
-@app.command(epilog=examples.of("doctor"))
 def doctor(as_json: json_lines.Json = False) -> None:
-    """Show versions, processor, threads and kernels, and why a kernel is missing."""
+    """Show versions, processor, threads and kernels. If a kernel is missing, it says why."""
     environment = describe()
     console.show_environment(environment)
     json_lines.result("doctor", **environment)
 
 
-for command in (score, sample, inspect, reproduce, bench, demo):
+for command in (demo, inspect, train, report, score, sample, reproduce, bench, doctor):
     app.command(epilog=examples.of(command.__name__))(command)
 
 
@@ -266,7 +263,10 @@ def _usage(error: Any) -> str:
     """Returns the text of an error of the command line, and where to read what it may be."""
     context = getattr(error, "ctx", None)
     text = error.format_message().strip()
-    return text if context is None else f"{text.removesuffix('.')}; see: {context.command_path} --help"
+    if context is None:
+        return text
+    command = " ".join(["jkoflow", *context.command_path.split()[1:]])
+    return f"{text.removesuffix('.')}; see: {command} --help"
 
 
 @contextmanager

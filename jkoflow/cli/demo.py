@@ -21,7 +21,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for both trainings together.")] = 150.0,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Train on two data sets that come with the package, and write a report of each.
+    """Train on two built-in data sets and write a report of each.
 
     rose is a density in two dimensions, gasturbine a table of eleven sensor readings. Nothing is downloaded.
     """

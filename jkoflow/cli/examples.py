@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "bench": (
         "jkoflow bench --quick",
-        'jkoflow bench --shapes "6,128,2,10000,3" --peers torchdiffeq --out runs/bench',
+        'jkoflow bench --shapes "6,128,2,10000,3" --peers torchdiffeq',
     ),
     "doctor": (
         "jkoflow doctor",
@@ -43,6 +43,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Command lines by the command that they are of."""
+
+
+BEGIN = "\b\nTo begin with:  jkoflow demo\nOf a command:   jkoflow train --help"
+"""End of the help of the group of all commands."""
 
 
 def of(command: str) -> str:

@@ -34,7 +34,7 @@ def inspect(
     index_column: table_options.IndexColumn = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Show what kind every column of a file is taken for, why, and what training would do with it."""
+    """Show what kind every column of a file is taken for, and why. It also tells what training would do with it."""
     told = table_options.mapping(context)
     options = TableOptions.from_mapping(told)
     table = read_table(data, options.reading)

@@ -59,7 +59,7 @@ def reproduce(
     tensorboard: training_run.Curves = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Train one of the paper's experiments and compare it with the published figures.
+    """Train one of the paper's experiments. Its NLL is compared with the published figures.
 
     RUN then holds what train leaves, with the comparison in metrics.json and in the report.
     """

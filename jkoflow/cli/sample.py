@@ -70,7 +70,7 @@ def sample(
     ] = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Draw samples in the data's own units and types; those of a conditional flow are written beside their context.
+    """Draw samples in the data's own units and types. Those of a conditional flow are written beside their context.
 
     They are drawn and written in pieces, so that memory does not grow with their number, nor do the first ones depend
     on it.

@@ -100,7 +100,7 @@ def score(
     index_column: table_options.IndexColumn = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Write the log-density of every row, in nats and in the data's own units.
+    """Write the log-density of every row. It is in nats, and in the data's own units.
 
     Columns are found by name, in any order, the context columns of a conditional flow, too. Columns that the model does
     not use, such as identifiers, are written beside the log-densities, and so are the names of the columns in which a

@@ -116,6 +116,7 @@ def start_event(
         "rows": {"train": train, "val": len(numbers.val), "test": len(numbers.test)},
         "columns": list(numbers.features if schema is None else schema.features),
         "context_columns": list(numbers.context_features if schema is None else schema.context_features),
+        "kinds": {} if isinstance(data, Dataset) else {plan.name: plan.kind for plan in data.plans},
         "config": config.to_mapping(),
         "processes": world.size,
         "resumed": state is not None,
