@@ -85,7 +85,7 @@ def test_it_may_be_closed_twice_and_closes_itself(rows, config, tmp_path):
 def test_a_directory_is_for_one_run(rows, config, tmp_path):
     with TensorBoard(tmp_path) as board:
         jkoflow.train(rows, config, callback=board)
-    with pytest.raises(CurvesError, match="holds the curves of another run already, .*; choose another directory"):
+    with pytest.raises(CurvesError, match=r"holds the curves of another run already, .*; choose another directory"):
         jkoflow.train(rows, config, callback=TensorBoard(tmp_path))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/events.out.tfevents.0.somebody").touch()  # of another program
