@@ -1,6 +1,11 @@
 """The events of a training: what a callback is told, in which order, and what its errors do."""
 
 import json
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,3 +135,72 @@ def test_the_events_of_a_table(config):
     assert events[0]["columns"] == ["size", "kind"]
     assert sum(events[0]["rows"].values()) == 400
     assert records(events) == history
+
+
+# ---- The examples of docs/logging.md
+
+DOCS = Path(__file__).parent.parent / "docs/logging.md"
+
+
+def example(name):
+    """The Python of the documentation that imports a library."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = [block for block in blocks if f"import {name}" in block]
+    return found
+
+
+class Tracker:
+    """What the examples use of MLflow and of a run of W&B, with the checks that these make."""
+
+    def __init__(self):
+        self.params, self.logged, self.results, self.summary, self.open = {}, [], {}, {}, False
+
+    def log_params(self, params):
+        assert self.open
+        self.params |= params
+
+    def log_metrics(self, metrics, step=None):
+        assert self.open
+        assert all(isinstance(value, float) and re.fullmatch(r"[\w/.\- ]+", name) for name, value in metrics.items())
+        if step is None:
+            self.results |= metrics
+        else:
+            self.log(metrics, step)
+
+    def log(self, metrics, step):
+        assert not self.logged or step >= self.logged[-1][0]
+        self.logged.append((step, metrics))
+
+    @contextmanager
+    def start_run(self, **options):
+        self.open, self.options = True, options
+        yield self
+        self.open = False
+
+
+def check_logged(tracker, flow):
+    steps = [step for step, metrics in tracker.logged if "iteration/loss" in metrics]
+    assert steps == [0, 10, 20, 24, 25, 35, 45, 49]
+    assert any("validation/nll" in metrics for _, metrics in tracker.logged)
+    assert not tracker.open
+    assert flow.metrics["test_nll"] is not None
+
+
+def test_the_example_for_mlflow(rows, config, monkeypatch):
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "mlflow", tracker)
+    names = {"jkoflow": jkoflow, "rows": rows, "config": config}
+    exec(compile(example("mlflow"), str(DOCS), "exec"), names)
+    check_logged(tracker, names["flow"])
+    assert tracker.params["max_blocks"] == 2
+    assert tracker.results["test_nll"] == names["flow"].metrics["test_nll"]
+
+
+def test_the_example_for_weights_and_biases(rows, config, monkeypatch):
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=tracker.start_run))
+    names = {"jkoflow": jkoflow, "rows": rows, "config": config}
+    exec(compile(example("wandb"), str(DOCS), "exec"), names)
+    check_logged(tracker, names["flow"])
+    assert tracker.options["config"]["max_blocks"] == 2
+    assert tracker.summary["test_nll"] == names["flow"].metrics["test_nll"]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,8 @@ from jkoflow.training.interruption import Interrupted
 from jkoflow.training.run_directory import RunDirectory
 
 SETTINGS = "hidden = [4]\nbatch_size = 100\niterations_per_block = 20\nmax_blocks = 2\nguard_rows = 40\nnum_steps = 2\n"
+DOCS = Path(__file__).parent.parent / "docs/logging.md"
+OPTIONAL = {"first_layer_scale"}  # of the first round alone
 RECORDS = ("iteration", "validation", "guard", "block", "round")
 
 
@@ -78,6 +82,24 @@ def test_the_events_of_a_training_are_its_history_and_what_is_around_it(work, ev
     assert result["command"] == "train"
     assert result["metrics"] == run.metrics()
     assert result["report"] == str(work / "run/report.html")
+
+
+def documented():
+    """The fields that docs/logging.md has for each event, by its kind."""
+    found = {}
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| `") and len(cells) == 3:
+            kind, fields, _ = cells
+            found.setdefault(kind.strip("`"), set()).update(re.findall(r"`(\w+)`", fields))
+    return found
+
+
+def test_the_events_and_their_fields_are_documented(events):
+    fields = documented()
+    assert set(RECORDS) | {"start", "plan", "evaluation", "note", "error", "progress", "file", "result"} <= set(fields)
+    for event in events[:-1]:
+        assert set(event) == {"event"} | (fields[event["event"]] - OPTIONAL | (set(event) & OPTIONAL)), event
 
 
 def test_commands_about_a_run(work):

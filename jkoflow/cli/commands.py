@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +84,7 @@ class OneLineErrors(TyperGroup):
             with _warnings_as_notes(), _terminated_in_order():
                 return super().main(arguments, standalone_mode=False, **extra) or 0
         except _CLICK_ERROR as error:
-            console.error(_usage(error))
+            console.error(_usage(error, arguments))
         except UserError as error:
             console.error(str(error))
         except OSError as error:
@@ -259,14 +260,27 @@ for command in (demo, inspect, train, report, score, sample, reproduce, bench, d
     app.command(epilog=examples.of(command.__name__))(command)
 
 
-def _usage(error: Any) -> str:
-    """Returns the text of an error of the command line, and where to read what it may be."""
-    context = getattr(error, "ctx", None)
-    text = error.format_message().strip()
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """Returns the text of an error of the command line, with what was given and where to read what it may be."""
+    context, text = getattr(error, "ctx", None), error.format_message().strip()
     if context is None:
         return text
+    text, given = text.removesuffix("."), _given(getattr(error, "param", None), arguments)
+    if given is not None and repr(given) not in text:
+        text += f", got {given!r}"
     command = " ".join(["jkoflow", *context.command_path.split()[1:]])
-    return f"{text.removesuffix('.')}; see: {command} --help"
+    return f"{text}; see: {command} --help"
+
+
+def _given(parameter: Any, arguments: Sequence[str]) -> str | None:
+    """Returns what the arguments give for an option; None if they do not give it."""
+    for name in getattr(parameter, "opts", ()):
+        for word, following in pairwise([*arguments, ""]):
+            if word == name and following:
+                return following
+            if word.startswith(f"{name}="):
+                return word.removeprefix(f"{name}=")
+    return None
 
 
 @contextmanager

@@ -74,11 +74,15 @@ class TensorBoard:
         self.close()
 
     def check_free(self) -> None:
-        """Refuses a directory with the curves of another run.
+        """Refuses a directory with the curves of another run, and makes one that is not there.
 
         Raises:
-            CurvesError: If it holds some.
+            CurvesError: If it holds some, or is no directory.
+            OSError: If it cannot be made.
         """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise CurvesError(f"{self.directory} is a file, not a directory for curves; choose another")
+        self.directory.mkdir(parents=True, exist_ok=True)
         if found := self._files():
             raise CurvesError(
                 f"{self.directory} holds the curves of another run already, {found[0].name}; choose another directory, "
