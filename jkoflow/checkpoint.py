@@ -30,7 +30,6 @@ FORMAT_VERSION = 2
 MODELS = ("flow", "table-flow")
 """Kinds of content that are models."""
 
-
 FIX = "give a whole file that jkoflow has saved"
 """What to do about a file that cannot be read as one."""
 

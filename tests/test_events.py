@@ -130,9 +130,9 @@ def test_an_error_without_a_directory_ends_the_training_too(rows, config):
 def test_the_events_of_a_table(config):
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"size": torch.randn(400).numpy(), "kind": ["a", "b", "c", "b"] * 100})
-    with pytest.warns(jkoflow.data.DataWarning):
-        _, history, events = trained(table, config)
+    _, history, events = trained(table, config)
     assert events[0]["columns"] == ["size", "kind"]
+    assert events[0]["kinds"] == {"size": "real", "kind": "category"}
     assert sum(events[0]["rows"].values()) == 400
     assert records(events) == history
 

@@ -1,5 +1,6 @@
 """--json: every command writes events as JSON lines to stdout, the result at last, and nothing else."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import jkoflow
@@ -276,6 +278,13 @@ def test_a_reader_that_has_gone_ends_the_training_in_silence_with_its_state_save
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
     assert RunDirectory(tmp_path / "run").load_state() is not None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_on_stderr(capsys):
+    with open("/dev/full", "w") as full, contextlib.redirect_stdout(full):  # noqa: PTH123
+        assert typer.main.get_command(app).main(["doctor", "--json"], standalone_mode=False) == 2
+    assert capsys.readouterr().err.startswith("error: No space left on device; ")
 
 
 def test_of_several_processes_the_first_speaks(work, tmp_path):

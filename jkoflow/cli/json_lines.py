@@ -62,22 +62,24 @@ def tell(event: str, **fields: Any) -> None:
         fields: Values that JSON can hold, of numpy, or paths; what is not finite becomes null.
 
     Raises:
-        BrokenPipeError: If nobody reads stdout any more.
+        OSError: If stdout cannot be written, or nobody reads it any more.
     """
     record({"event": event, **fields})
 
 
 def record(event: Mapping[str, Any]) -> None:
     """Writes an event as `tell` does, given all of its fields in one: a callback of `jkoflow.train`."""
+    global _stream
     if _stream is None:
         return
     line = json.dumps(finite(event), allow_nan=False, default=_plain)
     try:
         _stream.write(line + "\n")
         _stream.flush()
-    except BrokenPipeError:
+    except OSError:
         # what is left in the buffer would be an error again at the end of the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), _stream.fileno())
+        _stream = None  # the error is told on stderr
         raise
 
 
