@@ -56,17 +56,18 @@ class _StoppedError(Exception):
 class OneLineErrors(TyperGroup):
     """The command group, which turns errors into one line on stderr, with exit code 2, or 130 after Ctrl-C."""
 
-    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
-        arguments = sys.argv[1:] if args is None else list(args)
+        given = args[0] if args else extra.pop("args", None)
+        arguments = sys.argv[1:] if given is None else list(given)
         if json_lines.asked(arguments):
             try:
                 with json_lines.on_stdout():
-                    code = self._exit_code(arguments, **extra)
+                    code = self._exit_code(arguments, *args[1:], **extra)
             except BrokenPipeError:  # while an error was told: there is nobody left to tell
                 code = 1
         else:
-            code = self._exit_code(arguments, **extra)
+            code = self._exit_code(arguments, *args[1:], **extra)
         if standalone_mode:
             sys.exit(code)
         return code
@@ -78,11 +79,11 @@ class OneLineErrors(TyperGroup):
         except KeyboardInterrupt as error:
             raise _StoppedError(str(error) or "interrupted", getattr(error, "number", signal.SIGINT)) from None
 
-    def _exit_code(self, arguments: list[str], **extra: Any) -> int:
+    def _exit_code(self, arguments: list[str], *rest: Any, **extra: Any) -> int:
         """Runs a command, tells its error if it fails, and returns the exit code."""
         try:
             with _warnings_as_notes(), _terminated_in_order():
-                return super().main(arguments, standalone_mode=False, **extra) or 0
+                return super().main(arguments, *rest, standalone_mode=False, **extra) or 0
         except _CLICK_ERROR as error:
             console.error(_usage(error, arguments))
         except UserError as error:

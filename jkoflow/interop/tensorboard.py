@@ -96,18 +96,20 @@ class TensorBoard:
             CurvesError: If a run begins and the directory holds the curves of another one.
             OSError: If the directory cannot be written.
         """
-        match event["event"]:
-            case "start":
-                self._start(event)
-            case "note" if self._writer is not None:  # some come before a run begins
-                self._writer.add_text("notes", event["text"], self._step, walltime=self._began + self._seconds)
-            case "evaluation":
-                self._write_results(event)
-                self.close()
-            case kind if kind in CURVES:
-                self._write(event)
-                if kind != "iteration":
-                    self._writer.flush()
+        kind = event["event"]
+        if kind == "start":
+            self._start(event)
+        elif self._writer is None:  # news from before a run begins
+            return
+        elif kind == "note":
+            self._writer.add_text("notes", event["text"], self._step, walltime=self._began + self._seconds)
+        elif kind == "evaluation":
+            self._write_results(event)
+            self.close()
+        elif kind in CURVES:
+            self._write(event)
+            if kind != "iteration":
+                self._writer.flush()
 
     def close(self) -> None:
         """Ends the writing; does nothing the second time."""
