@@ -235,6 +235,7 @@ def test_import_stays_light():
         "pyro",
         "zuko",
         "lampe",
+        "tensorboard",
     ]
     code = f"import jkoflow, sys; print([name for name in {optional} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
