@@ -30,6 +30,8 @@ FORMAT_VERSION = 2
 MODELS = ("flow", "table-flow")
 """Kinds of content that are models."""
 
+FIX = "give a whole file that jkoflow has saved"
+"""What to do about a file that cannot be read as one."""
 
 UNFINISHED = ".tmp"
 """End of the names of files that are being written."""
@@ -83,7 +85,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
             # copied, since the library's own tensors lie in the file as it is on the disk
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}; {FIX}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
     return _checked(path, kind, metadata, tensors)
@@ -95,7 +97,7 @@ def unpacked(payload: bytes, kind: str, source: str) -> tuple[dict[str, Tensor],
         tensors = safetensors.torch.load(payload)  # which checks the header that is read next
         header = _parsed(payload[8 : 8 + int.from_bytes(payload[:8], "little")].decode())
     except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{source} is damaged or not a jkoflow file: {error}") from error
+        raise CheckpointError(f"{source} is damaged or not a jkoflow file: {error}; {FIX}") from error
     return _checked(source, kind, header.get("__metadata__", {}), tensors)
 
 
@@ -106,9 +108,9 @@ def _checked(
     try:
         header = _parsed(metadata["jkoflow"]) if "jkoflow" in metadata else None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a jkoflow file: {error}; {FIX}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow")
+        raise CheckpointError(f"{path} is a safetensors file but was not written by jkoflow; {FIX}")
     version = header.get("format_version")
     if version not in (1, FORMAT_VERSION):
         raise CheckpointError(

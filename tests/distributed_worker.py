@@ -134,6 +134,20 @@ def signalled(rank, folder):
     }
 
 
+def failing_to_tell(rank, folder):
+    """The callback of the first process fails; that of no other one is called."""
+    told, run = [], folder / "untold"
+
+    def callback(event):
+        told.append(event["event"])
+        if event["event"] == "validation":
+            raise ZeroDivisionError("no room")
+
+    error = error_of(lambda: jkoflow.train(rows(), BRIEF, run_dir=run, callback=callback))
+    resumed = jkoflow.train(rows(), BRIEF, run_dir=run, resume=True)
+    return {"error": error, "told": told, "digest": found(resumed)["digest"]}
+
+
 def failing_elsewhere(rank, folder):
     """One process fails; the others are told, and the group can train again."""
 
@@ -185,7 +199,7 @@ def exchanged(rank, folder):
     }
 
 
-CASES = (trained, other_rows, signalled, failing_elsewhere, exchanged)
+CASES = (trained, other_rows, signalled, failing_to_tell, failing_elsewhere, exchanged)
 MORE_OF_TWO = (given_context, of_a_table, by_the_clock_of_the_first, drifting)
 """Cases that two processes have and three have not, since they would be no others."""
 

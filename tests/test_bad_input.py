@@ -192,7 +192,7 @@ def test_settings_that_are_wrong(place, text, says):
         (["score", ".", "rose", "--out", "s.npy"], "holds no run; train one with"),
         (["score", "rows.npy", "rose", "--out", "s.npy"], "rows.npy is damaged or not a jkoflow file"),
         (["report", "nowhere"], "nowhere"),
-        (["report", "."], "no such file"),
+        (["report", "."], "holds no run; train one with"),
     ],
 )
 def test_arguments_that_are_wrong(place, args, says):

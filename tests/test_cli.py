@@ -24,6 +24,7 @@ from jkoflow.cli.commands import app
 from jkoflow.data import load_dataset
 from jkoflow.environment import describe
 from jkoflow.flow import JKOFlow
+from jkoflow.training.interruption import Interrupted
 
 SMALL = """
 hidden = [16]
@@ -407,7 +408,7 @@ def test_doctor_as_text_and_as_json():
     for word in (jkoflow.__version__, torch.__version__, "cpu kernels", "cuda kernels", "instruction set"):
         assert word in text.stdout
     found = json.loads(run_cli("doctor", "--json").stdout)
-    assert found == describe()
+    assert found == {"event": "result", "command": "doctor", **json.loads(json.dumps(describe()))}
 
 
 def test_doctor_says_why_a_kernel_is_missing(monkeypatch):
@@ -558,3 +559,34 @@ def test_load_dataset_of_the_test_file_is_what_was_trained_on(work):
     with np.load(work / "run/preview.npz") as preview:
         np.testing.assert_array_equal(preview["data"], data.test.numpy())
         assert tuple(preview["features"]) == data.features
+
+
+# a first look
+
+
+def test_demo_trains_twice_and_says_where_the_reports_are(tmp_path, monkeypatch, no_report):
+    monkeypatch.chdir(tmp_path)
+    result = run_cli("demo", "--seconds", 4)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    for name in ("rose", "gasturbine"):
+        run = tmp_path / "runs/demo" / name
+        assert f"  {run / 'report.html'}" in lines
+        assert tomllib.loads((run / "config.toml").read_text())["time_budget"] == 2
+        assert JKOFlow.load(run).dim == (2 if name == "rose" else 11)
+    again = run_cli("demo")
+    assert again.exit_code == 2
+    assert "already holds a run; open its report.html, or choose another --out" in again.stderr
+    events = run_cli("demo", "--seconds", 4, "--out", "other", "--json").stdout.splitlines()
+    result = json.loads(events[-1])
+    assert [found["run"] for found in result["runs"]] == ["other/rose", "other/gasturbine"]
+    assert [json.loads(line)["event"] for line in events].count("result") == 1
+
+
+def test_what_is_interrupted_says_so(monkeypatch):
+    def interrupted(run):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(commands, "write_report", interrupted)
+    result = run_cli("report", "run")
+    assert (result.exit_code, result.stdout, result.stderr) == (143, "", "error: interrupted by SIGTERM\n")

@@ -125,6 +125,17 @@ def test_a_signal_to_one_process_saves_and_ends_all(world):
         assert "already holds a run" in result["occupied"]["text"]
 
 
+def test_a_callback_is_called_in_the_first_process_and_its_failure_ends_all(world):
+    first, *others = results = seen(world, "failing_to_tell")
+    assert first["error"] == {"kind": "ZeroDivisionError", "text": "no room"}
+    assert first["told"][0] == "start"
+    assert first["told"][-1] == "validation"
+    for other in others:
+        assert other["error"] == {"kind": "UserError", "text": "no room (in process 0)"}
+        assert other["told"] == []
+    assert len({result["digest"] for result in results}) == 1
+
+
 def test_a_failure_in_one_process_ends_all(world):
     _, one, *_ = results = seen(world, "failing_elsewhere")
     assert one["error"]["kind"] == "ZeroDivisionError"

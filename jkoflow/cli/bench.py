@@ -21,7 +21,7 @@ from jkoflow.bench.record import broken, write_record
 from jkoflow.bench.settings import Settings, device_type
 from jkoflow.bench.shapes import DIRECTIONS, STAGES, Shape, parse_shapes
 from jkoflow.bench.table import TITLES, markdown, number, size
-from jkoflow.cli import console
+from jkoflow.cli import console, json_lines
 from jkoflow.cli.bench_adaptive import bench_adaptive
 from jkoflow.cli.bench_bars import BenchBars
 from jkoflow.cli.settings import ConfigError
@@ -84,8 +84,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    as_json: json_lines.Json = False,
 ) -> None:
-    """Measure the kernels against other libraries and against the device's matrix product.
+    """Measure the kernels against other libraries. What they reach is told beside the device's matrix product.
 
     Every result is compared with ours (on a GPU with float64) before it is timed; peers that are not installed are
     listed, and so is what there is no time or memory for.
@@ -130,6 +131,7 @@ def bench(
             chart.draw(record, out / CHART_FILE)
             written.append(CHART_FILE)
         print(f"written: {', '.join(str(out / name) for name in written)}")
+    json_lines.result("bench", out=out, record=record)
     wrong = broken(record)
     for line in wrong:
         console.error(line)

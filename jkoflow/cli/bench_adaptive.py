@@ -15,7 +15,7 @@ from jkoflow.bench.adaptive.measure import broken, measure
 from jkoflow.bench.adaptive.settings import AdaptiveSettings
 from jkoflow.bench.adaptive.table import HEADINGS, lines_of, markdown, notes
 from jkoflow.bench.record import write_record
-from jkoflow.cli import console
+from jkoflow.cli import console, json_lines
 from jkoflow.cli.bench_bars import BenchBars
 from jkoflow.cli.settings import ConfigError
 
@@ -37,6 +37,7 @@ def bench_adaptive(quick: bool, given: Mapping[str, Any], out: Path | None) -> N
     if out is not None:
         (out / TABLE_FILE).write_text(markdown(record), encoding="utf-8")
         print(f"written: {out / RECORD_FILE}, {out / TABLE_FILE}")
+    json_lines.result("bench", out=out, record=record)
     wrong = broken(record)
     for line in wrong:
         console.error(line)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
+from jkoflow.cli import json_lines
 from jkoflow.cli.bars import Bars
 
 REFRESH_SECONDS = 0.25
@@ -46,6 +47,7 @@ class BenchBars(Bars):
 
     def part(self, text: str) -> None:
         """Shows the name of the part that is measured next."""
+        json_lines.tell("progress", of=text, unit="parts", done=self._begun, total=self._parts)
         self._bars.update(self._task, completed=self._begun, description=text, refresh=True)
         self._begun += 1
         if not self._live:
@@ -60,4 +62,5 @@ class BenchBars(Bars):
 
     def measured(self, entry: dict[str, Any]) -> None:
         """Prints the figures of a part or of a piece of it."""
+        json_lines.tell("measured", entry=entry)
         self._show(entry, self._screen)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,9 @@ from typer.core import TyperGroup
 
 from jkoflow._version import __version__
 from jkoflow.checkpoint import OldFormatWarning
-from jkoflow.cli import console, launched, settings, table_options, training_run
+from jkoflow.cli import completion, console, examples, json_lines, launched, settings, table_options, training_run
 from jkoflow.cli.bench import bench
+from jkoflow.cli.demo import demo
 from jkoflow.cli.export import export
 from jkoflow.cli.inspect import inspect
 from jkoflow.cli.reproduce import reproduce
@@ -38,11 +39,19 @@ from jkoflow.report import write_comparison, write_report
 from jkoflow.tolerance import ToleranceWarning
 from jkoflow.training import ConvergenceWarning
 from jkoflow.training.config import TrainConfig
-from jkoflow.training.interruption import Interrupted, interrupt
+from jkoflow.training.interruption import interrupt
 from jkoflow.training.run_directory import RunDirectory
 
 # click's own, wherever this version of typer keeps it
 _CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class _StoppedError(Exception):
+    """Raised in place of the interruption that has ended a command."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.text, self.number = text, number
 
 
 class OneLineErrors(TyperGroup):
@@ -50,40 +59,60 @@ class OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs a command and exits, or returns the exit code if not ``standalone_mode``."""
-        try:
-            with _warnings_as_notes(), _terminated_in_order():
-                code = super().main(*args, standalone_mode=False, **extra) or 0
-        except _CLICK_ERROR as error:
-            console.error(error.format_message())
-            code = 2
-        except UserError as error:
-            console.error(str(error))
-            code = 2
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
-            code = 2
-        except Interrupted as error:
-            console.error(str(error))
-            code = 128 + error.number
-        except (typer.Abort, KeyboardInterrupt):
-            console.error("interrupted")
-            code = 128 + signal.SIGINT
+        given = args[0] if args else extra.pop("args", None)
+        arguments = sys.argv[1:] if given is None else list(given)
+        if json_lines.asked(arguments):
+            try:
+                with json_lines.on_stdout():
+                    code = self._exit_code(arguments, *args[1:], **extra)
+            except BrokenPipeError:  # while an error was told: there is nobody left to tell
+                code = 1
+        else:
+            code = self._exit_code(arguments, *args[1:], **extra)
         if standalone_mode:
             sys.exit(code)
         return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that is named; newer versions of typer would end in silence at an interruption."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _StoppedError(str(error) or "interrupted", getattr(error, "number", signal.SIGINT)) from None
+
+    def _exit_code(self, arguments: list[str], *rest: Any, **extra: Any) -> int:
+        """Runs a command, tells its error if it fails, and returns the exit code."""
+        try:
+            with _warnings_as_notes(), _terminated_in_order():
+                return super().main(arguments, *rest, standalone_mode=False, **extra) or 0
+        except _CLICK_ERROR as error:
+            console.error(_usage(error, arguments))
+        except UserError as error:
+            console.error(str(error))
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            console.error(f"{place}{error.strerror or error}; choose a place that can be read and written")
+        except _StoppedError as stopped:
+            console.error(stopped.text)
+            return 128 + stopped.number
+        except (typer.Abort, KeyboardInterrupt):
+            console.error("interrupted")
+            return 128 + signal.SIGINT
+        except Exception as bug:
+            json_lines.tell("error", text=f"{type(bug).__name__}: {bug}")  # people see its traceback
+            raise
+        return 2
 
 
 app = typer.Typer(
     cls=OneLineErrors,
     help="Exact densities and samples from neural-ODE flows trained block by block.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=examples.BEGIN)
 def group(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -96,7 +125,6 @@ def group(
         print(context.get_help())
 
 
-@app.command()
 def train(
     context: typer.Context,
     data: Annotated[
@@ -107,13 +135,17 @@ def train(
             "for another number of rows; power:DIRECTORY (gas, hepmass, miniboone, bsds300) for the MAF benchmark's "
             "files. With --resume and without --out: the run to resume.",
             show_default=False,
+            autocompletion=completion.data,
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run; made if it is not there.", show_default=False)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; flags win over it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="TOML file of settings; flags win over it.", show_default=False, autocompletion=completion.settings
+        ),
     ] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Largest number of blocks.", show_default=False)] = None,
     time_budget: Annotated[
@@ -124,7 +156,11 @@ def train(
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="How parameters are updated: muon, soap or adam.", show_default=False),
+        typer.Option(
+            help="How parameters are updated: muon, soap or adam.",
+            show_default=False,
+            autocompletion=completion.one_of("muon", "soap", "adam"),
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -152,6 +188,8 @@ def train(
         typer.Option(help="Share of the training for a last round of all blocks at once.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    tensorboard: training_run.Curves = None,
+    as_json: json_lines.Json = False,
 ) -> None:
     """Train a flow, measure it and write its report.
 
@@ -185,7 +223,7 @@ def train(
             lambda: load_dataset(source.data, chosen_settings.seed, (), source.options, chosen_settings.memory, run)
         )
         again = launched.command(f"train --resume {shlex.quote(str(run))}")
-        training_run.train_and_report(
+        found = training_run.train_and_report(
             dataset,
             place(source.data),
             chosen_settings,
@@ -194,15 +232,19 @@ def train(
             again=again,
             options=source.options,
             world=world,
+            curves=tensorboard,
         )
+        json_lines.result("train", **found)
 
 
-@app.command()
 def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Directory of a finished run, or of two to compare.", metavar="RUN [RUN2]", show_default=False
+            help="Directory of a finished run, or of two to compare.",
+            metavar="RUN [RUN2]",
+            show_default=False,
+            autocompletion=completion.runs,
         ),
     ],
     out: Annotated[
@@ -212,6 +254,7 @@ def report(
             show_default=False,
         ),
     ] = None,
+    as_json: json_lines.Json = False,
 ) -> None:
     """Write the report of a run again, or a page of two runs side by side.
 
@@ -222,26 +265,41 @@ def report(
     require("matplotlib", "the report")
     page = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs[0], runs[1], out)
     print(f"report: {page}")
+    json_lines.result("report", report=page)
 
 
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show versions, processor, threads and kernels, and why a kernel is missing."""
+def doctor(as_json: json_lines.Json = False) -> None:
+    """Show versions, processor, threads and kernels. If a kernel is missing, it says why."""
     environment = describe()
-    if as_json:
-        print(json.dumps(environment, indent=2))
-    else:
-        console.show_environment(environment)
+    console.show_environment(environment)
+    json_lines.result("doctor", **environment)
 
 
-app.command()(score)
-app.command()(sample)
-app.command()(export)
-app.command()(inspect)
-app.command()(reproduce)
-app.command()(bench)
+for command in (demo, inspect, train, report, score, sample, export, reproduce, bench, doctor):
+    app.command(epilog=examples.of(command.__name__))(command)
+
+
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """Returns the text of an error of the command line, with what was given and where to read what it may be."""
+    context, text = getattr(error, "ctx", None), error.format_message().strip()
+    if context is None:
+        return text
+    text, given = text.removesuffix("."), _given(getattr(error, "param", None), arguments)
+    if given is not None and repr(given) not in text:
+        text += f", got {given!r}"
+    command = " ".join(["jkoflow", *context.command_path.split()[1:]])
+    return f"{text}; see: {command} --help"
+
+
+def _given(parameter: Any, arguments: Sequence[str]) -> str | None:
+    """Returns what the arguments give for an option; None if they do not give it."""
+    for name in getattr(parameter, "opts", ()):
+        for word, following in pairwise([*arguments, ""]):
+            if word == name and following:
+                return following
+            if word.startswith(f"{name}="):
+                return word.removeprefix(f"{name}=")
+    return None
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,13 +22,16 @@ FEWEST = 20
 """Smallest number of rows that can be compared."""
 
 
-def show_comparison(model: Model, rows: Rows, finite: Tensor) -> None:
+def show_comparison(model: Model, rows: Rows, finite: Tensor) -> dict[str, Any]:
     """Prints how well a classifier and distances tell samples from those of the rows that have a finite density.
 
     Arguments:
         model: The model.
         rows: The rows.
         finite: Which of them have a finite density, with shape (N,).
+
+    Returns:
+        The figures by name.
 
     Raises:
         DataError: If these are too few.
@@ -45,6 +50,7 @@ def show_comparison(model: Model, rows: Rows, finite: Tensor) -> None:
         print(f"{name}: {text}")
     accuracy = classifier_accuracy(real, drawn)
     print(f"classifier accuracy: {accuracy.value:.3f} ± {accuracy.stderr:.3f} (0.5 if it cannot tell them apart)")
+    return {**measured, "classifier_accuracy": accuracy.value, "classifier_accuracy_stderr": accuracy.stderr}
 
 
 def _coded_samples(model: TableFlow, columns: dict[str, Array]) -> tuple[Tensor, Tensor]:

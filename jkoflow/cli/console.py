@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.table import Table
 
+from jkoflow.cli import json_lines
 from jkoflow.cli.bars import Bars
 from jkoflow.training.objectives import TERMS
 from jkoflow.training.rounds import FINETUNE
@@ -21,13 +22,26 @@ LINE_SECONDS = 10.0
 
 
 def error(text: str) -> None:
-    """Prints an error in one line on stderr."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """Tells of an error, in one line on stderr."""
+    _remark("error", text)
 
 
 def note(text: str) -> None:
-    """Prints something worth knowing in one line on stderr."""
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """Tells something worth knowing, in one line on stderr."""
+    _remark("note", text)
+
+
+def _remark(kind: str, text: str) -> None:
+    text = " ".join(text.split())
+    if json_lines.is_on():
+        json_lines.tell(kind, text=text)
+    else:
+        print(f"{kind}: {text}", file=sys.stderr, flush=True)
+
+
+def for_progress() -> Console:
+    """Returns where the progress of a command is drawn whose results go to stdout: stderr, or nowhere."""
+    return Console(stderr=True, quiet=json_lines.is_on())
 
 
 def training_progress() -> TrainingBars | TrainingLines:

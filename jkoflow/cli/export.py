@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jkoflow.cli import models
+from jkoflow.cli import completion, json_lines, models
 from jkoflow.cli.settings import ConfigError, check_option
 from jkoflow.data import check_place
 from jkoflow.exporting import FORMATS, FUNCTIONS, Exported
@@ -18,19 +18,26 @@ from jkoflow.training.run_directory import PREVIEW_FILE, RunDirectory
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Directory of a finished run, or its model file.", show_default=False, autocompletion=completion.runs
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="File to write: .pt2, or .onnx for --format onnx.", show_default=False)],
     format: Annotated[
         str,
         typer.Option(
-            help="torch-export, which Python runs; aoti, compiled for this processor, which C++ runs, too; or onnx."
+            help="torch-export, which Python runs; aoti, compiled for this processor, which C++ runs, too; or onnx.",
+            autocompletion=completion.one_of(*FORMATS),
         ),
     ] = "torch-export",
     what: Annotated[
         str,
         typer.Option(
             help="log_prob of data; forward: data to noise and logdet; inverse: noise to data and logdet; sample: "
-            "noise to samples and their log_prob."
+            "noise to samples and their log_prob.",
+            autocompletion=completion.one_of(*FUNCTIONS),
         ),
     ] = "log_prob",
     num_steps: Annotated[
@@ -49,6 +56,7 @@ def export(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto or float64: rows, numbers and results in float64.")] = "auto",
+    as_json: json_lines.Json = False,
 ) -> None:
     """Write a flow into a file that Python or C++ runs without jkoflow, with its steps fixed.
 
@@ -79,6 +87,7 @@ def export(
         context=_seen_context(run, model, context_features),
     )
     _show(found, len(features), len(context_features))
+    json_lines.result("export", out=found.path, **found.about, **found.agreement._asdict())
 
 
 def _seen_context(run: Path, model: Model, names: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from jkoflow.cli import console, table_options
+from jkoflow.cli import completion, console, json_lines, table_options
 from jkoflow.data import DataError, TableOptions, read_table
 from jkoflow.data.columns.codec import missing as missing_values
 from jkoflow.data.columns.inspection import Inspection, inspect_table
@@ -19,7 +19,10 @@ from jkoflow.data.table import Column, Table
 
 def inspect(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="File of a table, as for train.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Argument(help="File of a table, as for train.", show_default=False, autocompletion=completion.tables),
+    ],
     context_columns: table_options.ContextColumns = None,
     columns: table_options.Columns = None,
     missing: table_options.Missing = None,
@@ -29,8 +32,9 @@ def inspect(
     sep: table_options.Separator = None,
     decimal: table_options.Decimal = None,
     index_column: table_options.IndexColumn = None,
+    as_json: json_lines.Json = False,
 ) -> None:
-    """Show what kind every column of a file is taken for, why, and what training would do with it."""
+    """Show what kind every column of a file is taken for, and why. It also tells what training would do with it."""
     told = table_options.mapping(context)
     options = TableOptions.from_mapping(told)
     table = read_table(data, options.reading)
@@ -41,7 +45,7 @@ def inspect(
     rows = sum(table.rows(part) for part in table.parts)
     parts = f" in parts ({', '.join(f'{part} {table.rows(part)}' for part in table.parts)})" if table.is_split else ""
     print(f"{data}: {rows} rows{parts}, {len(table.features)} column{'s' if len(table.features) > 1 else ''}")
-    _show(found)
+    shown = _show(found)
     for name, hit in found.dependences.items():
         if hit.share < 1:
             console.note(f"{name} is a function of others in {hit.share:.2%} of the rows ({name} = {hit.formula})")
@@ -53,11 +57,14 @@ def inspect(
     absent = [plan.name for plan in found.plans if plan.codec is not None and _missing(found.table, plan.name)]
     if absent and options.missing == "refuse":
         console.note(f"train refuses missing values ({', '.join(absent)}); --missing indicator models them")
+    sizes = {part: table.rows(part) for part in table.parts} if table.is_split else {}
+    json_lines.result("inspect", data=data, rows=rows, parts=sizes, columns=shown)
 
 
-def _show(found: Inspection) -> None:
+def _show(found: Inspection) -> list[dict[str, Any]]:
+    """Prints a line about every column; returns what there is to know about each."""
     heads = ("column", "kind", "range", "missing", "repeats", "why", "what is done")
-    lines = []
+    lines, shown = [], list[dict[str, Any]]()
     for plan in found.plans:
         values = _joined(found.table, plan.name)
         absent = missing_values(values)
@@ -74,18 +81,21 @@ def _show(found: Inspection) -> None:
                 plan.treatment,
             )
         )
+        told = {"name": plan.name, "kind": plan.kind, "reason": plan.reason, "treatment": plan.treatment}
+        shown.append({**told, "range": _range(known), "missing": int(absent.sum()), "repeats": repeats})
     terminal = Console(highlight=False, markup=False)
     if not terminal.is_terminal:
         print("\t".join(heads))
         for line in lines:
             print("\t".join(line))
-        return
+        return shown
     grid = Grid(box=None, pad_edge=False)
     for head in heads:
         grid.add_column(head, overflow="fold")
     for line in lines:
         grid.add_row(*line)
     terminal.print(grid)
+    return shown
 
 
 def _range(values: Column) -> str:

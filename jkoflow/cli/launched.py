@@ -58,7 +58,11 @@ def processes() -> Iterator[World]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     except LostProcessError:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from jkoflow import experiments
-from jkoflow.cli import settings, training_run
+from jkoflow.cli import completion, json_lines, settings, training_run
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import DataError, TableData, load_dataset, place
 from jkoflow.data.idx import PictureSet, read_pictures
@@ -26,7 +26,12 @@ AUTOENCODER_SHARE = 1 / 3
 
 
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="The experiment; see --list.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="The experiment; see --list.", show_default=False, autocompletion=completion.names_of_experiments
+        ),
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run; made if it is not there.", show_default=False)
@@ -45,18 +50,24 @@ def reproduce(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file of settings; they win over the experiment's, flags over both.", show_default=False
+            help="TOML file of settings; they win over the experiment's, flags over both.",
+            show_default=False,
+            autocompletion=completion.settings,
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    tensorboard: training_run.Curves = None,
+    as_json: json_lines.Json = False,
 ) -> None:
-    """Train one of the paper's experiments and compare it with the published figures.
+    """Train one of the paper's experiments. Its NLL is compared with the published figures.
 
     RUN then holds what train leaves, with the comparison in metrics.json and in the report.
     """
     if show_list:
-        for known in experiments.names():
-            print(f"{known:<14} {experiments.load(known).summary}")
+        summaries = {known: experiments.load(known).summary for known in experiments.names()}
+        for known, summary in summaries.items():
+            print(f"{known:<14} {summary}")
+        json_lines.result("reproduce", experiments=summaries)
         return
     if name is None:
         raise ConfigError("name the experiment: jkoflow reproduce NAME --out RUN; jkoflow reproduce --list shows them")
@@ -92,7 +103,10 @@ def reproduce(
 
     words = ["jkoflow", "reproduce", name, "--out", str(run), *(["--data", str(data)] if data else []), "--resume"]
     again = shlex.join(words)
-    training_run.train_and_report(dataset, place(where), resolved, run, resume=resume, again=again, more=more)
+    found = training_run.train_and_report(
+        dataset, place(where), resolved, run, resume=resume, again=again, more=more, curves=tensorboard
+    )
+    json_lines.result("reproduce", **found)
 
 
 def _latents(
@@ -130,3 +144,4 @@ def _check_source(experiment: Experiment, run: Path, source: str) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+    json_lines.tell("note", text=text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
+from jkoflow.cli import console, json_lines
 from jkoflow.cli.bars import Bars
 from jkoflow.cli.console import LINE_SECONDS
 from jkoflow.cli.score_folder import Done
@@ -18,14 +17,14 @@ class RowBars(Bars):
     """A bar over rows on a terminal, lines elsewhere; on stderr, as it is no result.
 
     Arguments:
-        console: Where to draw.
         name: What they are of.
     """
 
-    def __init__(self, console: Console, name: str) -> None:
-        self._name, self._live, self._told = name, console.is_terminal, time.monotonic()
+    def __init__(self, name: str) -> None:
+        screen = console.for_progress()
+        self._name, self._live, self._told = name, screen.is_terminal, time.monotonic()
         super().__init__(
-            console,
+            screen,
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
@@ -36,22 +35,26 @@ class RowBars(Bars):
 
     def advance(self, done: int, rows: int) -> None:
         """Shows how many rows are done, of how many."""
+        json_lines.tell("progress", of=self._name, unit="rows", done=done, total=rows)
         self._bars.update(self._task, completed=done, total=rows)
+        self._say(f"{self._name}: {done} of {rows} rows")
+
+    def _say(self, text: str) -> None:
+        """Prints a line if there is no bar, and no other line was printed shortly before."""
         if not self._live and time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
-            print(f"{self._name}: {done} of {rows} rows", file=sys.stderr, flush=True)
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class FolderBars(RowBars):
     """The same over the files of a folder.
 
     Arguments:
-        console: Where to draw.
         files: Number of files.
     """
 
-    def __init__(self, console: Console, files: int) -> None:
-        super().__init__(console, "files")
+    def __init__(self, files: int) -> None:
+        super().__init__("files")
         self._files, self._states, self._rows = files, dict[str, str](), 0
         self._bars.update(self._task, total=files, news="")
 
@@ -62,7 +65,8 @@ class FolderBars(RowBars):
             self._rows += done.tally.rows
         counts = Counter(self._states.values())
         news = f"{', '.join(f'{count} {state}' for state, count in counts.items())}, {self._rows} rows"
+        rows = 0 if done.tally is None else done.tally.rows
+        json_lines.tell("file", name=done.name, state=done.state, rows=rows, text=done.text)
+        json_lines.tell("progress", of="files", unit="files", done=len(self._states), total=self._files)
         self._bars.update(self._task, completed=len(self._states), news=news)
-        if not self._live and time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
-            print(f"{len(self._states)} of {self._files} files: {news}", file=sys.stderr, flush=True)
+        self._say(f"{len(self._states)} of {self._files} files: {news}")

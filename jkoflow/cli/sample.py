@@ -9,9 +9,8 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
-from jkoflow.cli import models
+from jkoflow.cli import completion, json_lines, models
 from jkoflow.cli.row_bars import RowBars
 from jkoflow.cli.settings import ConfigError, check_option
 from jkoflow.data import DataError, check_numbers, check_output, load_scored
@@ -32,7 +31,12 @@ PIECES_TO_A_SEARCH = 10
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Directory of a finished run, or its model file.", show_default=False, autocompletion=completion.runs
+        ),
+    ],
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, help="How many; of each row with --context.", show_default=False)
     ],
@@ -48,6 +52,7 @@ def sample(
         typer.Option(
             help="For a conditional flow: a file with its context columns, one row for each condition to sample under.",
             show_default=False,
+            autocompletion=completion.tables,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same samples.")] = 0,
@@ -63,8 +68,9 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    as_json: json_lines.Json = False,
 ) -> None:
-    """Draw samples in the data's own units and types; those of a conditional flow are written beside their context.
+    """Draw samples in the data's own units and types. Those of a conditional flow are written beside their context.
 
     They are drawn and written in pieces, so that memory does not grow with their number, nor do the first ones depend
     on it.
@@ -84,7 +90,7 @@ def sample(
     size = CHUNK if tol is None else PIECES_TO_A_SEARCH * CHUNK
     pieces = _pieces(model, number, total, size, conditions or {}, torch.Generator().manual_seed(seed), exact, tol)
     names = (*features, *context_features)
-    with RowBars(Console(stderr=True), "samples") as bars:
+    with RowBars("samples") as bars:
         for first in range(0, total, PART) if into_folder else (0,):
             rows = min(PART, total - first) if into_folder else total
             target = out / f"part-{first // PART:05d}.parquet" if into_folder else out
@@ -96,6 +102,7 @@ def sample(
                     done += len(piece[0])
                     bars.advance(first + done, total)
     print(f"written: {out} ({total} rows, {len(names)} column{'s' if len(names) > 1 else ''})")
+    json_lines.result("sample", out=out, rows=total, columns=names)
 
 
 def _check_folder(out: Path) -> None:

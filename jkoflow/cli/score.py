@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
-from jkoflow.cli import compare, console, models, table_options, unlikely
+from jkoflow.cli import compare, completion, console, json_lines, models, table_options, unlikely
 from jkoflow.cli.row_bars import FolderBars, RowBars
 from jkoflow.cli.rows import Rows
 from jkoflow.cli.score_folder import Work, check_folders, input_files, score_folder
@@ -31,8 +30,15 @@ LARGE = 64_000_000
 
 def score(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or its model file.", show_default=False)],
-    data: Annotated[str, typer.Argument(help="Rows to score: as for train.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Directory of a finished run, or its model file.", show_default=False, autocompletion=completion.runs
+        ),
+    ],
+    data: Annotated[
+        str, typer.Argument(help="Rows to score: as for train.", show_default=False, autocompletion=completion.data)
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -45,6 +51,7 @@ def score(
         typer.Option(
             help="train, val, test or all. Default: the test part of data that come in parts, every row of others.",
             show_default=False,
+            autocompletion=completion.one_of("train", "val", "test", "all"),
         ),
     ] = None,
     two_sample: Annotated[
@@ -78,7 +85,11 @@ def score(
         bool, typer.Option("--all-columns", help="Also write the columns that the model uses, as they came.")
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="auto or float64: rows, model and results in float64; up to 3 times as slow.")
+        str,
+        typer.Option(
+            help="auto or float64: rows, model and results in float64; up to 3 times as slow.",
+            autocompletion=completion.one_of("auto", "float64"),
+        ),
     ] = "auto",
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the files of a folder, if --out is a folder.")
@@ -87,8 +98,9 @@ def score(
     sep: table_options.Separator = None,
     decimal: table_options.Decimal = None,
     index_column: table_options.IndexColumn = None,
+    as_json: json_lines.Json = False,
 ) -> None:
-    """Write the log-density of every row, in nats and in the data's own units.
+    """Write the log-density of every row. It is in nats, and in the data's own units.
 
     Columns are found by name, in any order, the context columns of a conditional flow, too. Columns that the model does
     not use, such as identifiers, are written beside the log-densities, and so are the names of the columns in which a
@@ -146,17 +158,19 @@ def score(
     scale = None
     if isinstance(model, JKOFlow) and rows.tensors is not None:
         scale = mean_log_scale(model, rows.tensors[0][finite])
-    _show(model, len(log_prob), mean, scale)
+    found = _show(model, len(log_prob), mean, scale)
     if error is not None and bool(finite.any()):
         median, most = float(error[finite].median()), float(error[finite].max())
         print(f"error of a row: {median:.1e} nats (median), {most:.1e} (most)")
+        found |= {"error_median": median, "error_max": most}
     if two_sample:
-        compare.show_comparison(model, rows, finite)
+        found |= compare.show_comparison(model, rows, finite)
     if explain and seen_of(model):
-        unlikely.show_unlikely(model, rows, scored, log_prob.double(), explain)
+        found["least_likely"] = unlikely.show_unlikely(model, rows, scored, log_prob.double(), explain)
     rows.tell_of_outside(far or {})
     rows.tell_of_impossible(out, finite)
     print(f"written: {out}")
+    json_lines.result("score", out=out, **found)
 
 
 def is_folder(data: str, out: Path) -> bool:
@@ -170,24 +184,28 @@ def is_large(source: Path) -> bool:
 
 
 def _score_in_pieces(scorer: Scorer, source: Path, out: Path, reading: ReadOptions, explain: int) -> None:
-    with RowBars(Console(stderr=True), source.name) as bars:
+    with RowBars(source.name) as bars:
         tally, worst = scorer.score(
             source, out, reading, least=explain if seen_of(scorer.model) else 0, advance=bars.advance
         )
-    show_tally(scorer.model, tally)
+    found = show_tally(scorer.model, tally)
     if worst is not None:
         rows, scored, least = worst
-        unlikely.show_unlikely(scorer.model, rows, scored, least.log_prob.double(), explain, least.numbers)
+        log_prob = least.log_prob.double()
+        found["least_likely"] = unlikely.show_unlikely(scorer.model, rows, scored, log_prob, explain, least.numbers)
     for text in tally.remarks():
         console.note(text)
     print(f"written: {out}")
+    json_lines.result("score", out=out, **found)
 
 
-def show_tally(model: Model, tally: Tally) -> None:
-    """Prints what has been found of rows that were scored in pieces."""
-    _show(model, tally.rows, tally.log_prob, tally.scale.mean if tally.scale.count else None)
+def show_tally(model: Model, tally: Tally) -> dict[str, Any]:
+    """Prints what has been found of rows that were scored in pieces; returns it by name."""
+    found = _show(model, tally.rows, tally.log_prob, tally.scale.mean if tally.scale.count else None)
     if tally.error.count:
         print(f"error of a row: {tally.error.mean:.1e} nats (mean), {tally.largest_error:.1e} (most)")
+        found |= {"error_mean": tally.error.mean, "error_max": tally.largest_error}
+    return found
 
 
 def score_files(work: Work, workers: int) -> None:
@@ -200,7 +218,7 @@ def score_files(work: Work, workers: int) -> None:
     check_folders(work.folder, work.out)
     names = input_files(work.folder)
     model = models.load_model(work.run)
-    with FolderBars(Console(stderr=True), len(names)) as bars:
+    with FolderBars(len(names)) as bars:
         results = score_folder(work, names, workers, bars.tell)
     whole, states = Tally(), Counter(done.state for done in results)
     whole.merge(done.tally for done in results if done.state == "scored" and done.tally is not None)
@@ -210,13 +228,13 @@ def score_files(work: Work, workers: int) -> None:
             console.note(f"{done.name}: {text}")
         if done.state == "held":
             console.note(f"{done.name}: left to {done.text}")
-    if whole.rows:
-        show_tally(model, whole)
+    found = show_tally(model, whole) if whole.rows else {"rows": 0}
     print(
         f"files: {states['scored']} scored, {states['skipped']} done before"
         + (f", {states['held']} left to other processes" if states["held"] else "")
     )
     print(f"written: {work.out}")
+    json_lines.result("score", out=work.out, files=dict(states), **found)
     failed = [done for done in results if done.state == "failed"]
     for done in failed:
         console.error(f"{done.name}: {done.text}")
@@ -224,17 +242,24 @@ def score_files(work: Work, workers: int) -> None:
         raise typer.Exit(2)
 
 
-def _show(model: Model, count: int, log_prob: Mean, scale: float | None) -> None:
-    """Prints the mean of the log-densities of those of some rows that have a finite one."""
+def _show(model: Model, count: int, log_prob: Mean, scale: float | None) -> dict[str, Any]:
+    """Prints the mean of the log-densities of those of some rows that have a finite one; returns what it prints."""
     finite = log_prob.count
+    found: dict[str, Any] = {"rows": count, "finite_rows": finite, "log_likelihood": None}
     print(f"rows: {count}" + (f", {finite} of them with a finite density" if finite < count else ""))
     if finite == 0:
         print("mean log-likelihood: not finite")
-        return
+        return found
     error = f" ± {log_prob.stderr:.4f}" if finite > 1 else ""
     measure = " (masses and densities, see metrics.json columns)" if isinstance(model, TableFlow) else ""
     print(f"mean log-likelihood: {log_prob.mean:.4f}{error} nats{measure or ' (standard error)'}")
     if scale is not None:
         print(f"on standardised columns: {log_prob.mean + scale:.4f}{error} nats")
-    dim = len(model.features) if isinstance(model, TableFlow) else model.dim
-    print(f"negative log-likelihood: {bits_per_dim(-log_prob.mean, dim):.4f} bits per column")
+    bits = bits_per_dim(-log_prob.mean, len(model.features) if isinstance(model, TableFlow) else model.dim)
+    print(f"negative log-likelihood: {bits:.4f} bits per column")
+    return found | {
+        "log_likelihood": log_prob.mean,
+        "log_likelihood_stderr": log_prob.stderr,
+        "log_likelihood_standardized": None if scale is None else log_prob.mean + scale,
+        "bits_per_column": bits,
+    }

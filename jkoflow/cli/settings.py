@@ -144,9 +144,9 @@ def _read_settings(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file; check the path, it starts at {Path.cwd()}") from error
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; name a TOML file of settings") from error
     except ValueError as error:  # TOML or UTF-8
-        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        raise ConfigError(f"{file} is not valid TOML: {error}; write name = value, text in quotation marks") from error
     try:
         return under_present_names(values)
     except ValueError as error:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from jkoflow.cli import console
+from jkoflow.cli import console, json_lines
 from jkoflow.cli.settings import ConfigError
 from jkoflow.data import Dataset, TableData, TableOptions, require
 from jkoflow.flow import JKOFlow
+from jkoflow.interop.tensorboard import TensorBoard
 from jkoflow.ops import extension
 from jkoflow.report import write_report
 from jkoflow.training import train as train_flow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.events import Callback
 from jkoflow.training.ranks import LostProcessError
 from jkoflow.training.run_directory import RunDirectory
 from jkoflow.training.world import World
+
+Curves = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="Directory for curves of this training, for TensorBoard.", show_default=False),
+]
+"""The option for curves of a command that trains."""
 
 
 def require_for_run() -> None:
@@ -45,7 +54,8 @@ def train_and_report(
     options: TableOptions | None = None,
     more: Callable[[JKOFlow, Mapping[str, Any]], Mapping[str, Any]] | None = None,
     world: World = World(),  # noqa: B008 (of this process)
-) -> None:
+    curves: Path | None = None,
+) -> dict[str, Any]:
     """Trains, writes the report and prints the results.
 
     Arguments:
@@ -58,6 +68,10 @@ def train_and_report(
         options: What the run records about the data beside their source.
         more: Function of the finished flow and its metrics that returns further metrics.
         world: The processes that train; the first of them writes the report and prints.
+        curves: Directory for TensorBoard; None for no curves.
+
+    Returns:
+        What there is to tell of the result; nothing in other processes than the first.
     """
     rows = dataset.numbers if isinstance(dataset, TableData) else dataset
     columns = dataset.schema.features if isinstance(dataset, TableData) else rows.features
@@ -73,12 +87,19 @@ def train_and_report(
         print(rows.attribution)
     directory = RunDirectory(run)
     try:
-        with console.training_progress() as progress:
+        with console.training_progress() as progress, _callback(curves if world.leads else None, resume) as callback:
             flow = train_flow(
-                dataset, config, run_dir=run, resume=resume, progress=progress, source=source, options=options
+                dataset,
+                config,
+                run_dir=run,
+                resume=resume,
+                progress=progress,
+                source=source,
+                options=options,
+                callback=callback,
             )
         if not world.leads:
-            return
+            return {}
         metrics = directory.metrics()
         if more is not None:
             metrics = directory.add_metrics(more(flow, metrics))
@@ -93,3 +114,21 @@ def train_and_report(
         raise typer.Exit(2) from None
     console.show_metrics(metrics)
     print(f"report: {page}")
+    return {"run": run, "report": page, "metrics": metrics}
+
+
+@contextmanager
+def _callback(curves: Path | None, resume: bool) -> Iterator[Callback]:
+    """Yields the callback of a training, which tells programs of it and writes curves into a directory, if any."""
+    if curves is None:
+        yield json_lines.record
+        return
+    with TensorBoard(curves) as board:
+        if not resume:
+            board.check_free()
+
+        def both(event: Mapping[str, Any]) -> None:
+            json_lines.record(event)
+            board(event)
+
+        yield both

@@ -28,7 +28,7 @@ MOST_LEVELS = 5
 
 def show_unlikely(
     model: Model, rows: Rows, scored: Scored, log_prob: Tensor, count: int, numbers: Array | None = None
-) -> None:
+) -> list[dict[str, Any]]:
     """Prints the least likely rows, each with the columns that contribute most to that.
 
     Arguments:
@@ -38,22 +38,31 @@ def show_unlikely(
         log_prob: Their log-densities, with shape (N,).
         count: How many rows to print, at most.
         numbers: Numbers (N,) of the rows in their source; None means 0, 1, ...
+
+    Returns:
+        What it prints: number, log-likelihood and other columns of each row, and the surprise of its columns in nats.
     """
     worst = least_likely(log_prob, count)
     if len(worst) == 0:
-        return
+        return []
+    told: list[dict[str, Any]] = []
     surprises = rows.surprise(worst).numpy()
     columns, known = list(rows.columns.items()), list(seen_of(model).values())
     every = dict(zip(scored.table.features, scored.table.parts["all"], strict=True))
     print(f"the least likely row{'s' if len(worst) > 1 else ''}, and the columns that make them so (in nats):")
     for row, found in zip(worst.tolist(), surprises, strict=True):
-        ids = ", ".join(f"{name} {_shown(every[name], row)}" for name in scored.unused[:MOST_IDS])
+        others = {name: _shown(every[name], row) for name in scored.unused[:MOST_IDS]}
+        ids = ", ".join(f"{name} {text}" for name, text in others.items())
         number = row if numbers is None else int(numbers[row])
         print(f"  row {number}{f' ({ids})' if ids else ''}: log-likelihood {float(log_prob[row]):.4g}")
+        reasons: dict[str, float] = {}
+        told.append({"row": number, "log_likelihood": float(log_prob[row]), "others": others, "surprise": reasons})
         for place in np.argsort(-found, kind="stable")[:COLUMNS].tolist():
             if found[place] > 0:
                 name, values = columns[place]
+                reasons[name] = float(found[place])
                 print(f"    {name} = {_shown(values, row)}: {found[place]:.4g}, {_typical(known[place], values)}")
+    return told
 
 
 def least_likely(log_prob: Tensor, count: int) -> Array:

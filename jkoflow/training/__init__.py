@@ -20,6 +20,7 @@ from jkoflow.mapped import directory_of
 from jkoflow.ops.autocast import without_autocast
 from jkoflow.table_flow import Model, TableFlow
 from jkoflow.training.config import TrainConfig
+from jkoflow.training.events import Callback, Events, Told, start_event
 from jkoflow.training.memory import Labels, prepared
 from jkoflow.training.plan import Budget
 from jkoflow.training.progress import Progress, Silent
@@ -59,6 +60,7 @@ def train(
     options: TableOptions | None = None,
     clock: Clock | None = None,
     return_history: bool = False,
+    callback: Callback | None = None,
 ) -> Any:
     """Trains a flow on data, one JKO step after the other.
 
@@ -111,7 +113,12 @@ def train(
             the run's history.jsonl, those from before a resume included. Each is a plain dict with an ``"event"``:
             ``"iteration"`` (loss and its terms), ``"validation"`` (loss and nll), ``"guard"``, ``"block"`` or
             ``"round"``; and with the ``"round"`` and, but for that of a round, the ``"block"`` and the ``"iteration"``
-            that it is of. What is not finite is None.
+            that it is of, and the ``"global_step"``: the number of iterations before it, those of all blocks and rounds
+            together. What is not finite is None.
+        callback: A function that is called with each event of the run, a plain dict, in the first of several processes:
+            the records of the history as they come about, and others before, between and after them (docs/logging.md).
+            An error that it raises ends the training as soon as the state is saved, and is raised here; a resumed run
+            goes on from there. `jkoflow.interop.tensorboard.TensorBoard` is one.
 
     Returns:
         The trained flow, on ``config.device``, with ``eval_num_steps`` calibrated and its ``metrics``, in evaluation
@@ -140,7 +147,8 @@ def train(
         torch.Size([3, 2])
     """
     world = Ranks(clock) if is_group() else World(clock)
-    progress = Silent() if progress is None or not world.leads else progress
+    events = Events(callback if world.leads else None)
+    progress = Told(Silent() if progress is None or not world.leads else progress, events)
     with (
         torch.inference_mode(False),  # whatever mode the caller is in
         torch.enable_grad(),
@@ -160,10 +168,11 @@ def train(
                 "missing, group and split_by must be left out: it is prepared and split already"
             )
         history: list[dict[str, Any]] | None = [] if return_history and run_dir is None else None
-        model = _train(data, config, world, run_dir, resume, progress, source, start, options, history)
+        model = _train(data, config, world, run_dir, resume, progress, source, start, options, history, events)
         if return_history and run_dir is not None:
             history = world.first(RunDirectory(run_dir).history)
         world.meet()  # what the first process has written is there for all
+        events.check()
         return (model, history) if return_history else model
 
 
@@ -186,6 +195,7 @@ def _train(
     start: Model | None,
     options: TableOptions | None,
     history: list[dict[str, Any]] | None,
+    events: Events,
 ) -> Model:
     rows = data if isinstance(data, Dataset) else data.numbers
     if (directory := directory_of(rows.train)) is not None:
@@ -199,12 +209,13 @@ def _train(
     warn_once(rows)
     begin = None if start is None else given_flow(start.flow if isinstance(start, TableFlow) else start, rows)
     device = world.device(config.device)
-    make = partial(_train_rows, data, rows, config, world, device, progress, start, begin, history)
+    name = rows.name if source is None else source
+    make = partial(_train_rows, data, rows, name, config, world, device, progress, start, begin, history, events)
     if run_dir is None:
         if resume:
             raise ValueError("resume needs the run_dir of the run to go on with, got None")
         return make(None, None)
-    run, about, name = RunDirectory(run_dir), _about(data, options), rows.name if source is None else source
+    run, about = RunDirectory(run_dir), _about(data, options)
     with ExitStack() as held:
         state, model = world.first(partial(_open, held, run, config, rows, begin, resume, name, about, progress))
         return make(run, state) if model is None else model.to(device)
@@ -247,6 +258,7 @@ def _open(
 def _train_rows(
     data: Dataset | TableData,
     rows: Dataset,
+    name: str,
     config: TrainConfig,
     world: World,
     device: torch.device,
@@ -254,17 +266,21 @@ def _train_rows(
     start: Model | None,
     begin: JKOFlow | None,
     history: list[dict[str, Any]] | None,
+    events: Events,
     run: RunDirectory | None,
     state: RunState | None,
 ) -> Model:
     """Trains from the beginning, or from a state, with the files of the run open."""
+    events.tell(start_event(data, name, config, world, run, state))
     directory, keeps = run if world.leads else None, run is not None
     complete = None
     if isinstance(data, TableData):
         masses = start.masses if isinstance(start, TableFlow) else fit_masses(data, config, world, progress.message)
         budget = None if config.time_budget is None else Budget(world.elapsed, config.time_budget)
         complete = completed(data, masses, budget, progress.message)
-    return Trainer(rows, config, device, world, directory, progress, begin, state, complete, history, keeps).run()
+    return Trainer(
+        rows, config, device, world, directory, progress, begin, state, complete, history, keeps, events
+    ).run()
 
 
 def _about(data: Dataset | TableData, options: TableOptions | None) -> dict[str, Any]:

@@ -167,7 +167,8 @@ class Fit:
             numbers = dict(zip(["loss", *TERMS], values, strict=True))
             place = {"block": self.index, "iteration": counters.iteration}
             rate = factor * self.recipe.peak_rates.matrices
-            rest = {"grad_norm": grad_norm, "learning_rate": rate, "seconds": self.hooks.world.recent()}
+            rest = {"grad_norm": grad_norm, "learning_rate": rate, "num_steps": self.block.grid.num_steps}
+            rest["seconds"] = self.hooks.world.recent()
             self.hooks.record({"event": "iteration", **place, **numbers, **rest})
             self.hooks.progress.update(self.index, counters.iteration + 1, numbers)
         counters.iteration += 1

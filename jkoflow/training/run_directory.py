@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -307,6 +308,9 @@ class RunDirectory:
         path = self.path / name
         if not path.is_file() and self.is_finished():
             raise CheckpointError(f"{path}: no such file, though the run has ended; restore it, or train the run again")
+        if not path.is_file() and not self.holds_run():
+            again = shlex.quote(str(self.path))
+            raise CheckpointError(f"{self.path} holds no run; train one with: jkoflow train DATA --out {again}")
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: no such file, the run has not ended; resume it with: "

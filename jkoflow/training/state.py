@@ -133,6 +133,8 @@ class RunState:
     """Whether the plan trains all blocks together from the beginning."""
     planned_rate_share: float = 1.0
     """Planned share of the optimiser's own peak rates."""
+    iterations_done: int = 0
+    """Iterations of the blocks of all rounds that have ended; not counted by earlier versions."""
     treatments: dict[str, Any] | None = None
     """Description of `jkoflow.data.continuous.Treatments`; None for a run of version 0.1 or from a given flow."""
 
@@ -145,6 +147,7 @@ class RunState:
             "history_bytes": self.history_bytes,
             "history_digest": self.history_digest,
             "guard_events": self.guard_events,
+            "iterations_done": self.iterations_done,
             "planned_blocks": self.planned_blocks,
             "planned_finetune": self.planned_finetune,
             "planned_divide": self.planned_divide,

@@ -22,6 +22,7 @@ from jkoflow.table_flow import Model
 from jkoflow.training import overfit, rounds
 from jkoflow.training.config import TrainConfig
 from jkoflow.training.evaluation import evaluate
+from jkoflow.training.events import Events
 from jkoflow.training.fit import Fit
 from jkoflow.training.interruption import Interruption, interrupt
 from jkoflow.training.plan import FEWEST_ROWS, PUSH_SHARE
@@ -57,6 +58,7 @@ class Trainer:
         complete: Function that makes the model, its results and the test columns of a table of the best flow and its
             results; the flow itself is the model if None.
         history: List that the records of a history are added to, beside those in the directory; None for none.
+        events: Receives the records of the history, too, and the results.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         complete: Complete | None = None,
         history: list[dict[str, Any]] | None = None,
         keeps: bool = False,
+        events: Events | None = None,
     ) -> None:
         self.config, self.world, self.directory, self.progress = config, world, directory, progress
         self._fingerprint = fingerprint(data, start) if keeps else ""
@@ -103,13 +106,15 @@ class Trainer:
         self._rows_of_best: Tensor | None = None
         self._state = state
         self._complete, self._history = complete, history
+        self._events = Events() if events is None else events
+        self._iterations_done = 0  # of the fits that have ended
         if state is not None:
             self._restore(state, device)
         elif self.best.stack:
             self._measure_start()
         self._saved = world.elapsed()
         self._interruption, self._keeps = Interruption(), keeps
-        world.listen(lambda: self._interruption.asked)
+        world.listen(lambda: self._interruption.asked or self._events.asked())
 
     def run(self) -> Model:
         """Trains the rounds that are left, evaluates the best flow and returns the model."""
@@ -248,8 +253,10 @@ class Trainer:
             self.directory.finish(model, results, self.data, columns)
         for text in overfit.told(results):
             self.progress.message(text)
-        for text in doubts:  # at last: a warning may be an error
+        for text in doubts:
             self.progress.message(text)
+        self._events.tell({"event": "evaluation", "global_step": self._iterations_done, "metrics": results})
+        for text in doubts:  # at last: a warning may be an error
             warn_caller(text, ConvergenceWarning)
         return model
 
@@ -258,11 +265,15 @@ class Trainer:
     def _record(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "guard":
             self.guard_events += 1
-        record = {"event": event["event"], "round": len(self.rounds), **event}
+        step = self._iterations_done + event.get("iteration", 0)
+        if event["event"] == "block":
+            step = self._iterations_done = self._iterations_done + event["iterations"]
+        record = {"event": event["event"], "round": len(self.rounds), **event, "global_step": step}
         if self.directory is not None:
             self.directory.record(record)
         if self._history is not None:
             self._history.append(finite(record))
+        self._events.tell(record)
 
     def _save_if_due(self, fit: Fit | None) -> None:
         """Saves the state: always between two fits, and within a fit if the last save is long ago, or a signal ends it.
@@ -275,6 +286,7 @@ class Trainer:
             self._save(fit)
         if signal is not None:
             self.world.meet()  # what the first process has saved is there for all
+            self.world.together(self._events.check)
             interrupt(signal)
 
     def _save(self, fit: Fit | None) -> None:
@@ -291,6 +303,7 @@ class Trainer:
             history_bytes=history_bytes,
             history_digest=history_digest,
             guard_events=self.guard_events,
+            iterations_done=self._iterations_done,
             planned_blocks=None if plan is None else plan.blocks,
             planned_finetune=0.0 if plan is None else plan.finetune,
             planned_divide=1 if plan is None else plan.divide,
@@ -312,6 +325,7 @@ class Trainer:
         """Restores the run from a saved state, except for the round in training, which `_begin_round` restores."""
         self.world.go_on_after(state.elapsed)
         self.rounds, self.guard_events = state.rounds, state.guard_events
+        self._iterations_done = state.iterations_done
         if state.planned_blocks is not None:
             self._plan = RunPlan(
                 state.planned_blocks,

@@ -186,7 +186,7 @@ def _start(lines: Sequence[str], options: ReadOptions) -> _Start:
     announced = re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE) if lines else None
     first = list(lines[1:] if announced else lines)
     if not first:
-        raise DataError("is empty")
+        raise DataError("is empty; give a file with rows")
     marks = _marks(first)
     count = next((place for place, line in enumerate(first) if not line.lstrip().startswith(marks)), 0)
     head, body = first[:count], first[count:]
@@ -199,7 +199,7 @@ def _start(lines: Sequence[str], options: ReadOptions) -> _Start:
         if alike or len(rows) > 1:
             return _Start(layout, [line for line in head if line not in alike], _without(first, head, alike), ())
     if not rows:
-        raise DataError("is empty but for comments")
+        raise DataError("is empty but for comments; give a file with rows")
     return _Start(layout, head, body, marks)
 
 
