@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import jkoflow
-from jkoflow import Block, ConcatSquashMLP, HyperMLP, JKOFlow, MLPVelocity, ResidualMLP, TableFlow, TrainConfig
+from jkoflow import Block, ConcatSquashMLP, HyperMLP, JKOFlow, MLPVelocity, TableFlow, TrainConfig
 from jkoflow.cli.commands import app
 from jkoflow.data.columns.codec import Category
 from jkoflow.data.columns.numbers import Constant, Date, Mixed, Real
@@ -124,10 +124,9 @@ def test_a_conditional_flow_with_all_its_layers_is_served_by_pytorch_alone(tmp_p
     torch.testing.assert_close(values[[0, 3, 4, 5, 6]], got[[0, 3, 4, 5, 6]].float())
 
 
-def test_other_velocities_in_float64(tmp_path):
+def test_weights_that_depend_on_time_in_float64(tmp_path):
     torch.manual_seed(0)
-    velocities = [HyperMLP(2, (4, 3), context_dim=1), ResidualMLP(2, (4, 4, 4), context_dim=1)]
-    flow = JKOFlow(2, [Block(velocities[0].double(), 2), Block(velocities[1].double(), 3, t0=1.0, t1=0.4)])
+    flow = JKOFlow(2, [Block(HyperMLP(2, (4,), context_dim=1).double(), 2, "midpoint", t0=1.0, t1=0.4)])
     found = export(flow, tmp_path / "flow.pt2", context=[[0.5], [2.0]])
     assert found.agreement.difference <= 1e-12
     assert found.agreement.rows == 1000
