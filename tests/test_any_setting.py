@@ -27,7 +27,7 @@ EXTREMES = [0, 1, 2, 0.5, -1, 1e-300, 1e30, 1e300, 10**20, 10**400, math.inf, -m
 
 
 @pytest.mark.parametrize("name", FIELDS)
-@settings(max_examples=amount(60, 5000))
+@settings(max_examples=amount(60, 500))
 @given(value=ANYTHING)
 def test_a_setting_is_taken_or_refused(name, value):
     try:
@@ -59,7 +59,7 @@ ARGUMENTS += ["backend", "precision"]
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
-@settings(max_examples=amount(60, 5000))
+@settings(max_examples=amount(60, 500))
 @given(value=ANYTHING)
 def test_an_argument_of_integrate_is_taken_or_refused(name, method, value):
     if name == "num_steps" and isinstance(value, int) and value > 1000:
