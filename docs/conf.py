@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parent.parent)]
+from jkoflow import __version__
 
-from jkoflow import __version__  # the checkout's, behind the path to it
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "jkoflow"
 author = "The jkoflow developers"
@@ -36,10 +36,9 @@ toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# Notebooks run in every build. Whatever they write to stderr, such as a warning, fails it.
+# Notebooks run in every build. A cell that fails, or writes to stderr, such as a warning, is a warning of Sphinx's.
 nb_execution_mode = "force"
-nb_execution_timeout = 120
-nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds for a cell: machines may be busy
 nb_execution_in_temp = True
 nb_merge_streams = False
 nb_output_stderr = "error"

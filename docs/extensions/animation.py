@@ -11,6 +11,7 @@ Whoever prefers reduced motion, or does not run scripts to stop it, sees the sti
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -19,7 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 
-class animation(nodes.image):  # noqa: N801: docutils names the methods that visit a node after its class
+class animation(nodes.image):  # noqa: N801 (docutils names what visits a node after its class)
     """A picture that moves, whose ``still`` is the address of one that does not."""
 
 
@@ -27,7 +28,7 @@ class Animation(SphinxDirective):
     """Puts the picture in its place."""
 
     required_arguments = 1
-    option_spec: ClassVar[dict[str, Any]] = {
+    option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {
         "still": directives.unchanged_required,
         "alt": directives.unchanged_required,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -14,7 +16,7 @@ from jkoflow.cli.commands import app as commands
 def as_markdown() -> str:
     """Returns the commands' help as Markdown, a section for each command, without a title of their own."""
     group = get_command(commands)
-    context = group.make_context("jkoflow", [], resilient_parsing=True)
+    context: Any = group.make_context("jkoflow", [], resilient_parsing=True)
     text = get_docs_for_click(obj=group, ctx=context, name="jkoflow")
     return text.partition("\n")[2].replace("\n### ", "\n## ")
 

@@ -1,7 +1,7 @@
 """How docstrings are read: single backticks are links if the name is documented, and else code.
 
-A name that begins with ``jkoflow.`` has to be documented, under this or its full name: Sphinx warns of it, which ends the
-build. Names of other libraries are not looked up, since the build has no network.
+A name that begins with ``jkoflow.`` has to be documented, under this or its full name: Sphinx warns of it, which ends
+the build. Names of other libraries are not looked up, since the build has no network.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Draws a pinwheel on its way through four blocks: docs/pinwheel.png, docs/figures/blocks.png, and blocks.webp, which moves.
+"""Draws a pinwheel on its way through four blocks: docs/pinwheel.png, docs/figures/blocks.png and blocks.webp.
 
-    python docs/figures/blocks.py    # trains for two minutes first
+The last one moves. `python docs/figures/blocks.py` trains the flow first, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import jkoflow
+from jkoflow.data import load_dataset
 from jkoflow.report.figures import stages_figure
 
 HERE = Path(__file__).parent
@@ -32,19 +33,19 @@ def trained() -> jkoflow.JKOFlow:
     config = jkoflow.TrainConfig(
         hidden=(128, 128), max_blocks=BLOCKS, jko_step=0.4, iterations_per_block=1500, reparam_rounds=2, num_steps=4
     )
-    return jkoflow.train(jkoflow.data.load_dataset("pinwheel"), config)
+    return jkoflow.train(load_dataset("pinwheel"), config)
 
 
 def density_from(flow: jkoflow.JKOFlow, block: int, grid: Tensor) -> np.ndarray:
     """Returns the density on a grid of what has passed the blocks before the given one, in standardised units."""
-    rest = jkoflow.JKOFlow(2, list(flow.blocks)[block:])
+    rest = jkoflow.JKOFlow(2, flow.stack[block:])
     with torch.no_grad():
         return rest.log_prob(grid).exp().reshape(CELLS, CELLS).numpy()
 
 
 def draw(axes: Axes, density: np.ndarray, points: np.ndarray, title: str) -> None:
     """Draws a density, bright where it is high, and points."""
-    axes.imshow(np.sqrt(density), origin="lower", extent=(-EDGE, EDGE) * 2, cmap="magma", vmin=0, vmax=0.75)
+    axes.imshow(np.sqrt(density), origin="lower", extent=(-EDGE, EDGE, -EDGE, EDGE), cmap="magma", vmin=0, vmax=0.75)
     axes.scatter(*points.T, s=1.5, color="white", alpha=0.7, linewidths=0)
     axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[])
     axes.set_title(title, fontsize=10)
@@ -65,7 +66,7 @@ def main() -> None:
     plt.switch_backend("agg")
     flow = trained()
     fine = flow.refine(PARTS)
-    rows = jkoflow.data.load_dataset("pinwheel").test
+    rows = load_dataset("pinwheel").test
     stages_figure(flow, rows[:4000]).savefig(HERE.parent / "pinwheel.png", dpi=110)
     path = fine.trajectory(rows[:POINTS]).x.numpy()
     axis = torch.linspace(-EDGE, EDGE, CELLS)

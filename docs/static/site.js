@@ -26,3 +26,8 @@ const reachable = () =>
   });
 reachable();
 addEventListener("resize", reachable);
+
+// What the theme leaves out of its landmarks and headings.
+document.querySelectorAll('[role="heading"]:not([aria-level])').forEach((heading) => heading.setAttribute("aria-level", "2"));
+document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "All pages");
+document.querySelector(".toc-drawer")?.setAttribute("aria-label", "On this page");
