@@ -31,3 +31,6 @@ addEventListener("resize", reachable);
 document.querySelectorAll('[role="heading"]:not([aria-level])').forEach((heading) => heading.setAttribute("aria-level", "2"));
 document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "All pages");
 document.querySelector(".toc-drawer")?.setAttribute("aria-label", "On this page");
+
+// Sphinx writes the lines of a long signature as a list of definitions without terms, which means nothing.
+document.querySelectorAll(".sig dl, .sig dl > dd").forEach((part) => part.setAttribute("role", "none"));
