@@ -40,7 +40,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_timeout = 300  # seconds for a cell: machines may be busy
 nb_execution_in_temp = True
-nb_merge_streams = False
+nb_merge_streams = True
 nb_output_stderr = "error"
 
 autodoc_member_order = "bysource"
