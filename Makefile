@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench package wheels audit clean
+.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench site links package wheels audit clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -88,7 +88,7 @@ instructions: $(VENV)/created  ## count the CPU kernels' instructions and compar
 	$(call native,build/instructions,-DJKOFLOW_WIDE_ISAS=avx2)
 	$(BIN)/python benchmarks/instructions.py build/instructions/tests/native/count_instructions $(INSTRUCTIONS_ARGS)
 
-lint: $(VENV)/installed-lint-$(CUDA) $(VENV)/installed-test-$(CUDA)  ## ruff, pyright, clang-format: report, change nothing
+lint: $(VENV)/installed-lint-$(CUDA) $(VENV)/installed-test-$(CUDA) $(VENV)/installed-docs-$(CUDA)  ## ruff, pyright, clang-format: report, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -101,6 +101,16 @@ format: $(VENV)/installed-lint-$(CUDA)  ## let ruff and clang-format rewrite the
 
 bench: $(VENV)/installed-bench-$(CUDA)  ## measure against other libraries and this machine's matrix product (6 minutes)
 	$(BIN)/jkoflow bench --out runs/bench $(BENCH_ARGS)
+
+# Notebooks call jkoflow and torchrun by their names. One thread each: pages are read side by side.
+sphinx = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --jobs $(JOBS) --quiet
+site: $(VENV)/installed-docs-$(CUDA)  ## build the documentation into build/site, its notebooks run, warnings are errors (3 minutes)
+	$(sphinx) --nitpicky --fail-on-warning --keep-going --fresh-env docs build/site
+	@printf 'To open in a browser: %s\n' $(CURDIR)/build/site/index.html
+
+links: $(VENV)/installed-docs-$(CUDA)  ## list the documentation's external links, and which of them are broken (needs the network)
+	$(sphinx) --builder linkcheck --define nb_execution_mode=off docs build/links
+	cat build/links/output.txt
 
 package: $(VENV)/created  ## build source distribution and, from it, a wheel the way a user's pip does: isolated, without torch
 	rm -rf build/wheel

@@ -34,7 +34,7 @@ def reparametrized_jko_steps(
 ) -> list[float]:
     r"""Returns JKO step sizes under which blocks are expected to move equally far.
 
-    With movements S_k and times :math:`t_k = h_1 + \dots + h_k`, the time :math:`t'_k` is where the piecewise linear
+    With movements S_k and times :math:`t_k = h_1 + \ldots + h_k`, the time :math:`t'_k` is where the piecewise linear
     cumulative movement reaches k times its mean; then :math:`t_k \leftarrow t_k + \eta\,(t'_k - t_k)`.
 
     Arguments:

@@ -1,6 +1,6 @@
 """Writes docs/licences.md: the licence of every pinned package, as its own metadata gives it.
 
-It needs an environment with all extras: `pip install -e '.[test,lint,bench]'`.
+It needs an environment with all extras: `pip install -e '.[test,lint,bench,docs]'`.
 """
 
 import importlib.metadata
@@ -47,7 +47,7 @@ def main() -> None:
             try:
                 parts.append(f"| {pin['name']} | {licence(importlib.metadata.metadata(pin['name']))} |")
             except importlib.metadata.PackageNotFoundError:
-                sys.exit(f"licences.py: {pin['name']} is not installed: pip install -e '.[test,lint,bench]'")
+                sys.exit(f"licences.py: {pin['name']} is not installed: pip install -e '.[test,lint,bench,docs]'")
     PAGE.write_text("\n".join(parts) + "\n")
 
 
