@@ -51,7 +51,7 @@ def main() -> None:
         runs = {f"{format_of(path)}, {path.name}": FORMATS[format_of(path)].load(path) for path in chosen.files}
     print(f"steps: {flow.grids()}, threads: {torch.get_num_threads()}")
     for count in chosen.rows:
-        x = flow.rsample(count, generator=torch.Generator().manual_seed(0))
+        x = flow.rsample(count, generator=torch.Generator().manual_seed(0)).contiguous()
         own, ratios = [], {name: [] for name in runs}
         for run in runs.values():
             run(x)

@@ -31,7 +31,7 @@ for python in ${PYTHONS:-${PYTHON:-python3}}; do
   "$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/raw" "$work"/jkoflow-*.tar.gz
   PATH="$work/tools/bin:$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir "$work/repaired" "$work"/raw/*.whl
   if [[ "${TRY:-ON}" == ON ]]; then
-    "$work/venv/bin/pip" install --quiet "$work"/repaired/*.whl pytest pytest-xdist hypothesis scipy threadpoolctl
+    "$work/venv/bin/pip" install --quiet "$work"/repaired/*.whl pytest pytest-xdist hypothesis scipy threadpoolctl torchdiffeq
     (cd "$work" && env -i HOME="$work" PATH="$work/venv/bin" LANG=C.UTF-8 \
       "$work/venv/bin/python" "$OLDPWD/scripts/try_wheel.py" "$OLDPWD")
   fi

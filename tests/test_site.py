@@ -52,7 +52,7 @@ COMMAND = get_command(app)
 def refused_by_jkoflow(words):
     """Returns why the command line refuses some words, and whether it is only that an argument is missing."""
     words = ["1" if PLACEHOLDERS.fullmatch(word) else word for word in words]
-    group = COMMAND.make_context("jkoflow", list(words))
+    group = COMMAND.make_context("jkoflow", list(words), resilient_parsing=True)  # installs no completion
     if not words or words[0].startswith("-"):
         return None, False
     name, command, arguments = COMMAND.resolve_command(group, words)
@@ -157,8 +157,8 @@ def test_the_reading_of_pages_itself():
     assert mentioned_commands("Call `make test`, `jkoflow` or `jkoflow a`.") == [["make", "test"], ["jkoflow", "a"]]
 
 
-NO_NAMES = {"jkoflow.score"}
-"""What looks like a name of Python: a key in the metadata of a scored file."""
+NO_NAMES = {"jkoflow.score", "jkoflow.json"}
+"""What looks like a name of Python: a key in the metadata of a scored file, and one in those of an exported flow."""
 
 
 def stands_for_something(name):
@@ -181,7 +181,7 @@ def stands_for_something(name):
 
 @on_every_page
 def test_names_of_the_package_exist(page):
-    if page.name == "CHANGELOG.md":
+    if page.name in ("CHANGELOG.md", "migrating.md"):
         pytest.skip("it names what there was")
     text = page.read_text()
     code = [*spans(text), *(block.text for block in blocks(text))]

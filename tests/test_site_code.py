@@ -5,6 +5,7 @@
 
 import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +113,58 @@ def for_ray(monkeypatch, request):
     return {"ray": ray, "Score": importlib.import_module("jkoflow.interop.ray").Score}
 
 
+def for_export(monkeypatch, request):
+    """An exported flow; tests/test_exporting.py compiles one for AOTInductor, and runs one in ONNX Runtime."""
+    flow, x = a_flow(), ROWS[:5]
+    jkoflow.export(flow, "flow.pt2")
+
+    class Compiled:
+        def __call__(self, rows):
+            return (flow.log_prob(rows),)
+
+        def get_metadata(self):
+            return {}
+
+    class Session:
+        def __init__(self, path):
+            self.path = path
+
+        def get_modelmeta(self):
+            return SimpleNamespace(custom_metadata_map={})
+
+        def run(self, outputs, inputs):
+            return [flow.log_prob(torch.as_tensor(inputs["x"])).detach().numpy()]
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: Compiled())
+    return {"json": json, "x": x, "onnxruntime": SimpleNamespace(InferenceSession=Session)}
+
+
+class Tracker:
+    """What Weights & Biases and MLflow have in common with a context manager that takes everything."""
+
+    def __init__(self):
+        self.summary = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+    def __getattr__(self, name):
+        return lambda *values, **named: Tracker()
+
+
+def for_logging(monkeypatch, request):
+    """Trackers that take everything; tests/test_events.py looks at what they get."""
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, Tracker())
+    return {"rows": ROWS, "config": jkoflow.TrainConfig(**SMALL)}
+
+
 PREPARE = {
+    "docs/export.md": for_export,
+    "docs/logging.md": for_logging,
     "docs/distributed.md": for_distributed,
     "docs/dropin.md": for_dropin,
     "docs/experiments.md": for_experiments,

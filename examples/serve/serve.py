@@ -36,7 +36,8 @@ def main() -> None:
     table = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
 
     def columns(names: str) -> Tensor:
-        return table[:, [header.index(name) for name in names.splitlines()]].to(getattr(torch, about["dtype"]))
+        chosen = table[:, [header.index(name) for name in names.splitlines()]]
+        return chosen.to(getattr(torch, about["dtype"])).contiguous()  # compiled files look at no strides
 
     inputs = [columns(about[name]) for name in ("columns", "context") if about[name]]
     with torch.no_grad():

@@ -107,9 +107,9 @@ class AOTInductor(Format):
             ) from error
 
     def load(self, path: Path) -> Run:
-        """Loads the package, which unpacks its library and opens it."""
+        """Loads the package, which unpacks its library and opens it; the library takes rows to be contiguous."""
         run = torch._inductor.aoti_load_package(str(path))
-        return lambda *inputs: tuple(run(*inputs))
+        return lambda *inputs: tuple(run(*(rows.contiguous() for rows in inputs)))
 
 
 class ONNX(Format):
