@@ -29,7 +29,7 @@ native = PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B $(1
 	  -DJKOFLOW_PYTHON=OFF -DJKOFLOW_NATIVE_TESTS=ON $(2) && cmake --build $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nvcc soak sanitize portable instructions lint format bench site links package wheels audit clean
+.PHONY: help demo test nvcc soak sanitize parse portable instructions lint format bench site links package wheels audit clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -63,6 +63,12 @@ sanitize: $(VENV)/installed-test-$(CUDA)  ## the C++ core and the extension unde
 	PYTHONPATH=$(MEMORY)/site OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(ldd $(MEMORY)/_C.*.so | awk '/libasan|libstdc/ {print $$3}' | xargs)" \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_memory.py tests/test_memory_rows.py tests/test_memory_stages.py
+
+# Templates are instantiated, too; only code generation is left out, which takes minutes.
+parse: $(VENV)/created  ## let the compiler read the CPU kernels of all x86-64 instruction sets, warnings as errors (10 seconds)
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B build/parsed -G Ninja -DCMAKE_BUILD_TYPE=Parse \
+	  -DCMAKE_CXX_FLAGS_PARSE=-fsyntax-only -DJKOFLOW_PYTHON=OFF -DJKOFLOW_CUDA=OFF -DJKOFLOW_WERROR=ON \
+	  '-DJKOFLOW_WIDE_ISAS=avx2;avx512;amx' && cmake --build build/parsed --target jkoflow_cpu_avx512 jkoflow_cpu_amx --parallel $(JOBS)
 
 nvcc: $(VENV)/created  ## compile the smallest CUDA kernel of every kind, without linking anything (4 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --log-level=WARNING -S . -B build/nvcc -G Ninja $(CMAKE_ARGS) \
