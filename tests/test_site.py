@@ -53,6 +53,7 @@ def refused_by_jkoflow(words):
     """Returns why the command line refuses some words, and whether it is only that an argument is missing."""
     words = ["1" if PLACEHOLDERS.fullmatch(word) else word for word in words]
     group = COMMAND.make_context("jkoflow", list(words), resilient_parsing=True)  # installs no completion
+    group.resilient_parsing = False
     if not words or words[0].startswith("-"):
         return None, False
     name, command, arguments = COMMAND.resolve_command(group, words)

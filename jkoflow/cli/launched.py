@@ -38,11 +38,13 @@ def processes() -> Iterator[World]:
     if not (dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield World()
         return
+    from torch.distributed.rendezvous import rendezvous  # which PyTorch has with distributed alone
+
     # Processes that are started again find the store of those before them, with addresses at which nobody is any more.
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore(f"jkoflow-{_restarts()}", store),
+        store=dist.PrefixStore(f"jkoflow-{_restarts()}", store),  # type: ignore[reportPrivateImportUsage]
         rank=rank,
         world_size=size,
     )
