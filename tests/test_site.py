@@ -38,6 +38,12 @@ def test_every_page_is_in_the_contents_of_the_site():
     assert "*" in named
 
 
+def test_the_reference_has_all_public_names():
+    text = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    documented = {name.rpartition(".")[2] for name in re.findall(r"auto(?:function|class|exception):: ([\w.]+)", text)}
+    assert set(jkoflow.__all__) - {"__version__"} <= documented
+
+
 def test_blocks_of_the_site_have_a_language():
     """What has none is neither run nor parsed by anything."""
     for page in DOCS.rglob("*.md"):

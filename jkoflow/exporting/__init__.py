@@ -32,7 +32,7 @@ class Exported(NamedTuple):
     path: Path
     """The file."""
     about: dict[str, str]
-    """What the artefact says about itself, see `jkoflow.exporting.about`."""
+    """What the artefact says about itself, by name, see docs/export.md."""
     agreement: Agreement
     """How the artefact agrees with the flow."""
 
