@@ -25,6 +25,7 @@ extensions = [
     "first_lines",
     "mathml",
     "repository_links",
+    "whole_streams",
 ]
 exclude_patterns = ["extensions", "figures/*.md"]
 source_suffix = {".md": "myst-nb"}

@@ -158,7 +158,9 @@ def test_step_sizes_grow_and_the_last_block_is_free(tmp_path):
     flow = train(torch.randn(500, 2).exp(), config, run_dir=tmp_path / "run", progress=recorder)
     assert [end["step_size"] for end in recorder.ends] == [0.5, 1.0, 1.5, None]
     assert [block.jko_step for block in flow.blocks] == [0.5, 1.0, 1.5, math.inf]
-    assert history(tmp_path / "run", "block") == recorder.ends
+    recorded = history(tmp_path / "run", "block")
+    assert [line.pop("global_step") for line in recorded] == [30 * count for count in range(1, 5)]
+    assert recorded == recorder.ends
     iterations = history(tmp_path / "run", "iteration")
     assert all(line["movement"] == 0 for line in iterations if line["block"] == 3)
     assert any(line["movement"] > 0 for line in iterations if line["block"] < 3)
