@@ -584,7 +584,7 @@ def test_demo_trains_twice_and_says_where_the_reports_are(tmp_path, monkeypatch,
 
 
 def test_what_is_interrupted_says_so(monkeypatch):
-    def interrupted(run):
+    def interrupted(run, out):
         raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(commands, "write_report", interrupted)
