@@ -256,7 +256,7 @@ def report(
     ] = None,
     as_json: json_lines.Json = False,
 ) -> None:
-    """Write the report of a run again, or a page of two runs side by side.
+    """Write the report of a run again, or a page of two runs.
 
     The page of two runs shows which settings and data differ, and which run makes the same test rows more likely.
     """

@@ -58,9 +58,9 @@ def export(
     precision: Annotated[str, typer.Option(help="auto or float64: rows, numbers and results in float64.")] = "auto",
     as_json: json_lines.Json = False,
 ) -> None:
-    """Write a flow into a file that Python or C++ runs without jkoflow, with its steps fixed.
+    """Write a flow into a file that runs without jkoflow.
 
-    The file is loaded again and compared with the flow before it is put in its place. It says itself which columns it
+    Python runs it, and C++; its steps are fixed. The file is loaded again and compared with the flow before it is put in its place. It says itself which columns it
     takes, in which order, and with which steps; docs/export.md tells how to run it.
     """
     for option, value, known in (("--format", format, FORMATS), ("--what", what, FUNCTIONS)):
