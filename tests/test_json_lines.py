@@ -212,13 +212,13 @@ def test_errors_are_events_and_the_exit_code_stays(args, text):
 
 
 def test_bugs_and_interruptions_are_events_too(monkeypatch):
-    def interrupted(run):
+    def interrupted(run, out):
         raise Interrupted(15)
 
     monkeypatch.setattr(commands, "write_report", interrupted)
     assert events_of("report", "run", code=143) == [{"event": "error", "text": "interrupted by SIGTERM"}]
 
-    def bug(run):
+    def bug(run, out):
         raise RuntimeError("not thought of")
 
     monkeypatch.setattr(commands, "write_report", bug)
@@ -228,7 +228,7 @@ def test_bugs_and_interruptions_are_events_too(monkeypatch):
 
 
 def test_what_is_not_finite_and_what_is_of_numpy(monkeypatch, tmp_path):
-    def told(run):
+    def told(run, out):
         print("for people")
         json_lines.tell(
             "figures",
@@ -248,7 +248,7 @@ def test_what_is_not_finite_and_what_is_of_numpy(monkeypatch, tmp_path):
 
 
 def test_without_the_option_nothing_is_told_and_afterwards_neither(monkeypatch):
-    monkeypatch.setattr(commands, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(commands, "write_report", lambda run, out: run / "report.html")
     assert events_of("report", "run")[-1]["report"] == "run/report.html"
     assert not json_lines.is_on()
     assert run_cli("report", "run").stdout == "report: run/report.html\n"

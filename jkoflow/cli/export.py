@@ -61,8 +61,8 @@ def export(
     """Write a flow into a file that runs without jkoflow.
 
     Python runs it, and C++; its steps are fixed. The file is loaded again and compared with the flow before it is put
-    in its place. It says itself which columns it takes, in which order, and with which steps; docs/export.md tells how to
-    run it.
+    in its place. It says itself which columns it takes, in which order, and with which steps; docs/export.md tells
+    how to run it.
     """
     for option, value, known in (("--format", format, FORMATS), ("--what", what, FUNCTIONS)):
         if value not in known:
